@@ -1,0 +1,153 @@
+"""The nouns that travel the road: a pair becomes a batch, a batch becomes scores, scores become losses.
+
+Letters used in every docstring and shape comment: **B** pairs, **T** tokens of a row, **N** response tokens of a batch,
+**V** vocabulary, **H** hidden, **K** references.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Message = dict[str, str]
+Text = str | list[Message]
+
+
+@dataclass(frozen=True)
+class KeptText:
+    """The text of a pair as the policy kept it after truncation, for references that have another tokenizer.
+
+    `prompt` is a string or a message list; the responses are strings. `chosen_complete` is False where the response was
+    cut, so that no end token may be added.
+    """
+
+    prompt: Text
+    chosen: str
+    rejected: str | None
+    chosen_complete: bool
+    rejected_complete: bool
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One tokenised pair.
+
+    `prompt` holds the ids up to the boundary, `chosen` and `rejected` the ids after it (`rejected` is None for one-sided
+    data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen is better).
+    `columns` are further numbers of the pair; `group` is the value by which metrics can be split.
+    """
+
+    id: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int] | None
+    margin: float | None
+    probability: float | None
+    columns: Mapping[str, float]
+    group: str | None
+    text: KeptText
+
+
+@dataclass
+class PreferenceBatch:
+    """B pairs laid out for a model.
+
+    The layout is data: hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the response
+    token `targets[n]` of response `sequences[n]`, where response b < B is the chosen one of pair b and response B + b its
+    rejected one. Nothing else of the layout is known to scores and objectives.
+
+    `real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the number
+    of real pairs in this batch's optimiser window, over all ranks and micro-batches.
+    """
+
+    pair_ids: list[str]
+    input_ids: Tensor  # (R, T) int64
+    attention_mask: Tensor  # (R, T) int64
+    predictors: Tensor  # (N,) int64
+    targets: Tensor  # (N,) int64
+    sequences: Tensor  # (N,) int64
+    chosen_lengths: Tensor  # (B,) int64, tokens
+    rejected_lengths: Tensor | None  # (B,) int64, tokens
+    margin: Tensor | None  # (B,) fp32
+    probability: Tensor | None  # (B,) fp32
+    real: Tensor  # (B,) bool
+    window_pairs: int
+    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,) fp32
+    groups: list[str] | None = None
+    texts: list[KeptText] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        """2B, or B for one-sided data."""
+        return len(self) * (1 if self.rejected_lengths is None else 2)
+
+    def to(self, device: torch.device | str) -> "PreferenceBatch":
+        """The same batch with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device)
+            if isinstance(value, dict):
+                return {name: move(entry) for name, entry in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Log-prob of every response token, nats; a zero-padded (B, T) tensor. Needs no reference."""
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y], f the policy's logits, g the reference's; (B,), nats."""
+
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Kl:
+    """Sequence sums of KL(policy || reference) of the next-token distributions; (B,), nats."""
+
+
+Need = TokenLogps | Tilt | Kl
+COMPARING_NEEDS = (Tilt, Kl)
+"""Needs that compare whole distributions and so want a live reference with the policy's vocabulary."""
+
+
+@dataclass
+class SequenceScores:
+    """One response each: `scores` (B,) fp32 (policy: summed log-prob in nats), `lengths` (B,) in tokens, and `statistics`,
+    the further values that were asked for, under the need itself."""
+
+    scores: Tensor  # (B,)
+    lengths: Tensor  # (B,)
+    statistics: dict[Need, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class PairScores:
+    """The scores of both responses; `rejected` is None for one-sided data."""
+
+    chosen: SequenceScores
+    rejected: SequenceScores | None
+
+
+@dataclass
+class ObjectiveOutput:
+    """What an objective returns: unreduced `losses` (B,) with gradient, detached rewards (B,), and per-pair values to log.
+
+    `logged` maps a metric name to a detached (B,) tensor. Names with a meaning elsewhere: `target` (the probability that
+    the loss fits), `target_entropy` (nats), `beta`.
+    """
+
+    losses: Tensor  # (B,)
+    chosen_rewards: Tensor  # (B,)
+    rejected_rewards: Tensor | None  # (B,)
+    logged: dict[str, Tensor] = field(default_factory=dict)
