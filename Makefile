@@ -1,0 +1,30 @@
+PYTHON ?= .venv/bin/python
+.DEFAULT_GOAL := help
+
+help:  ## print the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## a virtual environment with everything a developer needs
+	python3 -m venv .venv
+	.venv/bin/pip install -q -e ".[dev]"
+	.venv/bin/pre-commit install
+
+check:  ## ruff, the type checker, the import contract
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+test:  ## the default tests, at most 8 minutes on 2 cores
+	$(PYTHON) -m pytest -q -n 2
+
+test-slow:  ## the tests that take minutes: kills, long runs
+	$(PYTHON) -m pytest -q -m slow
+
+bench:  ## time ten metrics a step and the loop around a step
+	$(PYTHON) tools/bench_accumulator.py
+
+docs:  ## write the generated pages: docs/methods.md
+	$(PYTHON) tools/write_methods.py
+
+.PHONY: help setup check test test-slow bench docs

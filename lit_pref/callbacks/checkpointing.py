@@ -1,0 +1,110 @@
+"""Checkpoints that are complete or absent, and the newest of them."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lit_pref.errors import UsageError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint file beside its place and renames it, so that a killed save leaves the file whole or absent.
+
+    Lightning's own writer goes through the system's temporary folder, where a move between file systems is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        with open(unfinished, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Checkpoints(Checkpoint):
+    """Saves every so many optimiser steps and at the end, under names that carry the step, and keeps the newest.
+
+    It has no state of its own: what is newest is read from the folder, so that nothing can disagree with it.
+
+    Args:
+        every: Optimiser steps between two checkpoints.
+        keep: How many of the newest to keep; null keeps all.
+        folder: Where they go; null is `checkpoints` in the run folder.
+    """
+
+    def __init__(self, every: int = 500, keep: int | None = 2, folder: str | None = None) -> None:
+        if every < 1 or (keep is not None and keep < 1):
+            raise UsageError(f"Checkpoints: every is {every} and keep is {keep}; both must be at least 1")
+        self.every = every
+        self.keep = keep
+        self.folder = folder
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A new step means that an optimiser window has just ended: never save inside one.
+        if trainer.global_step != self._seen_step:
+            self._seen_step = trainer.global_step
+            if trainer.global_step % self.every == 0:
+                self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run and newest_step(self.where(trainer)) != trainer.global_step:
+            self._save(trainer)
+
+    def where(self, trainer: Trainer) -> Path:
+        """The folder of the checkpoints."""
+        return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        folder = self.where(trainer)
+        trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
+        if trainer.is_global_zero and self.keep is not None:
+            for path in complete_checkpoints(folder)[: -self.keep]:
+                trainer.strategy.remove_checkpoint(path)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` that were written to their end, by step, the newest last."""
+    found = [path for path in folder.glob("step=*.ckpt") if re.fullmatch(r"step=\d+\.ckpt", path.name)]
+    return sorted(filter(is_complete, found), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The optimiser step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step="))
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest complete checkpoint in `folder`; None where there is none."""
+    complete = complete_checkpoints(folder)
+    return step_of(complete[-1]) if complete else None
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint was written to its end: a file (they appear by renaming), or a folder of shards whose index
+    and metadata, written last, are whole."""
+    if path.is_file():
+        return zipfile.is_zipfile(path)
+    return (path / ".metadata").is_file() and zipfile.is_zipfile(path / "meta.pt")

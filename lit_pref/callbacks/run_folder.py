@@ -1,0 +1,112 @@
+"""The run folder: configuration, manifest and tokenizer, written at the start of a run."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
+
+
+class RunFolder(Callback):
+    """Writes what makes a run repeatable: `config.yaml`, `manifest.json`, `tokenizer/`, and the HParams of TensorBoard.
+
+    Args:
+        config: The resolved configuration as YAML text, which runs again on its own.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_config(folder)
+        module: Any = pl_module
+        tokenizer = module.policy.load_tokenizer()
+        tokenizer.save_pretrained(folder / "tokenizer")
+        manifest = describe_run(trainer, module, tokenizer)
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flat(module.plain_config))
+
+    def _write_config(self, folder: Path) -> None:
+        # A resumed run may have been given other options: both records stay.
+        number = 0
+        while True:
+            path = folder / ("config.yaml" if number == 0 else f"config-{number}.yaml")
+            if not path.exists():
+                path.write_text(self.config, encoding="utf-8")
+            if path.read_text(encoding="utf-8") == self.config:
+                return
+            number += 1
+
+
+def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any]:
+    """What one needs to trust or repeat a run: versions, git state, data, models, hardware."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "git": git_state(),
+        "data": {name: {"digest": digest, "report": str(report)} for name, (digest, report) in data.describe().items()},
+        "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
+        "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
+        "policy": {"what": module.policy.describe(), "fingerprint": module.policy.fingerprint()},
+        "references": [{"what": r.describe(), "fingerprint": r.fingerprint()} for r in module.references],
+        "objective": repr(module.objective),
+        "hardware": {
+            "devices": trainer.world_size,
+            "accelerator": type(trainer.accelerator).__name__,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "machine": platform.platform(),
+        },
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the working directory's repository; None outside of one."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "changed_files": len((git("status", "-s") or "").splitlines())}
+
+
+def digest_of(text: str | dict[str, str]) -> str:
+    """sha256 of a text, or of named texts."""
+    return hashlib.sha256((text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()).hexdigest()
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted names, as TensorBoard's HParams wants it.
+
+    >>> flat({"model": {"beta": 0.1, "parts": [1]}})
+    {'model.beta': 0.1, 'model.parts': '[1]'}
+    """
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return result

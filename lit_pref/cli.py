@@ -1,0 +1,218 @@
+"""`python -m lit_pref fit|validate|test|predict`: LightningCLI with run folders, resumption and plain errors."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints
+from lit_pref.callbacks.run_folder import RunFolder
+from lit_pref.commands.export import export
+from lit_pref.commands.summary import closing_words, opening_words
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.errors import UsageError, UserError
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.parser import Parser
+from lit_pref.testbed.make import Testbed, make
+from lit_pref.testbed.report import gold_report
+
+
+class PreferenceCLI(LightningCLI):
+    """The four Trainer commands over `PreferenceModule` and `PreferenceDataModule`."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        self.made: Path | None = None  # the testbed's folder, where one was asked for
+        super().__init__(
+            PreferenceModule,
+            PreferenceDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                # One pass over all held-out pairs before training: the baseline of every curve.
+                "num_sanity_val_steps": -1,
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+            },
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
+        parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
+        parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Not from the checkpoint: the command line wins over it."""
+
+    # Before anything is built
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.testbed is not None:
+            self.made = make(config.testbed)
+            self._fill_in(config, self.made)
+        self.run_dir = Path(config.run_dir or _name_of_run(config.get("config") or []))
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = self._newest()
+        elif self.subcommand == "fit" and config.get("ckpt_path") is None:
+            self._refuse_used_folder()
+
+    @staticmethod
+    def _fill_in(config: Any, made: Path) -> None:
+        policy = config.model.policy
+        if policy.path is None and policy.config is None:
+            policy.path = str(made / "policy")
+        if config.data.train is None:
+            config.data.train = str(made / "train.jsonl")
+            config.data.val = str(made / "val.jsonl")
+
+    def _newest(self) -> str | None:
+        folder = self.run_dir / "checkpoints"
+        complete = complete_checkpoints(folder)
+        if complete:
+            return str(complete[-1])
+        if self.subcommand != "fit":
+            raise UsageError(f"--ckpt_path last: there is no complete checkpoint in {folder}")
+        _say(f"--ckpt_path last: no complete checkpoint in {folder} yet, starting from the beginning")
+        return None
+
+    def _refuse_used_folder(self) -> None:
+        # Other ranks are started after the first has begun to write.
+        if rank_zero_only.rank == 0 and "LOCAL_RANK" not in os.environ and (self.run_dir / "config.yaml").exists():
+            raise UsageError(
+                f"{self.run_dir} already holds a run; go on with it (--ckpt_path last), name another folder "
+                f"(--run_dir {self.run_dir}-2), or delete it"
+            )
+
+    # Building
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand].trainer
+        self._finish_model()
+        if config.max_epochs is None and config.max_steps == -1:
+            kwargs["max_epochs"] = 1
+        kwargs["default_root_dir"] = str(self.run_dir)
+        kwargs["use_distributed_sampler"] = False
+        kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
+        callbacks = _as_list(config.callbacks)
+        if self.subcommand == "fit":
+            callbacks.append(RunFolder(self.config_text))
+            if not any(isinstance(callback, Checkpoints) for callback in callbacks):
+                callbacks.append(Checkpoints())
+            if config.logger in (None, True):
+                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="tensorboard", default_hp_metric=False)
+        elif config.logger is None:
+            kwargs["logger"] = False
+        kwargs["callbacks"] = callbacks
+        trainer = super().instantiate_trainer(**kwargs)
+        _check_devices(trainer, config.devices, config.num_nodes)
+        return trainer
+
+    def _finish_model(self) -> None:
+        config = self.config[self.subcommand]
+        again = config.clone()
+        again.run_dir = None
+        if "ckpt_path" in again:
+            again.ckpt_path = None
+        # What is saved runs again on its own, in a folder of its own.
+        self.config_text = self._parser(self.subcommand).dump(again, skip_none=False)
+        self.model.plain_config = yaml.safe_load(self.config_text)
+        self.model.seed = int(config.seed_everything)
+        self.model.stop_at_step = config.stop_at_step
+
+    # Around the Trainer's commands
+
+    def before_fit(self) -> None:
+        _say(opening_words(self.model, self.trainer, self.run_dir))
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+            return
+        newest = complete_checkpoints(self._checkpoint_folder())[-1]
+        exported = export(newest, self.run_dir / "hf")
+        ran = " ".join(["python -m lit_pref", *_without(sys.argv[1:], "--run_dir", "--ckpt_path", "--model.objective")])
+        _say(closing_words(self.model, self.run_dir, newest, exported, ran))
+        if self.made is not None:
+            _say(gold_report(self.made, exported.folder))
+
+    def _checkpoint_folder(self) -> Path:
+        return next(c.where(self.trainer) for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+
+    def after_predict(self) -> None:
+        _say(f"one record a pair: {self.run_dir / 'records'}")
+
+
+def main(arguments: list[str]) -> None:
+    """Run a Trainer command.
+
+    Raises:
+        UsageError: Lightning or this project refused the command line or configuration.
+    """
+    _quiet()
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        PreferenceCLI()
+    except MisconfigurationException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _name_of_run(configs: list[Any]) -> str:
+    if not configs:
+        raise UsageError("give the run a folder: --run_dir runs/NAME (without --config there is no name to take)")
+    path = Path(str(configs[-1]))
+    # The configuration of a run folder runs again beside it.
+    return f"runs/{path.stem}" if path.stem != "config" else f"runs/{path.resolve().parent.name}-again"
+
+
+def _check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
+    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
+        return
+    asked = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
+    if asked > 0 and asked != trainer.world_size:
+        raise UsageError(
+            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, trainer.strategy, "
+            "and under SLURM that --ntasks-per-node is the number of devices"
+        )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def _quiet() -> None:
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _without(arguments: list[str], *prefixes: str) -> list[str]:
+    """The arguments less the options that begin so, with their values."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            skip = argument.startswith(prefixes) and "=" not in argument
+            if argument.startswith(prefixes):
+                continue
+        elif skip:
+            continue
+        kept.append(argument)
+    return kept

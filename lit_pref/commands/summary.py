@@ -1,0 +1,85 @@
+"""What a run says at its start and at its end."""
+
+import math
+from io import StringIO
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lit_pref.commands.export import Exported
+from lit_pref.modules.preference import PreferenceModule
+
+HELD_OUT = {
+    "loss minus the target's entropy (nats)": "val/kl_to_target",
+    "preference accuracy": "val/rewards/accuracies",
+    "accuracy under the first reference": "val/rewards/accuracies@reference0",
+    "reward margin": "val/rewards/margins",
+    "calibration error against the labels": "val/calibration/ece",
+    "calibration error against the true probability": "val/calibration@p_true/ece",
+    "chosen response less likely than under the reference": "val/chosen_fell",
+}
+
+
+def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
+    """What is about to be trained, with every value of the objective."""
+    devices = f"{trainer.world_size} x {type(trainer.accelerator).__name__.removesuffix('Accelerator').lower()}"
+    lines = [
+        f"run folder  {run_dir}",
+        f"policy      {module.policy.describe()}",
+        *(f"reference {k} {reference.describe()}" for k, reference in enumerate(module.references)),
+        f"objective   {module.objective!r}",
+        f"devices     {trainer.world_size} asked, {trainer.world_size} used ({devices}, {type(trainer.strategy).__name__}, "
+        f"precision {trainer.precision})",
+    ]
+    if not module.references:
+        lines.insert(2, "reference   none")
+    if trainer.precision == "bf16-true":
+        lines.append("warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them")
+    return "\n".join(lines)
+
+
+def closing_words(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, ran: str) -> str:
+    """The table of held-out metrics before and after, where everything is, and what to run next."""
+    parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
+    parts.append(
+        "\n".join(
+            [
+                f"checkpoint   {checkpoint}",
+                f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
+                f"{exported.largest_difference:.1e} nats)",
+                f"config       {run_dir / 'config.yaml'}  (runs again on its own)",
+                f"records      {run_dir / 'records'}  (one row a held-out pair)",
+                f"TensorBoard  tensorboard --logdir {run_dir}",
+            ]
+        )
+    )
+    parts.append(next_steps(module, run_dir, ran))
+    return "\n\n".join(parts)
+
+
+def next_steps(module: PreferenceModule, run_dir: Path, ran: str) -> str:
+    """The command that runs the same with another objective."""
+    other = "DPO" if type(module.objective).__name__ != "DPO" else "MMPO"
+    again = f"{ran} --model.objective {other} --run_dir {run_dir}-{other.lower()}"
+    return f"Next: the same with another objective (none of this one's arguments are kept)\n  {again}"
+
+
+def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:
+    """Held-out metrics before and after training, as text."""
+    table = Table(title="Held-out pairs", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for label, key in HELD_OUT.items():
+        if key in after and not math.isnan(after[key]):
+            table.add_row(label, f"{before[key]:.3f}" if key in before else "", f"{after[key]:.3f}")
+    return as_text(table)
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text, the same on a terminal and in a log."""
+    out = StringIO()
+    Console(file=out, width=100, force_terminal=False).print(table)
+    return out.getvalue().rstrip()

@@ -1,0 +1,262 @@
+"""The LightningDataModule: prepares pairs, slices them over ranks, keeps the position, sets accumulation."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+
+from lit_pref.data.collation import SealedBatch, SealedBatches
+from lit_pref.data.loading import PairLoader, ResumableLoader
+from lit_pref.data.preparation import Preparation, digest_of_split, in_validation
+from lit_pref.data.prepared import PreparedPairs
+from lit_pref.data.reading import read_rows, source_file
+from lit_pref.data.report import PreparationReport
+from lit_pref.data.sampling import WindowSampler, evaluation_batches
+from lit_pref.data.tokenization import Tokenization
+from lit_pref.data.windows import align_with_windows, finish_epoch_of_checkpoint
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.policy import Corpus
+from lit_pref.types import PreferenceBatch
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Preference pairs from a file, as the policy's tokenizer sees them.
+
+    The order of an epoch is a function of (seed, epoch) alone and ranks slice it, so an optimiser step sees the same
+    pairs on any number of devices. `global_batch` decides how many micro-batches are accumulated: leave
+    `trainer.accumulate_grad_batches` alone. The position in the data is part of every checkpoint.
+
+    Args:
+        train: a JSONL, JSONL.gz or Parquet file with `prompt`, `chosen`, `rejected` (strings or message lists), and
+            with strength as `margin`, or `score_chosen` and `score_rejected`, or `probability`.
+        val: a file of validation pairs; null takes them from `train`, by prompt.
+        val_fraction: the share of prompts held out of `train` where `val` is null; 0 trains without validation.
+        split_seed: of the split by prompt.
+        seed: of the order.
+        global_batch: pairs per optimiser step, over all devices.
+        micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
+        val_batch: the most pairs per device and forward pass in validation; null is micro_batch.
+        max_length: the most tokens of prompt and response together; responses are cut from the right.
+        max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
+        columns: further columns of numbers to carry along.
+        group_column: the column by which metrics are split.
+        ties: keep or drop pairs of equal strength.
+        bad_rows: strict stops at the first bad row; lenient counts them and leaves them out.
+        max_refused: the share of rows that lenient may leave out.
+        workers: processes that lay out batches ahead.
+
+    Raises:
+        UsageError: an argument out of its range.
+
+    >>> PreferenceDataModule(train="pairs.jsonl", global_batch=64).global_batch
+    64
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        seed: int = 0,
+        global_batch: int = 32,
+        micro_batch: int | None = None,
+        val_batch: int | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        columns: list[str] | None = None,
+        group_column: str | None = None,
+        ties: Literal["keep", "drop"] = "keep",
+        bad_rows: Literal["strict", "lenient"] = "strict",
+        max_refused: float = 0.01,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.val_fraction = 0.0 if val is not None else val_fraction
+        self.split_seed, self.seed = split_seed, seed
+        self.global_batch, self.micro_batch, self.val_batch = global_batch, micro_batch, val_batch
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.columns, self.group_column = list(columns or []), group_column
+        self.ties, self.bad_rows, self.max_refused = ties, bad_rows, max_refused
+        self.workers = workers
+        self._check_arguments()
+        self._opened_for: Any = None
+        self._tokenization: Tokenization | None = None
+        self._train: PreparedPairs | None = None
+        self._val: PreparedPairs | None = None
+        self._loader: ResumableLoader | None = None
+        self._position: dict[str, Any] | None = None
+
+    def _check_arguments(self) -> None:
+        for name, least in (("global_batch", 1), ("micro_batch", 1), ("val_batch", 1), ("seed", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"data.{name} is {value}; it must be at least {least}.")
+        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"data.val_fraction is {self.val_fraction:g}; it must be at least 0 and below 1.")
+        if not 0 <= self.max_refused <= 1:
+            raise UsageError(f"data.max_refused is {self.max_refused:g}; it must be between 0 and 1.")
+        Tokenization.check_lengths(self.max_length, self.max_prompt_length)
+
+    # Preparation
+
+    def prepare_data(self) -> None:
+        self._open()
+
+    def setup(self, stage: str) -> None:
+        if self._opened_for is not self._trainer.lightning_module:
+            self._open()
+        if stage == "fit":
+            align_with_windows(self._trainer, self._sampler())
+
+    def _open(self) -> None:
+        """Prepare both splits, or find them in the cache where another rank or run has."""
+        module: Any = self._trainer.lightning_module
+        if self.train is None:
+            raise UsageError("data.train is not set; name a JSONL, JSONL.gz or Parquet file with preference pairs.")
+        source_file(self.train)
+        corpus = Corpus(digest_of_split(self.train, self.val_fraction, self.split_seed), self._corpus_texts)
+        tokenizer = module.policy.load_tokenizer(corpus)
+        self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length)
+        preparation = Preparation(
+            tokenization=self._tokenization,
+            columns=tuple(self.columns),
+            group_column=self.group_column,
+            required=frozenset(module.objective.required),
+            one_sided=tuple(module.objective.sides) == ("chosen",),
+            ties=self.ties,
+            bad_rows=self.bad_rows,
+            max_refused=self.max_refused,
+            val_fraction=self.val_fraction,
+            split_seed=self.split_seed,
+        )
+        folder = preparation.prepare(self.train)
+        self._train = PreparedPairs(folder, "train")
+        if self.val is None:
+            self._val = PreparedPairs(folder, "validation")
+        else:
+            self._val = PreparedPairs(preparation.prepare(self.val), "train")
+        self._opened_for = module
+        self.columns = list(preparation.all_columns)
+        if not len(self._train):
+            raise UserError(
+                f"{self.train}: all pairs went to validation; lower data.val_fraction ({self.val_fraction:g})."
+            )
+
+    def _corpus_texts(self) -> Iterator[str]:
+        """The texts of the training split, as they stand in the file, for a tokenizer that is trained on them."""
+        for row in read_rows(self.train):
+            if in_validation(row.values.get("prompt"), self.val_fraction, self.split_seed):
+                continue
+            for value in (row.values.get(name) for name in ("prompt", "chosen", "rejected")):
+                parts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
+                yield from (part for part in parts if isinstance(part, str))
+
+    # What was prepared
+
+    @property
+    def train_pairs(self) -> PreparedPairs:
+        assert self._train is not None, "setup() comes first"
+        return self._train
+
+    @property
+    def val_pairs(self) -> PreparedPairs:
+        assert self._val is not None, "setup() comes first"
+        return self._val
+
+    @property
+    def reports(self) -> dict[str, PreparationReport]:
+        return {"train": self.train_pairs.report, "val": self.val_pairs.report}
+
+    def describe(self) -> dict[str, tuple[str, PreparationReport]]:
+        """Fingerprint and report of both splits."""
+        splits = {"train": self.train_pairs, "val": self.val_pairs}
+        return {name: (pairs.fingerprint, pairs.report) for name, pairs in splits.items()}
+
+    def sample(self, pairs: int) -> list[tuple[list[int], list[int], list[int] | None]]:
+        """(prompt, chosen, rejected) ids of the first pairs of the training split."""
+        return [(pair.prompt, pair.chosen, pair.rejected) for pair in self.train_pairs[:pairs]]
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Optimiser steps of an epoch, as `trainer.limit_train_batches` leaves them."""
+        sampler = self._sampler()
+        limit = self._trainer.limit_train_batches
+        batches = min(limit, len(sampler)) if isinstance(limit, int) else int(limit * len(sampler))
+        return -(-batches // sampler.accumulation)
+
+    # Loaders
+
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.trainer is not None, "PreferenceDataModule is used through a Trainer"
+        return self.trainer
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        strategy = self._trainer.strategy
+        if not isinstance(strategy, ParallelStrategy):
+            return 0, 1
+        data_parallel = strategy.distributed_sampler_kwargs  # knows the data-parallel mesh, where there is one
+        return data_parallel["rank"], data_parallel["num_replicas"]
+
+    def _sampler(self) -> WindowSampler:
+        rank, world = self._rank_and_world()
+        if self.global_batch < world:
+            raise UsageError(
+                f"data.global_batch {self.global_batch} is less than one pair for each of {world} devices; raise it to "
+                f"at least {world}, or use fewer devices."
+            )
+        return WindowSampler(len(self.train_pairs), self.seed, self.global_batch, self._micro_batch(world), world, rank)
+
+    def _micro_batch(self, world: int) -> int:
+        return self.micro_batch or -(-self.global_batch // world)
+
+    def _source(self, pairs: PreparedPairs) -> SealedBatches:
+        assert self._tokenization is not None
+        tokenizer = self._tokenization.tokenizer
+        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return SealedBatches(pairs, pad_id)
+
+    def train_dataloader(self) -> ResumableLoader:
+        loader = ResumableLoader(
+            self._source(self.train_pairs), self._sampler(), self.train_pairs.fingerprint, self.workers
+        )
+        if self._position is not None and self._trainer.fit_loop.is_resuming:
+            loader.load_state_dict(self._position)
+        finish_epoch_of_checkpoint(self._trainer)
+        self._loader = loader
+        return loader
+
+    def val_dataloader(self) -> PairLoader | list[PairLoader]:
+        if not len(self.val_pairs):
+            return []  # Lightning then trains without validation
+        rank, world = self._rank_and_world()
+        cells = evaluation_batches(len(self.val_pairs), rank, world, self.val_batch or self._micro_batch(world))
+        return PairLoader(self._source(self.val_pairs), cells, self.workers)
+
+    def test_dataloader(self) -> PairLoader | list[PairLoader]:
+        if not len(self.val_pairs):
+            raise UserError(f"{self.train} has no validation pairs; give data.val, or raise data.val_fraction above 0.")
+        return self.val_dataloader()
+
+    predict_dataloader = test_dataloader
+
+    def transfer_batch_to_device(
+        self, batch: SealedBatch, device: torch.device, dataloader_idx: int
+    ) -> PreferenceBatch:
+        return batch.batch.to(device)
+
+    # The position. Lightning restores a loader's own state only in the middle of an epoch; through the data module it
+    # comes back always, so that other data or another order are refused wherever a run was stopped.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict

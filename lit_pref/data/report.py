@@ -1,0 +1,115 @@
+"""What became of the rows: counts and shares that a user should look at before training."""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from lit_pref.data.rows import TextPair
+from lit_pref.data.tokenization import TokenizedPair
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass
+class Spread:
+    """Count, sum, smallest and largest of a number."""
+
+    count: int = 0
+    total: float = 0.0
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.minimum = min(self.minimum, value)
+        self.maximum = max(self.maximum, value)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+    def __str__(self) -> str:
+        return f"{self.minimum:g}/{self.mean:.4g}/{self.maximum:g}" if self.count else "none"
+
+
+@dataclass
+class PreparationReport:
+    """Statistics of one split. All counts are of pairs, except `rows` and `refused`.
+
+    `swapped` pairs changed the places of chosen and rejected; `ties` have equal responses by their strength;
+    `disagreeing` ones have a margin that is not the difference of their scores, or a probability that prefers the other
+    text; `merged` ones have a token that spans the boundary between prompt and response; lengths are in tokens, after
+    truncation.
+    """
+
+    rows: int = 0
+    pairs: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    swapped: int = 0
+    ties: int = 0
+    ties_dropped: int = 0
+    disagreeing: int = 0
+    prompts_cut: int = 0
+    chosen_cut: int = 0
+    rejected_cut: int = 0
+    merged: int = 0
+    chosen_longer: int = 0
+    prompt_tokens: Spread = field(default_factory=Spread)
+    chosen_tokens: Spread = field(default_factory=Spread)
+    rejected_tokens: Spread = field(default_factory=Spread)
+    margin: Spread = field(default_factory=Spread)
+    margin_quantiles: dict[str, float] = field(default_factory=dict)
+
+    def count(self, text: TextPair, tokenized: TokenizedPair) -> None:
+        """Add one pair that is kept."""
+        pair = tokenized.pair
+        self.pairs += 1
+        self.swapped += text.swapped
+        self.disagreeing += text.disagrees
+        self.prompts_cut += tokenized.prompt_cut
+        self.chosen_cut += tokenized.chosen_cut
+        self.rejected_cut += tokenized.rejected_cut
+        self.merged += tokenized.merged
+        self.prompt_tokens.add(len(pair.prompt))
+        self.chosen_tokens.add(len(pair.chosen))
+        if pair.rejected is not None:
+            self.rejected_tokens.add(len(pair.rejected))
+            self.chosen_longer += len(pair.chosen) > len(pair.rejected)
+
+    def set_margins(self, margins: Any) -> None:
+        """Mean and quantiles of an array of margins."""
+        values = np.asarray(margins, dtype=np.float64)
+        if len(values):
+            self.margin = Spread(len(values), float(values.sum()), float(values.min()), float(values.max()))
+            self.margin_quantiles = {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES}
+
+    def share(self, name: str) -> float:
+        """A count of pairs as a share of all pairs of the split; 0 where there are none."""
+        return float(getattr(self, name)) / self.pairs if self.pairs else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: vars(v) if isinstance(v := getattr(self, f.name), Spread) else v for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
+        spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
+        parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
+        return cls(**{**parts, "refused": Counter(values["refused"])})
+
+    def __str__(self) -> str:
+        refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
+        cut = ", ".join(f"{name} {self.share(name + '_cut'):.1%}" for name in ("prompts", "chosen", "rejected"))
+        lines = [
+            f"{self.rows} rows, {self.pairs} pairs; refused: {refused}; swapped {self.swapped}, "
+            f"ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree {self.disagreeing}",
+            f"tokens min/mean/max: prompt {self.prompt_tokens}, chosen {self.chosen_tokens}, "
+            f"rejected {self.rejected_tokens}; chosen longer {self.share('chosen_longer'):.1%}",
+            f"cut: {cut}; token across the boundary {self.share('merged'):.1%}",
+        ]
+        if self.margin.count:
+            quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in self.margin_quantiles.items())
+            lines.append(f"margin min/mean/max {self.margin}; quantiles {quantiles}")
+        return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""What Lightning 2.6 must be told so that it stops, validates and resumes at the ends of optimiser windows."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loops.loop import _Loop
+
+from lit_pref.data.sampling import WindowSampler
+from lit_pref.errors import UsageError
+
+
+def align_with_windows(trainer: Any, sampler: WindowSampler) -> None:
+    """Set the Trainer's accumulation, and move its shares of an epoch to window ends.
+
+    A checkpoint within a window lacks the gradients gathered so far, and a cut window would have the wrong mean.
+
+    Raises:
+        UsageError: the Trainer was told something else in so many words.
+    """
+    every, length = sampler.accumulation, len(sampler)
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+    if trainer.accumulate_grad_batches not in (1, every) or scheduled:
+        raise UsageError(
+            "trainer.accumulate_grad_batches is set, but accumulation follows from data.global_batch "
+            f"{sampler.global_batch} ({every} micro-batches here); leave it out and set data.global_batch and "
+            "data.micro_batch."
+        )
+    trainer.accumulate_grad_batches = every
+    if trainer.overfit_batches:
+        raise UsageError(
+            "trainer.overfit_batches would repeat other pairs each epoch, as the order is shuffled; leave it out and "
+            "give data.train a small file."
+        )
+    if not trainer.fast_dev_run:
+        limit = _at_window_end(trainer.limit_train_batches, every, length, "limit_train_batches")
+        trainer.limit_train_batches = limit
+        _align_validation(trainer, every, min(limit, length) if isinstance(limit, int) else length)
+
+
+def _align_validation(trainer: Any, every: int, length: int) -> None:
+    if not trainer.limit_val_batches:
+        return
+    if trainer._val_check_time_interval is not None:
+        raise UsageError(
+            "trainer.val_check_interval is a duration, which would stop within an optimiser step; give a number of "
+            f"micro-batches that is a multiple of {every}, or a share of an epoch."
+        )
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.val_check_interval = _at_window_end(trainer.val_check_interval, every, length, "val_check_interval")
+    # Counted through epochs: a ragged last window shifts the windows of all later epochs.
+    elif int(trainer.val_check_interval) % (every if length % every == 0 else length):
+        raise UsageError(
+            f"trainer.val_check_interval {trainer.val_check_interval} is not at the end of an optimiser step in every "
+            f"epoch; make it a multiple of {every if length % every == 0 else length}, or leave "
+            "trainer.check_val_every_n_epoch at 1."
+        )
+
+
+def _at_window_end(limit: int | float, every: int, length: int, name: str) -> int | float:
+    """A number of micro-batches, or a share of an epoch, that ends with a window."""
+    if isinstance(limit, float):
+        batches = int(limit * length)
+        return limit if batches == length or limit == 0 else max(every, batches // every * every)
+    if limit < length and limit % every:
+        raise UsageError(
+            f"trainer.{name} {limit} is within an optimiser step, which takes {every} micro-batches; make it a "
+            f"multiple of {every}, such as {-(-limit // every) * every}."
+        )
+    return limit
+
+
+def finish_epoch_of_checkpoint(trainer: Any) -> None:
+    """Take a checkpoint from an epoch's end for what it is, also under `max_steps`.
+
+    With `max_steps` set, Lightning 2.6 always takes a resumed epoch for unfinished; a checkpoint that was saved in
+    `on_train_epoch_end` then loses or repeats an epoch. Called where the training loader is asked for: after the loop's
+    state was restored, before it is used.
+    """
+    loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current
+    if loop.restarting and epoch.ready == epoch.started == epoch.processed:
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]

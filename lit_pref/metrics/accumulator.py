@@ -1,0 +1,96 @@
+"""Training metrics summed on the device and read once every N optimiser steps."""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_pref.metrics.preference import measures
+from lit_pref.metrics.records import pair_values
+from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+
+SLOTS = 64
+"""The flushed tensor has a multiple of SLOTS rows, so that ranks that saw different names still meet in one all_reduce
+and can be told about it, instead of waiting for each other for ever."""
+
+
+class TrainAccumulator:
+    """Exact means over the real pairs since the last flush, of every rank and micro-batch.
+
+    `self.log` costs 0.3 ms a metric and step; here a step costs one stack and one masked sum for all metrics
+    together, and nothing reaches the host before `flush`. The metrics are those of `measures`, under `train/`.
+
+    >>> from lit_pref.types import SequenceScores
+    >>> none, length = torch.zeros(0, dtype=torch.long), torch.tensor([3, 5])
+    >>> batch = PreferenceBatch(["a", "b"], none, none, none, none, none, length, None, None, None,
+    ...                         torch.tensor([True, True]), window_pairs=2)
+    >>> policy = PairScores(SequenceScores(torch.tensor([-4.0, -5.0]), length), None)
+    >>> accumulator = TrainAccumulator()
+    >>> accumulator.add(ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None), policy, [], batch)
+    >>> metrics = accumulator.flush(lambda tensor: tensor)
+    >>> metrics["train/loss"], metrics["train/pairs"], metrics["train/response_tokens"]
+    (4.5, 2.0, 8.0)
+    """
+
+    def __init__(self) -> None:
+        # One running tensor for every set of names that a micro-batch brought: the sum of each, then the pairs.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+
+    def add(
+        self, output: ObjectiveOutput, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch
+    ) -> None:
+        """Add the real pairs of a micro-batch; fillers count nowhere.
+
+        Raises:
+            ValueError: as `pair_values` and `measures`.
+        """
+        values = measures(pair_values(policy, references, output, len(batch)))
+        columns = [value if value.is_floating_point() else value.float() for value in values.values()]
+        rows = torch.stack([*columns, torch.ones_like(columns[0])])
+        sums = torch.where(batch.real, rows, 0).sum(1, dtype=torch.float64)  # times `real` would keep a filler's NaN
+        names = tuple(values)
+        if names in self._sums:
+            self._sums[names] += sums
+        else:
+            self._sums[names] = sums
+
+    def flush(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means since the last flush, with one reduction and one wait for the device; then start anew.
+
+        Beside the means: `train/pairs` and `train/response_tokens`, the totals over ranks, for the throughput. Each
+        mean is over the pairs that had the value. A non-finite value makes its mean non-finite.
+
+        Args:
+            all_reduce: returns the sum of a tensor over ranks. Every rank must call `flush` alike.
+
+        Raises:
+            ValueError: nothing was added on this rank, or ranks logged different names.
+        """
+        if not self._sums:
+            raise ValueError("flush needs at least one micro-batch on every rank")
+        names = sorted({name for layout in self._sums for name in layout})
+        slot = {name: k for k, name in enumerate(names)}
+        marks = [zlib.crc32(name.encode()) for name in names]
+        # Columns: sum, pairs, mark of the name, 1. The last two tell whether a slot bears the same name on every rank.
+        table = torch.zeros(-(-len(names) // SLOTS) * SLOTS, 4, dtype=torch.float64)
+        table[: len(names), 2] = torch.tensor(marks, dtype=torch.float64)
+        table[:, 3] = 1
+        device = next(iter(self._sums.values())).device
+        table = table.to(device, non_blocking=True)
+        for layout, sums in self._sums.items():
+            index = torch.tensor([slot[name] for name in layout]).to(device, non_blocking=True)
+            table[index, 0] += sums[:-1]
+            table[index, 1] += sums[-1]
+        self._sums = {}
+        rows = all_reduce(table).tolist()
+        if any(row[2] != row[3] * mark for row, mark in zip(rows, marks + [0] * (len(rows) - len(marks)), strict=True)):
+            raise ValueError(
+                f"the ranks logged different values (here: {', '.join(names)}): an objective must log the same "
+                "names on every rank between two flushes"
+            )
+        metrics = {f"train/{name}": rows[k][0] / rows[k][1] for name, k in slot.items() if rows[k][1]}
+        metrics["train/pairs"] = rows[slot["loss"]][1]
+        lengths = ("lengths/chosen", "lengths/rejected")
+        metrics["train/response_tokens"] = sum(rows[slot[name]][0] for name in lengths if name in slot)
+        return metrics

@@ -1,0 +1,237 @@
+"""Is sigma(z) the probability that the chosen response is better? Measured over both orders of every pair.
+
+An oriented pair has the label 1 by construction, so a calibration of sigma(z) against oriented labels would reward
+nothing but large z. Every pair therefore counts twice with weight 1/2: in the order chosen, rejected it presents q =
+sigma(z) with the label p, in the other order 1 - q with the label 1 - p. p is 1, or the target's or the true
+probability where one is given. All numbers are then the same whichever order a pair was stored in.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_pref.metrics.records import Records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 20
+"""Default number of bins: 20 over both orders are 10 bins of confidence max(q, 1 - q)."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Bins of equal count over the presented q, smallest q first."""
+
+    presented: Tensor  # (bins,) mean q
+    observed: Tensor  # (bins,) mean label
+    entries: float  # presentations a bin, 2 pairs / bins
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: mean over bins of |observed - presented|."""
+        return (self.observed - self.presented).abs().mean().item()
+
+
+def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -> ReliabilityBins:
+    """Sort the 2n presentations of n pairs by q and cut them into bins of exactly equal count.
+
+    ECE = 1/bins * sum_b |mean label of b - mean q of b|. Presentations with equal q form a block, and what straddles
+    a cut is divided between both bins in proportion, keeping its mean label: bins are equal for any n, and nothing
+    depends on the order of the data. With a true probability as label this is the mean |mean q - mean p| per bin,
+    free of the noise that drawn labels bring. With an even number of bins it equals the ECE over bins / 2 bins of the
+    confidence max(q, 1 - q) against whether the sign of z is right.
+
+    **Source** Equal-mass bins: Nguyen and O'Connor, EMNLP 2015, arXiv 1508.05154; both orders of a pair: ours, as
+    oriented pairs have no second label.
+
+    Args:
+        z: (n,) chosen reward - rejected reward, finite.
+        label: (n,) in [0, 1], the probability that chosen is better; None: 1 for every pair.
+        bins: number of bins, at least 1.
+
+    Raises:
+        ValueError: a value that is not finite, a label outside [0, 1], no pairs.
+
+    >>> reliability_bins(torch.tensor([0.0, 0.0]), bins=2).error  # says 1/2, and in both orders half are right
+    0.0
+    """
+    z, label = _checked(z, label)
+    values, block = torch.cat([z, -z]).add(0.0).unique(return_inverse=True)
+    labels = torch.zeros_like(values).index_add(0, block, torch.cat([label, 1 - label]))
+    count = torch.zeros_like(values).index_add(0, block, torch.ones_like(block, dtype=torch.float64))
+    start = torch.zeros(1, dtype=torch.float64)
+    below = torch.cat([start, count.cumsum(0)])
+    cuts = torch.linspace(0, len(block), bins + 1, dtype=torch.float64)
+    cut_block = torch.searchsorted(below, cuts).clamp(1, len(values)) - 1
+    share = (cuts - below[cut_block]) / count[cut_block]
+
+    def mean_of(sums: Tensor) -> Tensor:
+        up_to = torch.cat([start, sums.cumsum(0)])[cut_block] + share * sums[cut_block]
+        return up_to.diff() * bins / len(block)
+
+    return ReliabilityBins(mean_of(count * values.sigmoid()), mean_of(labels), len(block) / bins)
+
+
+def brier_score(z: Tensor, label: Tensor | None = None) -> float:
+    """The mean of (q - p)^2, the same in both orders of a pair. For a p between 0 and 1 the noise p (1 - p) of a drawn
+    label is not in it."""
+    z, label = _checked(z, label)
+    return (z.sigmoid() - label).square().mean().item()
+
+
+def log_loss(z: Tensor, label: Tensor | None = None) -> float:
+    """The mean of -p log q - (1 - p) log(1 - q) in nats, the same in both orders of a pair."""
+    z, label = _checked(z, label)
+    return (label * F.softplus(-z) + (1 - label) * F.softplus(z)).mean().item()
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The temperature that calibrates best: above 1 the model is too sure of itself, below 1 not sure enough.
+
+    `boundary` says why there is no inner optimum, or is empty: `separable` (value 0: every sign is right, so that less
+    temperature is always better), `no better than chance` (value infinity), `all tied` (value NaN: every z is 0).
+    """
+
+    value: float
+    boundary: str = ""
+
+
+def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
+    """The T > 0 that minimises the log-loss of sigma(z / T).
+
+    The log-loss is convex in s = 1/T, with the derivative sum_i z_i ((1 - p_i) sigma(s z_i) - p_i sigma(-s z_i)),
+    whose root is bracketed by doubling and found by bisection to the last bits.
+
+    **Source** Temperature scaling: Guo et al., ICML 2017, arXiv 1706.04599, section 4.2, for one logit.
+
+    Args:
+        z: (n,) finite.
+        label: (n,) in [0, 1]; None: 1 for every pair.
+
+    >>> fitted = fit_temperature(torch.tensor([2.0, 2.0, 2.0, -2.0]))
+    >>> round(fitted.value * math.log(3), 9)  # right in 3 of 4: sigma(2 / T) = 3/4
+    2.0
+    """
+    z, label = _checked(z, label)
+    label, z = label[z != 0], z[z != 0]  # ties have no part in the derivative
+    if not len(z):
+        return Temperature(math.nan, "all tied")
+    scale = z.abs().max().item()
+    z = z / scale  # so that the bracket neither overflows nor vanishes, however small or large z is
+
+    def derivative(s: float) -> float:
+        return (z * ((1 - label) * (s * z).sigmoid() - label * (-s * z).sigmoid())).sum().item()
+
+    if derivative(0.0) >= 0:
+        return Temperature(math.inf, "no better than chance")
+    if derivative(math.inf) <= 0:
+        return Temperature(0.0, "separable")
+    high = 1 / z.abs().mean().item()
+    while derivative(high) <= 0:
+        high *= 2
+    while derivative(high / 2) > 0:
+        high /= 2
+    low = high / 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if derivative(middle) > 0 else (middle, high)
+    return Temperature(scale / middle)
+
+
+def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, prefix: str = "val") -> dict[str, float]:
+    """Calibration of sigma(z) over merged records: `prefix/calibration/{ece,brier,log_loss,temperature}` against the
+    label that chosen is better, and `prefix/calibration@NAME/...` against every column of `against` that the records
+    have.
+
+    Pairs without a z or without the probability are left out; where a z is not finite every number is NaN. Records
+    without pairs give nothing. For the temperatures 0, infinity and NaN see `Temperature`.
+
+    Args:
+        against: columns with probabilities, e.g. `target`, `probability`.
+    """
+    metrics: dict[str, float] = {}
+    columns = {"calibration": [1.0] * len(records["id"])}
+    columns.update((f"calibration@{name}", records[name]) for name in against if name in records)
+    for key, probabilities in columns.items():
+        rows = [row for row in zip(records.get("z", []), probabilities, strict=False) if None not in row]
+        if not rows:
+            continue
+        z, label = torch.tensor(rows, dtype=torch.float64).T
+        numbers = dict.fromkeys(["ece", "brier", "log_loss", "temperature"], math.nan)
+        if z.isfinite().all() and label.isfinite().all():
+            numbers = {
+                "ece": reliability_bins(z, label, bins).error,
+                "brier": brier_score(z, label),
+                "log_loss": log_loss(z, label),
+                "temperature": fit_temperature(z, label).value,
+            }
+        metrics.update((f"{prefix}/{key}/{name}", number) for name, number in numbers.items())
+    return metrics
+
+
+def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS, title: str = "") -> "Figure":
+    """What happened against what was said, per bin, and below it how often each q was said.
+
+    The bars are 95 % Wilson intervals, drawn where every label is 0 or 1 (a bin holds each pair once).
+    """
+    from matplotlib.figure import Figure  # no pyplot: a figure of its own, without global state, drawn by Agg
+
+    found = reliability_bins(z, label, bins)
+    presented, observed = found.presented.numpy(), found.observed.numpy()
+    temperature = fit_temperature(z, label)
+    figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    top.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="calibrated")
+    top.plot(
+        presented, observed, color="C0", marker="o", markersize=4, linewidth=1.2, label=f"{bins} bins of equal count"
+    )
+    if label is None or ((label == 0) | (label == 1)).all():
+        lower, upper = _wilson(found.observed, found.entries)
+        top.vlines(
+            presented, lower.numpy(), upper.numpy(), color="C0", alpha=0.45, linewidth=2.5, label="95 % interval"
+        )
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed: share preferred", title=title)
+    boundary = f" ({temperature.boundary})" if temperature.boundary else ""
+    top.text(
+        0.97,
+        0.04,
+        f"ECE {found.error:.3f}\nBrier {brier_score(z, label):.3f}\nlog-loss {log_loss(z, label):.3f} nats\n"
+        f"temperature {temperature.value:.3g}{boundary}\n{z.numel()} pairs, both orders",
+        ha="right",
+        va="bottom",
+        transform=top.transAxes,
+    )
+    top.legend(loc="upper left", frameon=False)
+    q = torch.cat([z, -z]).detach().double().cpu().sigmoid().numpy()
+    bottom.hist(q, bins=25, range=(0, 1), color="C0", alpha=0.7)
+    bottom.set(xlabel="presented: q = sigma(z)", ylabel="count")
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _wilson(share: Tensor, count: float) -> tuple[Tensor, Tensor]:
+    deviate = 1.959964
+    scale = 1 + deviate**2 / count
+    centre = (share + deviate**2 / (2 * count)) / scale
+    half = deviate / scale * (share * (1 - share) / count + deviate**2 / (4 * count**2)).clamp(min=0).sqrt()
+    return centre - half, centre + half
+
+
+def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both as float64 on the CPU."""
+    label = torch.ones_like(z) if label is None else label
+    if z.ndim != 1 or z.shape != label.shape or not len(z):
+        raise ValueError(f"z {tuple(z.shape)} and label {tuple(label.shape)}: expected (n,) and (n,), n at least 1")
+    z, label = z.detach().double().cpu(), label.detach().double().cpu()
+    if not z.isfinite().all():
+        raise ValueError(f"{int((~z.isfinite()).sum())} of {len(z)} values of z are not finite")
+    if not ((label >= 0) & (label <= 1)).all():
+        raise ValueError("a label is a probability: in [0, 1]")
+    return z, label

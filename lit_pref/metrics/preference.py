@@ -1,0 +1,199 @@
+"""From values of pairs to numbers: every metric is a mean over pairs of one function of a pair's values."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_pref.metrics.records import Records, select
+
+
+def share_right(z: Tensor) -> Tensor:
+    """Per pair 1 where z > 0, 1/2 where z = 0, 0 where z < 0, NaN where z is not finite (z > 0 would hide it).
+
+    >>> share_right(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
+    tensor([1.0000, 0.5000, 0.0000,    nan])
+    """
+    return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN where z is not finite
+
+
+def _below_zero(change: Tensor) -> Tensor:
+    return (change - change).sub_(change.sign().clamp_(max=0))
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+Measure = tuple[tuple[str, ...], Callable[..., Tensor]]
+MEASURES: dict[str, Measure] = {
+    "loss": (("loss",), _itself),
+    "rewards/chosen": (("chosen_reward",), _itself),
+    "rewards/rejected": (("rejected_reward",), _itself),
+    "rewards/margins": (("z",), _itself),
+    "rewards/accuracies": (("z",), share_right),
+    "rewards/accuracies@reference0": (("z_reference0",), share_right),
+    "logps/chosen": (("chosen_logp",), _itself),
+    "logps/rejected": (("rejected_logp",), _itself),
+    "chosen_fell": (("chosen_change",), _below_zero),
+    "lengths/chosen": (("chosen_length",), _itself),
+    "lengths/rejected": (("rejected_length",), _itself),
+}
+"""Metric -> the values of a pair that it reads (see `pair_values`) and the function of them whose mean it is. The
+names are TRL's where TRL has one. `chosen_fell` = share of pairs whose chosen response is less likely than under reference 0."""
+
+NOT_MEASURED = frozenset({"id", "group", "prompt", "margin", "probability"}) | {
+    name for inputs, _ in MEASURES.values() for name in inputs
+}
+"""Columns of which no mean is reported under their own name; any other column is a value the objective logged."""
+
+TOTALS = frozenset({"pairs", "non_finite_pairs", "response_tokens"})
+"""Reported beside the means, as totals."""
+
+
+def _logged(names: Iterable[str]) -> list[str]:
+    logged = [name for name in names if name not in NOT_MEASURED]
+    if taken := [name for name in logged if name in MEASURES or name in TOTALS]:
+        raise ValueError(f"an objective may not log {', '.join(taken)}: a metric has the name already")
+    return logged
+
+
+def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every metric that these values of pairs allow, per pair: metric name -> (B,); and each further value as it is."""
+    measured = {
+        name: function(*[values[key] for key in inputs])
+        for name, (inputs, function) in MEASURES.items()
+        if all(key in values for key in inputs)
+    }
+    measured.update((name, values[name]) for name in _logged(values))
+    return measured
+
+
+def per_pair(records: Records) -> dict[str, Tensor]:
+    """The same from records: metric name -> (pairs that have it,) in float64."""
+    metrics: dict[str, Measure] = dict(MEASURES)
+    metrics.update((name, ((name,), _itself)) for name in _logged(records))
+    result = {}
+    for name, (inputs, function) in metrics.items():
+        columns = [records.get(key, []) for key in inputs]
+        rows = [row for row in zip(*columns, strict=False) if None not in row]
+        if rows:
+            result[name] = function(*torch.tensor(rows, dtype=torch.float64).T)
+    return result
+
+
+def summarise(records: Records, prefix: str = "val") -> dict[str, float]:
+    """The metrics of merged records: exact means over pairs, under `prefix/`.
+
+    A metric is the mean over the pairs that have its values. A non-finite value is never left out of a mean: it makes
+    the mean non-finite, and `non_finite_pairs` counts the pairs that hold one.
+
+    >>> summarise({"id": ["a", "b"], "z": [3.0, 0.0]})
+    {'val/rewards/margins': 1.5, 'val/rewards/accuracies': 0.75, 'val/pairs': 2, 'val/non_finite_pairs': 0}
+    """
+    summary: dict[str, float] = {f"{prefix}/{name}": value.mean().item() for name, value in per_pair(records).items()}
+    summary[f"{prefix}/pairs"] = len(records["id"])
+    summary[f"{prefix}/non_finite_pairs"] = len(non_finite_pairs(records))
+    return summary
+
+
+def non_finite_pairs(records: Records) -> list[str]:
+    """The ids of the pairs with a value that is NaN or infinite.
+
+    >>> non_finite_pairs({"id": ["a", "b"], "loss": [0.5, float("nan")]})
+    ['b']
+    """
+    bad = {
+        pair_id
+        for column in records.values()
+        for pair_id, value in zip(records["id"], column, strict=True)
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+    return [pair_id for pair_id in records["id"] if pair_id in bad]
+
+
+def split_by_group(records: Records) -> dict[str, Records]:
+    """The records of every group, by name; pairs without one are under `ungrouped`. The parts sum to the whole."""
+    groups = [
+        group if group is not None else "ungrouped" for group in records.get("group", [None] * len(records["id"]))
+    ]
+    return {name: select(records, [group == name for group in groups]) for name in sorted(set(groups))}
+
+
+def split_by_margin(records: Records, edges: Sequence[float]) -> dict[str, Records]:
+    """The records of every margin bin that is not empty, by name, smallest margins first. The parts sum to the whole.
+
+    Args:
+        edges: inner edges, rising, in the units of the margin; an edge belongs to the bin above it. The outer bins are
+            open; pairs without a margin are under `no_margin`.
+
+    >>> split_by_margin({"id": ["a", "b"], "margin": [0.5, 1.0]}, edges=[1.0, 2.0])
+    {'0_below_1': {'id': ['a'], 'margin': [0.5]}, '1_from_1': {'id': ['b'], 'margin': [1.0]}}
+    """
+    if list(edges) != sorted(set(edges)):
+        raise ValueError(f"edges must rise, got {list(edges)}")
+    margins = records.get("margin", [None] * len(records["id"]))
+    bins = [-1 if margin is None else bisect_right(edges, margin) for margin in margins]
+    names = {-1: "no_margin", 0: f"0_below_{edges[0]:g}" if edges else "0_all"}
+    names.update((k, f"{k}_from_{edge:g}") for k, edge in enumerate(edges, start=1))
+    return {names[k]: select(records, [entry == k for entry in bins]) for k in sorted(set(bins))}
+
+
+def margin_quantiles(records: Records, bins: int) -> list[float]:
+    """Inner edges that part the pairs into `bins` bins of about equal count; fewer where margins are tied.
+
+    >>> margin_quantiles({"id": list("abcd"), "margin": [1.0, 2.0, 3.0, 4.0]}, bins=2)
+    [2.5]
+    """
+    margins = sorted(margin for margin in records.get("margin", []) if margin is not None)
+    if not margins:
+        return []
+    levels = torch.arange(1, bins, dtype=torch.float64) / bins
+    edges = torch.quantile(torch.tensor(margins, dtype=torch.float64), levels).tolist()
+    return sorted({edge for edge in edges if edge > margins[0]})
+
+
+def bootstrap_interval(
+    values: Tensor, clusters: Sequence[Hashable] | None, seed: int, resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean over pairs, drawing whole clusters with replacement.
+
+    Pairs of one prompt are not independent: with the prompts as clusters the interval covers prompts that were not
+    seen. The statistic is the sum over the drawn pairs divided by their number, so that large clusters weigh by their
+    pairs.
+
+    **Source** Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval).
+
+    Args:
+        values: (n,) one value a pair.
+        clusters: the cluster of every pair (e.g. its prompt), or None: every pair by itself.
+        seed: of the draws; the interval is a pure function of the arguments.
+        resamples: number of draws.
+        level: nominal coverage, in (0, 1).
+
+    Returns:
+        Lower and upper end; both NaN where a value is not finite.
+
+    >>> bootstrap_interval(torch.tensor([1.0, 1.0, 1.0]), None, seed=0)
+    (1.0, 1.0)
+    """
+    names = list(range(len(values))) if clusters is None else list(clusters)
+    if values.ndim != 1 or len(values) != len(names) or not names:
+        raise ValueError(f"values {tuple(values.shape)} and {len(names)} clusters: expected (n,) and n, n at least 1")
+    if not values.isfinite().all():
+        return math.nan, math.nan
+    number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    index = torch.tensor([number[name] for name in names])
+    zeros = torch.zeros(len(number), dtype=torch.float64)
+    sums = zeros.index_add(0, index, values.detach().double().cpu())
+    counts = zeros.index_add(0, index, torch.ones(len(names), dtype=torch.float64))
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(resamples):
+        drawn = torch.randint(len(number), (len(number),), generator=generator)
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    tail = (1 - level) / 2
+    low, high = torch.quantile(torch.stack(means), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

@@ -1,0 +1,178 @@
+"""One record a pair: what validation keeps of every pair, so that its numbers are exact over pairs and ranks."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_pref.errors import UserError
+from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch, Text
+
+Records = dict[str, list[Any]]
+"""Column name -> one entry a pair: a number, a string, or None where the pair has no
+such value. `id` is always there."""
+
+
+def pair_values(
+    policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput, size: int
+) -> dict[str, Tensor]:
+    """The numbers of every pair of a micro-batch, each a detached (B,) tensor; only what exists is in it.
+
+    `loss`; `z` = chosen reward - rejected reward; `chosen_reward`, `rejected_reward`; `chosen_logp`, `rejected_logp`
+    (nats); `chosen_length`, `rejected_length` (tokens); with references `chosen_change` = log-ratio of the chosen
+    response against reference 0 (nats); with several references `z_reference0` = log-ratio of chosen - of rejected
+    against reference 0 alone (nats); and everything in `output.logged` under its own name.
+
+    Args:
+        size: B, against which every shape is checked.
+
+    Raises:
+        ValueError: a tensor that is not (B,), or a logged name that is one of the names above.
+    """
+    chosen = policy.chosen.scores.detach()
+    values = {
+        "loss": output.losses.detach(),
+        "chosen_reward": output.chosen_rewards,
+        "chosen_logp": chosen,
+        "chosen_length": policy.chosen.lengths,
+    }
+    if output.rejected_rewards is not None:
+        values["rejected_reward"] = output.rejected_rewards
+        values["z"] = output.chosen_rewards - output.rejected_rewards
+    if policy.rejected is not None:
+        values["rejected_logp"] = policy.rejected.scores.detach()
+        values["rejected_length"] = policy.rejected.lengths
+    if references:
+        first = references[0]
+        values["chosen_change"] = chosen - first.chosen.scores
+        if len(references) > 1 and policy.rejected is not None and first.rejected is not None:
+            values["z_reference0"] = values["chosen_change"] - (values["rejected_logp"] - first.rejected.scores)
+    if taken := sorted(set(values) & set(output.logged)):
+        raise ValueError(f"an objective may not log {', '.join(taken)}: the pair's record uses the name itself")
+    values.update(output.logged)
+    for name, value in values.items():
+        if value.shape != (size,):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({size},): one value a pair")
+        if value.requires_grad:
+            values[name] = value.detach()
+    return values
+
+
+class PairRecords:
+    """The records of the pairs that one rank has seen, kept on the device until they are asked for.
+
+    Args:
+        columns: names of the batch's columns that the record shall hold too (e.g. `p_true`).
+
+    A record holds `id`, the entries of `pair_values`, and where the batch has them `margin` (the data's units),
+    `probability` (of chosen being better), `group`, and `prompt` (a digest by which pairs of one prompt are known).
+
+    >>> import torch
+    >>> from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
+    >>> none, length = torch.zeros(0, dtype=torch.long), torch.tensor([3, 3])
+    >>> batch = PreferenceBatch(["a", "b"], none, none, none, none, none, length, None, None, None,
+    ...                         torch.tensor([True, False]), window_pairs=1)
+    >>> policy = PairScores(SequenceScores(torch.tensor([-4.0, -5.0]), length), None)
+    >>> records = PairRecords()
+    >>> records.add(batch, policy, [], ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None))
+    >>> records.collect()  # "b" is a filler
+    {'id': ['a'], 'loss': [4.0], 'chosen_reward': [0.0], 'chosen_logp': [-4.0], 'chosen_length': [3]}
+    """
+
+    def __init__(self, columns: Iterable[str] = ()) -> None:
+        self.columns = tuple(columns)
+        self._batches: list[tuple[dict[str, Tensor | list[Any]], Tensor]] = []
+
+    def add(
+        self, batch: PreferenceBatch, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
+    ) -> None:
+        """Keep the pairs of a micro-batch. Nothing is copied to the host here, so the device is not waited for.
+
+        Raises:
+            UserError: an asked column that the batch does not have.
+            ValueError: as `pair_values`, or an asked column whose name the record uses already.
+        """
+        values: dict[str, Tensor | list[Any]] = {"id": list(batch.pair_ids)}
+        values.update(pair_values(policy, references, output, len(batch)))
+        if batch.margin is not None:
+            values["margin"] = batch.margin
+        if batch.probability is not None:
+            values["probability"] = batch.probability
+        if batch.groups is not None:
+            values["group"] = list(batch.groups)
+        if batch.texts is not None:
+            values["prompt"] = [_digest(text.prompt) for text in batch.texts]
+        for name in self.columns:
+            if name not in batch.columns:
+                known = ", ".join(sorted(batch.columns)) or "none"
+                raise UserError(
+                    f"The validation records ask for the column '{name}', which the data do not have (columns: "
+                    f"{known}): map it in the data or leave it out."
+                )
+            if name in values:
+                raise ValueError(f"the column '{name}' has a name that the pair's record uses itself")
+            values[name] = batch.columns[name]
+        self._batches.append((values, batch.real))
+
+    def collect(self) -> Records:
+        """The records since the last call, without fillers, as plain lists; a pair without a value has None there."""
+        names = dict.fromkeys(["id", *(name for values, _ in self._batches for name in values)])
+        records: Records = {name: [] for name in names}
+        for values, real in self._batches:
+            keep = real.tolist()
+            for name, column in records.items():
+                entry = values.get(name)
+                entries = entry.tolist() if isinstance(entry, Tensor) else entry or [None] * len(keep)
+                column.extend(value for value, kept in zip(entries, keep, strict=True) if kept)
+        self._batches = []
+        return records
+
+
+def merge(parts: Sequence[Records]) -> Records:
+    """The records of all ranks as one: each pair id once, sorted by id.
+
+    The sorting makes every later sum the same to the last bit however the pairs were spread over ranks. Where an id
+    occurs more than once, the first rank's record stands.
+
+    >>> merge([{"id": ["b"], "z": [1.0]}, {"id": ["a", "b"], "z": [2.0, 1.0]}])
+    {'id': ['a', 'b'], 'z': [2.0, 1.0]}
+    """
+    where: dict[str, tuple[Records, int]] = {}
+    for part in parts:
+        for index, pair_id in enumerate(part["id"]):
+            where.setdefault(pair_id, (part, index))
+    rows = [where[pair_id] for pair_id in sorted(where)]
+    names = dict.fromkeys(["id", *(name for part in parts for name in part)])
+    return {name: [part[name][index] if name in part else None for part, index in rows] for name in names}
+
+
+def select(records: Records, keep: Sequence[bool]) -> Records:
+    """The records for which `keep` is true."""
+    return {name: [value for value, kept in zip(column, keep, strict=True) if kept] for name, column in records.items()}
+
+
+def write_parquet(records: Records, path: Path | str) -> None:
+    """Write one row a pair. The file appears by one rename, so a killed run leaves no half of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".unfinished")
+    pq.write_table(pa.table(records), unfinished)
+    os.replace(unfinished, target)
+
+
+def read_parquet(path: Path | str) -> Records:
+    """The records that `write_parquet` wrote, column by column."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(Path(path)).to_pydict()
+
+
+def _digest(prompt: Text) -> str:
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,69 @@
+"""A tokenizer made from the data, for small models that start from random weights."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lit_pref.cache import build_once, cache_folder
+from lit_pref.errors import UserError
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+SMALLEST = 256 + len(SPECIAL)
+
+
+@dataclass
+class Corpus:
+    """Texts to train a tokenizer on.
+
+    Args:
+        key: hash of the content, which names the tokenizer in the cache.
+        texts: gives the texts, in an order that does not change; called only where the tokenizer is not cached yet.
+    """
+
+    key: str
+    texts: Callable[[], Iterable[str]]
+
+
+def train_tokenizer(corpus: Corpus, vocabulary: int) -> Path:
+    """The folder of a byte-level BPE tokenizer trained on `corpus`, made once and kept in the cache.
+
+    Every byte is a token, so no text is unknown; `<bos>` goes before every text; nothing depends on chance or on the
+    number of threads.
+
+    Args:
+        corpus: the texts.
+        vocabulary: tokens, special ones included; a small corpus may give fewer.
+
+    Raises:
+        UserError: for fewer than 259 tokens (all bytes and three special ones).
+    """
+    if vocabulary < SMALLEST:
+        raise UserError(
+            f"policy.vocabulary is {vocabulary}: it takes at least {SMALLEST}, all bytes and special tokens"
+        )
+    key = hashlib.sha256(f"byte-level BPE 1|{corpus.key}|{vocabulary}".encode()).hexdigest()
+
+    def build(folder: Path) -> None:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(corpus.texts(), trainer)
+        pad, bos, eos = SPECIAL
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+        fast.save_pretrained(folder)
+
+    return build_once(cache_folder("tokenizers", key), build)

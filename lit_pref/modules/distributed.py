@@ -1,0 +1,56 @@
+"""What the modules ask of the strategies: the data-parallel group, sums and records over ranks, FSDP2 sharding."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from lit_pref.errors import UsageError
+
+
+def data_parallel_size(trainer: Trainer) -> int:
+    """Over how many ranks the pairs of a window are spread."""
+    return trainer.world_size
+
+
+def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks."""
+    return trainer.strategy.reduce(value, reduce_op="sum")
+
+
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank."""
+    if trainer.world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
+    """Shard `scorer` with FSDP2: each transformer block on its own, the rest (embeddings, norm, head) with the root.
+
+    Raises:
+        UsageError: Tensor parallelism was asked for, or the data are not spread over all ranks.
+    """
+    mesh = strategy.device_mesh["data_parallel"]
+    if strategy.device_mesh["tensor_parallel"].size() != 1:
+        raise UsageError(
+            "ModelParallelStrategy: tensor parallelism is not supported; set trainer.strategy.data_parallel_size to the "
+            "number of devices and trainer.strategy.tensor_parallel_size to 1"
+        )
+    blocks = set().union(*(getattr(module, "_no_split_modules", None) or [] for module in scorer.modules()))
+    for module in list(scorer.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh)
+    fully_shard(scorer, mesh=mesh)
+
+
+def gradient_norm(module: nn.Module) -> float:
+    """The 2-norm of all gradients, before clipping, over all shards."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

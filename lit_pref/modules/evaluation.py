@@ -1,0 +1,92 @@
+"""What validation, test and prediction do with their records: gather, write, measure, draw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_pref.metrics.calibration import calibrate, reliability_diagram
+from lit_pref.metrics.preference import margin_quantiles, split_by_group, split_by_margin, summarise
+from lit_pref.metrics.records import PairRecords, Records, merge, write_parquet
+from lit_pref.modules.distributed import gather_objects
+from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+
+if TYPE_CHECKING:
+    from lit_pref.modules.preference import PreferenceModule
+
+
+class Evaluation:
+    """One pass over held-out pairs: a record a pair, unique over ranks, from which every number is made.
+
+    Args:
+        margin_bins: Metrics are split into this many equal-count bins of the margin; 0 is off.
+    """
+
+    def __init__(self, margin_bins: int = 0) -> None:
+        self.margin_bins = margin_bins
+        self.before: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._records = PairRecords()
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """Start anew; the records hold these numeric columns of the data too.
+
+        `p_true`, where it is one of them, is the known probability against which calibration is measured as well.
+        """
+        self._records = PairRecords(columns)
+
+    def add(
+        self, batch: PreferenceBatch, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
+    ) -> None:
+        """Keep the pairs of one batch."""
+        self._records.add(batch, policy, references, output)
+
+    def finish(self, module: "PreferenceModule", stage: str) -> None:
+        """Merge the records of all ranks, write them to the run folder, and log what they say."""
+        trainer = module.trainer
+        records = merge(gather_objects(trainer, self._records.collect()))
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            write_parquet(records, Path(trainer.default_root_dir) / "records" / f"{stage}-step={step:08d}.parquet")
+        self.last = self.measure(records, stage)
+        if trainer.sanity_checking:
+            # The pass before training is the baseline of every curve; Lightning logs nothing during it.
+            self.before = self.last
+            for logger in trainer.loggers:
+                logger.log_metrics(self.last, step=step)
+        elif stage != "predict":
+            module.log_dict(self.last, rank_zero_only=False, sync_dist=False, batch_size=1)
+        if trainer.is_global_zero:
+            self._draw(records, trainer.loggers, stage, step)
+
+    def measure(self, records: Records, stage: str) -> dict[str, float]:
+        """Every metric of the records, with calibration and the splits that were asked for."""
+        numbers = summarise(records, stage)
+        numbers |= calibrate(records, against=self._targets(records), prefix=stage)
+        parts = {f"{stage}/group/{name}": part for name, part in split_by_group(records).items() if "group" in records}
+        if self.margin_bins:
+            edges = margin_quantiles(records, self.margin_bins)
+            parts |= {f"{stage}/margin/{name}": part for name, part in split_by_margin(records, edges).items()}
+        for prefix, part in parts.items():
+            numbers |= summarise(part, prefix)
+        return numbers
+
+    @staticmethod
+    def _targets(records: Records) -> list[str]:
+        return [name for name in ("p_true", "probability") if name in records]
+
+    def _draw(self, records: Records, loggers: Sequence[object], stage: str, step: int) -> None:
+        if "z" not in records or not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
+            return
+        for target in [None, *self._targets(records)]:
+            labels = [1.0] * len(records["z"]) if target is None else records[target]
+            rows = [row for row in zip(records["z"], labels, strict=True) if None not in row]
+            if not rows or not torch.tensor(rows).isfinite().all():
+                continue
+            z, label = torch.tensor(rows, dtype=torch.float64).T
+            figure = reliability_diagram(z, label, title=f"{stage}, step {step}, against {target or 'the label'}")
+            for logger in loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(f"{stage}/reliability/{target or 'label'}", figure, step)

@@ -1,0 +1,266 @@
+"""Preference optimisation of a policy: the LightningModule that joins policy, references and objective."""
+
+import random
+import zlib
+from typing import Any
+
+import numpy
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.metrics.accumulator import TrainAccumulator
+from lit_pref.models.policy import Policy
+from lit_pref.modules.distributed import data_parallel_size, gradient_norm, shard, sum_over_ranks
+from lit_pref.modules.evaluation import Evaluation
+from lit_pref.modules.schedules import Schedule
+from lit_pref.modules.throughput import Throughput
+from lit_pref.objectives.base import Objective
+from lit_pref.references.live import AdapterOff, InitialPolicy, Reference
+from lit_pref.scoring.score import Scorer
+from lit_pref.types import COMPARING_NEEDS, ObjectiveOutput, PairScores, PreferenceBatch
+
+CHECKPOINT_FORMAT = 1
+SAMPLE = 8
+"""Pairs kept in a checkpoint, by which an exported model proves that it is the one that was trained."""
+
+
+class PreferenceModule(LightningModule):
+    """A policy trained on preference pairs by an objective, against frozen references.
+
+    Args:
+        policy: The model to train.
+        objective: What is minimised; the mean over the pairs of an optimiser window.
+        references: Frozen scorers, the first one is the anchor. Null takes what the objective needs: none, or the policy
+            as it was before training (under LoRA: the policy with its adapter switched off).
+        optimizer: A callable from parameters to a torch optimiser.
+        schedule: The learning rate over optimiser steps; null is constant.
+        margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
+
+    Raises:
+        UsageError: The objective does not take this number of references, or an adapter-off reference without LoRA.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        references: list[Reference] | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
+        schedule: Schedule | None = None,
+        margin_bins: int = 0,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.objective = objective
+        self.references = references if references is not None else _default_references(policy, objective)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.evaluation = Evaluation(margin_bins)
+        self.accumulator = TrainAccumulator()
+        self._throughput = Throughput()
+        self._gradient_norm = 0.0
+        self.scorer: Scorer | None = None
+        self.stop_at_step: int | None = None
+        self.plain_config: dict[str, Any] = {}
+        self.seed = 0
+        # Adapters only in the checkpoint: the base weights come from the policy's own source.
+        self.strict_loading = policy.lora is None
+        _check_references(objective, self.references, policy)
+
+    # What is trained, and where it lives
+
+    def configure_model(self) -> None:
+        if self.scorer is not None:
+            return
+        tokenizer = self.policy.load_tokenizer()
+        scorer = Scorer(self.policy.build())
+        scorer.probe()
+        # Before sharding and before a checkpoint is restored, so that a reference cannot drift when a run resumes.
+        for reference in self.references:
+            reference.attach(self.policy, scorer, tokenizer)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(scorer, self.trainer.strategy)
+        self.scorer = scorer
+
+    def configure_optimizers(self) -> Any:
+        assert self.scorer is not None
+        inside = {id(p) for p in self.scorer.parameters()}
+        outside = [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in inside]
+        if outside:
+            # The scorer is what the strategies synchronise: a tensor elsewhere would diverge between ranks.
+            raise UsageError(f"trainable tensors outside the scorer: {', '.join(outside)}; move them into it")
+        optimizer = self.optimizer([p for p in self.scorer.parameters() if p.requires_grad])
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule.over(optimizer, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, from the data: asking the Trainer would load the loaders too early."""
+        windows = self.trainer.datamodule.windows_per_epoch  # type: ignore[attr-defined]
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        limits = [steps] if steps and steps > 0 else []
+        limits += [epochs * windows] if epochs and epochs > 0 else []
+        return min(limits) if limits else windows
+
+    # Training
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        policy, references, output = self._scores(batch)
+        self._refuse_nonfinite(output, batch)
+        self.accumulator.add(output, policy, references, batch)
+        # The mean over the window's pairs, whatever the ranks, micro-batches and ragged ends: Lightning divides by the
+        # accumulation and the strategies by the ranks.
+        scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.window_pairs
+        return (output.losses * batch.real).sum() * scale
+
+    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        # Random state is a function of the step, so that a resumed run draws what the uninterrupted one drew.
+        key = zlib.crc32(f"{self.seed}/{self.trainer.fit_loop.epoch_loop.total_batch_idx}/{self.global_rank}".encode())
+        torch.manual_seed(key)
+        random.seed(key)
+        numpy.random.seed(key)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # After the step and before the checkpoint of this batch's end.
+        self.objective.update(self._sum_over_ranks)
+
+    def on_train_start(self) -> None:
+        self._throughput.start(self.trainer.global_step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._gradient_norm = gradient_norm(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        step = self.trainer.global_step
+        if step != self._throughput.step and step % self.trainer.log_every_n_steps == 0:
+            self.log_training()
+        if self.stop_at_step is not None and step >= self.stop_at_step:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        if self.trainer.global_step != self._throughput.step:
+            self.log_training()
+
+    def log_training(self) -> None:
+        """Write the means over the pairs since the last time; one reduction over ranks."""
+        numbers = self.accumulator.flush(self._sum_over_ranks)
+        numbers |= self._throughput.take(self.trainer.global_step, numbers)
+        numbers |= {f"train/{name}": value for name, value in self.objective.progress.items()}
+        numbers["train/gradient_norm"] = self._gradient_norm
+        numbers["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.trainer.global_step)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return sum_over_ranks(self.trainer, value)
+
+    def _scores(self, batch: PreferenceBatch) -> tuple[PairScores, list[PairScores], ObjectiveOutput]:
+        assert self.scorer is not None
+        # References first: one of them may be the policy's own scorer with its adapter off.
+        references = [reference.score(batch, self.objective.reference_needs) for reference in self.references]
+        comparing = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs)
+        against = self.references[0].readout(batch) if comparing else None
+        policy = self.scorer(batch, self.objective.needs, against)
+        return policy, references, self.objective(policy, references, batch)
+
+    def _refuse_nonfinite(self, output: ObjectiveOutput, batch: PreferenceBatch) -> None:
+        bad = ~torch.isfinite(output.losses.detach()) & batch.real
+        if bad.any():
+            ids = [batch.pair_ids[i] for i in bad.nonzero().flatten().tolist()]
+            raise UserError(
+                f"the loss of {len(ids)} pair(s) is not finite at step {self.trainer.global_step}: {', '.join(ids[:8])}; "
+                "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs"
+            )
+
+    # Validation, test and prediction: one record a pair, metrics from the records
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.begin(self.trainer.datamodule.columns)  # type: ignore[attr-defined]
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        policy, references, output = self._scores(batch)
+        self.evaluation.add(batch, policy, references, output)
+
+    test_step = predict_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluation.finish(self, "val")
+
+    def on_test_epoch_end(self) -> None:
+        self.evaluation.finish(self, "test")
+
+    def on_predict_epoch_end(self) -> None:
+        self.evaluation.finish(self, "predict")
+
+    # References live outside the module: they are moved where the policy is
+
+    def on_fit_start(self) -> None:
+        for reference in self.references:
+            reference.to(self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    # Checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        if self.policy.lora is None:
+            return state
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Plain data only, so that the checkpoint loads with weights_only and the command line wins over it.
+        checkpoint["lit_pref"] = {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.plain_config,
+            "objective": repr(self.objective),
+            "policy": self.policy.fingerprint(),
+            "policy_text": self.policy.describe(),
+            "reference_texts": [r.describe() for r in self.references],
+            "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
+            "references": {r.label: r.fingerprint() for r in self.references},
+            "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("lit_pref")
+        if saved is None or saved["format"] != CHECKPOINT_FORMAT:
+            raise UserError("this checkpoint was not written by this version of lit_pref; resume with the one that wrote it")
+        now = {r.label: r.fingerprint() for r in self.references}
+        if self.trainer.state.fn == "fit" and saved["references"] != now:
+            raise UserError(
+                f"the references are not those of the checkpoint: it has {saved['references']}, this run has {now}; "
+                "give the run its references back, or start a new run from an exported folder"
+            )
+        missing = set(saved["trainable"]) - set(checkpoint.get("state_dict", saved["trainable"]))
+        if missing:
+            raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
+
+
+def _default_references(policy: Policy, objective: Objective) -> list[Reference]:
+    if objective.min_references == 0:
+        return []
+    return [InitialPolicy() if policy.lora is None else AdapterOff()]
+
+
+def _check_references(objective: Objective, references: list[Reference], policy: Policy) -> None:
+    low, high, given = objective.min_references, objective.max_references, len(references)
+    if given < low or (high is not None and given > high):
+        takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        raise UsageError(
+            f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
+            "list as many as it takes, or leave model.references out"
+        )
+    if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
+        raise UsageError("references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it")

@@ -1,0 +1,80 @@
+"""Learning-rate schedules, counted in optimiser steps."""
+
+import math
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_pref.errors import UsageError
+
+
+class Schedule:
+    """Base of the schedules: linear warm-up from 0, then the subclass's decay, ending at `floor` times the peak rate.
+
+    Args:
+        warmup: Length of the warm-up: a share of all optimiser steps if below 1, else a number of steps.
+        floor: The last rate as a share of the peak rate, in [0, 1].
+
+    Raises:
+        UsageError: `warmup` is negative or `floor` is not in [0, 1].
+    """
+
+    def __init__(self, warmup: float = 0.1, floor: float = 0.0) -> None:
+        if warmup < 0:
+            raise UsageError(f"schedule: warmup is {warmup}; give a share of the run in [0, 1) or a number of steps")
+        if not 0 <= floor <= 1:
+            raise UsageError(f"schedule: floor is {floor}; give a share of the peak rate in [0, 1]")
+        self.warmup = warmup
+        self.floor = floor
+
+    def factor(self, step: int, total: int) -> float:
+        """What the peak rate is multiplied by at optimiser step `step` (from 0) of `total`."""
+        warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.floor + (1 - self.floor) * self.decay(done)
+
+    def decay(self, done: float) -> float:
+        """What is left of the rate when the share `done` in [0, 1] of the steps after the warm-up is over."""
+        raise NotImplementedError
+
+    def over(self, optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
+        """The schedule as a torch scheduler over `total` optimiser steps."""
+        return LambdaLR(optimizer, lambda step: self.factor(step, total))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(warmup={self.warmup}, floor={self.floor})"
+
+
+class Cosine(Schedule):
+    """Half a cosine from the peak rate to the floor.
+
+    >>> [round(Cosine(warmup=2).factor(step, 6), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+
+    def decay(self, done: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Linear(Schedule):
+    """A straight line from the peak rate to the floor.
+
+    >>> [round(Linear(warmup=2, floor=0.2).factor(step, 6), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.8, 0.6, 0.4]
+    """
+
+    def decay(self, done: float) -> float:
+        return 1 - done
+
+
+class Flat(Schedule):
+    """The peak rate after the warm-up, without decay.
+
+    >>> [Flat(warmup=2).factor(step, 6) for step in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+
+    def decay(self, done: float) -> float:
+        return 1.0

@@ -1,0 +1,34 @@
+"""DPO with a temperature for each pair."""
+
+from typing import Any
+
+from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.parts.temperature import EpsilonStep
+
+
+class EpsilonDPO(Pairwise):
+    """epsilon-DPO: each pair raises or lowers its own beta by a step, and beta follows their mean.
+
+        L = -log sigmoid(beta_i (h_w - h_l)),    beta_i = beta / (1 + epsilon s_i),    s_i as in `EpsilonStep`
+
+    It compares next-token distributions and so needs a live first reference with the policy's vocabulary. epsilon = 0
+    is DPO. For bounds on beta take `DPO` with `temperature: EpsilonStep`.
+
+    >>> EpsilonDPO(epsilon=0.02).temperature
+    EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None)
+
+    **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves by the paper's
+    arithmetic mean, not the code's harmonic one; `EpsilonStep` tells the rest. In that code label smoothing has no
+    effect (both terms have the same sign); here it is `target: Smoothed` and works.
+
+    Args:
+        beta: > 0, reward units per nat; where the moving beta starts.
+        epsilon: relative size of the step, in [0, 1).
+        first_order: decide the step by the slope at epsilon = 0 (cheaper) instead of by two tilted policies.
+        parts: the other parts of `Pairwise`.
+    """
+
+    faithfulness = "derived"
+
+    def __init__(self, beta: float = 0.01, epsilon: float = 0.01, first_order: bool = False, **parts: Any) -> None:
+        super().__init__(beta=beta, temperature=EpsilonStep(epsilon=epsilon, first_order=first_order), **parts)

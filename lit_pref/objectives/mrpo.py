@@ -1,0 +1,46 @@
+"""Multi-reference preference optimisation."""
+
+from typing import Any
+
+from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.parts.reference import Harmonic
+
+
+class MRPO(Pairwise):
+    """Multi-reference preference optimisation: DPO against a clipped harmonic mean of K references.
+
+        L = -log sigmoid(beta [(l_w - l_l) - (log pi~_w - log pi~_l)]),    log pi~ as in `Harmonic`
+
+    The first reference is the anchor: the policy's own initial model. One reference gives DPO.
+
+    >>> MRPO().reference
+    Harmonic(eta=0.1, adaptive=True, weights=None, arwc_swap=False)
+
+    **Source**: MRPO, arXiv 2405.16388. The closed form is derived from the objective's lower bound, clipping and
+    weights are taken from thaihungle/MRPO and extended from 2 to K references; how they differ is told in `Harmonic`.
+    There the second reference reads the policy's token ids whatever its own tokenizer is; here every reference reads
+    the text. In an independent study (arXiv 2512.10040) most single references beat every mixture of them: run `DPO`
+    with each reference alone beside this.
+
+    Args:
+        beta: > 0, reward units per nat.
+        eta: width of the window around the anchor's log-prob, relative, >= 0.
+        adaptive: share eta between the responses by their log-probs.
+        weights: K relative weights >= 0, or None for adaptive ones.
+        arwc_swap: exchange the adaptive weights, as the official code does; two references at most.
+        parts: the other parts of `Pairwise`.
+    """
+
+    faithfulness = "derived"
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        eta: float = 0.1,
+        adaptive: bool = True,
+        weights: list[float] | None = None,
+        arwc_swap: bool = False,
+        **parts: Any,
+    ) -> None:
+        reference = Harmonic(eta=eta, adaptive=adaptive, weights=weights, arwc_swap=arwc_swap)
+        super().__init__(beta=beta, reference=reference, **parts)

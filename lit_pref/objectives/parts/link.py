@@ -1,0 +1,80 @@
+"""From a logit to a loss."""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_pref.objectives.parts.part import Part
+
+
+class Link(Part):
+    """The loss of a logit x_i whose sign is the model's preference, given the target p_i."""
+
+    cross_entropy: bool = False
+    """The loss is the cross-entropy of p against sigmoid(x), so that loss - entropy(p) is a KL divergence."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
+        """The loss of every pair; all (B,)."""
+
+
+class MarginLink(Link):
+    """A link of the usual form p l(x) + (1 - p) l(-x); subclasses write `loss`, which is l."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor) -> Tensor:
+        """l(x), (B,)."""
+
+    def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
+        return target * self.loss(logits) + (1 - target) * self.loss(-logits)
+
+
+class Logistic(MarginLink):
+    """l(x) = -log sigmoid(x), nats; its minimum for a target p is at sigmoid(x) = p (DPO, Bradley-Terry)."""
+
+    cross_entropy = True
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return -F.logsigmoid(logits)
+
+
+class Hinge(MarginLink):
+    """l(x) = max(0, 1 - x) (SLiC in the form of DPO)."""
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return F.relu(1 - logits)
+
+
+class Squared(Link):
+    """(x - (p - 1/2))^2 / beta^2: regress the difference of the log-ratios on (2p - 1) / (2 beta) nats (IPO).
+
+    With p = 1 it is IPO, (h_w - h_l - 1 / (2 beta))^2. The form p l(x) + (1 - p) l(-x) of l(x) = (x - 1/2)^2 / beta^2
+    is larger by the constant p (1 - p) / beta^2, with the same gradient.
+
+    beta is the paper's tau and has another meaning here than in DPO: it sets the gap, not a slope. So a temperature
+    that varies is refused.
+
+    **Source**: IPO, arXiv 2310.12036, eq. 17, on summed log-probs. TRL and HALOs divide each log-ratio by its number of
+    tokens first, which changes what beta means: choose `tokens: Mean` for theirs.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
+        return ((logits - (target - 0.5)) / beta) ** 2
+
+
+class ReverseKL(Link):
+    """KL(q || p), q = sigmoid(x): q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)) (EXO).
+
+    The logistic link is KL(p || q) plus a constant and covers p; this one seeks the mode. It is infinite at p = 1, so a
+    `Hard` target is refused; a margin so large that p rounds to 1 is held at the resolution of the dtype.
+
+    **Source**: EXO, arXiv 2402.00856, eq. 16 with K = 2, where p = 1 - 1e-3 (`Smoothed(0.001)`).
+    """
+
+    def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
+        smallest = torch.finfo(target.dtype).eps
+        target = target.clamp(smallest, 1 - smallest)
+        better, worse = F.logsigmoid(logits), F.logsigmoid(-logits)
+        return better.exp() * (better - target.log()) + worse.exp() * (worse - torch.log1p(-target))

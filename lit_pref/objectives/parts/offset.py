@@ -1,0 +1,126 @@
+"""What is taken from the logit: by how much the chosen response must be ahead."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives.parts.part import DataPart
+from lit_pref.types import PairScores, PreferenceBatch
+
+
+class Offset(DataPart):
+    """o_i of every pair, (B,), in units of the logit: x_i = beta_i (phi(h_w) - phi(h_l)) - o_i."""
+
+    @abstractmethod
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        """o_i, (B,), in the dtype of the scores."""
+
+
+class NoOffset(Offset):
+    """o = 0."""
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        return torch.zeros_like(policy.chosen.scores)
+
+
+class ConstantOffset(Offset):
+    """o = gamma for every pair.
+
+    **Source**: SimPO, arXiv 2405.14734 (where beta multiplies mean log-probs and gamma does not). HALOs writes the
+    ratio gamma / beta instead.
+
+    Args:
+        gamma: finite, units of the logit.
+    """
+
+    def __init__(self, gamma: float = 0.5) -> None:
+        super().__init__()
+        self.gamma = finite(gamma, "ConstantOffset: gamma")
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        return torch.full_like(policy.chosen.scores, self.gamma)
+
+
+class MarginOffset(Offset):
+    """o = alpha log m: a stronger preference asks for a larger gap (ODPO).
+
+    **Source**: ODPO, arXiv 2402.10571, with f = log.
+
+    Args:
+        alpha: finite, units of the logit per e-fold of the margin.
+
+    Raises:
+        UserError: in use, where a margin is not positive: its logarithm does not exist.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = finite(alpha, "MarginOffset: alpha")
+
+    @property
+    def required(self) -> frozenset[str]:
+        return frozenset({"margin"})
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        margin = self.read("margin", policy, batch)
+        if not bool((margin > 0).all()):
+            worst = int(margin.argmin())
+            raise UserError(
+                f"MarginOffset takes the logarithm of the margin, and pair {batch.pair_ids[worst]!r} has the margin "
+                f"{float(margin[worst])}: drop ties and orient the pairs in the data, or choose `target: MarginTarget`."
+            )
+        return self.alpha * margin.log()
+
+
+class LengthOffset(Offset):
+    """o = -alpha (n_w - n_l): a longer response needs less of a gap, so that length earns nothing (R-DPO).
+
+    A reward r - alpha n in place of r makes beta (h_w - h_l) + alpha (n_w - n_l) the logit of the preference.
+
+    **Source**: R-DPO, arXiv 2403.19159, derived from its regularised reward; some re-implementations have the sign of
+    alpha turned.
+
+    Args:
+        alpha: finite, units of the logit per token; positive makes responses shorter.
+    """
+
+    def __init__(self, alpha: float = 0.01) -> None:
+        super().__init__()
+        self.alpha = finite(alpha, "LengthOffset: alpha")
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        assert policy.rejected is not None
+        return self.alpha * (policy.rejected.lengths - policy.chosen.lengths).to(policy.chosen.scores.dtype)
+
+
+class ColumnOffset(Offset):
+    """o = scale times a column of the data, such as a difference of other rewards.
+
+    **Source**: MODPO, arXiv 2310.03708: the column is w_1: . (R_w - R_l), `scale` 1 / w_0 and `beta` beta / w_0.
+
+    Args:
+        column: name of the column, or `margin`.
+        scale: finite factor, units of the logit per unit of the column.
+    """
+
+    def __init__(self, column: str, scale: float = 1.0) -> None:
+        super().__init__()
+        self.column = column
+        self.scale = finite(scale, "ColumnOffset: scale")
+
+    @property
+    def required(self) -> frozenset[str]:
+        return frozenset({self.column})
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        return self.scale * self.read(self.column, policy, batch)
+
+
+def finite(value: float, name: str) -> float:
+    """`value`, refused where it is not a finite number."""
+    if not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, got {value}.")
+    return value

@@ -1,0 +1,59 @@
+"""What every part of a `Pairwise` objective is."""
+
+from abc import ABC
+
+from torch import Tensor, nn
+
+from lit_pref.errors import UserError
+from lit_pref.objectives.base import call_text, constructor_values
+from lit_pref.types import Need, PairScores, PreferenceBatch
+
+Sides = tuple[Tensor, Tensor]
+"""A value of the chosen and of the rejected response of every pair, each (B,)."""
+
+
+class Part(nn.Module, ABC):
+    """One decision of a `Pairwise` objective.
+
+    A part keeps every constructor argument as an attribute of the same name, which is what its `repr` prints. It knows
+    nothing of the other parts; what cannot be combined is refused by `Pairwise`.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Statistics asked of the policy."""
+        return frozenset()
+
+    @property
+    def reference_needs(self) -> frozenset[Need]:
+        """Statistics asked of every reference."""
+        return frozenset()
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Data that it cannot do without: `margin`, `probability`, or names of columns."""
+        return frozenset()
+
+    def __repr__(self) -> str:
+        return call_text(self, constructor_values(self))
+
+
+class DataPart(Part):
+    """A part that gives one value a pair, from the data or from the policy's scores: target, offset, weight."""
+
+    def read(self, field: str, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        """The `margin`, the `probability` or the column `field` of every pair, (B,), in the dtype of the scores.
+
+        Raises:
+            UserError: the batch does not have it.
+        """
+        known = {"margin": batch.margin, "probability": batch.probability}
+        value = known[field] if field in known else batch.columns.get(field)
+        if value is None:
+            raise UserError(
+                f"{type(self).__name__} needs the field `{field}` of every pair, and this data has none: "
+                f"name its source in the data mapping, or choose another part than {type(self).__name__}."
+            )
+        if value.shape != (len(batch),):
+            raise ValueError(f"`{field}` must be (B,) = ({len(batch)},), got {tuple(value.shape)}")
+        return value.to(policy.chosen.scores.dtype)

@@ -1,0 +1,186 @@
+"""One reference score out of K."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UsageError
+from lit_pref.objectives.parts.part import Part, Sides
+
+MixOutput = tuple[Sides, dict[str, Tensor]]
+"""The mixed reference scores, and values to log, each (B,)."""
+
+
+class ReferenceMix(Part):
+    """Decides which score the policy's is compared with: `forward(references, policy)` gives log pi~ of both responses.
+
+    The mixed score may miss a constant of the pair: only the difference of the two responses enters a loss of pairs.
+    """
+
+    @property
+    def min_references(self) -> int:
+        """The least number of references, K."""
+        return 1
+
+    @property
+    def max_references(self) -> int | None:
+        """The largest number of references, K; None is any number."""
+        return None
+
+    @abstractmethod
+    def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
+        """Mix K scores of shape (B,) for each response; `policy` gives shape and dtype where K = 0."""
+
+
+class Single(ReferenceMix):
+    """The one reference, as it is: log pi~ = r_0."""
+
+    @property
+    def max_references(self) -> int:
+        return 1
+
+    def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
+        return references[0], {}
+
+
+class NoReference(ReferenceMix):
+    """No reference: log pi~ = 0, so that the log-ratio is the policy's own score. The choice for reward models."""
+
+    @property
+    def min_references(self) -> int:
+        return 0
+
+    @property
+    def max_references(self) -> int:
+        return 0
+
+    def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
+        return (torch.zeros_like(policy[0]), torch.zeros_like(policy[1])), {}
+
+
+class Harmonic(ReferenceMix):
+    """The weighted harmonic mean of K references, clipped around the first one, the anchor (MRPO).
+
+        log pi~_y = -logsumexp_k(log a_k - r^_k,y)
+        r^_k,y    = clip(r_k,y, r_0,y - eps_y |r_0,y|, r_0,y + eps_y |r_0,y|)        for k >= 1; r^_0 = r_0     (CTRO)
+        eps_y     = eta |b_y| / (|b_w| + |b_l|),  b_y = mean_k r_k,y                 adaptive;  eta otherwise
+        a_k       = (c_k + d/K) / (sum_j c_j + d),  c_k = |r_k,w - r_k,l|, d = 1e-6                              (ARWC)
+
+    Weights and windows are taken from the unclipped scores. One reference gives `Single` exactly. On whole responses
+    the mean is close to the smallest r^_k, so that the weights matter only where references differ by a few nats: watch
+    `reference_weights/k` (softmax_k(log a_k - r^_k), averaged over both responses) and `clipped` (the share of the
+    other references' scores that sit on the window's edge).
+
+    **Source**: MRPO, arXiv 2405.16388; CTRO and ARWC from the authors' `trainer_mref.py`, written there for K = 2 and
+    derived here for any K. Their code gives the more decisive reference the smaller weight in the harmonic sum, against
+    their derivation: `arwc_swap` repeats that. They add d to the denominator only; here the weights sum to one, which
+    differs by less than 1e-6 / sum c.
+
+    Args:
+        eta: width of the window relative to the anchor's score, >= 0; 0 leaves the anchor alone.
+        adaptive: share eta between the two responses by the size of their scores, or give each all of it.
+        weights: K relative weights >= 0, or None for ARWC.
+        arwc_swap: exchange the two ARWC weights, as the official code does; two references at most.
+    """
+
+    def __init__(
+        self, eta: float = 0.1, adaptive: bool = True, weights: list[float] | None = None, arwc_swap: bool = False
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(eta) and eta >= 0):
+            raise UsageError(f"Harmonic: eta is the relative width of the window and must be >= 0, got {eta}.")
+        if weights is not None:
+            relative(weights, "Harmonic")
+            if arwc_swap:
+                raise UsageError(
+                    "Harmonic: arwc_swap exchanges the adaptive weights, and `weights` fixes them: "
+                    "leave arwc_swap out and write the weights in the order you want."
+                )
+        self.eta, self.adaptive, self.weights, self.arwc_swap = eta, adaptive, weights, arwc_swap
+
+    @property
+    def min_references(self) -> int:
+        return 1 if self.weights is None else len(self.weights)
+
+    @property
+    def max_references(self) -> int | None:
+        if self.weights is not None:
+            return len(self.weights)
+        return 2 if self.arwc_swap else None
+
+    def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
+        scores = torch.stack([torch.stack(sides) for sides in references])  # (K, 2, B)
+        clipped = self._clip(scores)
+        joint = self._weigh(scores).log().unsqueeze(1) - clipped  # (K, 2, B)
+        chosen, rejected = -joint.logsumexp(0)
+        share = (clipped != scores).sum((0, 1)) / max(1, 2 * (len(references) - 1))
+        effective = joint.softmax(0).mean(1)  # (K, B)
+        logged = {f"reference_weights/{k}": weight for k, weight in enumerate(effective)}
+        return (chosen, rejected), {**logged, "clipped": share.to(chosen.dtype)}
+
+    def _clip(self, scores: Tensor) -> Tensor:
+        anchor, others = scores[:1], scores[1:]
+        window = torch.full_like(anchor, self.eta)
+        if self.adaptive:
+            size = scores.mean(0, keepdim=True).abs()  # (1, 2, B)
+            window = self.eta * size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+        radius = window * anchor.abs()
+        return torch.cat([anchor, others.clamp(anchor - radius, anchor + radius)])
+
+    def _weigh(self, scores: Tensor) -> Tensor:
+        if self.weights is not None:
+            return scores.new_tensor(relative(self.weights, "Harmonic")).unsqueeze(1)  # (K, 1)
+        decisiveness = (scores[:, 0] - scores[:, 1]).abs()  # (K, B)
+        smallest = 1e-6
+        weights = (decisiveness + smallest / len(scores)) / (decisiveness.sum(0) + smallest)
+        return weights.flip(0) if self.arwc_swap else weights
+
+
+class Geometric(ReferenceMix):
+    """The weighted geometric mean of K references: log pi~_y = sum_k a_k r_k,y.
+
+    It is the exact solution of the objective with a weighted sum of K divergences, of which `Harmonic` bounds the
+    value: the policy that maximises E[R] - beta sum_k a_k KL(pi || pi_k) is proportional to prod_k pi_k^a_k exp(R /
+    beta). Weights are relative to their sum; logged as `reference_weights/k`.
+
+    Args:
+        weights: K relative weights >= 0, or None for equal ones.
+    """
+
+    def __init__(self, weights: list[float] | None = None) -> None:
+        super().__init__()
+        if weights is not None:
+            relative(weights, "Geometric")
+        self.weights = weights
+
+    @property
+    def min_references(self) -> int:
+        return 1 if self.weights is None else len(self.weights)
+
+    @property
+    def max_references(self) -> int | None:
+        return None if self.weights is None else len(self.weights)
+
+    def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
+        scores = torch.stack([torch.stack(sides) for sides in references])  # (K, 2, B)
+        weights = scores.new_tensor(relative(self.weights or [1.0] * len(references), "Geometric"))
+        chosen, rejected = torch.einsum("k,ksb->sb", weights, scores)
+        logged = {f"reference_weights/{k}": weight.expand_as(chosen) for k, weight in enumerate(weights)}
+        return (chosen, rejected), logged
+
+
+def relative(weights: list[float], owner: str) -> list[float]:
+    """`weights` divided by their sum.
+
+    Raises:
+        UsageError: a weight is negative or not finite, or all are zero.
+    """
+    total = math.fsum(weights)
+    if not (math.isfinite(total) and total > 0 and min(weights) >= 0):
+        raise UsageError(
+            f"{owner}: weights must be finite, not negative and not all zero, one for each reference, got {weights}."
+        )
+    return [weight / total for weight in weights]

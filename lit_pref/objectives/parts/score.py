@@ -1,0 +1,104 @@
+"""phi: what of the log-ratio counts as reward."""
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_pref.errors import UsageError
+from lit_pref.objectives.parts.part import Part, Sides
+
+
+class Score(Part):
+    """phi(h_w), phi(h_l) of the log-ratios h = log pi - log pi~."""
+
+    reverse_kl: bool = False
+    """The divergence that holds the policy to its reference is the reverse KL, as in DPO."""
+
+    same_on_both_sides: bool = True
+    """Chosen and rejected go through the same function, so that exchanging them turns x into -x."""
+
+    of_a_ratio: bool = True
+    """It means something only for a ratio to a reference."""
+
+    @abstractmethod
+    def forward(self, ratios: Sides) -> Sides:
+        """The scores of both responses, each (B,)."""
+
+
+class Identity(Score):
+    """phi(h) = h: the reverse KL divergence (DPO)."""
+
+    reverse_kl = True
+    of_a_ratio = False
+
+    def forward(self, ratios: Sides) -> Sides:
+        return ratios
+
+
+class ForwardKL(Score):
+    """phi(h) = 1 - exp(-h): the forward KL divergence.
+
+    The exponent is held below half of what the dtype can hold (44 in fp32), where phi is constant.
+
+    **Source**: f-DPO, arXiv 2309.16240, phi = f'(u) at u = exp(h), here with the constant that makes phi(0) = 0.
+    """
+
+    def forward(self, ratios: Sides) -> Sides:
+        chosen, rejected = ratios
+        return -bounded_expm1(-chosen), -bounded_expm1(-rejected)
+
+
+class JensenShannon(Score):
+    """phi(h) = log 2 + log sigmoid(h): the Jensen-Shannon divergence. **Source**: f-DPO, arXiv 2309.16240."""
+
+    def forward(self, ratios: Sides) -> Sides:
+        chosen, rejected = ratios
+        return math.log(2) + F.logsigmoid(chosen), math.log(2) + F.logsigmoid(rejected)
+
+
+class AlphaDivergence(Score):
+    """phi(h) = (1 - exp(-alpha h)) / alpha: from the reverse KL (alpha -> 0) to the forward KL (alpha = 1).
+
+    **Source**: f-DPO, arXiv 2309.16240. TRL's `f_alpha_divergence_coef` is 1 - alpha.
+
+    Args:
+        alpha: in (0, 1].
+    """
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < alpha <= 1:
+            raise UsageError(f"AlphaDivergence: alpha must be in (0, 1], got {alpha}; its limit 0 is `Identity`.")
+        self.alpha = alpha
+
+    def forward(self, ratios: Sides) -> Sides:
+        chosen, rejected = ratios
+        return (
+            -bounded_expm1(-self.alpha * chosen) / self.alpha,
+            -bounded_expm1(-self.alpha * rejected) / self.alpha,
+        )
+
+
+class OneSided(Score):
+    """phi(h_w) = h_w, phi(h_l) = max(0, h_l): rejected responses are pushed only down to the reference (MinorDPO).
+
+    At h_l = 0 the gradient of the rejected side is taken as 1, the one-sided derivative from above. With 0 a policy
+    that starts as its reference would not see its rejected responses at all in the first step.
+
+    **Source**: MinorDPO, arXiv 2408.09834; no official code is known, and the paper leaves the choice at 0 open.
+    """
+
+    reverse_kl = True
+    same_on_both_sides = False
+
+    def forward(self, ratios: Sides) -> Sides:
+        chosen, rejected = ratios
+        return chosen, rejected.clamp(min=0)
+
+
+def bounded_expm1(exponent: Tensor) -> Tensor:
+    """exp(exponent) - 1 with the exponent held where differences of two results stay finite."""
+    return torch.expm1(exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) / 2))

@@ -1,0 +1,160 @@
+"""Beta of every pair."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UsageError
+from lit_pref.objectives.parts.part import Part, Sides
+from lit_pref.types import Kl, Need, PairScores, PreferenceBatch, Tilt
+
+TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
+"""beta_i (B,), and values to log, each (B,)."""
+
+
+class Temperature(Part):
+    """A rule on the objective's `beta`; it has no beta of its own. `forward` is called without gradient."""
+
+    @property
+    def min_references(self) -> int:
+        """References that the rule itself looks at."""
+        return 0
+
+    @abstractmethod
+    def forward(
+        self,
+        beta: float,
+        ratios: Sides,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        batch: PreferenceBatch,
+    ) -> TemperatureOutput:
+        """beta_i of every pair; `ratios` are the log-ratios h_w and h_l against the mixed reference."""
+
+    def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """Move the state; called once after every optimiser step on every rank."""
+
+    def progress(self, beta: float) -> dict[str, float]:
+        """The state, for the log."""
+        return {}
+
+
+class Constant(Temperature):
+    """beta_i = beta."""
+
+    def forward(
+        self,
+        beta: float,
+        ratios: Sides,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        batch: PreferenceBatch,
+    ) -> TemperatureOutput:
+        return torch.full_like(ratios[0], beta), {}
+
+
+class EpsilonStep(Temperature):
+    """A step of beta for each pair, up or down, by what a perturbed beta would do to the pair (epsilon-DPO).
+
+        beta_i = beta / (1 + epsilon s_i),    s_i = +1 if z- > z > z+,  -1 if z- < z < z+,  0 otherwise
+        beta  <- mean of beta_i over the pairs of the optimiser step, on all ranks
+
+    z is the policy's log-prob of the chosen minus that of the rejected response; z- and z+ are the same under the
+    policies that a smaller and a larger beta would have made, log softmax((1 + c) f - c g) at c = +epsilon and c =
+    -epsilon, f and g being the logits of the policy and of the **first** reference. With several references the step
+    still looks at the first one only: a mixture of sequence scores has no next-token distribution.
+
+    The moving beta is kept as `scale`, a float64 factor of the objective's beta. Validation uses it with the steps of
+    its own pairs and moves nothing.
+
+    **Source**: epsilon-DPO, arXiv 2502.13177. The official code moves beta by beta / (1 + epsilon mean(s)), the
+    harmonic mean of beta_i, where the paper takes the arithmetic one as here: they differ by O(epsilon^2). It also
+    divides a ragged last window by the full accumulation, and leaves beta out of the checkpoint; here sums and counts
+    are gathered, and the scale is checkpointed.
+
+    Args:
+        epsilon: relative size of the step, in [0, 1).
+        first_order: decide by the slope at epsilon = 0, s = sign(D - (KL_w - KL_l)) with D the difference of the
+            log-ratios and KL_y the summed next-token KL(policy || reference), instead of by the two tilted policies.
+        minimum: beta never goes below this.
+        maximum: beta never goes above this. It drifts geometrically, so that long runs may want both.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.01,
+        first_order: bool = False,
+        minimum: float | None = None,
+        maximum: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= epsilon < 1:
+            raise UsageError(f"EpsilonStep: epsilon is a relative step and must be in [0, 1), got {epsilon}.")
+        low, high = 0.0 if minimum is None else minimum, math.inf if maximum is None else maximum
+        if not 0 <= low <= high:
+            raise UsageError(f"EpsilonStep: 0 <= minimum <= maximum must hold, got {minimum} and {maximum}.")
+        self.epsilon, self.first_order, self.minimum, self.maximum = epsilon, first_order, minimum, maximum
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        # Pairs with s = +1, with s = -1, and all: whole numbers, so that neither order nor ranks can change the sum.
+        self._window: Tensor | None = None
+
+    @property
+    def min_references(self) -> int:
+        return 1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Kl()}) if self.first_order else frozenset({Tilt(self.epsilon), Tilt(-self.epsilon)})
+
+    def forward(
+        self,
+        beta: float,
+        ratios: Sides,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        batch: PreferenceBatch,
+    ) -> TemperatureOutput:
+        step = self._step(policy, references[0])
+        if self.training:
+            seen = torch.stack([(step > 0) & batch.real, (step < 0) & batch.real, batch.real]).sum(1).double()
+            self._window = seen if self._window is None else self._window + seen
+        betas = beta * self.scale / (1 + self.epsilon * step)
+        return betas.to(ratios[0].dtype), {"epsilon_step": step.to(ratios[0].dtype)}
+
+    def _step(self, policy: PairScores, anchor: PairScores) -> Tensor:
+        now = difference(policy)
+        if self.first_order:
+            return torch.sign(now - difference(anchor) - difference(policy, Kl())).double()
+        smaller_beta, larger_beta = difference(policy, Tilt(self.epsilon)), difference(policy, Tilt(-self.epsilon))
+        up = (smaller_beta > now) & (now > larger_beta)
+        down = (smaller_beta < now) & (now < larger_beta)
+        return up.double() - down.double()
+
+    def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        window = torch.zeros(3, dtype=torch.float64, device=self.scale.device) if self._window is None else self._window
+        up, down, pairs = all_reduce(window).tolist()
+        self._window = None
+        if pairs == 0:
+            return
+        mean = (up / (1 + self.epsilon) + down / (1 - self.epsilon) + (pairs - up - down)) / pairs
+        scale = float(self.scale) * mean
+        if self.minimum is not None:
+            scale = max(scale, self.minimum / beta)
+        if self.maximum is not None:
+            scale = min(scale, self.maximum / beta)
+        self.scale.fill_(scale)
+
+    def progress(self, beta: float) -> dict[str, float]:
+        return {"beta": beta * float(self.scale)}
+
+
+def difference(pair: PairScores, need: Need | None = None) -> Tensor:
+    """Chosen minus rejected of the scores, or of the statistic `need`, (B,)."""
+    assert pair.rejected is not None
+    if need is None:
+        return pair.chosen.scores - pair.rejected.scores
+    return pair.chosen.statistics[need] - pair.rejected.statistics[need]

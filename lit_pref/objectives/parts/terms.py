@@ -1,0 +1,49 @@
+"""Losses beside the preference."""
+
+import math
+from abc import abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_pref.errors import UsageError
+from lit_pref.objectives.parts.part import Part, Sides
+from lit_pref.types import PairScores, PreferenceBatch
+
+
+class Term(Part):
+    """A_j of every pair; `Pairwise` adds coefficient times A_j.
+
+    Args:
+        coefficient: c_j, finite and >= 0.
+    """
+
+    def __init__(self, coefficient: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(coefficient) and coefficient >= 0):
+            raise UsageError(f"{type(self).__name__}: coefficient must be finite and >= 0, got {coefficient}.")
+        self.coefficient = coefficient
+
+    @abstractmethod
+    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+        """A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
+
+
+class ChosenNLL(Term):
+    """-l_w / n_w: the negative log-prob of the chosen response, nats per token. For policies, not for reward models.
+
+    **Source**: iterative RPO, arXiv 2404.19733. CPO and TRL average over the tokens of the batch instead of over pairs.
+    """
+
+    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+        return -policy.chosen.scores / policy.chosen.lengths
+
+
+class Anchor(Term):
+    """-log sigmoid(reward of the chosen response): it must not fall below the reference's level.
+
+    **Source**: mDPO, arXiv 2406.11839, with the anchor at 0.
+    """
+
+    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+        return -F.logsigmoid(rewards[0])

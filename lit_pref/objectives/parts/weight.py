@@ -1,0 +1,43 @@
+"""A factor of the loss of every pair."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_pref.objectives.parts.part import DataPart
+from lit_pref.types import PairScores, PreferenceBatch
+
+
+class Weight(DataPart):
+    """omega_i of every pair, (B,); constant, called without gradient. It weighs the preference loss, not the terms."""
+
+    @abstractmethod
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        """omega_i, (B,), in the dtype of the scores."""
+
+
+class NoWeight(Weight):
+    """omega = 1."""
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        return torch.ones_like(policy.chosen.scores)
+
+
+class ColumnWeight(Weight):
+    """omega from a column of the data, such as an annotator's confidence; not normalised.
+
+    Args:
+        column: name of the column, or `margin`.
+    """
+
+    def __init__(self, column: str) -> None:
+        super().__init__()
+        self.column = column
+
+    @property
+    def required(self) -> frozenset[str]:
+        return frozenset({self.column})
+
+    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+        return self.read(self.column, policy, batch)

@@ -1,0 +1,34 @@
+"""Supervised fine-tuning on the chosen responses."""
+
+from collections.abc import Sequence
+
+from lit_pref.objectives.base import Objective
+from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+
+
+class SFT(Objective):
+    """Supervised fine-tuning: the negative log-prob of the chosen response, nats per response token.
+
+        L = -l_w / n_w
+
+    Rejected responses are not read and may be absent; there is no reference. The reward is the summed log-prob l_w.
+
+    >>> SFT().sides
+    ('chosen',)
+
+    **Source**: cross-entropy on the response, as in DPO's first stage (arXiv 2305.18290, section 4). TRL averages over
+    all tokens of the batch, so that long responses count more; here every pair counts the same, whatever the batches,
+    ranks and accumulation are.
+    """
+
+    sides = ("chosen",)
+    faithfulness = "derived"
+    min_references = 0
+    max_references = 0
+
+    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
+        self.check_inputs(policy, references, batch)
+        logps = policy.chosen.scores
+        return ObjectiveOutput(
+            losses=-logps / policy.chosen.lengths, chosen_rewards=logps.detach(), rejected_rewards=None
+        )

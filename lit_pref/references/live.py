@@ -1,0 +1,217 @@
+"""Frozen models beside the policy. They are not modules: outside checkpoint, optimiser and gradient synchronisation."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.policy import Policy
+from lit_pref.references.own_tokenizer import retokenized, same_tokenizer
+from lit_pref.scoring.head import Readout
+from lit_pref.scoring.score import Scorer, evaluating
+from lit_pref.types import Need, PairScores, PreferenceBatch, TokenLogps
+
+
+class Reference:
+    """A frozen scorer: `score(y|x) = Σ_t log π_ref(y_t | x, y_<t)` in nats, without gradient and in eval mode.
+
+    `label` names it in tables and in the checkpoint.
+    """
+
+    label: str
+
+    def __init__(self) -> None:
+        # In a plain attribute of a plain object, no LightningModule finds the model.
+        self._scorer: Scorer | None = None
+        self._model: Policy | None = None
+
+    def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
+        """Become ready to score; called once, before the policy is sharded and before a checkpoint is restored.
+
+        Args:
+            policy: what the policy was built from.
+            scorer: the policy's scorer, with its initial weights.
+            tokenizer: the policy's.
+        """
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+        self._ready().to(device)
+
+    def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
+        """The scores of a batch, and the statistics needed."""
+        with torch.no_grad(), self._frozen():
+            return cast(PairScores, self._ready()(batch, needs))
+
+    def readout(self, batch: PreferenceBatch) -> Readout:
+        """The `against` of the policy's scorer, for needs that compare whole distributions.
+
+        Raises:
+            UserError: where the vocabulary is not the policy's.
+        """
+        with torch.no_grad(), self._frozen():
+            return self._ready().readout(batch)
+
+    def describe(self) -> str:
+        """One line: which model it is."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """The sha256 that names its weights."""
+        if self._model is None:
+            raise RuntimeError(f"the reference {self.label} has not been attached")
+        return self._model.fingerprint()
+
+    def _ready(self) -> Scorer:
+        if self._scorer is None:
+            raise RuntimeError(f"the reference {self.label} has not been attached")
+        return self._scorer
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        yield
+
+
+class InitialPolicy(Reference):
+    """The policy as it was before its first step: a copy, made before a checkpoint is restored, so it never drifts.
+
+    With LoRA `AdapterOff` is the same model without a second copy of the weights.
+
+    >>> InitialPolicy().describe()
+    'the policy as it is before its first step'
+    """
+
+    label = "initial policy"
+
+    def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
+        self._model = policy
+        self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
+
+    def describe(self) -> str:
+        described = "" if self._model is None else f": {self._model.describe()}"
+        return f"the policy as it is before its first step{described}"
+
+
+class AdapterOff(Reference):
+    """The policy with its LoRA adapters switched off, which is the model it started from; takes no memory of its own.
+
+    Raises:
+        UsageError: on `attach`, where the policy has no adapters.
+
+    >>> AdapterOff().describe()
+    'the policy with its adapters off'
+    """
+
+    label = "adapter off"
+
+    def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
+        if not hasattr(scorer.model, "disable_adapter"):
+            raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
+        self._model, self._scorer = policy, scorer
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing: the weights are the policy's and go where it goes."""
+
+    def describe(self) -> str:
+        described = "" if self._model is None else f": {self._model.describe()}"
+        return f"the policy with its adapters off{described}"
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        # Eval mode, or the dropout of base and adapter would make the reference noisy.
+        model: Any = self._ready().model
+        with evaluating(self._ready()), model.disable_adapter():
+            yield
+
+
+class Pretrained(Reference):
+    """Another model, from a folder or the hub.
+
+    With another tokenizer than the policy's it reads the text that the policy kept, in its own tokens and through its
+    own chat template; then only its sums can be compared with the policy's.
+
+    Args:
+        path: a local folder or a hub name; weights in safetensors.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights: float32, bfloat16, float16 or float64.
+        attention: attention implementation of transformers; the model's own by default.
+        trust_remote_code: run code that comes with the model.
+
+    >>> Pretrained("runs/sft").describe()
+    'runs/sft, float32'
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        dtype: str = "float32",
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.label = path
+        self._source = Policy(
+            path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
+        self._model = self._source
+        self._tokenizer: Any = None  # only where it is not the policy's
+        self._refusal: str | None = None
+
+    def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
+        own = self._source.load_tokenizer()
+        self._scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        self._scorer.probe()
+        size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
+        if not same_tokenizer(own, tokenizer):
+            self._tokenizer = own
+            self._refusal = "has a tokenizer of its own"
+        elif size != policy_size:
+            self._refusal = f"gives logits for {size} tokens, the policy for {policy_size}"
+
+    def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
+        """See `Reference.score`.
+
+        Raises:
+            UserError: for token log-probs in another tokenizer's tokens, or a text longer than the model can read.
+        """
+        if self._tokenizer is not None:
+            if TokenLogps() in needs:
+                raise UserError(
+                    f"the objective compares single tokens with those of the reference '{self.label}', which has a "
+                    "tokenizer of its own: take a reference with the policy's tokenizer"
+                )
+            batch = retokenized(batch, self._tokenizer)
+            self._refuse_too_long(batch)
+        return super().score(batch, needs)
+
+    def readout(self, batch: PreferenceBatch) -> Readout:
+        if self._refusal is not None:
+            raise UserError(
+                f"EpsilonStep needs a reference with the policy's vocabulary, and '{self.label}' {self._refusal}: put "
+                "InitialPolicy, AdapterOff or a model of the policy's family first"
+            )
+        return super().readout(batch)
+
+    def describe(self) -> str:
+        return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")
+
+    def _refuse_too_long(self, batch: PreferenceBatch) -> None:
+        config: Any = self._ready().model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and batch.input_ids.shape[1] > limit:
+            lengths = batch.attention_mask.sum(1)
+            pair = batch.pair_ids[int(lengths.argmax()) % len(batch)]
+            raise UserError(
+                f"pair {pair} has {int(lengths.max())} tokens for the reference '{self.label}', which reads at most "
+                f"{limit}: lower data.max_length"
+            )
+
+
+def _vocabulary(scorer: Scorer) -> int:
+    config: Any = scorer.model.config
+    return config.get_text_config().vocab_size

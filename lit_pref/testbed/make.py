@@ -1,0 +1,224 @@
+"""Makes the testbed: a warm-started policy folder, preference files and held-out prompts, once per setting.
+
+What is left is ordinary: an HF folder and JSONL files that any configuration can name. The warm start is an ordinary
+`python -m lit_pref fit` with the SFT objective.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lit_pref
+from lit_pref.cache import build_once, cache_folder
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.policy import Policy
+from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.testbed import samples, world
+from lit_pref.testbed.samples import SampledPair, sample_pairs
+from lit_pref.testbed.world import Prompt, demonstrate, join_words, random_for, shuffled_prompts
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    "MALLOC_TOP_PAD_": str(128 * 2**20),
+}
+"""Settings of glibc by which it keeps the activations' memory from step to step: 1.5 times as fast on a CPU."""
+
+# Variables by which a launcher tells our process its place among others; the warm start is a process of its own.
+_PLACE = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PL_")
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """Everything that the content of a testbed folder depends on.
+
+    Args:
+        seed: of prompts, demonstrations, warm start, sampled responses and annotator.
+        tau: scale of the annotator's noise in points of gold reward, > 0.
+        quantised: the annotator gives grades from 1 to 10 instead of real ratings; pairs with equal grades are dropped.
+        demonstrations: responses for the warm start.
+        sft_steps: its optimiser steps, of 64 demonstrations each.
+        pairs: on-policy pairs for training.
+        held_out_pairs: on-policy pairs for validation, on prompts of their own.
+        eval_prompts: prompts for the evaluation by gold reward, on which nothing was trained.
+        hidden_size, layers: of the Llama.
+    """
+
+    seed: int = 0
+    tau: float = 1.0
+    quantised: bool = False
+    demonstrations: int = 30_000
+    sft_steps: int = 1200
+    pairs: int = 1000
+    held_out_pairs: int = 1500
+    eval_prompts: int = 512
+    hidden_size: int = 64
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise UsageError(f"The testbed's tau is the scale of a noise and must be positive; got {self.tau}.")
+
+    def key(self) -> str:
+        """Hash of the settings and of the code that gives them their meaning."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        for source in (world.__file__, samples.__file__, __file__):
+            digest.update(Path(source).read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def run_fit(config: str, run_dir: str, folder: Path) -> None:
+    """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in _PLACE and not name.startswith(_LAUNCHERS)
+    }
+    package = str(Path(lit_pref.__path__[0]).resolve().parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "lit_pref", "fit", "--config", config, "--run_dir", run_dir]
+    ended = subprocess.run(command, cwd=folder, env=environment | ALLOCATOR)
+    if ended.returncode:
+        raise UserError(
+            f"The testbed's warm start ended with exit code {ended.returncode}, for the reason printed above; "
+            f"mend it and run `{' '.join(command)}` in {folder} to see it alone."
+        )
+
+
+def sft_configuration(testbed: Testbed) -> dict[str, Any]:
+    """The configuration of the warm start; its paths are relative to the testbed's folder."""
+    llama = {
+        "model_type": "llama",
+        "hidden_size": testbed.hidden_size,
+        "intermediate_size": 3 * testbed.hidden_size,
+        "num_hidden_layers": testbed.layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    return {
+        "model": {
+            "policy": {"config": llama, "tokenizer": "tokenizer", "seed": testbed.seed},
+            "objective": {"class_path": "SFT"},
+            "optimizer": {
+                "class_path": "AdamW",
+                "init_args": {"lr": 0.004, "betas": [0.9, 0.98], "weight_decay": 0.01},
+            },
+            "schedule": {"class_path": "Linear", "init_args": {"warmup": 50, "floor": 0.05}},
+        },
+        "data": {"train": "demos.jsonl", "val_fraction": 0.0, "global_batch": 64, "max_length": 32},
+        "trainer": {
+            "max_steps": testbed.sft_steps,
+            "gradient_clip_val": 1.0,
+            "accelerator": "cpu",
+            "devices": 1,
+        },
+    }
+
+
+def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> Path:
+    """The testbed's folder, made first where the cache does not have it; processes that ask together make it once.
+
+    It holds `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
+    annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected` and
+    `p_true`, the true probability that `chosen` is preferred), `prompts.jsonl` (for the evaluation), `demos.jsonl`,
+    `tokenizer/`, and the warm start's configuration `sft.yaml` and run folder `sft/`. No prompt is in two of the files.
+
+    Args:
+        fit: called with the names of configuration and run folder and with the folder they are in; leaves `hf/` in the
+            run folder.
+
+    Raises:
+        UserError: if the settings ask for more prompts than there are, or the warm start fails.
+    """
+    return build_once(cache_folder("testbed", testbed.key()), lambda folder: _build(testbed, folder, fit))
+
+
+def evaluation_prompts(folder: Path) -> list[Prompt]:
+    """The held-out prompts of a testbed's folder."""
+    lines = (folder / "prompts.jsonl").read_text().splitlines()
+    return [Prompt.parse(json.loads(line)["prompt"]) for line in lines]
+
+
+def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]) -> None:
+    print(
+        f"Making the testbed (once, about a minute on a free core; kept in {folder.with_suffix('')}): "
+        f"{testbed.demonstrations:,} demonstrations, a warm start of {testbed.sft_steps:,} steps, "
+        f"{testbed.pairs:,} + {testbed.held_out_pairs:,} pairs.",
+        flush=True,
+    )
+    prompts = shuffled_prompts(testbed.seed)
+    asked = testbed.eval_prompts + testbed.held_out_pairs + testbed.pairs + testbed.demonstrations
+    if asked > len(prompts):
+        raise UserError(
+            f"The testbed is asked for {asked} prompts in all, but its language has {len(prompts)}; ask for fewer "
+            "demonstrations or pairs."
+        )
+    held_out, rest = prompts[: testbed.eval_prompts], prompts[testbed.eval_prompts :]
+    fresh, learned = iter(rest[: -testbed.demonstrations]), rest[-testbed.demonstrations :]
+    _write_jsonl(folder / "testbed.json", [asdict(testbed)])
+    _write_jsonl(folder / "prompts.jsonl", ({"prompt": prompt.text} for prompt in held_out))
+    _write_jsonl(folder / "demos.jsonl", _demonstrations(testbed, learned))
+    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BEGIN, world.END)
+    (folder / "sft.yaml").write_text(yaml.safe_dump(sft_configuration(testbed), sort_keys=False))
+    fit("sft.yaml", "sft", folder)
+    shutil.copytree(folder / "sft" / "hf", folder / "policy")
+    policy = Policy(path=str(folder / "policy"))
+    model, tokenizer = policy.build(), policy.load_tokenizer()
+    for name, number in (("val", testbed.held_out_pairs), ("train", testbed.pairs)):
+        rows = _pairs(testbed, name, number, fresh, partial(sample_pairs, model, tokenizer))
+        _write_jsonl(folder / f"{name}.jsonl", rows)
+
+
+def _demonstrations(testbed: Testbed, prompts: Sequence[Prompt]) -> Iterator[dict[str, str]]:
+    for index, prompt in enumerate(prompts):
+        response = demonstrate(prompt, random_for(testbed.seed, "demonstration", index))
+        yield {"prompt": prompt.text, "chosen": join_words(response)}
+
+
+def _pairs(
+    testbed: Testbed,
+    split: str,
+    number: int,
+    fresh: Iterator[Prompt],
+    sample: Callable[[Sequence[Prompt], int], list[SampledPair]],
+) -> list[dict[str, str | float]]:
+    """`number` rows; prompts whose two responses make none are replaced by fresh ones."""
+    rows: list[dict[str, str | float]] = []
+    drawn = 0
+    while len(rows) < number:
+        prompts = list(islice(fresh, number - len(rows)))
+        if not prompts:
+            raise UserError(
+                f"The testbed's warm start writes too few different, finished responses: {len(rows)} of {number} pairs "
+                "could be made; give it more steps (`sft_steps`)."
+            )
+        for pair in sample(prompts, random_for(testbed.seed, f"{split} responses", drawn).getrandbits(32)):
+            row = pair.row(testbed.tau, testbed.quantised, random_for(testbed.seed, f"{split} annotator", drawn))
+            rows += [row] if row else []
+            drawn += 1
+    return rows
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

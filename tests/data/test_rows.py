@@ -1,0 +1,170 @@
+"""What is accepted as a pair, how it is oriented, and the sentence for everything that is not."""
+
+import math
+
+import pytest
+
+from lit_pref.data.reading import Row
+from lit_pref.data.rows import BadRow, RowReader
+from lit_pref.errors import UserError
+
+GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
+
+
+def read(values, line=3, **options):
+    return RowReader(**options).read(Row("pairs.jsonl", line, values))
+
+
+def test_a_plain_row_is_taken_as_it_is():
+    pair = read(GOOD)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("2+2=", "4", "5")
+    assert (pair.margin, pair.probability, pair.swapped, pair.tie, pair.disagrees) == (None, None, False, False, False)
+
+
+@pytest.mark.parametrize(
+    "strength, margin, probability, swapped",
+    [
+        ({"margin": 2}, 2.0, None, False),
+        ({"margin": -2.5}, 2.5, None, True),
+        ({"margin": -0.0}, 0.0, None, False),
+        ({"score_chosen": 8, "score_rejected": 5.5}, 2.5, None, False),
+        ({"score_chosen": 1, "score_rejected": 4}, 3.0, None, True),
+        ({"probability": 0.75}, None, 0.75, False),
+        ({"probability": 0.25}, None, 0.75, True),
+        ({"p_chosen": 0.25}, None, 0.75, True),
+        ({"margin": -1.0, "probability": 0.25}, 1.0, 0.75, True),
+        ({"margin": 1.0, "probability": 0.25}, 1.0, 0.25, False),  # p < 1/2 beside a margin is legal: label noise
+    ],
+)
+def test_orientation_makes_the_margin_not_negative(strength, margin, probability, swapped):
+    pair = read({**GOOD, **strength})
+    assert (pair.margin, pair.probability, pair.swapped) == (margin, probability, swapped)
+    assert (pair.chosen, pair.rejected) == (("5", "4") if swapped else ("4", "5"))
+    assert pair.margin is None or math.copysign(1, pair.margin) == 1
+
+
+@pytest.mark.parametrize(
+    "strength, tie",
+    [({"margin": 0}, True), ({"margin": 1e-9}, False), ({"probability": 0.5}, True), ({"margin": 1, "p_chosen": 0.5}, False)],
+)
+def test_ties_are_pairs_of_equal_strength(strength, tie):
+    assert read({**GOOD, **strength}).tie is tie
+
+
+@pytest.mark.parametrize(
+    "strength, disagrees",
+    [
+        ({"margin": 2.5, "score_chosen": 8, "score_rejected": 5.5}, False),
+        ({"margin": 6, "score_chosen": 10, "score_rejected": 1}, True),
+        ({"margin": 6, "score_chosen": None, "score_rejected": 1}, False),
+        ({"margin": 1.0, "probability": 0.4}, True),
+        ({"margin": -1.0, "probability": 0.4}, False),
+    ],
+)
+def test_a_margin_wins_over_scores_and_disagreement_is_noted(strength, disagrees):
+    pair = read({**GOOD, **strength})
+    assert pair.margin == abs(strength["margin"])
+    assert pair.disagrees is disagrees
+
+
+def test_columns_of_one_side_change_sides_with_the_texts_and_others_stay():
+    values = {**GOOD, "margin": -1, "reward_chosen": 3, "reward_rejected": 7, "difficulty": 0.5, "easy": True}
+    pair = read(values, columns=("reward_chosen", "reward_rejected", "difficulty", "easy"))
+    assert pair.columns == {"reward_chosen": 7.0, "reward_rejected": 3.0, "difficulty": 0.5, "easy": 1.0}
+
+
+def test_required_columns_are_carried_without_being_asked_for():
+    pair = read({**GOOD, "margin": 1, "p_true": 0.6}, required=frozenset({"margin", "p_true"}))
+    assert pair.columns == {"p_true": 0.6}
+
+
+def test_message_lists_and_groups_and_ids():
+    values = {
+        "prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "hi", "name": "x"}],
+        "chosen": [{"role": "assistant", "content": "hello"}],
+        "rejected": "go away",
+        "source": 7,
+        "id": 12,
+    }
+    pair = read(values, group_column="source")
+    assert pair.prompt == [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+    assert (pair.chosen, pair.rejected, pair.group, pair.id) == ("hello", "go away", "7", "12")
+
+
+def test_one_sided_rows_need_no_rejected_text_and_take_the_better_one_where_there_are_two():
+    assert read({"prompt": "a", "chosen": "b"}, one_sided=True).rejected is None
+    pair = read({**GOOD, "margin": -1}, one_sided=True)
+    assert (pair.chosen, pair.rejected) == ("5", None)
+    assert read({**GOOD, "rejected": ""}, one_sided=True).chosen == "4"
+
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"chosen": None}, "chosen is missing or null; give it a text"),
+        ({"chosen": ""}, "chosen is empty; give it a text"),
+        ({"rejected": " \n\t"}, "rejected is empty"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": 5}, "prompt is not a text but int; give it a string or a message list"),
+        ({"chosen": "\ud800"}, "chosen holds half a surrogate pair; mend"),
+        ({"rejected": "4"}, "chosen and rejected are the same text; a pair needs two different responses"),
+        ({"margin": None}, r"margin is not a finite number \(null\); give it a number"),
+        ({"margin": float("nan")}, r"margin is not a finite number \(nan\)"),
+        ({"margin": float("inf")}, r"margin is not a finite number \(inf\)"),
+        ({"margin": "3"}, r"margin is not a finite number \('3'\)"),
+        ({"margin": True}, r"margin is not a finite number \(True\)"),
+        ({"score_chosen": 1, "score_rejected": None}, r"score_rejected is not a finite number \(null\)"),
+        ({"probability": 1.5}, r"probability is not between 0 and 1 \(1.5\)"),
+        ({"prompt": []}, "prompt is an empty message list"),
+        ({"prompt": [{"content": "hi"}]}, "prompt holds a message without a role"),
+        ({"prompt": ["hi"]}, "prompt holds a message without a role"),
+        ({"prompt": [{"role": "user", "content": None}]}, "prompt content is missing or null"),
+        ({"prompt": [*USER, {"role": "assistant", "content": "yes"}]}, "prompt ends with a message of the assistant"),
+        ({"prompt": USER, "chosen": [*USER, {"role": "assistant", "content": "4"}]}, "chosen is not one message of the"),
+        ({"prompt": USER, "chosen": USER}, "chosen is not one message of the assistant; put the conv"),
+        ({"chosen": [{"role": "assistant", "content": "4"}]}, "chosen is a message but prompt is a string; make both"),
+        ({"id": None}, r"id is neither a word nor an integer \(None\)"),
+    ],
+)
+def test_a_bad_row_is_refused_by_file_line_field_reason_and_remedy(change, sentence):
+    with pytest.raises(BadRow, match=rf"^pairs.jsonl, line 3: {sentence}.*, or leave such rows out") as caught:
+        read({**GOOD, **change})
+    assert not any(character.isdigit() for character in caught.value.kind.replace("0 and 1", ""))
+
+
+def test_group_and_column_values_are_checked_too():
+    with pytest.raises(BadRow, match=r"source names no group \(None\)"):
+        read({**GOOD, "source": None}, group_column="source")
+    with pytest.raises(BadRow, match=r"difficulty is not a finite number \('high'\)"):
+        read({**GOOD, "difficulty": "high"}, columns=("difficulty",))
+
+
+@pytest.mark.parametrize(
+    "values, options, sentence",
+    [
+        ({"prompt": "a", "text": "b"}, {}, "has the columns prompt, text, but not `chosen` and `rejected`; rename or add"),
+        ({"prompt": "a", "chosen": "b"}, {}, "but not `rejected`"),
+        (GOOD, {"columns": ("p_true",)}, "but not `p_true`"),
+        (GOOD, {"group_column": "source"}, "but not `source`"),
+        (GOOD, {"required": frozenset({"margin"})}, "the objective needs the strength of each preference; add `margin`"),
+        (GOOD, {"required": frozenset({"probability"})}, "the objective needs P.chosen is better. of each pair; add"),
+        ({**GOOD, "score_chosen": 1}, {}, "one score without the other"),
+    ],
+)
+def test_a_file_that_lacks_a_column_is_refused_with_the_columns_it_has(values, options, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        read(values, **options)
+    assert not isinstance(caught.value, BadRow)
+    assert str(caught.value).startswith("pairs.jsonl has the columns prompt")
+
+
+@pytest.mark.parametrize("first, second", [({"margin": 1}, {}), ({}, {"margin": 1})])
+def test_strength_in_some_rows_only_is_refused(first, second):
+    reader = RowReader()
+    reader.read(Row("pairs.jsonl", 1, {**GOOD, **first}))
+    with pytest.raises(UserError, match=r"pairs.jsonl, line \d has `margin`, line \d has not; give it to every row") as e:
+        reader.read(Row("pairs.jsonl", 2, {**GOOD, **second}))
+    assert not isinstance(e.value, BadRow)

@@ -1,0 +1,133 @@
+"""Fabricated scores: no model, float64, every number chosen by the test."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_pref.objectives import Objective
+from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
+
+
+def make_side(scores: Sequence[float] | Tensor, lengths: Sequence[int] | None = None) -> SequenceScores:
+    scores = torch.as_tensor(scores, dtype=torch.float64)
+    lengths = [10] * len(scores) if lengths is None else lengths
+    return SequenceScores(scores=scores, lengths=torch.tensor(lengths))
+
+
+def make_pair(chosen, rejected, lengths=None, rejected_lengths=None) -> PairScores:
+    return PairScores(make_side(chosen, lengths), make_side(rejected, rejected_lengths))
+
+
+def make_batch(size: int, margin=None, probability=None, real=None, **columns: Sequence[float]) -> PreferenceBatch:
+    empty = torch.zeros(0, dtype=torch.int64)
+    return PreferenceBatch(
+        pair_ids=[f"pair-{i}" for i in range(size)],
+        input_ids=empty.view(0, 0),
+        attention_mask=empty.view(0, 0),
+        predictors=empty,
+        targets=empty,
+        sequences=empty,
+        chosen_lengths=torch.full((size,), 10),
+        rejected_lengths=torch.full((size,), 12),
+        margin=None if margin is None else torch.tensor(margin, dtype=torch.float64),
+        probability=None if probability is None else torch.tensor(probability, dtype=torch.float64),
+        real=torch.ones(size, dtype=torch.bool) if real is None else torch.tensor(real),
+        window_pairs=size,
+        columns={name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()},
+    )
+
+
+@dataclass
+class Inputs:
+    policy: PairScores
+    references: list[PairScores]
+    batch: PreferenceBatch
+
+    def into(self, objective: Objective) -> ObjectiveOutput:
+        return objective(self.policy, self.references, self.batch)
+
+    def select(self, index: Sequence[int]) -> "Inputs":
+        """The pairs `index`, in that order."""
+
+        def side(scores: SequenceScores) -> SequenceScores:
+            statistics = {need: value[index] for need, value in scores.statistics.items()}
+            return SequenceScores(scores.scores[index], scores.lengths[index], statistics)
+
+        def pair(scores: PairScores) -> PairScores:
+            return PairScores(side(scores.chosen), None if scores.rejected is None else side(scores.rejected))
+
+        batch = make_batch(len(index), **{name: value[index].tolist() for name, value in self.batch.columns.items()})
+        batch.pair_ids = [self.batch.pair_ids[i] for i in index]
+        for name in ("margin", "probability", "real"):
+            value = getattr(self.batch, name)
+            setattr(batch, name, None if value is None else value[index])
+        return Inputs(pair(self.policy), [pair(reference) for reference in self.references], batch)
+
+
+def random_inputs(objective: Objective, size: int = 5, references: int | None = None, seed: int = 0) -> Inputs:
+    """Everything that `objective` asks for, with scores that require a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(scale: float) -> Tensor:
+        return scale * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def side(needs: frozenset[Need]) -> SequenceScores:
+        lengths = torch.randint(5, 30, (size,), generator=generator)
+        # Statistics beside the score, so that every epsilon step s occurs.
+        scores = -2.0 * lengths + normal(1.0)
+        ordered = sorted(needs, key=repr)
+        return SequenceScores(scores, lengths, {need: scores + normal(2.0) for need in ordered})
+
+    def pair(needs: frozenset[Need]) -> PairScores:
+        return PairScores(side(needs), side(needs) if "rejected" in objective.sides else None)
+
+    count = objective.min_references if references is None else references
+    policy = pair(objective.needs)
+    for response in (policy.chosen, policy.rejected):
+        if response is not None:
+            response.scores.requires_grad_()
+    columns = objective.required - {"margin", "probability"}
+    batch = make_batch(
+        size,
+        margin=(normal(1.0).abs() + 0.1).tolist(),
+        probability=torch.rand(size, generator=generator, dtype=torch.float64).tolist(),
+        **{name: normal(1.0).tolist() for name in columns},
+    )
+    return Inputs(policy, [pair(objective.reference_needs) for _ in range(count)], batch)
+
+
+def g0(margin: float | None = 2.0, probability: float | None = None, **columns: float) -> Inputs:
+    """The common golden pair: l_w = -12, l_l = -15, r_w = -13, r_l = -14.5, n_w = 10, n_l = 12.
+
+    So h_w = 1, h_l = -0.5, D = h_w - h_l = 1.5, and x = 0.15 at beta = 0.1.
+    """
+    return Inputs(
+        make_pair([-12.0], [-15.0], [10], [12]),
+        [make_pair([-13.0], [-14.5], [10], [12])],
+        make_batch(
+            1,
+            margin=None if margin is None else [margin],
+            probability=None if probability is None else [probability],
+            **{name: [value] for name, value in columns.items()},
+        ),
+    )
+
+
+@dataclass
+class Fabricate:
+    """What tests build their inputs with."""
+
+    side: Callable = make_side
+    pair: Callable = make_pair
+    batch: Callable = make_batch
+    inputs: Callable = Inputs
+    random: Callable = random_inputs
+    g0: Callable = g0
+
+
+@pytest.fixture
+def make() -> Fabricate:
+    return Fabricate()

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives import (
+    DPO,
+    ColumnOffset,
+    ColumnWeight,
+    ConstantOffset,
+    LengthOffset,
+    MarginOffset,
+    Mean,
+    NoReference,
+)
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def test_simpo_is_means_without_reference_and_a_constant_offset(make):
+    # a_w = -12 / 10, a_l = -15 / 12; x = 2 (a_w - a_l) - 0.5 = -0.4
+    trl = DPO(beta=2.0, reference=NoReference(), tokens=Mean(), offset=ConstantOffset(0.5))
+    inputs = make.g0()
+    inputs.references = []
+    assert inputs.into(trl).losses.item() == pytest.approx(0.9130152523999525, abs=1e-14)
+    # HALOs: beta 10, ratio 0.3, so an offset of 3
+    halos = DPO(beta=10.0, reference=NoReference(), tokens=Mean(), offset=ConstantOffset(3.0))
+    assert inputs.into(halos).losses.item() == pytest.approx(2.578889734292549, abs=1e-14)
+
+
+def test_odpo_on_the_golden_pair(make):
+    output = make.g0(margin=2.0).into(DPO(offset=MarginOffset(1.0)))
+    assert output.losses.item() == pytest.approx(softplus(-(0.15 - math.log(2))), abs=1e-15)
+    assert output.losses.item() == pytest.approx(1.001152315758658, abs=1e-15)
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0])
+def test_odpo_refuses_a_margin_without_logarithm_and_names_the_pair(make, margin):
+    with pytest.raises(UserError, match=f"pair 'pair-0' has the margin {margin}: drop ties"):
+        make.g0(margin=margin).into(DPO(offset=MarginOffset()))
+
+
+def test_a_length_offset_asks_less_of_a_pair_whose_chosen_response_is_longer(make):
+    # r - alpha n in place of r: x = beta D + alpha (n_w - n_l) = 0.15 + 0.01 * (10 - 12)
+    output = make.g0().into(DPO(offset=LengthOffset(0.01)))
+    assert output.losses.item() == pytest.approx(softplus(-0.13), abs=1e-15)
+    # and with the sign of alpha turned 0.15 + 0.02
+    turned = make.g0().into(DPO(offset=LengthOffset(-0.01)))
+    assert turned.losses.item() == pytest.approx(0.6117553388706229, abs=1e-15)
+
+
+def test_a_positive_length_offset_weakens_the_pull_towards_a_longer_response(make):
+    slopes = []
+    for objective in (DPO(), DPO(offset=LengthOffset(0.1))):
+        inputs = make.inputs(make.pair([-12.0], [-15.0], [20], [5]), [make.pair([-13.0], [-14.5])], make.batch(1))
+        inputs.policy.chosen.scores.requires_grad_()
+        inputs.into(objective).losses.sum().backward()
+        slopes.append(inputs.policy.chosen.scores.grad.abs().item())
+    assert slopes[1] < slopes[0]
+
+
+def test_modpo_is_a_column_offset_with_a_larger_beta(make):
+    # w = (0.5, 0.5), R_w - R_l = 0.4: x = (0.1 * 1.5 - 0.5 * 0.4) / 0.5 = -0.1
+    output = make.g0(other=0.4).into(DPO(beta=0.2, offset=ColumnOffset("other", scale=1.0)))
+    assert output.losses.item() == pytest.approx(softplus(0.1), abs=1e-15)
+    assert output.losses.item() == pytest.approx(0.7443966600735709, abs=1e-15)
+
+
+def test_a_column_weight_multiplies_the_loss(make):
+    output = make.g0(trust=2.5).into(DPO(weight=ColumnWeight("trust")))
+    assert output.losses.item() == pytest.approx(2.5 * 0.6209570477895321, abs=1e-14)
+    # The fit to the target is a property of the pair, not of its weight.
+    assert output.logged["kl_to_target"].item() == pytest.approx(0.6209570477895321, abs=1e-14)
+
+
+@pytest.mark.parametrize("part", [{"offset": ColumnOffset("trust")}, {"weight": ColumnWeight("trust")}])
+def test_columns_are_required_and_a_missing_one_is_named(make, part):
+    assert DPO(**part).required == {"trust"}
+    with pytest.raises(UserError, match="needs the field `trust` of every pair"):
+        make.g0().into(DPO(**part))
+
+
+def test_the_margin_can_be_a_column(make):
+    assert make.g0(margin=0.4).into(DPO(beta=0.2, offset=ColumnOffset("margin"))).losses.item() == pytest.approx(
+        0.7443966600735709, abs=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: ConstantOffset(math.inf), lambda: MarginOffset(math.nan), lambda: LengthOffset(-math.inf)],
+)
+def test_offsets_that_are_no_numbers_are_refused(build):
+    with pytest.raises(UsageError, match="must be a finite number"):
+        build()

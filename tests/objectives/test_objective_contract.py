@@ -1,0 +1,129 @@
+"""What holds of every objective, present and future: found by walking the subclasses, not by a list."""
+
+import inspect
+
+import pytest
+import torch
+
+from lit_pref.objectives import DPO, EpsilonStep, Geometric, Harmonic, MarginTarget, Objective
+
+
+def concrete(kind):
+    for subclass in kind.__subclasses__():
+        if not inspect.isabstract(subclass) and subclass.__module__.startswith("lit_pref."):
+            yield subclass
+        yield from concrete(subclass)
+
+
+KINDS = sorted(set(concrete(Objective)), key=lambda kind: kind.__name__)
+BUILDS = {kind.__name__: kind for kind in KINDS} | {
+    "composed": lambda: DPO(target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep(0.1)),
+    "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
+}
+
+
+@pytest.fixture(params=BUILDS.values(), ids=BUILDS)
+def build(request):
+    return request.param
+
+
+def several(objective):
+    """K = 3 where the objective takes any number, else as many as it must have."""
+    return 3 if objective.max_references is None else objective.min_references
+
+
+def state(objective):
+    return {name: value.clone() for name, value in objective.state_dict().items()}
+
+
+def test_the_subclasses_are_found():
+    assert {kind.__name__ for kind in KINDS} >= {"DPO", "MMPO", "MRPO", "EpsilonDPO", "SFT", "Pairwise"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_class_says_how_faithful_it_is_and_to_what(kind):
+    assert kind.faithfulness in ("code", "derived", "reconstruction")
+    assert kind.__doc__ and "**Source**" in kind.__doc__
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_losses_rewards_and_logged_values_are_finite_and_one_for_each_pair(make, build, size):
+    objective = build()
+    output = make.random(objective, size, several(objective)).into(objective)
+    values = [output.losses, output.chosen_rewards, *output.logged.values()]
+    if "rejected" in objective.sides:
+        values.append(output.rejected_rewards)
+    assert all(value.shape == (size,) for value in values)
+    assert all(bool(value.isfinite().all()) for value in values)
+
+
+def test_only_the_losses_carry_a_gradient(make, build):
+    objective = build()
+    output = make.random(objective, references=several(objective)).into(objective)
+    assert output.losses.requires_grad
+    for value in (output.chosen_rewards, output.rejected_rewards, *output.logged.values()):
+        assert value is None or not value.requires_grad
+
+
+def test_the_loss_of_a_pair_depends_on_that_pair_alone(make, build):
+    objective = build()
+    inputs = make.random(objective, references=several(objective))
+    losses = inputs.into(objective).losses
+    for i in range(len(losses)):
+        for side in objective.sides:
+            scores = getattr(inputs.policy, side).scores
+            (gradient,) = torch.autograd.grad(losses[i], scores, retain_graph=True)
+            assert gradient.nonzero().flatten().tolist() in ([], [i])
+    alone = torch.cat([inputs.select([i]).into(objective).losses for i in range(len(losses))])
+    torch.testing.assert_close(alone, losses, rtol=1e-14, atol=0)
+
+
+def test_the_order_of_the_pairs_does_not_matter(make, build):
+    objective = build()
+    inputs = make.random(objective, references=several(objective))
+    order = [3, 0, 4, 1, 2]
+    straight, turned = inputs.into(objective), inputs.select(order).into(objective)
+    assert torch.equal(turned.losses, straight.losses[order])
+    assert torch.equal(turned.chosen_rewards, straight.chosen_rewards[order])
+    for name, value in straight.logged.items():
+        assert torch.equal(turned.logged[name], value[order])
+
+
+def test_fillers_leave_no_trace_in_the_state(make, build):
+    padded, plain = build(), build()
+    inputs = make.random(padded, size=40, references=several(padded))
+    inputs.batch.real[15:] = False
+    inputs.into(padded)
+    inputs.select(list(range(15))).into(plain)
+    for objective in (padded, plain):
+        objective.update(lambda total: total)
+    assert padded.progress == plain.progress
+    assert state(padded) == state(plain)
+
+
+def test_validation_and_an_update_without_pairs_leave_the_state(make, build):
+    objective = build()
+    before, progress = state(objective), objective.progress
+    make.random(objective, references=several(objective)).into(objective.eval())
+    objective.update(lambda total: total)
+    assert state(objective) == before
+    assert objective.progress == progress
+
+
+def test_state_is_float64_and_stays_so(build):
+    objective = build().to(torch.bfloat16)
+    assert {value.dtype for value in objective.state_dict().values()} <= {torch.float64}
+
+
+def test_two_builds_print_the_same_and_show_no_address(build):
+    assert repr(build()) == repr(build())
+    assert " at 0x" not in repr(build())
+
+
+def test_one_reference_too_few_or_too_many_is_refused(make, build):
+    objective = build()
+    lowest, highest = objective.min_references, objective.max_references
+    wrong = ([lowest - 1] if lowest else []) + ([highest + 1] if highest is not None else [])
+    for count in wrong:
+        with pytest.raises(ValueError, match=f"references, got {count}"):
+            make.random(objective, references=count).into(objective)
