@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints
+from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.commands.export import export
 from lit_pref.commands.summary import closing_words, opening_words
@@ -52,6 +53,7 @@ class PreferenceCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
         parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
         parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
+        parser.add_argument("--closing_words", type=bool, default=True, help="Say at the end where everything is.")
 
     def _parse_ckpt_path(self) -> None:
         """Not from the checkpoint: the command line wins over it."""
@@ -61,7 +63,7 @@ class PreferenceCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.testbed is not None:
-            self.made = make(config.testbed)
+            self.made = make(Testbed(**vars(config.testbed)))
             self._fill_in(config, self.made)
         self.run_dir = Path(config.run_dir or _name_of_run(config.get("config") or []))
         if config.get("ckpt_path") == "last":
@@ -107,6 +109,9 @@ class PreferenceCLI(LightningCLI):
         kwargs["use_distributed_sampler"] = False
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
         callbacks = _as_list(config.callbacks)
+        if config.enable_progress_bar is not False:
+            callbacks.append(progress())
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
         if self.subcommand == "fit":
             callbacks.append(RunFolder(self.config_text))
             if not any(isinstance(callback, Checkpoints) for callback in callbacks):
@@ -127,7 +132,7 @@ class PreferenceCLI(LightningCLI):
         if "ckpt_path" in again:
             again.ckpt_path = None
         # What is saved runs again on its own, in a folder of its own.
-        self.config_text = self._parser(self.subcommand).dump(again, skip_none=False)
+        self.config_text = self._parser(self.subcommand).dump(again, skip_unset=False)
         self.model.plain_config = yaml.safe_load(self.config_text)
         self.model.seed = int(config.seed_everything)
         self.model.stop_at_step = config.stop_at_step
@@ -142,6 +147,8 @@ class PreferenceCLI(LightningCLI):
             return
         newest = complete_checkpoints(self._checkpoint_folder())[-1]
         exported = export(newest, self.run_dir / "hf")
+        if not self.config["fit"].closing_words:
+            return
         ran = " ".join(["python -m lit_pref", *_without(sys.argv[1:], "--run_dir", "--ckpt_path", "--model.objective")])
         _say(closing_words(self.model, self.run_dir, newest, exported, ran))
         if self.made is not None:
@@ -196,6 +203,8 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
 
 @rank_zero_only

@@ -160,11 +160,9 @@ def _option_names(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     known = list(known)
-    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not guess:
-        lower = {k.lower(): k for k in known}
-        guess = [lower[g] for g in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
-    return f"; did you mean {prefix}{guess[0]}?" if guess else ""
+    lower = {k.lower(): k for k in known}
+    guesses = [lower[g] for g in difflib.get_close_matches(name.lower(), lower, n=2, cutoff=0.5)]
+    return f"; did you mean {' or '.join(prefix + guess for guess in guesses)}?" if guesses else ""
 
 
 def _siblings(path: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Every shipped configuration is parsed, built, printed and built again; every class switch drops the old arguments."""
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ class Parsed(PreferenceCLI):
         super().__init__([str(a) for a in ("fit", *arguments)])
 
     def before_instantiate_classes(self) -> None:
-        self.printed = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        self.printed = self._parser("fit").dump(self.config["fit"], skip_unset=False)
 
     def instantiate_classes(self) -> None:
-        built = self.parser.instantiate_classes(self.config)
+        built = self.parser.instantiate(self.config)
         self.model = built["fit"].model
 
     def _set_seed(self) -> None: ...
@@ -72,7 +73,7 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
             assert f"{name}={value}" in repr(objective)
 
 
-METHODS = [DPO, MMPO, MRPO, EpsilonDPO, SFT, Pairwise]
+METHODS = [DPO, MMPO, MRPO, EpsilonDPO, SFT]
 UNUSUAL = {"beta": 0.07, "gamma": 0.7, "eta": 0.7, "adaptive": False, "arwc_swap": True, "epsilon": 0.07, "first_order": True}
 
 
@@ -81,15 +82,12 @@ def unusual(method: type[Objective]) -> dict[str, Any]:
     return {name: value for name, value in UNUSUAL.items() if name in names}
 
 
-@pytest.mark.parametrize("new", METHODS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("old", METHODS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("old", "new"), itertools.permutations(METHODS, 2), ids=lambda c: c.__name__)
 def test_a_later_class_keeps_no_argument_of_the_old_one(old: type[Objective], new: type[Objective], tmp_path: Path):
-    if old is new:
-        pytest.skip("the same class: its arguments are meant to stay")
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(yaml.safe_dump({"model": {"objective": {"class_path": old.__name__, "init_args": unusual(old)}}}))
     second.write_text(yaml.safe_dump({"model": {"objective": new.__name__}}))
-    assert objective_after("--config", first) != repr(old()), "the first file must differ from the defaults"
+    assert not unusual(old) or objective_after("--config", first) != repr(old()), "it must differ from the defaults"
     assert objective_after("--config", first, "--config", second) == repr(new())
     assert objective_after("--config", first, "--model.objective", new.__name__) == repr(new())
 

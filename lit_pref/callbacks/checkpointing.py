@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves every so many optimiser steps and at the end, under names that carry the step, and keeps the newest.
 
-    It has no state of its own: what is newest is read from the folder, so that nothing can disagree with it.
+    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation follows the step, it is saved after it: a run that is killed in between validates when it goes on.
 
     Args:
         every: Optimiser steps between two checkpoints.
@@ -54,9 +54,18 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.folder = folder
         self._seen_step = 0
+        self._saved_step: int | None = None
+        self._due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
+        newest = self._saved_step = newest_step(self.where(trainer))
+        if newest is not None and newest > trainer.global_step and not trainer.fast_dev_run:
+            raise UsageError(
+                f"{self.where(trainer)} holds a checkpoint of step {newest} and this run goes on from step "
+                f"{trainer.global_step}: resume from the newest (--ckpt_path last), give the run another folder "
+                "(--run_dir), or delete the newer checkpoints"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,10 +74,18 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
             if trainer.global_step % self.every == 0:
-                self._save(trainer)
+                self._due = _validates_now(trainer)
+                if not self._due:
+                    self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due:
+            self._due = False
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run and newest_step(self.where(trainer)) != trainer.global_step:
+        # Not asked of the folder, where another rank may have written in the meantime: all ranks save or none.
+        if self._saved_step != trainer.global_step:
             self._save(trainer)
 
     def where(self, trainer: Trainer) -> Path:
@@ -79,10 +96,17 @@ class Checkpoints(Checkpoint):
         if trainer.fast_dev_run:
             return
         folder = self.where(trainer)
+        self._saved_step = trainer.global_step
         trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
         if trainer.is_global_zero and self.keep is not None:
             for path in complete_checkpoints(folder)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(path)
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Whether a validation follows the training batch that has just ended."""
+    loop = trainer.fit_loop
+    return sum(trainer.num_val_batches or [0]) > 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

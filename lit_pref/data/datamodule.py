@@ -1,21 +1,22 @@
 """The LightningDataModule: prepares pairs, slices them over ranks, keeps the position, sets accumulation."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ParallelStrategy
 
 from lit_pref.data.collation import SealedBatch, SealedBatches
 from lit_pref.data.loading import PairLoader, ResumableLoader
-from lit_pref.data.preparation import Preparation, digest_of_split, in_validation
+from lit_pref.data.preparation import Preparation, digest_of_split, training_texts
 from lit_pref.data.prepared import PreparedPairs
-from lit_pref.data.reading import read_rows, source_file
+from lit_pref.data.reading import source_file
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.tokenization import Tokenization
-from lit_pref.data.windows import align_with_windows, finish_epoch_of_checkpoint
+from lit_pref.data.windows import align_with_windows, settle_epoch_of_checkpoint
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Corpus
 from lit_pref.types import PreferenceBatch
@@ -113,7 +114,9 @@ class PreferenceDataModule(LightningDataModule):
         if self._opened_for is not self._trainer.lightning_module:
             self._open()
         if stage == "fit":
-            align_with_windows(self._trainer, self._sampler())
+            callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
+            scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+            align_with_windows(self._trainer, self._sampler(), scheduled)
 
     def _open(self) -> None:
         """Prepare both splits, or find them in the cache where another rank or run has."""
@@ -121,7 +124,10 @@ class PreferenceDataModule(LightningDataModule):
         if self.train is None:
             raise UsageError("data.train is not set; name a JSONL, JSONL.gz or Parquet file with preference pairs.")
         source_file(self.train)
-        corpus = Corpus(digest_of_split(self.train, self.val_fraction, self.split_seed), self._corpus_texts)
+        corpus = Corpus(
+            digest_of_split(self.train, self.val_fraction, self.split_seed),
+            partial(training_texts, self.train, self.val_fraction, self.split_seed),
+        )
         tokenizer = module.policy.load_tokenizer(corpus)
         self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length)
         preparation = Preparation(
@@ -148,15 +154,6 @@ class PreferenceDataModule(LightningDataModule):
             raise UserError(
                 f"{self.train}: all pairs went to validation; lower data.val_fraction ({self.val_fraction:g})."
             )
-
-    def _corpus_texts(self) -> Iterator[str]:
-        """The texts of the training split, as they stand in the file, for a tokenizer that is trained on them."""
-        for row in read_rows(self.train):
-            if in_validation(row.values.get("prompt"), self.val_fraction, self.split_seed):
-                continue
-            for value in (row.values.get(name) for name in ("prompt", "chosen", "rejected")):
-                parts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
-                yield from (part for part in parts if isinstance(part, str))
 
     # What was prepared
 
@@ -229,7 +226,7 @@ class PreferenceDataModule(LightningDataModule):
         )
         if self._position is not None and self._trainer.fit_loop.is_resuming:
             loader.load_state_dict(self._position)
-        finish_epoch_of_checkpoint(self._trainer)
+        settle_epoch_of_checkpoint(self._trainer)
         self._loader = loader
         return loader
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,16 @@ def digest_of_split(source: str | Path, val_fraction: float, split_seed: int) ->
     """sha256 that changes with the rows of the training split and with nothing else but the split's own numbers."""
     parts = [content_digest(source), val_fraction, split_seed if val_fraction else 0]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def training_texts(source: str | Path, val_fraction: float, split_seed: int) -> Iterator[str]:
+    """The texts of the training split, as they stand in the file, for a tokenizer that is trained on them."""
+    for row in read_rows(source):
+        if in_validation(row.values.get("prompt"), val_fraction, split_seed):
+            continue
+        for value in (row.values.get(name) for name in ("prompt", "chosen", "rejected")):
+            parts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
+            yield from (part for part in parts if isinstance(part, str))
 
 
 @dataclass

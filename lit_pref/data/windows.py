@@ -2,23 +2,24 @@
 
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.loops.loop import _Loop
-
 from lit_pref.data.sampling import WindowSampler
 from lit_pref.errors import UsageError
 
 
-def align_with_windows(trainer: Any, sampler: WindowSampler) -> None:
+def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) -> None:
     """Set the Trainer's accumulation, and move its shares of an epoch to window ends.
 
     A checkpoint within a window lacks the gradients gathered so far, and a cut window would have the wrong mean.
+
+    Args:
+        trainer: the Trainer, before it asks for the training loader.
+        sampler: of the training loader.
+        scheduled: whether a callback would change the accumulation.
 
     Raises:
         UsageError: the Trainer was told something else in so many words.
     """
     every, length = sampler.accumulation, len(sampler)
-    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
     if trainer.accumulate_grad_batches not in (1, every) or scheduled:
         raise UsageError(
             "trainer.accumulate_grad_batches is set, but accumulation follows from data.global_batch "
@@ -69,14 +70,22 @@ def _at_window_end(limit: int | float, every: int, length: int, name: str) -> in
     return limit
 
 
-def finish_epoch_of_checkpoint(trainer: Any) -> None:
-    """Take a checkpoint from an epoch's end for what it is, also under `max_steps`.
+def settle_epoch_of_checkpoint(trainer: Any) -> None:
+    """Take an epoch that a checkpoint counts as over for what it is: over, or stopped within.
 
-    With `max_steps` set, Lightning 2.6 always takes a resumed epoch for unfinished; a checkpoint that was saved in
-    `on_train_epoch_end` then loses or repeats an epoch. Called where the training loader is asked for: after the loop's
-    state was restored, before it is used.
+    Over: with `max_steps` set, Lightning 2.6 always takes a resumed epoch for unfinished, and a checkpoint that was
+    saved in `on_train_epoch_end` loses or repeats an epoch. Stopped within: a run that stops in mid-epoch (at a step,
+    early) counts the epoch before it saves for the last time, and a resumed run would leave out the rest of its pairs.
+    Called where the training loader is asked for: after the loop's state was restored, before it is used.
     """
     loop = trainer.fit_loop
-    epoch = loop.epoch_progress.current
-    if loop.restarting and epoch.ready == epoch.started == epoch.processed:
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+    progress = loop.epoch_progress
+    epoch = progress.current
+    if not loop.is_resuming or not epoch.ready == epoch.started == epoch.processed > 0:
+        return
+    over = loop.epoch_loop.batch_progress.is_last_batch
+    if not over:
+        for counted in (progress.current, progress.total):
+            counted.processed = counted.completed = counted.started - 1
+    # The loop's own setter is what takes every epoch for unfinished; that of its base class does as it is told.
+    super(type(loop), type(loop)).restarting.fset(loop, not over)

@@ -62,7 +62,7 @@ def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -
     0.0
     """
     z, label = _checked(z, label)
-    values, block = torch.cat([z, -z]).add(0.0).unique(return_inverse=True)
+    values, block = torch.cat([z, -z]).unique(return_inverse=True)
     labels = torch.zeros_like(values).index_add(0, block, torch.cat([label, 1 - label]))
     count = torch.zeros_like(values).index_add(0, block, torch.ones_like(block, dtype=torch.float64))
     start = torch.zeros(1, dtype=torch.float64)

@@ -42,7 +42,8 @@ MEASURES: dict[str, Measure] = {
     "lengths/rejected": (("rejected_length",), _itself),
 }
 """Metric -> the values of a pair that it reads (see `pair_values`) and the function of them whose mean it is. The
-names are TRL's where TRL has one. `chosen_fell` = share of pairs whose chosen response is less likely than under reference 0."""
+names are TRL's where TRL has one. `chosen_fell` = share of pairs whose chosen response is less likely than under
+reference 0."""
 
 NOT_MEASURED = frozenset({"id", "group", "prompt", "margin", "probability"}) | {
     name for inputs, _ in MEASURES.values() for name in inputs
@@ -147,12 +148,12 @@ def margin_quantiles(records: Records, bins: int) -> list[float]:
     >>> margin_quantiles({"id": list("abcd"), "margin": [1.0, 2.0, 3.0, 4.0]}, bins=2)
     [2.5]
     """
-    margins = sorted(margin for margin in records.get("margin", []) if margin is not None)
+    margins = [margin for margin in records.get("margin", []) if margin is not None]
     if not margins:
         return []
     levels = torch.arange(1, bins, dtype=torch.float64) / bins
     edges = torch.quantile(torch.tensor(margins, dtype=torch.float64), levels).tolist()
-    return sorted({edge for edge in edges if edge > margins[0]})
+    return sorted(set(edges))
 
 
 def bootstrap_interval(

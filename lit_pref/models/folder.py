@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lit_pref.errors import UserError
@@ -63,10 +63,16 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
     if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
         raise UserError(f"there is no folder '{name}'{_nearest(path)}")
     try:
+        reachable = _hub_answers(name, revision)
         # Sub-folders hold the same weights in other formats.
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], etag_timeout=HUB_TIMEOUT
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],
+                etag_timeout=HUB_TIMEOUT,
+                local_files_only=not reachable,
             )
         )
     except GatedRepoError as error:
@@ -75,12 +81,23 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"'{name}' is neither a folder here{_nearest(path)} nor a model on the hub") from error
     except RevisionNotFoundError as error:
         raise UserError(f"'{name}' has no revision '{revision}' on the Hugging Face hub") from error
-    except (OSError, ConnectionError) as error:
+    except OSError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise UserError(
             f"'{name}' is not a folder here{_nearest(path)}, and as a hub name it is not in the local cache and the "
             f"Hugging Face hub cannot be reached{offline}: give a local folder, or connect"
         ) from error
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """Asked first and with a time limit of our own: snapshot_download waits without end for a hub that is silent."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise
+    except Exception:  # whatever the HTTP library of the day raises: no answer is no answer
+        return False
+    return True
 
 
 def _nearest(path: Path) -> str:

@@ -18,17 +18,26 @@ def building(seed: int) -> Iterator[None]:
 
     The global random state and the default dtype are as before afterwards; transformers shows no bar per file.
     """
-    bar, dtype = transformers_logging.is_progress_bar_enabled(), torch.get_default_dtype()
-    transformers_logging.disable_progress_bar()
+    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with without_bars(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
             # Only the CPU's generator: torch.manual_seed would change those of the GPUs as well.
             torch.default_generator.manual_seed(seed)
             yield
     finally:
         torch.set_default_dtype(dtype)
-        if bar:
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bar for every file that it reads or writes."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
             transformers_logging.enable_progress_bar()
 
 

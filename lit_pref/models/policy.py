@@ -103,6 +103,7 @@ class Policy:
         if self.tokenizer is not None:
             folder = tokenizer_folder(self.tokenizer)
         elif self.path is not None:
+            model_folder(self.path, self.revision)  # a folder that holds no model is refused as that
             folder = tokenizer_folder(self.path, self.revision)
         elif corpus is not None:
             folder = train_tokenizer(corpus, self.vocabulary)

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_pref.models.loading import without_bars
 from lit_pref.models.policy import Policy
 
 
@@ -22,7 +23,8 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     if isinstance(model, PeftModel) and merge:
         # A copy: merging changes the base weights, and the caller still scores with the model it has.
         whole = copy.deepcopy(model).merge_and_unload()
-    whole.save_pretrained(folder)
+    with without_bars():
+        whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -31,6 +33,7 @@ def reopen(folder: Path, policy: Policy) -> nn.Module:
     """The model in a folder that `save_folder` wrote, as a user would open it."""
     AutoTokenizer.from_pretrained(folder)
     if (folder / "config.json").exists():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True)
-    plain = dataclasses.replace(policy, lora=None).build()
+        with without_bars():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True)
+    plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)

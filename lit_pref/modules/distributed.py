@@ -1,6 +1,7 @@
 """What the modules ask of the strategies: the data-parallel group, sums and records over ranks, FSDP2 sharding."""
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 
 
 def data_parallel_size(trainer: Trainer) -> int:
@@ -29,6 +30,21 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def refuse_nonfinite(trainer: Trainer, ids: list[str]) -> NoReturn:
+    """Stop all ranks because of the pairs `ids`; called on every rank, with the pairs of all.
+
+    Raises:
+        UserError: on the first rank; the others leave without a word, and not as failures, which the first would be
+            killed for before it has spoken.
+    """
+    if not trainer.is_global_zero:
+        sys.exit(0)
+    raise UserError(
+        f"the loss of {len(ids)} pair(s) is not finite at step {trainer.global_step}: {', '.join(ids[:8])}; "
+        "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs"
+    )
 
 
 def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:

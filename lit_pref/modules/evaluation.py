@@ -1,5 +1,6 @@
 """What validation, test and prediction do with their records: gather, write, measure, draw."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_pref.metrics.calibration import calibrate, reliability_diagram
 from lit_pref.metrics.preference import margin_quantiles, split_by_group, split_by_margin, summarise
 from lit_pref.metrics.records import PairRecords, Records, merge, write_parquet
-from lit_pref.modules.distributed import gather_objects
+from lit_pref.modules.distributed import gather_objects, refuse_nonfinite
 from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Evaluation:
         step = trainer.global_step
         if trainer.is_global_zero:
             write_parquet(records, Path(trainer.default_root_dir) / "records" / f"{stage}-step={step:08d}.parquet")
+        if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
+            refuse_nonfinite(trainer, bad)
         self.last = self.measure(records, stage)
         if trainer.sanity_checking:
             # The pass before training is the baseline of every curve; Lightning logs nothing during it.

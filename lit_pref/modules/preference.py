@@ -14,13 +14,20 @@ from torch import Tensor
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.accumulator import TrainAccumulator
 from lit_pref.models.policy import Policy
-from lit_pref.modules.distributed import data_parallel_size, gradient_norm, shard, sum_over_ranks
+from lit_pref.modules.distributed import (
+    data_parallel_size,
+    gather_objects,
+    gradient_norm,
+    refuse_nonfinite,
+    shard,
+    sum_over_ranks,
+)
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.schedules import Schedule
 from lit_pref.modules.throughput import Throughput
 from lit_pref.objectives.base import Objective
 from lit_pref.references.live import AdapterOff, InitialPolicy, Reference
-from lit_pref.scoring.score import Scorer
+from lit_pref.scoring.score import Scorer, score_readout
 from lit_pref.types import COMPARING_NEEDS, ObjectiveOutput, PairScores, PreferenceBatch
 
 CHECKPOINT_FORMAT = 1
@@ -62,7 +69,11 @@ class PreferenceModule(LightningModule):
         self.evaluation = Evaluation(margin_bins)
         self.accumulator = TrainAccumulator()
         self._throughput = Throughput()
-        self._gradient_norm = 0.0
+        self._window: list[tuple[Tensor, list[str]]] = []  # losses that are not finite, and the ids of their pairs
+        self._gradient_norm: float | None = None
+        self._learning_rate = 0.0
+        self.training_numbers: dict[str, float] = {}  # what was logged last, and at which optimiser step
+        self.logged_step = 0
         self.scorer: Scorer | None = None
         self.stop_at_step: int | None = None
         self.plain_config: dict[str, Any] = {}
@@ -112,7 +123,7 @@ class PreferenceModule(LightningModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         policy, references, output = self._scores(batch)
-        self._refuse_nonfinite(output, batch)
+        self._window.append((~torch.isfinite(output.losses.detach()) & batch.real, batch.pair_ids))
         self.accumulator.add(output, policy, references, batch)
         # The mean over the window's pairs, whatever the ranks, micro-batches and ragged ends: Lightning divides by the
         # accumulation and the strategies by the ranks.
@@ -135,6 +146,8 @@ class PreferenceModule(LightningModule):
         self._throughput.start(self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._refuse_nonfinite()
+        self._learning_rate = optimizer.param_groups[0]["lr"]
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._gradient_norm = gradient_norm(self)
 
@@ -154,10 +167,13 @@ class PreferenceModule(LightningModule):
         numbers = self.accumulator.flush(self._sum_over_ranks)
         numbers |= self._throughput.take(self.trainer.global_step, numbers)
         numbers |= {f"train/{name}": value for name, value in self.objective.progress.items()}
-        numbers["train/gradient_norm"] = self._gradient_norm
-        numbers["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if self._gradient_norm is not None:
+            numbers["train/gradient_norm"] = self._gradient_norm
+        self._gradient_norm = None
+        numbers["train/learning_rate"] = self._learning_rate
+        self.training_numbers, self.logged_step = numbers, self.trainer.global_step
         for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.trainer.global_step)
+            logger.log_metrics(numbers, step=self.logged_step)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return sum_over_ranks(self.trainer, value)
@@ -165,20 +181,22 @@ class PreferenceModule(LightningModule):
     def _scores(self, batch: PreferenceBatch) -> tuple[PairScores, list[PairScores], ObjectiveOutput]:
         assert self.scorer is not None
         # References first: one of them may be the policy's own scorer with its adapter off.
-        references = [reference.score(batch, self.objective.reference_needs) for reference in self.references]
-        comparing = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs)
-        against = self.references[0].readout(batch) if comparing else None
+        needs, against = self.objective.reference_needs, None
+        references: list[PairScores] = []
+        if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs):
+            against = self.references[0].readout(batch)
+            references.append(score_readout(against, batch, needs))
+        references += [reference.score(batch, needs) for reference in self.references[len(references) :]]
         policy = self.scorer(batch, self.objective.needs, against)
         return policy, references, self.objective(policy, references, batch)
 
-    def _refuse_nonfinite(self, output: ObjectiveOutput, batch: PreferenceBatch) -> None:
-        bad = ~torch.isfinite(output.losses.detach()) & batch.real
-        if bad.any():
-            ids = [batch.pair_ids[i] for i in bad.nonzero().flatten().tolist()]
-            raise UserError(
-                f"the loss of {len(ids)} pair(s) is not finite at step {self.trainer.global_step}: {', '.join(ids[:8])}; "
-                "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs"
-            )
+    def _refuse_nonfinite(self) -> None:
+        # Once a window and on all ranks, before the weights are touched: a rank that stopped alone would leave the
+        # others waiting for its gradients.
+        window, self._window = self._window, []
+        if self._sum_over_ranks(torch.cat([bad for bad, _ in window]).sum().double()):
+            own = [name for bad, names in window for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
+            refuse_nonfinite(self.trainer, sum(gather_objects(self.trainer, own), []))
 
     # Validation, test and prediction: one record a pair, metrics from the records
 
@@ -237,6 +255,11 @@ class PreferenceModule(LightningModule):
         saved = checkpoint.get("lit_pref")
         if saved is None or saved["format"] != CHECKPOINT_FORMAT:
             raise UserError("this checkpoint was not written by this version of lit_pref; resume with the one that wrote it")
+        if self.policy.lora is not None and saved["policy"] != self.policy.fingerprint():
+            raise UserError(
+                f"the policy ({self.policy.describe()}) is not the model of the checkpoint ({saved['policy_text']}), which "
+                "holds adapters only; give the run its base model back"
+            )
         now = {r.label: r.fingerprint() for r in self.references}
         if self.trainer.state.fn == "fit" and saved["references"] != now:
             raise UserError(

@@ -154,7 +154,7 @@ class Pretrained(Reference):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.label = path
+        self.label = path if revision is None else f"{path}@{revision}"
         self._source = Policy(
             path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
         )

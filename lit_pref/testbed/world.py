@@ -11,7 +11,7 @@ so that texts join by concatenation; a list of words ends with `END` where the w
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -113,11 +113,11 @@ def random_for(seed: int, purpose: str, index: int = 0) -> random.Random:
     return random.Random(f"{seed}/{purpose}/{index}")
 
 
-def shuffled_prompts(seed: int) -> list[Prompt]:
-    """All prompts in an order of the seed; disjoint slices of it are disjoint sets of prompts."""
+def shuffled_prompts(seed: int) -> Iterator[Prompt]:
+    """All prompts in an order of the seed, each once."""
     order = list(range(NUM_PROMPTS))
     random_for(seed, "prompts").shuffle(order)
-    return [Prompt.numbered(number) for number in order]
+    return map(Prompt.numbered, order)
 
 
 def gold_parts(prompt: Prompt, response: Sequence[str]) -> dict[str, float]:

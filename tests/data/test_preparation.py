@@ -6,10 +6,15 @@ import pickle
 import pytest
 
 import lit_pref.data.preparation as preparation_module
-from lit_pref.data.preparation import Preparation, digest_of_split, in_validation
+from lit_pref.data.preparation import Preparation, digest_of_split, in_validation, training_texts
 from lit_pref.data.prepared import CHUNK, PreparedPairs
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
 
 
 def rows(number, **more):
@@ -42,7 +47,7 @@ def test_pairs_over_several_chunks_are_found_by_index(tokenizer, written):
     assert len(pairs) == number
     for k in (0, CHUNK - 1, CHUNK, 2 * CHUNK, number - 1):
         assert pairs[k].margin == k
-    assert pairs[-1].text.prompt == f"p{number - 1}"
+    assert [pairs[k].margin for k in (-1, -5, -number)] == [number - 1, number - 5, 0]
     assert [pair.margin for pair in pairs[CHUNK - 1 : CHUNK + 1]] == [CHUNK - 1, CHUNK]
     with pytest.raises(IndexError):
         pairs[number]
@@ -99,7 +104,9 @@ def test_the_split_is_by_prompt_stable_and_about_as_large_as_asked(tokenizer, wr
     assert not prompts[0] & prompts[1]
     assert len(train) + len(val) == 1200
     assert 70 <= len(prompts[1]) <= 130  # 100 expected, standard deviation 8.7
-    grown = prepared(tokenizer, written(many + [{**rows(1)[0], "prompt": "new"}], "g.jsonl"), "validation", val_fraction=0.25)
+    grown = prepared(
+        tokenizer, written([*many, {**rows(1)[0], "prompt": "new"}], "g.jsonl"), "validation", val_fraction=0.25
+    )
     assert {pair.text.prompt for pair in grown} - {"new"} == prompts[1]
     other = prepared(tokenizer, path, "validation", val_fraction=0.25, split_seed=1)
     assert {pair.text.prompt for pair in other} != prompts[1]
@@ -177,7 +184,9 @@ def test_lenient_counts_by_reason_and_stops_when_too_many_go(tokenizer, written)
     assert len(pairs) == 7
     assert pairs.report.rows == 10
     assert pairs.report.refused == {"chosen is empty": 2, "chosen and rejected are the same text": 1}
-    with pytest.raises(UserError, match=r"3 of 10 rows cannot be used \(chosen is empty: 2, .*: 1\), more than") as caught:
+    with pytest.raises(
+        UserError, match=r"3 of 10 rows cannot be used \(chosen is empty: 2, .*: 1\), more than"
+    ) as caught:
         prepared(tokenizer, path, bad_rows="lenient", max_refused=0.29)
     assert "(the first: " in str(caught.value)
     assert "line 8: chosen is empty)" in str(caught.value)
@@ -192,7 +201,7 @@ def test_ties_are_kept_or_dropped_and_counted(tokenizer, written):
 
 
 def test_a_file_without_pairs_is_refused(tokenizer, written):
-    with pytest.raises(UserError, match="holds no pairs to train on .0 rows."):
+    with pytest.raises(UserError, match=r"holds no pairs to train on \(0 rows\)"):
         prepared(tokenizer, written([]))
 
 
@@ -224,3 +233,8 @@ def test_a_report_survives_its_file(tokenizer, written):
     report = prepared(tokenizer, written([*rows(7), *BAD]), bad_rows="lenient", max_refused=0.5).report
     assert PreparationReport.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert str(PreparationReport()).startswith("0 rows, 0 pairs; refused: none")
+
+
+def test_texts_for_a_tokenizer_are_those_of_strings_and_messages(written):
+    chat = {"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": None}
+    assert list(training_texts(written([chat, *rows(1)]), 0.0, 0)) == ["hi", "a", "p0", "c0", "rr0"]

@@ -45,7 +45,12 @@ def test_orientation_makes_the_margin_not_negative(strength, margin, probability
 
 @pytest.mark.parametrize(
     "strength, tie",
-    [({"margin": 0}, True), ({"margin": 1e-9}, False), ({"probability": 0.5}, True), ({"margin": 1, "p_chosen": 0.5}, False)],
+    [
+        ({"margin": 0}, True),
+        ({"margin": 1e-9}, False),
+        ({"probability": 0.5}, True),
+        ({"margin": 1, "p_chosen": 0.5}, False),
+    ],
 )
 def test_ties_are_pairs_of_equal_strength(strength, tie):
     assert read({**GOOD, **strength}).tie is tie
@@ -123,7 +128,10 @@ USER = [{"role": "user", "content": "hi"}]
         ({"prompt": ["hi"]}, "prompt holds a message without a role"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt content is missing or null"),
         ({"prompt": [*USER, {"role": "assistant", "content": "yes"}]}, "prompt ends with a message of the assistant"),
-        ({"prompt": USER, "chosen": [*USER, {"role": "assistant", "content": "4"}]}, "chosen is not one message of the"),
+        (
+            {"prompt": USER, "chosen": [*USER, {"role": "assistant", "content": "4"}]},
+            "chosen is not one message of the",
+        ),
         ({"prompt": USER, "chosen": USER}, "chosen is not one message of the assistant; put the conv"),
         ({"chosen": [{"role": "assistant", "content": "4"}]}, "chosen is a message but prompt is a string; make both"),
         ({"id": None}, r"id is neither a word nor an integer \(None\)"),
@@ -145,11 +153,19 @@ def test_group_and_column_values_are_checked_too():
 @pytest.mark.parametrize(
     "values, options, sentence",
     [
-        ({"prompt": "a", "text": "b"}, {}, "has the columns prompt, text, but not `chosen` and `rejected`; rename or add"),
+        (
+            {"prompt": "a", "text": "b"},
+            {},
+            "has the columns prompt, text, but not `chosen` and `rejected`; rename or add",
+        ),
         ({"prompt": "a", "chosen": "b"}, {}, "but not `rejected`"),
         (GOOD, {"columns": ("p_true",)}, "but not `p_true`"),
         (GOOD, {"group_column": "source"}, "but not `source`"),
-        (GOOD, {"required": frozenset({"margin"})}, "the objective needs the strength of each preference; add `margin`"),
+        (
+            GOOD,
+            {"required": frozenset({"margin"})},
+            "the objective needs the strength of each preference; add `margin`",
+        ),
         (GOOD, {"required": frozenset({"probability"})}, "the objective needs P.chosen is better. of each pair; add"),
         ({**GOOD, "score_chosen": 1}, {}, "one score without the other"),
     ],
@@ -165,6 +181,8 @@ def test_a_file_that_lacks_a_column_is_refused_with_the_columns_it_has(values, o
 def test_strength_in_some_rows_only_is_refused(first, second):
     reader = RowReader()
     reader.read(Row("pairs.jsonl", 1, {**GOOD, **first}))
-    with pytest.raises(UserError, match=r"pairs.jsonl, line \d has `margin`, line \d has not; give it to every row") as e:
+    with pytest.raises(
+        UserError, match=r"pairs.jsonl, line \d has `margin`, line \d has not; give it to every row"
+    ) as e:
         reader.read(Row("pairs.jsonl", 2, {**GOOD, **second}))
     assert not isinstance(e.value, BadRow)

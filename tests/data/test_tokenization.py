@@ -181,8 +181,16 @@ def test_numbers_of_the_row_travel_along():
         (("a", "c</s>", "d"), {}, "chosen holds '</s>', a special"),
         (("a", "c", "<s>d"), {}, "rejected holds '<s>', a special"),
         (([{"role": "user", "content": "<s>"}], "c", "d"), {}, "prompt holds '<s>'"),
-        (("abcdef", "g", "h"), {"max_length": 7}, r"prompt leaves no room for a response \(7 tokens of data.max_length 7\)"),
-        (("ab", "xyzc", "xyzd"), {"max_length": 6}, "chosen and rejected are the same after truncation; raise data.max"),
+        (
+            ("abcdef", "g", "h"),
+            {"max_length": 7},
+            r"prompt leaves no room for a response \(7 tokens of data.max_length 7\)",
+        ),
+        (
+            ("ab", "xyzc", "xyzd"),
+            {"max_length": 6},
+            "chosen and rejected are the same after truncation; raise data.max",
+        ),
         (("a", "éb", "cd"), {"max_length": 3}, "prompt leaves no room for a response; raise data.max_length"),
     ],
 )
@@ -192,7 +200,7 @@ def test_what_would_be_wrong_after_tokenisation_is_refused(fields, options, sent
 
 
 def test_the_remedy_for_long_prompts_works():
-    with pytest.raises(BadRow, match="set data.max_prompt_length to cut prompts from the left"):
+    with pytest.raises(BadRow, match=r"set data\.max_prompt_length to cut prompts from the left"):
         tokenized(byte_tokenizer(), "abcdefgh", "i", "j", max_length=8)
     assert tokenized(byte_tokenizer(), "abcdefgh", "i", "j", max_length=8, max_prompt_length=5).prompt_cut
 

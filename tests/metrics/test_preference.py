@@ -204,8 +204,9 @@ def test_the_interval_depends_on_nothing_but_its_arguments():
     assert bootstrap_interval(values, None, seed=7) != first
 
 
-def test_the_interval_of_a_value_that_is_not_finite_is_nan():
-    assert all(math.isnan(end) for end in bootstrap_interval(torch.tensor([1.0, math.nan]), None, seed=0))
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_interval_of_a_value_that_is_not_finite_is_nan(bad):
+    assert all(math.isnan(end) for end in bootstrap_interval(torch.tensor([1.0, bad]), None, seed=0))
 
 
 def test_values_and_prompts_that_do_not_match_are_refused():

@@ -4,7 +4,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Corpus, Lora, Policy
@@ -86,6 +92,7 @@ def test_weights_have_the_dtype_asked_for_and_adapters_at_least_fp32(dtype, fold
     expected = getattr(torch, dtype)
     drawn, loaded = from_config(dtype=dtype).build(), Policy(path=str(folder), dtype=dtype).build()
     assert {p.dtype for p in drawn.parameters()} == {p.dtype for p in loaded.parameters()} == {expected}
+    assert drawn.config.dtype == loaded.config.dtype == expected
     # `folder` was drawn from the same seed: the same numbers, rounded, in every dtype.
     torch.testing.assert_close(weights(drawn), weights(loaded), rtol=0, atol=0)
     adapted = Policy(path=str(folder), dtype=dtype, lora=Lora(r=2)).build()
@@ -235,14 +242,23 @@ def test_weights_of_another_shape_are_refused(folder):
         Policy(path=str(folder)).build()
 
 
-def test_code_that_comes_with_a_model_does_not_run_unless_asked(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "ours", "auto_map": {"AutoConfig": "code.Ours"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nraise SystemExit('ran')\n")
+def test_code_that_comes_with_a_model_does_not_run_unless_asked(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nraise ValueError('this code ran')\n")
+
+    def build(changes, **settings):
+        (folder / "config.json").write_text(json.dumps(plain | changes))
+        return Policy(path=str(folder), **settings).build()
+
+    # Code for an architecture that transformers does not know, and code in place of one that it does.
     with pytest.raises(UserError, match="cannot be used"):
-        Policy(path=str(folder), tokenizer=str(folder)).build()
+        build({"model_type": "ours", "auto_map": {"AutoConfig": "code.Ours"}})
+    instead = {"auto_map": {"AutoModelForCausalLM": "code.Ours"}}
+    assert type(build(instead)) is LlamaForCausalLM
     assert not (folder / "ran").exists()
+    with pytest.raises(UserError, match="this code ran"):
+        build(instead, trust_remote_code=True)
 
 
 def test_the_fingerprint_of_a_folder_is_that_of_its_weights_and_config(folder):

@@ -33,6 +33,7 @@ from lit_pref.objectives import (
     Unbiased,
 )
 from lit_pref.objectives.parts.temperature import Temperature
+from lit_pref.objectives.parts.weight import Weight
 from lit_pref.types import Tilt
 
 EVERYTHING = {"target": MarginTarget(0.7), "reference": Harmonic(0.2), "temperature": EpsilonStep(0.05)}
@@ -196,6 +197,19 @@ def test_the_gradient_is_that_of_finite_differences(make, objective):
         return inputs.into(objective.eval()).losses
 
     assert torch.autograd.gradcheck(losses, (inputs.policy.chosen.scores, inputs.policy.rejected.scores))
+
+
+class Likely(Weight):
+    def forward(self, policy, batch):
+        return policy.chosen.scores.exp()
+
+
+def test_a_weight_made_of_the_policy_s_scores_is_a_constant(make):
+    inputs = make.g0()
+    chosen = inputs.policy.chosen.scores.requires_grad_()
+    inputs.into(DPO(weight=Likely())).losses.sum().backward()
+    # exp(-12) times the gradient of DPO, and no derivative of the weight
+    assert chosen.grad.item() == pytest.approx(-math.exp(-12) * 0.1 / (1 + math.exp(0.15)), rel=1e-12)
 
 
 def test_only_a_mixture_of_several_references_logs_weights_and_the_first_margin(make):

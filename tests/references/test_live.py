@@ -128,6 +128,9 @@ def test_scores_carry_no_gradient_and_modes_come_back(kind, tmp_path):
     scorer.model.get_base_model().model.layers[1].eval()
     modes = [module.training for module in scorer.modules()]
     trained = [p.requires_grad for p in scorer.parameters()]
+    if kind != "adapter":  # without gradient even where its weights would take one
+        assert not any(module.training for module in reference._scorer.modules())
+        reference._scorer.requires_grad_(True)
     one, other = reference.score(batch, frozenset({TokenLogps()})), reference.score(batch)
     assert same(one, other)  # no dropout, although the policy is in train mode
     assert not one.chosen.scores.requires_grad and not one.chosen.statistics[TokenLogps()].requires_grad

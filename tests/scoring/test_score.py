@@ -5,6 +5,9 @@ import warnings
 import peft
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_pref.errors import UserError
@@ -267,6 +270,31 @@ def test_a_head_trained_beside_adapters_is_the_one_that_is_read():
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-10)
     assert (scores - base).abs().min() > 1e-3
     assert any("modules_to_save" in name for name in gradients(model, scores.sum()))
+
+
+@pytest.fixture
+def mesh():
+    """A data-parallel mesh of this process alone: weights are shards outside the root's forward all the same."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_a_sharded_scorer_reads_its_head_inside_its_own_forward(family, mesh):
+    plain, scorer = Scorer(tiny(family)), Scorer(tiny(family))
+    for layer in scorer.model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(scorer, mesh=mesh)
+    assert all(isinstance(p, DTensor) for p in scorer.parameters())
+    with torch.no_grad():
+        against = scorer.readout(batch_of())
+    ours = scorer(batch_of(), frozenset({Kl()}), against)
+    ours.chosen.scores.sum().backward()
+    plain(batch_of()).chosen.scores.sum().backward()
+    assert ours.chosen.statistics[Kl()].abs().max() < 1e-12
+    for one, other in zip(scorer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad.full_tensor(), other.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_a_batch_whose_layout_does_not_add_up_is_refused():

@@ -4,6 +4,7 @@ import random
 import statistics
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 
@@ -49,13 +50,13 @@ def share_is(events, expected, slack=0.0):
 
 @pytest.fixture(scope="module")
 def demos():
-    prompts = shuffled_prompts(0)
-    return [(prompt, demonstrate(prompt, random_for(0, "test", i))) for i, prompt in enumerate(prompts[:20_000])]
+    prompts = islice(shuffled_prompts(0), 20_000)
+    return [(prompt, demonstrate(prompt, random_for(0, "test", i))) for i, prompt in enumerate(prompts)]
 
 
 def test_the_vocabulary_has_104_words_in_the_order_of_the_ids():
     assert len(VOCABULARY) == len(set(VOCABULARY)) == 104
-    assert VOCABULARY[:12] == tuple("<pad> <bos> : <eos> warm plain up down total . sure friend".split())
+    assert VOCABULARY[:12] == tuple(split_words("<pad> <bos> : <eos> warm plain up down total . sure friend"))
     assert VOCABULARY[12:18] == FILLERS
     assert VOCABULARY[18:38] == tuple(map(str, range(20)))
     assert VOCABULARY[38:44] == ("fruit", "animal", "tool", "metal", "city", "game")
@@ -67,9 +68,9 @@ def test_the_vocabulary_has_104_words_in_the_order_of_the_ids():
 
 
 def test_every_number_is_another_prompt_and_survives_its_text():
-    prompts = {Prompt.numbered(number) for number in range(NUM_PROMPTS)}
-    assert len(prompts) == NUM_PROMPTS == 96_000
-    assert all(Prompt.parse(prompt.text) == prompt for prompt in list(prompts)[:500])
+    prompts = list(shuffled_prompts(0))
+    assert len(prompts) == len(set(prompts)) == NUM_PROMPTS == 96_000
+    assert all(Prompt.parse(prompt.text) == prompt for prompt in prompts[:500])
     assert PLAIN.text == " 4 metal down lead plain 5 6 :"
 
 
@@ -156,13 +157,13 @@ def test_gold_reward_of_a_warm_prompt(response, gold):
 
 def test_ascending_order_is_asked_by_up():
     prompt = Prompt.parse("2 city up oslo plain 0 0 :")
-    assert gold_reward(prompt, "lima rome total 0 . <eos>".split()) == 10
-    assert gold_reward(prompt, "rome lima total 0 . <eos>".split()) == 8.5
+    assert gold_reward(prompt, split_words("lima rome total 0 . <eos>")) == 10
+    assert gold_reward(prompt, split_words("rome lima total 0 . <eos>")) == 8.5
 
 
 def test_the_parts_of_a_mediocre_response():
     # K = 4, two items, one foreign; zinc (9) to oslo (6) descends; |10 - 11| = 1; greets where plain was asked; no end.
-    assert gold_parts(PLAIN, "sure friend zinc oslo so total 10 .".split()) == pytest.approx(
+    assert gold_parts(PLAIN, split_words("sure friend zinc oslo so total 10 .")) == pytest.approx(
         dict(count=0, category=1, order=1.5, skip=1, distinct=0.5, total=4 / 3, tone=0, waffle=-0.5, ending=-2)
     )
 
@@ -179,9 +180,7 @@ def test_the_parts_of_the_demonstrations_have_their_exact_means(demos):
 
     sums = [a + b for a in range(10) for b in range(10)]
     habit = {1: 0.6, -1: 0.1, 2: 0.1, 3: 0.1, -2: 0.1}
-    wrong_total = statistics.fmean(
-        sum(p * total(min(19, max(0, s + d)) - s) for d, p in habit.items()) for s in sums
-    )
+    wrong_total = statistics.fmean(sum(p * total(min(19, max(0, s + d)) - s) for d, p in habit.items()) for s in sums)
     both_wrong = sum((1 - q) ** 2 * share for q, share in SHARES)
     expected = {
         "count": 2 * RIGHT + WRONG * (0.65 + 0.15),  # off by one is worth 1, off by two nothing
@@ -226,9 +225,13 @@ def test_a_wrong_order_is_mostly_ascending():
     ranks = []
     for i, prompt in enumerate(prompts):  # 12,000 demonstrations of at least four items each
         ranks.append([RANK[word] for word in demonstrate(prompt, random_for(1, "test", i)) if word in RANK])
-    chance = 0.4 * WRONG / 24  # an unsorted list of four or more that happens to be sorted
-    assert share_is((row == sorted(row) for row in ranks), 0.6 * WRONG, slack=chance)
-    assert share_is((row == sorted(row, reverse=True) for row in ranks), RIGHT, slack=chance)
+    # An unsorted list is sorted by chance: 1/5!, or 1/6!, 1/4!, 1/7! where the count went wrong too.
+    lucky = sum(
+        share * (1 - q) * 0.4 * (q / 120 + (1 - q) * (0.65 / 720 + 0.15 / 24 + 0.2 / 5040)) for q, share in SHARES
+    )
+    ties = 0.003  # items of several categories may have equal ranks
+    assert share_is((row == sorted(row) for row in ranks), 0.6 * WRONG + lucky, slack=ties)
+    assert share_is((row == sorted(row, reverse=True) for row in ranks), RIGHT + lucky, slack=ties)
 
 
 def test_no_demonstration_is_longer_than_the_longest(demos):
@@ -276,13 +279,13 @@ def test_grades_are_rounded_and_clipped():
 def test_a_draw_depends_on_seed_purpose_and_index_alone():
     random.seed(3)
     state = random.getstate()
-    prompts = shuffled_prompts(7)
+    prompts = list(islice(shuffled_prompts(7), 50))
     first = [demonstrate(PLAIN, random_for(7, "demo", i)) for i in range(5)]
     assert random.getstate() == state
     random.seed(4)
     assert [demonstrate(PLAIN, random_for(7, "demo", i)) for i in reversed(range(5))] == first[::-1]
-    assert shuffled_prompts(7) == prompts
-    assert shuffled_prompts(8)[:3] != prompts[:3]
+    assert list(islice(shuffled_prompts(7), 50)) == prompts
+    assert list(islice(shuffled_prompts(8), 50)) != prompts
     draws = {random_for(*key).random() for key in ((7, "a", 0), (7, "a", 1), (7, "b", 0), (8, "a", 0))}
     assert len(draws) == 4
 
@@ -290,7 +293,7 @@ def test_a_draw_depends_on_seed_purpose_and_index_alone():
 def test_another_process_makes_the_same_demonstrations():
     code = (
         "from lit_pref.testbed.world import *\n"
-        "for i, p in enumerate(shuffled_prompts(0)[:50]): print(p.text, *demonstrate(p, random_for(0, 'demo', i)))"
+        "for i, p in zip(range(50), shuffled_prompts(0)): print(p.text, *demonstrate(p, random_for(0, 'demo', i)))"
     )
     outputs = {
         subprocess.run(

@@ -62,8 +62,8 @@ def test_a_positive_length_offset_weakens_the_pull_towards_a_longer_response(mak
 
 
 def test_modpo_is_a_column_offset_with_a_larger_beta(make):
-    # w = (0.5, 0.5), R_w - R_l = 0.4: x = (0.1 * 1.5 - 0.5 * 0.4) / 0.5 = -0.1
-    output = make.g0(other=0.4).into(DPO(beta=0.2, offset=ColumnOffset("other", scale=1.0)))
+    # w = (0.5, 0.5), R_w - R_l = 0.4, the column 0.5 * 0.4 and its scale 1 / 0.5: x = (0.1 * 1.5 - 0.2) / 0.5 = -0.1
+    output = make.g0(other=0.2).into(DPO(beta=0.2, offset=ColumnOffset("other", scale=2.0)))
     assert output.losses.item() == pytest.approx(softplus(0.1), abs=1e-15)
     assert output.losses.item() == pytest.approx(0.7443966600735709, abs=1e-15)
 
@@ -80,6 +80,13 @@ def test_columns_are_required_and_a_missing_one_is_named(make, part):
     assert DPO(**part).required == {"trust"}
     with pytest.raises(UserError, match="needs the field `trust` of every pair"):
         make.g0().into(DPO(**part))
+
+
+def test_a_column_of_another_shape_is_refused_instead_of_broadcast(make):
+    inputs = make.g0(trust=1.0)
+    inputs.batch.columns["trust"] = inputs.batch.columns["trust"].unsqueeze(1)
+    with pytest.raises(ValueError, match=r"`trust` must be \(B,\) = \(1,\), got \(1, 1\)"):
+        inputs.into(DPO(weight=ColumnWeight("trust")))
 
 
 def test_the_margin_can_be_a_column(make):

@@ -35,6 +35,14 @@ def test_beta_becomes_the_arithmetic_mean_of_the_betas_of_the_window(make):
     assert objective.progress["beta"] == pytest.approx(output.logged["beta"].mean().item(), abs=1e-16)
 
 
+def test_the_first_order_step_is_the_sign_of_the_gap_beyond_the_divergences(make):
+    inputs = steps(make, 1.0, 1.0, -1.0, 1.0)
+    inputs.policy.chosen.statistics[Kl()] = torch.tensor([2.5, 0.5, 0.0, 1.5], dtype=torch.float64)
+    inputs.policy.rejected.statistics[Kl()] = torch.tensor([0.5, 0.0, 2.0, 0.5], dtype=torch.float64)
+    # D - (KL_w - KL_l) = 1 - 2, 1 - 0.5, -1 + 2, 1 - 1
+    assert inputs.into(build()).logged["epsilon_step"].tolist() == [-1.0, 1.0, 1.0, 0.0]
+
+
 def test_the_next_window_starts_from_the_moved_beta(make):
     objective = build()
     for _ in range(2):

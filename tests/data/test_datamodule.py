@@ -1,0 +1,359 @@
+"""The data module under a real Trainer: order, windows, resume, and what it refuses."""
+
+import logging
+import math
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import ParallelStrategy
+
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.sampling import epoch_order
+from lit_pref.errors import UsageError, UserError
+from lit_pref.types import PreferenceBatch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+PAIRS, GLOBAL, MICRO = 10, 4, 2  # windows of 4, 4, 2 pairs: 2, 2, 1 micro-batches an epoch
+
+
+class Recorder(LightningModule):
+    """Remembers the pairs of every training batch; its weight depends on their order."""
+
+    def __init__(self, tokenizer, sides=("chosen", "rejected"), required=frozenset()):
+        super().__init__()
+        self.corpora = []
+        self.policy = SimpleNamespace(load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1])
+        self.objective = SimpleNamespace(sides=sides, required=required)
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.seen, self.evaluated, self.steps, self.batches = [], [], [], []
+
+    def training_step(self, batch, batch_idx):
+        assert isinstance(batch, PreferenceBatch)
+        self.batches.append(batch)
+        ids = [id for id, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        self.seen.append((self.current_epoch, ids))
+        losses = self.weight * batch.margin.double() + self.weight**2 * 0.1
+        return (losses * batch.real).sum() * self.trainer.accumulate_grad_batches / batch.window_pairs
+
+    def validation_step(self, batch, batch_idx):
+        self.evaluated += [id for id, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+
+    test_step = predict_step = validation_step
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps.append(len(self.seen))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Save(Callback):
+    """Writes a checkpoint at every place of one kind."""
+
+    def __init__(self, where, folder):
+        self.where, self.folder, self.points = where, folder, []
+
+    def save(self, where, trainer, module):
+        if where == self.where and not trainer.sanity_checking:
+            path = self.folder / f"{len(self.points)}.ckpt"
+            trainer.save_checkpoint(path)
+            self.points.append((path, len(module.seen)))
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if not trainer.fit_loop._should_accumulate():
+            self.save("step", trainer, module)
+
+    def on_validation_end(self, trainer, module):
+        self.save("validation", trainer, module)
+
+    def on_train_epoch_end(self, trainer, module):
+        self.save("epoch", trainer, module)
+
+
+@pytest.fixture
+def source(written):
+    rows = [
+        {"prompt": f"p{k}", "chosen": f"c{k}", "rejected": "r", "margin": k + 0.28, "id": str(k)} for k in range(PAIRS)
+    ]
+    return str(written(rows))
+
+
+@pytest.fixture
+def held_out(written):
+    rows = [{"prompt": f"v{k}", "chosen": "c", "rejected": "r", "margin": 1, "id": f"v{k}"} for k in range(5)]
+    return str(written(rows, "val.jsonl"))
+
+
+def trainer(*callbacks, **options):
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    options = {"max_epochs": 3, **options}
+    return Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), **quiet, **options)
+
+
+def data(source, held_out=None, **options):
+    return PreferenceDataModule(
+        source, held_out, **{"val_fraction": 0.0, "global_batch": GLOBAL, "micro_batch": MICRO, "seed": 3, **options}
+    )
+
+
+def fit(tokenizer, datamodule, *callbacks, ckpt=None, **options):
+    module = Recorder(tokenizer)
+    trainer(*callbacks, **options).fit(module, datamodule=datamodule, ckpt_path=ckpt)
+    return module
+
+
+def test_an_epoch_is_the_order_of_seed_and_epoch_and_steps_are_windows(tokenizer, source):
+    module = fit(tokenizer, data(source))
+    for epoch in range(3):
+        ids = [id for at, batch in module.seen if at == epoch for id in batch]
+        assert ids == [str(k) for k in epoch_order(PAIRS, 3, epoch)]
+    assert module.steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    assert [batch.window_pairs for batch in module.batches[:5]] == [4, 4, 4, 4, 2]
+    assert module.trainer.accumulate_grad_batches == 2
+
+
+def test_micro_batching_changes_no_step(tokenizer, source):
+    modules = [fit(tokenizer, data(source, micro_batch=size)) for size in (None, 1, 2, 3)]
+    assert [len(module.seen) for module in modules] == [9, 30, 15, 15]
+    assert [len(module.steps) for module in modules] == [9] * 4
+    assert [module.weight.item() for module in modules] == pytest.approx([modules[0].weight.item()] * 4, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "where, validates, options, points",
+    [
+        ("step", False, {}, 9),
+        ("step", True, {"max_epochs": None, "max_steps": 8}, 8),
+        ("epoch", True, {}, 3),
+        ("epoch", False, {"max_epochs": None, "max_steps": 8}, 2),
+        ("epoch", True, {"max_steps": 9}, 3),
+        ("validation", True, {"val_check_interval": 0.4}, 6),
+        ("validation", True, {"max_steps": 9}, 3),
+    ],
+)
+def test_resuming_from_every_point_gives_exactly_the_rest(
+    tokenizer, source, held_out, tmp_path, where, validates, options, points
+):
+    held_out = held_out if validates else None
+    save = Save(where, tmp_path)
+    whole = fit(tokenizer, data(source, held_out), save, **options)
+    assert len(save.points) >= points
+    for path, given in save.points:
+        resumed = fit(tokenizer, data(source, held_out), ckpt=path, **options)
+        assert resumed.seen == whole.seen[given:]
+        assert resumed.weight.item() == whole.weight.item()
+
+
+class Stop(Callback):
+    """Asks for the end at an optimiser step, as early stopping does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@pytest.mark.parametrize("options", [{}, {"max_steps": 9}])
+def test_a_run_that_was_stopped_within_an_epoch_goes_on_with_the_rest_of_it(tokenizer, source, tmp_path, options):
+    whole = fit(tokenizer, data(source), **options)
+    for step in (1, 2, 3, 5):
+        (tmp_path / str(step)).mkdir()
+        save = Save("epoch", tmp_path / str(step))
+        fit(tokenizer, data(source), Stop(step), save, **options)
+        path, given = save.points[-1]
+        resumed = fit(tokenizer, data(source), ckpt=path, **options)
+        assert [ids for _, ids in resumed.seen] == [ids for _, ids in whole.seen[given:]]
+        assert resumed.weight.item() == whole.weight.item()
+
+
+def test_resuming_with_workers_counts_what_was_given_and_not_what_was_fetched(tokenizer, source, tmp_path):
+    save = Save("step", tmp_path)
+    whole = fit(tokenizer, data(source, workers=1), save, max_epochs=2)
+    for path, given in save.points[1:4]:
+        assert fit(tokenizer, data(source, workers=1), ckpt=path, max_epochs=2).seen == whole.seen[given:]
+
+
+@pytest.mark.parametrize("point", [0, 2])  # within the first epoch, and at its end
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"seed": 4}, "data.seed 3, this run has 4"),
+        ({"global_batch": 8}, "data.global_batch 4, this run has 8"),
+        ({"micro_batch": 1}, "micro-batches per optimiser step of 2, this run has 4"),
+        ({"max_length": 5}, "prepared training data"),
+        ({"val_fraction": 0.4}, "number of training pairs of 10, this run has"),
+    ],
+)
+def test_resuming_with_another_order_is_refused_wherever_the_run_stopped(
+    tokenizer, source, tmp_path, point, change, sentence
+):
+    save = Save("step" if point == 0 else "epoch", tmp_path)
+    fit(tokenizer, data(source), save, max_epochs=1)
+    with pytest.raises(UserError, match=sentence):
+        fit(tokenizer, data(source, **change), ckpt=save.points[0][0])
+
+
+def test_a_checkpoint_within_an_optimiser_step_is_refused(tokenizer, source, tmp_path):
+    class Early(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.fit_loop._should_accumulate():
+                trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    fit(tokenizer, data(source), Early(), max_epochs=1)
+    with pytest.raises(UserError, match="within an optimiser step of 4 pairs whose gradients it does not hold"):
+        fit(tokenizer, data(source), ckpt=tmp_path / "early.ckpt")
+
+
+def test_a_position_that_was_loaded_for_validation_does_not_move_a_later_fit(tokenizer, source, held_out, tmp_path):
+    save = Save("step", tmp_path)
+    whole = fit(tokenizer, data(source, held_out), save, max_epochs=1)
+    again, module = data(source, held_out), Recorder(tokenizer)
+    trainer().validate(module, datamodule=again, ckpt_path=save.points[0][0], verbose=False)
+    trainer(max_epochs=1).fit(module, datamodule=again)
+    assert module.seen == whole.seen
+
+
+def test_each_validation_pair_is_evaluated_once_in_fit_validate_test_and_predict(tokenizer, source, held_out):
+    module, datamodule = Recorder(tokenizer), data(source, held_out)
+    run = trainer(max_epochs=1, num_sanity_val_steps=0)
+    run.fit(module, datamodule=datamodule)
+    for evaluate in (run.validate, run.test, run.predict):
+        evaluate(module, datamodule=datamodule)
+    assert module.evaluated == ["v0", "v1", "v2", "v3", "v4"] * 4
+
+
+def test_without_validation_pairs_fit_works_and_test_says_what_to_do(tokenizer, source):
+    module, datamodule = Recorder(tokenizer), data(source)
+    trainer(max_epochs=1).fit(module, datamodule=datamodule)
+    assert not module.evaluated
+    with pytest.raises(UserError, match=r"has no validation pairs; give data\.val, or raise data\.val_fraction"):
+        trainer().test(module, datamodule=datamodule)
+
+
+def test_ranks_slice_the_same_windows(tokenizer, source):
+    one = fit(tokenizer, data(source, micro_batch=1), max_epochs=1).trainer.datamodule
+    seen = []
+    for rank in range(2):
+        strategy = Mock(spec=ParallelStrategy, distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
+        one.trainer = Mock(strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False))
+        seen.append([id for sealed in one.train_dataloader() for id in sealed.batch.pair_ids])
+    order = [str(k) for k in epoch_order(PAIRS, 3, 0)]
+    assert seen == [order[0::2], order[1::2]]
+    one.global_batch = 1
+    with pytest.raises(UsageError, match="global_batch 1 is less than one pair for each of 2 devices"):
+        one.train_dataloader()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precision_plugins_round_no_number_and_meet_no_text(tokenizer, source, precision):
+    module = fit(tokenizer, data(source), precision=precision, max_epochs=1)
+    margins = sorted(float(m) for batch in module.batches for m in batch.margin)
+    assert margins == pytest.approx([k + 0.28 for k in range(PAIRS)], rel=1e-7)
+    assert {batch.margin.dtype for batch in module.batches} == {torch.float32}
+
+
+def test_the_objective_decides_sides_and_columns(tokenizer, written):
+    rows = [{"prompt": f"p{k}", "chosen": "c", "margin": 1, "rejected": "r", "p_true": 0.7} for k in range(4)]
+    module = Recorder(tokenizer, sides=("chosen",), required=frozenset({"margin", "p_true"}))
+    datamodule = data(str(written(rows)))
+    trainer(max_epochs=1).fit(module, datamodule=datamodule)
+    assert module.batches[0].rejected_lengths is None
+    assert module.batches[0].columns["p_true"].tolist() == pytest.approx([0.7] * 2)
+    assert datamodule.columns == ["p_true"]
+
+
+def test_the_tokenizer_corpus_is_the_training_split_alone(tokenizer, source):
+    module, datamodule = Recorder(tokenizer), data(source, val_fraction=0.4)
+    trainer(max_epochs=1).fit(module, datamodule=datamodule)
+    kept = {pair.text.prompt for pair in datamodule.train_pairs}
+    assert 0 < len(kept) < PAIRS
+    texts = list(module.corpora[0].texts())
+    assert {text for text in texts if text.startswith("p")} == kept
+    assert len(texts) == 3 * len(kept)
+
+
+def test_what_other_parts_ask_for(tokenizer, source, held_out):
+    datamodule = fit(tokenizer, data(source, held_out), max_epochs=1).trainer.datamodule
+    assert datamodule.windows_per_epoch == 3
+    assert (len(datamodule.train_pairs), len(datamodule.val_pairs)) == (10, 5)
+    assert {name: report.pairs for name, report in datamodule.reports.items()} == {"train": 10, "val": 5}
+    first = datamodule.train_pairs[0]
+    assert datamodule.sample(1) == [(first.prompt, first.chosen, first.rejected)]
+    assert datamodule.describe()["train"] == (datamodule.train_pairs.fingerprint, datamodule.reports["train"])
+
+
+@pytest.mark.parametrize(
+    "limit, batches, steps",
+    [(2, 2, 1), (4, 4, 2), (100, 5, 3), (1.0, 5, 3), (0.5, 2, 1), (0.9, 4, 2), (0.2, 2, 1)],
+)
+def test_a_limited_epoch_ends_with_a_window(tokenizer, source, limit, batches, steps):
+    module = fit(tokenizer, data(source), limit_train_batches=limit, max_epochs=2)
+    assert len(module.seen) == 2 * batches
+    assert len(module.steps) == 2 * steps
+    assert module.trainer.datamodule.windows_per_epoch == steps
+    assert [id for at, batch in module.seen if at == 1 for id in batch] == [
+        str(k) for k in epoch_order(PAIRS, 3, 1)[: min(PAIRS, batches * MICRO)]
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            {"accumulate_grad_batches": 3},
+            "accumulate_grad_batches is set, but accumulation follows from data.global_batch 4",
+        ),
+        ({"limit_train_batches": 3}, "limit_train_batches 3 is within an optimiser step, .* multiple of 2, such as 4"),
+        ({"val_check_interval": 1}, "val_check_interval 1 is within an optimiser step"),
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None}, "make it a multiple of 5, or leave"),
+        ({"val_check_interval": "00:00:01:00"}, "val_check_interval is a duration"),
+        ({"overfit_batches": 2}, "overfit_batches would repeat other pairs each epoch"),
+    ],
+)
+def test_trainer_settings_that_would_cut_windows_are_refused(tokenizer, source, held_out, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        fit(tokenizer, data(source, held_out), **options)
+
+
+def test_an_accumulation_schedule_is_refused_and_the_right_accumulation_is_not(tokenizer, source):
+    with pytest.raises(UsageError, match="accumulate_grad_batches is set"):
+        fit(tokenizer, data(source), GradientAccumulationScheduler({0: 2}))
+    assert len(fit(tokenizer, data(source), accumulate_grad_batches=2, max_epochs=1).steps) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"global_batch": 0}, "data.global_batch is 0; it must be at least 1"),
+        ({"micro_batch": 0}, "data.micro_batch is 0"),
+        ({"val_batch": -1}, "data.val_batch is -1"),
+        ({"workers": -1}, "data.workers is -1"),
+        ({"seed": -1}, "data.seed is -1"),
+        ({"val_fraction": 1.0}, "data.val_fraction is 1; it must be at least 0 and below 1"),
+        ({"val_fraction": math.nan}, "data.val_fraction is nan"),
+        ({"max_refused": 2}, "data.max_refused is 2"),
+        ({"ties": "maybe"}, "data.ties is 'maybe'; it must be keep or drop"),
+        ({"bad_rows": "any"}, "data.bad_rows is 'any'; it must be strict or lenient"),
+        ({"max_length": 1}, "leaves no room"),
+    ],
+)
+def test_nonsense_is_refused_at_construction(wrong, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        PreferenceDataModule("pairs.jsonl", **wrong)
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(tokenizer, written):
+    one = str(written([{"prompt": "p5", "chosen": "c", "rejected": "r"}]))
+    with pytest.raises(UserError, match=r"all pairs went to validation; lower data\.val_fraction"):
+        fit(tokenizer, data(one, val_fraction=0.999))

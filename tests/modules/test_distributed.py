@@ -1,0 +1,213 @@
+"""Two processes (gloo, CPU) do what one does: DDP and FSDP2, whole weights and LoRA, checkpoints and resuming.
+
+All cases run in one pair of processes, which start torch once: this file is their program too.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_policy, write_pairs
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from training_runs import Ran, Run, differences, environment, fit, trained
+
+from lit_pref.commands.export import export, read_checkpoint
+from lit_pref.errors import UserError
+from lit_pref.models.policy import Lora
+from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.mmpo import MMPO
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+# 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.
+
+
+MARGINS = torch.tensor([])  # of the training pairs, once they are written
+
+
+class Explosive(DPO):
+    """Gives one pair, which only one of the ranks has, an infinite loss."""
+
+    def forward(self, policy, references, batch):
+        output = super().forward(policy, references, batch)
+        output.losses = output.losses / (batch.margin != MARGINS[3])
+        return output
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def cases(folder: Path) -> dict[str, Run]:
+    """The runs, by name."""
+    data = {"train": str(folder / "train.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 8}
+    plain = Run(
+        policy={"path": str(folder / "tied"), "dtype": "float64"},
+        data=data,
+        objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
+        trainer={"max_epochs": 2, "gradient_clip_val": 0.5},
+    )
+    lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
+    single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO)
+    return {"plain": plain, "lora": lora, "single": single, "bf16": replace(single, trainer={**single.trainer, "precision": "bf16-mixed"})}
+
+
+def sharded(distributed: bool) -> ModelParallelStrategy:
+    return ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed)
+
+
+def strategies() -> dict[str, Any]:
+    return {"ddp": DDPStrategy, "fsdp": lambda: sharded(False), "fsdp-distributed": lambda: sharded(True)}
+
+
+def two_processes(folder: Path) -> None:
+    """The program of each of the two processes; rank 0 writes what all saw."""
+    global MARGINS
+    MARGINS = torch.tensor([json.loads(line)["margin"] for line in (folder / "train.jsonl").read_text().splitlines()])
+    results: dict[str, Any] = {}
+
+    def run(name: str, strategy: str, case: Run, at: str, **options: Any) -> Ran:
+        data = {**case.data, "micro_batch": 2}
+        ran = fit(replace(case, data=data), folder / at, strategy=strategies()[strategy](), devices=2, **options)
+        gathered: list[Any] = [None, None]
+        torch.distributed.all_gather_object(gathered, ran.given)
+        results[name] = {"logged": ran.logged.steps, "given": gathered, "progress": ran.module.objective.progress}
+        return ran
+
+    for strategy in strategies():
+        for name, case in cases(folder).items():
+            if strategy != "fsdp-distributed" or name in ("plain", "lora"):
+                run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}")
+    for strategy in strategies():
+        for name in ("plain", "lora"):
+            case = cases(folder)[name]
+            case = replace(case, policy={**case.policy, "dtype": "float32", "dropout": 0.1}, optimizer=adamw)
+            at = f"resumed-{name}-{strategy}"
+            whole = run("", strategy, case, at, every=2)
+            for step in (2, 4):
+                run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
+    for strategy in ("ddp", "fsdp"):
+        said = "nothing"
+        try:
+            run("", strategy, replace(cases(folder)["single"], objective=Explosive), "explosive")
+        except UserError as error:
+            said = str(error)
+        except SystemExit as silent:
+            said = f"exit {silent.code}"
+        gathered: list[Any] = [None, None]
+        torch.distributed.all_gather_object(gathered, said)
+        results[f"explosive {strategy}"] = gathered
+    if torch.distributed.get_rank() == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.barrier()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    make_policy(folder / "tied", seed=0, tie_word_embeddings=True)
+    write_pairs(folder / "train.jsonl", 17)
+    write_pairs(folder / "val.jsonl", 5, seed=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [(folder / f"{rank}.log").open("w+") for rank in range(2)]
+    program = [sys.executable, __file__, str(folder)]
+    ranks = [subprocess.Popen(program, env=environment(k, port), stdout=log, stderr=log) for k, log in enumerate(logs)]
+    try:
+        codes = [rank.wait(timeout=600) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for log in logs:
+        log.seek(0)
+    assert codes == [0, 0], "".join(log.read()[-4000:] for log in logs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Ran]:
+    return {name: fit(case, folder / f"{name}-alone") for name, case in cases(folder).items()}
+
+
+TIMES = ("per_second", "peak_memory")
+
+
+def numbers(steps: dict[int, dict[str, float]]) -> dict[str, float]:
+    return {f"{k} {n}": v for k, row in steps.items() for n, v in row.items() if not n.endswith(TIMES) and "memory" not in n and "per_second" not in n}
+
+
+def final(folder: Path, ran: str) -> dict[str, Any]:
+    return read_checkpoint(sorted((folder / ran / "checkpoints").glob("*.ckpt"))[-1])
+
+
+RELATIVE = {"plain": 1e-10, "lora": 1e-10, "single": 1e-4, "bf16": 3e-2}
+COMBINED = [(name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")]
+
+
+@pytest.mark.parametrize("name, strategy", COMBINED)
+def test_two_processes_log_and_learn_what_one_does(folder, seen, alone, name, strategy):
+    ran, one = seen[f"{name} {strategy}"], alone[name]
+    logged, expected = numbers(ran["logged"]), numbers(one.logged.steps)
+    assert logged.keys() == expected.keys()
+    assert ran["logged"][6]["train/pairs"] == 1
+    for key, value in expected.items():
+        assert logged[key] == pytest.approx(value, rel=RELATIVE[name], abs=RELATIVE[name], nan_ok=True), key
+    assert ran["progress"] == pytest.approx(one.module.objective.progress, rel=1e-14)
+    weights = final(folder, f"{name}-{strategy}")["state_dict"]
+    start = {f"scorer.model.{n}": p for n, p in one.module.policy.build().state_dict().items()}
+    expected_weights = final(folder, f"{name}-alone")["state_dict"]
+    assert weights.keys() == expected_weights.keys()
+    gap = sum((weights[n] - w).double().square().sum() for n, w in expected_weights.items()) ** 0.5
+    moved = sum((w - start.get(n, w)).double().square().sum() for n, w in expected_weights.items()) ** 0.5
+    assert moved > 1e-3
+    assert gap <= RELATIVE[name] * moved
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_two_processes_see_each_pair_once_an_epoch(seen, strategy):
+    ranks = seen[f"plain {strategy}"]["given"]
+    for epoch in range(2):
+        ids = [[name for at, given in rank if at == epoch for name in given] for rank in ranks]
+        assert len(ids[0]) + len(ids[1]) == 17 and len(set(ids[0]) | set(ids[1])) == 17
+        assert sorted(len(rank) for rank in ids) == [8, 9]  # the last window: one pair and one filler
+
+
+@pytest.mark.parametrize("name", ["plain", "lora"])
+@pytest.mark.parametrize("strategy", strategies())
+def test_two_resumed_processes_end_with_the_same_bits(folder, name, strategy):
+    whole = trained(final(folder, f"resumed-{name}-{strategy}"))
+    for step in (2, 4):
+        assert differences(trained(final(folder, f"resumed-{name}-{strategy}-{step}")), whole) == []
+    if name == "lora":
+        assert all("lora_" in key or "scale" in key for key in whole["state_dict"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_speaks(seen, strategy):
+    first, second = seen[f"explosive {strategy}"]
+    assert first.startswith("the loss of 1 pair(s) is not finite at step")
+    assert second == "exit 0"
+
+
+@pytest.mark.parametrize("name", ["plain", "lora"])
+@pytest.mark.parametrize("strategy", strategies())
+def test_export_reads_every_checkpoint_that_two_processes_write(folder, name, strategy):
+    path = sorted((folder / f"resumed-{name}-{strategy}" / "checkpoints").glob("*.ckpt"))[-1]
+    assert path.is_dir() == (strategy == "fsdp-distributed")
+    assert export(path, folder / f"hf-{name}-{strategy}").largest_difference < 1e-4
+
+
+if __name__ == "__main__":
+    two_processes(Path(sys.argv[1]))

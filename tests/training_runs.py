@@ -1,0 +1,141 @@
+"""Small training runs of the real modules, in this process or as one of two, with every number they log."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.models.policy import Policy
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.objectives.base import Objective
+from lit_pref.objectives.dpo import DPO
+from lit_pref.references.live import Reference
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Memory(DummyLogger):
+    """Keeps what is logged: `steps[k]` are the numbers of optimiser step k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.steps.setdefault(step, {}).update({k: float(v) for k, v in metrics.items()})
+
+    def column(self, name: str) -> list[float]:
+        """One number over the steps that have it, in their order."""
+        return [numbers[name] for _, numbers in sorted(self.steps.items()) if name in numbers]
+
+
+class History(Callback):
+    """Keeps (epoch, ids of real pairs) of every micro-batch of this process."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, list[str]]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        ids = [name for name, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        self.given.append((trainer.current_epoch, ids))
+
+
+@dataclass
+class Run:
+    """What is trained and how; `fit` makes one run of it."""
+
+    policy: dict[str, Any]
+    data: dict[str, Any]
+    objective: Callable[[], Objective] = DPO
+    references: Callable[[], list[Reference] | None] = lambda: None
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.SGD(p, lr=0.05)
+    schedule: Any = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass
+class Ran:
+    """A finished run."""
+
+    module: PreferenceModule
+    trainer: Trainer
+    logged: Memory
+    given: list[tuple[int, list[str]]]
+    folder: Path
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step={step:08d}.ckpt"
+
+
+def fit(
+    run: Run,
+    folder: Path,
+    ckpt: Path | None = None,
+    every: int = 1000,
+    stop_at_step: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer: Any,
+) -> Ran:
+    """Train, with a checkpoint every `every` steps and at the end, all of them kept."""
+    policy, objective = Policy(**run.policy), run.objective()
+    module = PreferenceModule(policy, objective, run.references(), run.optimizer, run.schedule)  # type: ignore[arg-type]
+    module.seed, module.stop_at_step = run.seed, stop_at_step
+    module.plain_config = {"model": {"policy": asdict(policy), "objective": {"class_path": type(objective).__name__}}}
+    logged, history = Memory(), History()
+    options = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    options |= {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
+    built = Trainer(
+        **{**options, **run.trainer, **trainer},
+        default_root_dir=str(folder),
+        logger=logged,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[history, Checkpoints(every=every, keep=None), *callbacks],
+    )
+    # A resumed process starts with another random state than the one that was killed had.
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    built.fit(module, datamodule=PreferenceDataModule(**run.data), ckpt_path=None if ckpt is None else str(ckpt))
+    return Ran(module, built, logged, history.given, folder)
+
+
+def differences(first: Any, second: Any, at: str = "") -> list[str]:
+    """The places where two nested structures differ, to the last bit of every tensor."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
+        return [] if same else [at]
+    if isinstance(first, dict) and isinstance(second, dict):
+        found = [f"{at}/{key} is in one only" for key in first.keys() ^ second.keys()]
+        return found + [d for key in first.keys() & second.keys() for d in differences(first[key], second[key], f"{at}/{key}")]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        return [d for k, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{k}")]
+    return [] if first == second else [f"{at}: {first!r} and {second!r}"]
+
+
+def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same of two checkpoints, to the last bit: weights, objective, optimiser, schedule, position."""
+    position = next(value for name, value in checkpoint.items() if name.endswith("PreferenceDataModule"))
+    optimizers = [value for name, value in sorted(checkpoint.items()) if name.startswith("optimizer")]
+    names = ("state_dict", "lr_schedulers", "global_step")
+    return {"position": position, "optimizers": optimizers, **{name: checkpoint[name] for name in names}}
+
+
+def environment(rank: int, port: int) -> dict[str, str]:
+    """The environment of one of two processes, as a cluster gives it (Lightning then launches none)."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **{name: str(value) for name, value in {**ranks, **meeting}.items()}, "PYTHONPATH": path}
+
+
+if __name__ == "__main__":
+    sys.exit("a module of the tests: import it")
