@@ -91,7 +91,7 @@ def test_a_missing_file_is_answered_with_its_nearest_sibling(refuse: Refuse):
 
 def test_an_unknown_command_is_answered_with_the_known_ones(refuse: Refuse):
     code, sentence = refuse("fot")
-    assert code == 2 and "unknown command 'fot'" in sentence and "mean fit in sentence
+    assert code == 2 and "unknown command 'fot'" in sentence and "mean fit" in sentence
 
 
 def test_what_is_required_is_named(refuse: Refuse):

@@ -95,15 +95,22 @@ def test_early_stopping_decides_the_same_after_a_resume(run: Run, tmp_path: Path
 
     whole = fit(run, tmp_path / "whole", every=1, max_epochs=5, callbacks=[stopping()])
     assert whole.trainer.global_step == 9
-    for step in (2, 3, 6, 7):
+    for step in (2, 3, 6, 7, 9):
         rest = fit(run, tmp_path / str(step), whole.checkpoint(step), every=1, max_epochs=5, callbacks=[stopping()])
         assert rest.trainer.global_step == 9
-        assert differences(last(rest), last(whole)) == []
+        if step < 9:
+            assert differences(last(rest), last(whole)) == []
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(run: Run, tmp_path: Path):
+    part = fit(run, tmp_path / "part", stop_at_step=2)
+    again = fit(run, tmp_path / "part", ckpt=part.checkpoint(2), stop_at_step=2)
+    assert again.given == [] and again.trainer.global_step == 2
 
 
 def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run, tmp_path: Path):
     whole = fit(run, tmp_path / "whole", every=1, max_epochs=1)
-    with pytest.raises(UsageError, match="step=00000003.ckpt"):
+    with pytest.raises(UsageError, match="holds a checkpoint of step 3 and this run goes on from step 1"):
         fit(run, tmp_path / "whole", ckpt=whole.checkpoint(1))
 
 

@@ -39,7 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves every so many optimiser steps and at the end, under names that carry the step, and keeps the newest.
 
-    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation follows the step, it is saved after it: a run that is killed in between validates when it goes on.
+    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation follows the step, it is saved after it, and at an epoch's end after what else belongs to the epoch, such as
+    early stopping: what a run is killed within is done again when it goes on.
 
     Args:
         every: Optimiser steps between two checkpoints.
@@ -74,13 +75,16 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
             if trainer.global_step % self.every == 0:
-                self._due = _validates_now(trainer)
-                if not self._due:
-                    self._save(trainer)
+                self._due = True
+        if self._due and not trainer.is_last_batch and not _validates_now(trainer):
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due:
-            self._due = False
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +100,7 @@ class Checkpoints(Checkpoint):
         if trainer.fast_dev_run:
             return
         folder = self.where(trainer)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._due = trainer.global_step, False
         trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
         if trainer.is_global_zero and self.keep is not None:
             for path in complete_checkpoints(folder)[: -self.keep]:

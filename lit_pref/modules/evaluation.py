@@ -55,12 +55,15 @@ class Evaluation:
             refuse_nonfinite(trainer, bad)
         self.last = self.measure(records, stage)
         if trainer.sanity_checking:
-            # The pass before training is the baseline of every curve; Lightning logs nothing during it.
             self.before = self.last
+        elif stage != "predict":
+            # For callbacks that watch a metric, such as early stopping.
+            module.log_dict(self.last, logger=False, rank_zero_only=False, sync_dist=False, batch_size=1)
+        if stage != "predict":
+            # Not by Lightning: it logs nothing in the pass before training, which is the baseline of every curve, and
+            # all others one step too early.
             for logger in trainer.loggers:
                 logger.log_metrics(self.last, step=step)
-        elif stage != "predict":
-            module.log_dict(self.last, rank_zero_only=False, sync_dist=False, batch_size=1)
         if trainer.is_global_zero:
             self._draw(records, trainer.loggers, stage, step)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -141,9 +142,21 @@ class PreferenceModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # After the step and before the checkpoint of this batch's end.
         self.objective.update(self._sum_over_ranks)
+        # Lightning counts the step after this hook. Told to stop, it validates first, also where max_steps ends an epoch.
+        self._stop_after(self.trainer.global_step + 1)
 
     def on_train_start(self) -> None:
         self._throughput.start(self.trainer.global_step)
+        # A run that was killed after its last step has no step left when it goes on.
+        self._stop_after(self.trainer.global_step)
+        stopping = [callback for callback in self.trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
+            self.trainer.should_stop = True
+
+    def _stop_after(self, step: int) -> None:
+        limits = [limit for limit in (self.stop_at_step, self.trainer.max_steps) if limit is not None and limit > 0]
+        if any(step >= limit for limit in limits):
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._refuse_nonfinite()
@@ -155,8 +168,6 @@ class PreferenceModule(LightningModule):
         step = self.trainer.global_step
         if step != self._throughput.step and step % self.trainer.log_every_n_steps == 0:
             self.log_training()
-        if self.stop_at_step is not None and step >= self.stop_at_step:
-            self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
         if self.trainer.global_step != self._throughput.step:
