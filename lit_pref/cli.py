@@ -150,9 +150,10 @@ class PreferenceCLI(LightningCLI):
         if not self.config["fit"].closing_words:
             return
         ran = " ".join(["python -m lit_pref", *_without(sys.argv[1:], "--run_dir", "--ckpt_path", "--model.objective")])
-        _say(closing_words(self.model, self.run_dir, newest, exported, ran))
         if self.made is not None:
-            _say(gold_report(self.made, exported.folder))
+            _say("writing responses before and after training ...")
+            _say(gold_report(self.made, exported.folder) + "\n")
+        _say(closing_words(self.model, self.run_dir, newest, exported, ran))
 
     def _checkpoint_folder(self) -> Path:
         return next(c.where(self.trainer) for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]

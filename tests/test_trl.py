@@ -49,7 +49,7 @@ class Run:
     weights: dict[str, Tensor]
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
+def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 

@@ -245,7 +245,9 @@ class PreferenceModule(LightningModule):
         state = super().state_dict(*args, **kwargs)
         if self.policy.lora is None:
             return state
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        # Tied weights under both of their names.
+        everything = self.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in everything if not parameter.requires_grad}
         return {name: value for name, value in state.items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

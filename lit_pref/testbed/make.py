@@ -102,8 +102,8 @@ def run_fit(config: str, run_dir: str, folder: Path) -> None:
     ended = subprocess.run(command, cwd=folder, env=environment | ENVIRONMENT)
     if ended.returncode:
         raise UserError(
-            f"The testbed's warm start (`{' '.join(command)}` in {folder}) ended with exit code {ended.returncode}, for "
-            "the reason printed above; mend it and run your command again."
+            f"The testbed's warm start (`{' '.join(command)}` in {folder}) ended with exit code {ended.returncode}, "
+            "for the reason printed above; mend it and run your command again."
         )
 
 

@@ -127,6 +127,17 @@ def test_every_module_is_back_in_its_mode(llama, tokenizer):
     assert len(set(modes)) == 2
 
 
+def test_dropout_takes_no_part(tokenizer):
+    config = AutoConfig.for_model(
+        "phi", **SHAPE, intermediate_size=16, eos_token_id=END, embd_pdrop=0.5, resid_pdrop=0.5
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(50)
+    assert generate(model.train(), tokenizer, PROMPTS, 8) == generate(model.eval(), tokenizer, PROMPTS, 8)
+
+
 def test_modes_are_back_after_a_failure_too(llama, tokenizer):
     llama.train()
     with pytest.raises(IndexError):
