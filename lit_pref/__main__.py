@@ -19,7 +19,7 @@ tools:
   COMMAND --help                        all options of a command
   COMMAND --model.objective.help MMPO   the arguments of a class
   fit --config FILE --print_config      the configuration with every default, without running it
-  fit --config FILE --model.objective DPO --model.objective.beta 0.05    another class: its own defaults, then its options
+  fit --config FILE --model.objective DPO --model.objective.beta 0.05    another class, with its own defaults
   fit --config FILE --ckpt_path last    go on where a killed run stopped
 """
 

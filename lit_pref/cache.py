@@ -9,7 +9,7 @@ from filelock import FileLock
 
 
 def cache_folder(kind: str, key: str) -> Path:
-    """The folder for a cached `kind` of thing with this `key`, below `$LIT_PREF_CACHE` (default `~/.cache/lit_pref`)."""
+    """The folder of a `kind` of thing with this `key`, below `$LIT_PREF_CACHE` (default `~/.cache/lit_pref`)."""
     root = Path(os.environ.get("LIT_PREF_CACHE", "~/.cache/lit_pref")).expanduser()
     return root / kind / key
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,12 +12,15 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints
+from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints, trying_out
 from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
+from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
 from lit_pref.commands.export import export
 from lit_pref.commands.summary import closing_words, opening_words
 from lit_pref.data.datamodule import PreferenceDataModule
@@ -51,7 +55,9 @@ class PreferenceCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
-        parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
+        parser.add_argument(
+            "--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data."
+        )
         parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
         parser.add_argument("--closing_words", type=bool, default=True, help="Say at the end where everything is.")
 
@@ -92,7 +98,8 @@ class PreferenceCLI(LightningCLI):
 
     def _refuse_used_folder(self) -> None:
         # Other ranks are started after the first has begun to write.
-        if rank_zero_only.rank == 0 and "LOCAL_RANK" not in os.environ and (self.run_dir / "config.yaml").exists():
+        first = "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+        if first and (self.run_dir / "config.yaml").exists():
             raise UsageError(
                 f"{self.run_dir} already holds a run; go on with it (--ckpt_path last), name another folder "
                 f"(--run_dir {self.run_dir}-2), or delete it"
@@ -117,10 +124,13 @@ class PreferenceCLI(LightningCLI):
             if not any(isinstance(callback, Checkpoints) for callback in callbacks):
                 callbacks.append(Checkpoints())
             if config.logger in (None, True):
-                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="tensorboard", default_hp_metric=False)
+                kwargs["logger"] = TensorBoardLogger(
+                    self.run_dir, name="", version="tensorboard", default_hp_metric=False
+                )
         elif config.logger is None:
             kwargs["logger"] = False
         kwargs["callbacks"] = callbacks
+        _refuse_fsdp1(config.strategy)
         trainer = super().instantiate_trainer(**kwargs)
         _check_devices(trainer, config.devices, config.num_nodes)
         return trainer
@@ -139,11 +149,20 @@ class PreferenceCLI(LightningCLI):
 
     # Around the Trainer's commands
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            # The first process speaks and ends; the ones that it started would wait for it, or fail loudly without it.
+            if isinstance(self.trainer.strategy.launcher, _SubprocessScriptLauncher):
+                self.trainer.strategy.launcher.kill(signal.SIGKILL)
+            raise
+
     def before_fit(self) -> None:
         _say(opening_words(self.model, self.trainer, self.run_dir))
 
     def after_fit(self) -> None:
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+        if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return
         newest = complete_checkpoints(self._checkpoint_folder())[-1]
         exported = export(newest, self.run_dir / "hf")
@@ -184,14 +203,22 @@ def _name_of_run(configs: list[Any]) -> str:
     return f"runs/{path.stem}" if path.stem != "config" else f"runs/{path.resolve().parent.name}-again"
 
 
+def _refuse_fsdp1(strategy: Any) -> None:
+    if isinstance(strategy, FSDPStrategy) or str(strategy).startswith("fsdp"):
+        raise UsageError(
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimiser "
+            "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
+        )
+
+
 def _check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
         return
     asked = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
     if asked > 0 and asked != trainer.world_size:
         raise UsageError(
-            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, trainer.strategy, "
-            "and under SLURM that --ntasks-per-node is the number of devices"
+            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, "
+            "trainer.strategy, and under SLURM that --ntasks-per-node is the number of devices"
         )
 
 

@@ -82,12 +82,9 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
 def known_subclasses(base: type) -> list[str]:
     """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
 
-    def walk(cls: type) -> Iterator[type]:
-        for subclass in cls.__subclasses__():
-            yield subclass
-            yield from walk(subclass)
-
-    return sorted({c.__name__ for c in (base, *walk(base)) if not inspect.isabstract(c) and not c.__name__[0] == "_"})
+    return sorted(
+        {c.__name__ for c in (base, *_all_subclasses(base)) if not inspect.isabstract(c) and c.__name__[0] != "_"}
+    )
 
 
 def _class_arguments() -> dict[str, type]:
@@ -137,6 +134,7 @@ def _owner(name: str) -> str:
 
 
 def _all_subclasses(base: type) -> Iterator[type]:
+    subclass: type
     for subclass in base.__subclasses__():
         yield subclass
         yield from _all_subclasses(subclass)

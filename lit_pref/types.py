@@ -34,9 +34,9 @@ class KeptText:
 class PreferencePair:
     """One tokenised pair.
 
-    `prompt` holds the ids up to the boundary, `chosen` and `rejected` the ids after it (`rejected` is None for one-sided
-    data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen is better).
-    `columns` are further numbers of the pair; `group` is the value by which metrics can be split.
+    `prompt` holds the ids up to the boundary, `chosen` and `rejected` the ids after it (`rejected` is None for
+    one-sided data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen
+    is better). `columns` are further numbers of the pair; `group` is the value by which metrics can be split.
     """
 
     id: str
@@ -54,12 +54,12 @@ class PreferencePair:
 class PreferenceBatch:
     """B pairs laid out for a model.
 
-    The layout is data: hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the response
-    token `targets[n]` of response `sequences[n]`, where response b < B is the chosen one of pair b and response B + b its
-    rejected one. Nothing else of the layout is known to scores and objectives.
+    The layout is data: hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the
+    response token `targets[n]` of response `sequences[n]`, where response b < B is the chosen one of pair b and
+    response B + b its rejected one. Nothing else of the layout is known to scores and objectives.
 
-    `real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the number
-    of real pairs in this batch's optimiser window, over all ranks and micro-batches.
+    `real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the
+    number of real pairs in this batch's optimiser window, over all ranks and micro-batches.
     """
 
     pair_ids: list[str]
@@ -106,7 +106,10 @@ class TokenLogps:
 
 @dataclass(frozen=True)
 class Tilt:
-    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y], f the policy's logits, g the reference's; (B,), nats."""
+    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y], f the policy's and g the reference's logits.
+
+    (B,), nats.
+    """
 
     epsilon: float
 
@@ -123,8 +126,10 @@ COMPARING_NEEDS = (Tilt, Kl)
 
 @dataclass
 class SequenceScores:
-    """One response each: `scores` (B,) fp32 (policy: summed log-prob in nats), `lengths` (B,) in tokens, and `statistics`,
-    the further values that were asked for, under the need itself."""
+    """One response each: `scores` (B,) fp32 (policy: summed log-prob in nats), `lengths` (B,) in tokens.
+
+    `statistics` holds the further values that were asked for, under the need itself.
+    """
 
     scores: Tensor  # (B,)
     lengths: Tensor  # (B,)
@@ -141,10 +146,10 @@ class PairScores:
 
 @dataclass
 class ObjectiveOutput:
-    """What an objective returns: unreduced `losses` (B,) with gradient, detached rewards (B,), and per-pair values to log.
+    """What an objective returns: unreduced `losses` (B,) with gradient, detached rewards (B,), and values to log.
 
-    `logged` maps a metric name to a detached (B,) tensor. Names with a meaning elsewhere: `target` (the probability that
-    the loss fits), `target_entropy` (nats), `beta`.
+    `logged` maps a metric name to a detached (B,) tensor. Names with a meaning elsewhere: `target` (the probability
+    that the loss fits), `target_entropy` (nats), `beta`.
     """
 
     losses: Tensor  # (B,)

@@ -16,7 +16,27 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
-WORDS = "red green blue tin iron oak elm cat dog owl one two three four five big small old new".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "tin",
+    "iron",
+    "oak",
+    "elm",
+    "cat",
+    "dog",
+    "owl",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "big",
+    "small",
+    "old",
+    "new",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,7 +88,9 @@ def make_policy(folder: Path, seed: int, vocabulary: int = 300, **config: object
     return folder
 
 
-def run_command(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m lit_pref ...` as a user runs it, in `cwd`."""
     return subprocess.run(
         [sys.executable, "-m", "lit_pref", *map(str, arguments)],

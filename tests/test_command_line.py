@@ -16,7 +16,9 @@ Refuse = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path) -> Refuse:
+def refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path
+) -> Refuse:
     """Runs a command that must be refused, in a folder with `pairs.jsonl` and `policy`; gives exit code and sentence."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl", 12)
@@ -42,8 +44,14 @@ PAIRS = [*FIT, "--model.policy.path", "policy", "--data.train", "pairs.jsonl"]
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--model.objective", "MPO"], ["unknown objective 'MPO'", "known: DPO, EpsilonDPO, MMPO, MRPO", "mean MRPO or MMPO?"]),
-        (["--model.objective.reference", "Harmonix"], ["unknown referencemix 'Harmonix'", "Geometric", "mean Harmonic"]),
+        (
+            ["--model.objective", "MPO"],
+            ["unknown objective 'MPO'", "known: DPO, EpsilonDPO, MMPO, MRPO", "mean MRPO or MMPO?"],
+        ),
+        (
+            ["--model.objective.reference", "Harmonix"],
+            ["unknown referencemix 'Harmonix'", "Geometric", "mean Harmonic"],
+        ),
         (["--model.objective.bta", "3"], ["unknown argument 'bta'", "did you mean beta"]),
         (["--model.objectve.beta", "3"], ["unknown option --model.objectve.beta", "did you mean --model.objective"]),
         (["--data.trin", "x"], ["unknown option --data.trin", "did you mean --data.train"]),
@@ -169,7 +177,13 @@ def test_a_wrong_number_of_references_is_refused(refuse: Refuse):
 
 def test_epsilon_dpo_refuses_a_reference_with_another_vocabulary(refuse: Refuse, tmp_path: Path):
     make_policy(tmp_path / "other", seed=1, vocabulary=262)
-    arguments = ["--model.objective", "EpsilonDPO", "--model.references+=Pretrained", "--model.references.path", "other"]
+    arguments = [
+        "--model.objective",
+        "EpsilonDPO",
+        "--model.references+=Pretrained",
+        "--model.references.path",
+        "other",
+    ]
     code, sentence = refuse(*PAIRS, *arguments)
     assert code in (1, 2) and "the policy's vocabulary" in sentence
 

@@ -74,7 +74,15 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
 
 
 METHODS = [DPO, MMPO, MRPO, EpsilonDPO, SFT]
-UNUSUAL = {"beta": 0.07, "gamma": 0.7, "eta": 0.7, "adaptive": False, "arwc_swap": True, "epsilon": 0.07, "first_order": True}
+UNUSUAL = {
+    "beta": 0.07,
+    "gamma": 0.7,
+    "eta": 0.7,
+    "adaptive": False,
+    "arwc_swap": True,
+    "epsilon": 0.07,
+    "first_order": True,
+}
 
 
 def unusual(method: type[Objective]) -> dict[str, Any]:

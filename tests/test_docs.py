@@ -57,7 +57,11 @@ def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path
     shutil.copy(ROOT / "pyproject.toml", copy)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     steps = re.findall(r"\n`(\S+\.(?:py|yaml))`\n\n```\w+\n(.*?)```", page, flags=re.DOTALL)
-    assert [name for name, _ in steps] == ["lit_pref/objectives/odpo.py", "tests/objectives/test_odpo.py", "configs/odpo.yaml"]
+    assert [name for name, _ in steps] == [
+        "lit_pref/objectives/odpo.py",
+        "tests/objectives/test_odpo.py",
+        "configs/odpo.yaml",
+    ]
     for name, text in steps:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(text, encoding="utf-8")
@@ -65,10 +69,21 @@ def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path
     tests = ["tests/objectives/test_odpo.py", "tests/objectives/test_objective_contract.py"]
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "ODPO" in subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", tests[1]], cwd=copy, capture_output=True, text=True
-    ).stdout
-    options = ["--data.train", "x", "--model.policy.path", "y", "--model.objective.reference", "Harmonic", "--print_config"]
+    assert (
+        "ODPO"
+        in subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--collect-only", tests[1]], cwd=copy, capture_output=True, text=True
+        ).stdout
+    )
+    options = [
+        "--data.train",
+        "x",
+        "--model.policy.path",
+        "y",
+        "--model.objective.reference",
+        "Harmonic",
+        "--print_config",
+    ]
     printed = run_command("fit", "--config", "configs/odpo.yaml", *options, cwd=copy)
     assert "class_path: lit_pref.objectives.ODPO" in printed.stdout, printed.stderr
     assert "Harmonic" in printed.stdout
@@ -109,11 +124,15 @@ def test_an_objective_in_a_users_own_file_works_the_same_way(tmp_path: Path, pol
 
 
 def test_the_page_of_methods_is_up_to_date():
-    done = subprocess.run([sys.executable, "tools/write_methods.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "tools/write_methods.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_and_files_named_on_a_page_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -45,7 +45,9 @@ def validated(ran: Ran) -> dict[int, float]:
     return {step: numbers["val/loss"] for step, numbers in ran.logged.steps.items() if "val/loss" in numbers}
 
 
-@pytest.mark.parametrize("trainer", [{}, {"val_check_interval": 3}, {"max_steps": 5}, {"limit_val_batches": 0}], ids=str)
+@pytest.mark.parametrize(
+    "trainer", [{}, {"val_check_interval": 3}, {"max_steps": 5}, {"limit_val_batches": 0}], ids=str
+)
 def test_from_every_checkpoint_of_a_run_the_rest_is_the_same_to_the_last_bit(run: Run, tmp_path: Path, trainer):
     whole = fit(run, tmp_path / "whole", every=1, **trainer)
     steps = trainer.get("max_steps", 6)
@@ -121,7 +123,11 @@ def test_resuming_with_workers_under_kill_is_exact(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [("--devices", "2"), ("--devices", "2", "--strategy", "fsdp"), ("--devices", "2", "--strategy", "fsdp-distributed")],
+    [
+        ("--devices", "2"),
+        ("--devices", "2", "--strategy", "fsdp"),
+        ("--devices", "2", "--strategy", "fsdp-distributed"),
+    ],
     ids=str,
 )
 def test_killed_runs_on_two_processes_end_as_the_run_that_was_not_killed(tmp_path: Path, arguments):

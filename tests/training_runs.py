@@ -115,7 +115,9 @@ def differences(first: Any, second: Any, at: str = "") -> list[str]:
         return [] if same else [at]
     if isinstance(first, dict) and isinstance(second, dict):
         found = [f"{at}/{key} is in one only" for key in first.keys() ^ second.keys()]
-        return found + [d for key in first.keys() & second.keys() for d in differences(first[key], second[key], f"{at}/{key}")]
+        return found + [
+            d for key in first.keys() & second.keys() for d in differences(first[key], second[key], f"{at}/{key}")
+        ]
     if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
         return [d for k, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{k}")]
     return [] if first == second else [f"{at}: {first!r} and {second!r}"]

@@ -51,7 +51,12 @@ def write_pairs(path: Path, number: int) -> None:
     with path.open("w") as file:
         for k in range(number):
             prompt, chosen, rejected = (" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in range(3))
-            row = {"prompt": f"{prompt} {k} :", "chosen": f" {chosen} good", "rejected": f" {rejected} bad", "margin": k + 1}
+            row = {
+                "prompt": f"{prompt} {k} :",
+                "chosen": f" {chosen} good",
+                "rejected": f" {rejected} bad",
+                "margin": k + 1,
+            }
             file.write(json.dumps(row) + "\n")
 
 
@@ -63,12 +68,19 @@ def command(options: argparse.Namespace, folder: Path) -> list[str]:
     line = [sys.executable, "-m", "lit_pref", "fit", "--run_dir", folder, "--ckpt_path", "last", "--data.train"]
     line += [options.folder / "train.jsonl", "--data.val", options.folder / "val.jsonl"]
     line += ["--data.global_batch=8", "--data.micro_batch=2", f"--data.workers={options.workers}"]
-    line += [f"--model.policy.config={json.dumps(config)}", "--model.policy.vocabulary=300", "--model.policy.dropout=0.1"]
+    line += [
+        f"--model.policy.config={json.dumps(config)}",
+        "--model.policy.vocabulary=300",
+        "--model.policy.dropout=0.1",
+    ]
     line += ["--model.objective=EpsilonDPO", "--model.objective.epsilon=0.05", "--model.objective.beta=0.1"]
     line += ["--model.optimizer=AdamW", "--model.optimizer.lr=0.01", "--model.schedule=Cosine"]
     line += ["--trainer.accelerator=cpu", f"--trainer.devices={options.devices}", f"--trainer.strategy={strategy}"]
     if distributed:
-        line += [f"--trainer.strategy.data_parallel_size={options.devices}", "--trainer.strategy.tensor_parallel_size=1"]
+        line += [
+            f"--trainer.strategy.data_parallel_size={options.devices}",
+            "--trainer.strategy.tensor_parallel_size=1",
+        ]
         line += [f"--trainer.strategy.save_distributed_checkpoint={distributed[0]}"]
     line += ["--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every=2"]
     line += ["--trainer.callbacks+=kill_test.History", f"--trainer.callbacks.folder={folder}"]
@@ -167,7 +179,9 @@ def main() -> None:
     finish(start(options, never), never)
     whole, rng, kills, rounds = final(never), random.Random(options.seed), 0, 0
     rows, lost = [], uneven(never, options.devices, options.epochs)
-    print(f"{options.strategy}, {options.devices} process(es), never killed: {batches(never)} batches a rank", flush=True)
+    print(
+        f"{options.strategy}, {options.devices} process(es), never killed: {batches(never)} batches a rank", flush=True
+    )
     print("run  kill  after batches  after s  checkpoint left", flush=True)
     while kills < options.kills:
         rounds += 1
@@ -179,7 +193,9 @@ def main() -> None:
                 break
             kills += 1
             left = sorted(path.name for path in (folder / "checkpoints").glob("step=*.ckpt"))
-            print(f"{rounds:3}  {kills:4}  {batches(folder):13}  {seconds:7.3f}  {left[-1] if left else '-'}", flush=True)
+            print(
+                f"{rounds:3}  {kills:4}  {batches(folder):13}  {seconds:7.3f}  {left[-1] if left else '-'}", flush=True
+            )
         else:
             process = start(options, folder)
         finish(process, folder)

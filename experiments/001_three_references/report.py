@@ -27,8 +27,8 @@ def main(runs: str) -> None:
         rows.append(line(run.name, share_right(torch.tensor(records["z"], dtype=torch.float64)), prompts))
         longer = torch.tensor(records["chosen_characters"]) - torch.tensor(records["rejected_characters"])
         baseline = line("the longer response wins", share_right(longer.double()), prompts)
-    print(f"{len(prompts)} held-out pairs of {len(set(prompts))} prompts\n\n| run | accuracy | 95 % over prompts |\n|---|---|---|")
-    print("\n".join([*rows, baseline]))
+    print(f"{len(prompts)} held-out pairs of {len(set(prompts))} prompts\n")
+    print("\n".join(["| run | accuracy | 95 % over prompts |", "|---|---|---|", *rows, baseline]))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves every so many optimiser steps and at the end, under names that carry the step, and keeps the newest.
 
-    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation follows the step, it is saved after it, and at an epoch's end after what else belongs to the epoch, such as
-    early stopping: what a run is killed within is done again when it goes on.
+    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation
+    follows the step, it is saved after it, and at an epoch's end after what else belongs to the epoch, such as early
+    stopping: what a run is killed within is done again when it goes on.
 
     Args:
         every: Optimiser steps between two checkpoints.
@@ -61,7 +62,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         newest = self._saved_step = newest_step(self.where(trainer))
-        if newest is not None and newest > trainer.global_step and not trainer.fast_dev_run:
+        if newest is not None and newest > trainer.global_step and not trying_out(trainer):
             raise UsageError(
                 f"{self.where(trainer)} holds a checkpoint of step {newest} and this run goes on from step "
                 f"{trainer.global_step}: resume from the newest (--ckpt_path last), give the run another folder "
@@ -97,7 +98,7 @@ class Checkpoints(Checkpoint):
         return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if trying_out(trainer):
             return
         folder = self.where(trainer)
         self._saved_step, self._due = trainer.global_step, False
@@ -111,6 +112,11 @@ def _validates_now(trainer: Trainer) -> bool:
     """Whether a validation follows the training batch that has just ended."""
     loop = trainer.fit_loop
     return sum(trainer.num_val_batches or [0]) > 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def trying_out(trainer: Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

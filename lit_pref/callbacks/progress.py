@@ -22,9 +22,7 @@ class ProgressLines(Callback):
     def __init__(self) -> None:
         self._shown_step = 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         numbers = pl_module.training_numbers
         if trainer.is_global_zero and numbers and pl_module.logged_step != self._shown_step:
             self._shown_step = pl_module.logged_step
@@ -42,7 +40,8 @@ class ProgressLines(Callback):
             accuracy = numbers.get("val/rewards/accuracies")
             when = "before training" if trainer.sanity_checking else f"at step {trainer.global_step}"
             print(
-                f"held out, {when}: loss {numbers['val/loss']:.4f}" + ("" if accuracy is None else f"  accuracy {accuracy:.3f}"),
+                f"held out, {when}: loss {numbers['val/loss']:.4f}"
+                + ("" if accuracy is None else f"  accuracy {accuracy:.3f}"),
                 flush=True,
             )
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
+HPARAM_METRICS = ("val/loss", "val/kl_to_target", "val/rewards/accuracies", "val/calibration/ece")
 
 
 class RunFolder(Callback):
@@ -38,8 +40,19 @@ class RunFolder(Callback):
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Into the run itself, with what the held-out pairs said before training: a table over runs then shows their
+        # last values. On a resumed run the record stands already.
+        if trainer.global_step > 0:
+            return
+        module: Any = pl_module
+        metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
-            logger.log_hyperparams(flat(module.plain_config))
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(flat(module.plain_config), metrics or {"train/total_steps": module.total_steps})
+            else:
+                logger.log_hyperparams(flat(module.plain_config))
 
     def _write_config(self, folder: Path) -> None:
         # A resumed run may have been given other options: both records stay.
@@ -59,7 +72,8 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
         "git": git_state(),
         "data": {name: {"digest": digest, "report": str(report)} for name, (digest, report) in data.describe().items()},
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
@@ -89,7 +103,9 @@ def git_state() -> dict[str, Any] | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed_files": len((git("status", "-s") or "").splitlines())}
+    return (
+        None if commit is None else {"commit": commit, "changed_files": len((git("status", "-s") or "").splitlines())}
+    )
 
 
 def digest_of(text: str | dict[str, str]) -> str:

@@ -44,7 +44,12 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
         UsageError: `out` holds something else.
     """
     checkpoint_path, folder = Path(ckpt_path), Path(out)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+    if (
+        folder.exists()
+        and any(folder.iterdir())
+        and not (folder / "config.json").exists()
+        and not (folder / "adapter_config.json").exists()
+    ):
         raise UsageError(f"{folder} is not empty and not an exported model; give another --out")
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint["lit_pref"]
@@ -55,7 +60,9 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
     missing, unexpected = model.load_state_dict(weights, strict=False)
     trained = {name.removeprefix(PREFIX) for name in saved["trainable"]}
     if unexpected or trained & set(missing):
-        raise UserError(f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}")
+        raise UserError(
+            f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"
+        )
     save_folder(model, tokenizer, folder, model_card(saved, checkpoint_path), merge)
     sample = saved["sample"][:pairs]
     difference = _largest_difference(model, reopen(folder, policy), sample, tokenizer.pad_token_id)
@@ -102,7 +109,7 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     """README.md of the folder: how the model was made."""
     import yaml
 
-    objective = saved["config"]["model"]["objective"]
+    method = saved["config"]["model"]["objective"]["class_path"].rsplit(".", 1)[-1]
     return "\n".join(
         [
             "---",
@@ -110,7 +117,7 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
             "tags: [lit_pref, preference-optimisation]",
             "---",
             "",
-            f"Trained with lit_pref by `{objective['class_path'].rsplit('.', 1)[-1]}`, from checkpoint `{checkpoint_path.name}`.",
+            f"Trained with lit_pref by `{method}`, from checkpoint `{checkpoint_path.name}`.",
             "",
             f"- objective: `{saved['objective']}`",
             f"- policy before training: {saved['policy_text']}",
@@ -142,7 +149,9 @@ def _scores(model: nn.Module, batch: PreferenceBatch) -> Tensor:
 
 
 def _batch(prompt: list[int], chosen: list[int], rejected: list[int] | None, pad: int) -> PreferenceBatch:
-    ids, mask, predictors, targets, sequences = padded([prompt], [chosen], None if rejected is None else [rejected], pad)
+    ids, mask, predictors, targets, sequences = padded(
+        [prompt], [chosen], None if rejected is None else [rejected], pad
+    )
     lengths = None if rejected is None else torch.tensor([len(rejected)])
     return PreferenceBatch(
         pair_ids=["sample"],
@@ -168,5 +177,6 @@ def main(arguments: list[str]) -> None:
     parser.add_function_arguments(export)
     options = parser.parse_args(arguments[1:])
     done = export(**options.as_dict())
-    print(f"wrote {done.folder}; opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
-    print(f"open it: AutoModelForCausalLM.from_pretrained({str(done.folder)!r}), AutoTokenizer.from_pretrained({str(done.folder)!r})")
+    print(f"wrote {done.folder}")
+    print(f"opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
+    print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

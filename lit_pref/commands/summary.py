@@ -24,19 +24,21 @@ HELD_OUT = {
 
 def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
     """What is about to be trained, with every value of the objective."""
-    devices = f"{trainer.world_size} x {type(trainer.accelerator).__name__.removesuffix('Accelerator').lower()}"
+    devices = f"{trainer.world_size} asked, {trainer.world_size} used"
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     lines = [
         f"run folder  {run_dir}",
         f"policy      {module.policy.describe()}",
         *(f"reference {k} {reference.describe()}" for k, reference in enumerate(module.references)),
         f"objective   {module.objective!r}",
-        f"devices     {trainer.world_size} asked, {trainer.world_size} used ({devices}, {type(trainer.strategy).__name__}, "
-        f"precision {trainer.precision})",
+        f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
     if not module.references:
         lines.insert(2, "reference   none")
     if trainer.precision == "bf16-true":
-        lines.append("warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them")
+        lines.append(
+            "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
+        )
     return "\n".join(lines)
 
 

@@ -56,8 +56,8 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
     mesh = strategy.device_mesh["data_parallel"]
     if strategy.device_mesh["tensor_parallel"].size() != 1:
         raise UsageError(
-            "ModelParallelStrategy: tensor parallelism is not supported; set trainer.strategy.data_parallel_size to the "
-            "number of devices and trainer.strategy.tensor_parallel_size to 1"
+            "ModelParallelStrategy: tensor parallelism is not supported; set trainer.strategy.data_parallel_size to "
+            "the number of devices and trainer.strategy.tensor_parallel_size to 1"
         )
     blocks = set().union(*(getattr(module, "_no_split_modules", None) or [] for module in scorer.modules()))
     for module in list(scorer.modules()):

@@ -42,8 +42,8 @@ class PreferenceModule(LightningModule):
     Args:
         policy: The model to train.
         objective: What is minimised; the mean over the pairs of an optimiser window.
-        references: Frozen scorers, the first one is the anchor. Null takes what the objective needs: none, or the policy
-            as it was before training (under LoRA: the policy with its adapter switched off).
+        references: Frozen scorers, the first one is the anchor. Null takes what the objective needs: none, or the
+            policy as it was before training (under LoRA: the policy with its adapter switched off).
         optimizer: A callable from parameters to a torch optimiser.
         schedule: The learning rate over optimiser steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
@@ -142,14 +142,15 @@ class PreferenceModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # After the step and before the checkpoint of this batch's end.
         self.objective.update(self._sum_over_ranks)
-        # Lightning counts the step after this hook. Told to stop, it validates first, also where max_steps ends an epoch.
+        # Lightning counts the step after this hook. Told to stop, it validates first, also where max_steps ends one.
         self._stop_after(self.trainer.global_step + 1)
 
     def on_train_start(self) -> None:
         self._throughput.start(self.trainer.global_step)
         # A run that was killed after its last step has no step left when it goes on.
         self._stop_after(self.trainer.global_step)
-        stopping = [callback for callback in self.trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
             self.trainer.should_stop = True
 
@@ -161,17 +162,21 @@ class PreferenceModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._refuse_nonfinite()
         self._learning_rate = optimizer.param_groups[0]["lr"]
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self._log_every == 0:
             self._gradient_norm = gradient_norm(self)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         step = self.trainer.global_step
-        if step != self._throughput.step and step % self.trainer.log_every_n_steps == 0:
+        if step != self._throughput.step and step % self._log_every == 0:
             self.log_training()
 
     def on_train_end(self) -> None:
         if self.trainer.global_step != self._throughput.step:
             self.log_training()
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def log_training(self) -> None:
         """Write the means over the pairs since the last time; one reduction over ranks."""
@@ -207,7 +212,7 @@ class PreferenceModule(LightningModule):
         window, self._window = self._window, []
         if self._sum_over_ranks(torch.cat([bad for bad, _ in window]).sum().double()):
             own = [name for bad, names in window for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-            refuse_nonfinite(self.trainer, sum(gather_objects(self.trainer, own), []))
+            refuse_nonfinite(self.trainer, [name for names in gather_objects(self.trainer, own) for name in names])
 
     # Validation, test and prediction: one record a pair, metrics from the records
 
@@ -241,7 +246,7 @@ class PreferenceModule(LightningModule):
 
     # Checkpoints
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)
         if self.policy.lora is None:
             return state
@@ -267,11 +272,13 @@ class PreferenceModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("lit_pref")
         if saved is None or saved["format"] != CHECKPOINT_FORMAT:
-            raise UserError("this checkpoint was not written by this version of lit_pref; resume with the one that wrote it")
+            raise UserError(
+                "this checkpoint was not written by this version of lit_pref; resume with the one that wrote it"
+            )
         if self.policy.lora is not None and saved["policy"] != self.policy.fingerprint():
             raise UserError(
-                f"the policy ({self.policy.describe()}) is not the model of the checkpoint ({saved['policy_text']}), which "
-                "holds adapters only; give the run its base model back"
+                f"the policy ({self.policy.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
+                "which holds adapters only; give the run its base model back"
             )
         now = {r.label: r.fingerprint() for r in self.references}
         if self.trainer.state.fn == "fit" and saved["references"] != now:
@@ -299,4 +306,6 @@ def _check_references(objective: Objective, references: list[Reference], policy:
             "list as many as it takes, or leave model.references out"
         )
     if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
-        raise UsageError("references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it")
+        raise UsageError(
+            "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
+        )

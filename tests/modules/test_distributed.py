@@ -55,7 +55,12 @@ def cases(folder: Path) -> dict[str, Run]:
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
     single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO)
-    return {"plain": plain, "lora": lora, "single": single, "bf16": replace(single, trainer={**single.trainer, "precision": "bf16-mixed"})}
+    return {
+        "plain": plain,
+        "lora": lora,
+        "single": single,
+        "bf16": replace(single, trainer={**single.trainer, "precision": "bf16-mixed"}),
+    }
 
 
 def sharded(distributed: bool) -> ModelParallelStrategy:
@@ -145,7 +150,12 @@ TIMES = ("per_second", "peak_memory")
 
 
 def numbers(steps: dict[int, dict[str, float]]) -> dict[str, float]:
-    return {f"{k} {n}": v for k, row in steps.items() for n, v in row.items() if not n.endswith(TIMES) and "memory" not in n and "per_second" not in n}
+    return {
+        f"{k} {n}": v
+        for k, row in steps.items()
+        for n, v in row.items()
+        if not n.endswith(TIMES) and "memory" not in n and "per_second" not in n
+    }
 
 
 def final(folder: Path, ran: str) -> dict[str, Any]:
@@ -153,7 +163,9 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
 
 
 RELATIVE = {"plain": 1e-10, "lora": 1e-10, "single": 1e-4, "bf16": 3e-2}
-COMBINED = [(name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")]
+COMBINED = [
+    (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
+]
 
 
 @pytest.mark.parametrize("name, strategy", COMBINED)

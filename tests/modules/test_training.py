@@ -104,7 +104,9 @@ def test_the_schedule_counts_optimiser_steps_and_the_logged_rate_is_the_one_used
     ran = fit(run, tmp_path, max_epochs=2, callbacks=[rates])
     assert ran.trainer.accumulate_grad_batches == 3
     # Six steps in two epochs: 1/2 and 2/2 of the peak, then half a cosine over the other four.
-    by_hand = [0.05 * f for f in (0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2)]
+    by_hand = [
+        0.05 * f for f in (0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2)
+    ]
     assert rates.used == pytest.approx(by_hand, rel=1e-12)
     assert ran.logged.column("train/learning_rate") == pytest.approx(by_hand, rel=1e-12)
     assert fit(run, tmp_path / "steps", max_epochs=None, max_steps=4).module.total_steps == 4
@@ -165,7 +167,9 @@ def test_the_reference_is_outside_and_stays_the_same_to_the_last_bit(run: Run, t
 
 
 def test_a_lora_checkpoint_holds_adapters_only_and_resumes(run: Run, tmp_path: Path, policy_folder: Path):
-    run = replace(run, policy={**run.policy, "lora": Lora(r=2, dropout=0.1)}, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    run = replace(
+        run, policy={**run.policy, "lora": Lora(r=2, dropout=0.1)}, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)
+    )
     whole = fit(run, tmp_path / "whole", max_epochs=2)
     checkpoint = torch.load(whole.checkpoint(6), weights_only=True)
     assert checkpoint["state_dict"] and all("lora_" in name for name in checkpoint["state_dict"])
@@ -201,7 +205,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(run: Run, t
             return output
 
     bad_id = fit(run, tmp_path / "first").given[1][1][4]
-    with pytest.raises(UserError, match=f"the loss of 1 pair\\(s\\) is not finite at step 1: {bad_id}; lower the learning"):
+    with pytest.raises(
+        UserError, match=f"the loss of 1 pair\\(s\\) is not finite at step 1: {bad_id}; lower the learning"
+    ):
         fit(replace(micro(run, micro_batch), objective=Explosive), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

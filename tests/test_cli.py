@@ -1,0 +1,69 @@
+"""The command line round the Trainer: numbers that are none, devices and strategies that cannot be."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command, write_pairs
+
+from lit_pref.cli import main
+from lit_pref.errors import UsageError
+
+
+def command(policy: Path, pairs: Path, *arguments: str | Path) -> list[str]:
+    line = ["fit", "--config", ROOT / "configs" / "dpo.yaml", "--trainer.accelerator", "cpu", "--run_dir", "run"]
+    line += ["--model.policy.path", policy, "--data.train", pairs, "--data.global_batch", "8", *arguments]
+    return [str(argument) for argument in line]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_loss_driven_out_of_the_numbers_ends_with_one_sentence(tmp_path: Path, policy_folder: Path, devices: int):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 30)
+    options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e38", "--model.schedule", "Flat"]
+    options += [
+        "--model.schedule.warmup",
+        "0",
+        "--trainer.gradient_clip_val",
+        "null",
+        "--trainer.devices",
+        str(devices),
+    ]
+    strategy = ["--trainer.strategy", "ddp"] if devices > 1 else []
+    done = run_command(*command(policy_folder, pairs, *options, *strategy), cwd=tmp_path, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    said = [line for line in done.stderr.splitlines() if line.startswith("lit_pref:")]
+    assert len(said) == 1 and "is not finite at step" in said[0] and "lower the learning rate" in said[0]
+    assert not list((tmp_path / "run").glob("checkpoints/step=*"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    return write_pairs(tmp_path / "pairs.jsonl", 12)
+
+
+def test_two_devices_where_lightning_uses_one_are_refused(
+    here: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # What a job step of one task leaves in the environment of its children: Lightning trains on one, without a word.
+    slurm = {
+        "JOB_ID": "1",
+        "JOB_NAME": "job",
+        "NTASKS": "1",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+        "NNODES": "1",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UsageError, match="2 devices asked, 1 used: .* --ntasks-per-node is the number of devices"):
+        main(command(policy_folder, here, "--trainer.devices", "2", "--trainer.strategy", "ddp"))
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "FSDPStrategy", "fsdp_cpu_offload"])
+def test_fsdp1_is_answered_with_the_fsdp2_recipe(here: Path, policy_folder: Path, strategy: str):
+    with pytest.raises(UsageError, match=r"FSDP1.*FSDP2.*configs/fsdp.yaml"):
+        main(command(policy_folder, here, "--trainer.strategy", strategy))
