@@ -98,7 +98,7 @@ class PreferenceCLI(LightningCLI):
 
     def _refuse_used_folder(self) -> None:
         # Other ranks are started after the first has begun to write.
-        first = "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+        first = "LOCAL_RANK" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
         if first and (self.run_dir / "config.yaml").exists():
             raise UsageError(
                 f"{self.run_dir} already holds a run; go on with it (--ckpt_path last), name another folder "
