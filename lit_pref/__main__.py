@@ -10,7 +10,7 @@ Preference optimisation of language models on pairs whose strength is known.
 commands that run a Trainer (every option can be set in a file and overridden on the command line):
   fit        train a policy:           python -m lit_pref fit --config configs/quickstart.yaml
   validate   metrics on held-out pairs: python -m lit_pref validate --config runs/NAME/config.yaml --ckpt_path FILE
-  test       the same on data.test
+  test       the same under the name of test
   predict    one record a pair, as Parquet, into the run folder
 
 tools:

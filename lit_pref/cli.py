@@ -131,7 +131,10 @@ class PreferenceCLI(LightningCLI):
             kwargs["logger"] = False
         kwargs["callbacks"] = callbacks
         _refuse_fsdp1(config.strategy)
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's word for a combination of settings that cannot be
+            raise UsageError(" ".join(str(error).split())) from error
         _check_devices(trainer, config.devices, config.num_nodes)
         return trainer
 
@@ -204,7 +207,7 @@ def _name_of_run(configs: list[Any]) -> str:
 
 
 def _refuse_fsdp1(strategy: Any) -> None:
-    if isinstance(strategy, FSDPStrategy) or str(strategy).startswith("fsdp"):
+    if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
         raise UsageError(
             "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimiser "
             "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"

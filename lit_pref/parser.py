@@ -81,10 +81,8 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
 
 def known_subclasses(base: type) -> list[str]:
     """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
-
-    return sorted(
-        {c.__name__ for c in (base, *_all_subclasses(base)) if not inspect.isabstract(c) and c.__name__[0] != "_"}
-    )
+    concrete = [cls for cls in (base, *_all_subclasses(base)) if not inspect.isabstract(cls)]
+    return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
 
 
 def _class_arguments() -> dict[str, type]:

@@ -16,27 +16,7 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "tin",
-    "iron",
-    "oak",
-    "elm",
-    "cat",
-    "dog",
-    "owl",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "big",
-    "small",
-    "old",
-    "new",
-]
+WORDS = ["red", "green", "blue", "tin", "iron", "oak", "elm", "cat", "dog", "owl", "one", "two", "three", "big", "old"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,6 +63,11 @@ def test_two_devices_where_lightning_uses_one_are_refused(
     assert not Path("run").exists()
 
 
+def test_a_strategy_that_lightning_does_not_know_is_refused(here: Path, policy_folder: Path):
+    with pytest.raises(UsageError, match="invalid strategy name: `strategy='dpp'`"):
+        main(command(policy_folder, here, "--trainer.strategy", "dpp"))
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "FSDPStrategy", "fsdp_cpu_offload"])
 def test_fsdp1_is_answered_with_the_fsdp2_recipe(here: Path, policy_folder: Path, strategy: str):
     with pytest.raises(UsageError, match=r"FSDP1.*FSDP2.*configs/fsdp.yaml"):

@@ -19,7 +19,7 @@ Refuse = Callable[..., tuple[int, str]]
 def refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path
 ) -> Refuse:
-    """Runs a command that must be refused, in a folder with `pairs.jsonl` and `policy`; gives exit code and sentence."""
+    """Runs a command that must be refused, beside `pairs.jsonl` and `policy`; gives exit code and sentence."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl", 12)
     (tmp_path / "policy").symlink_to(policy_folder)

@@ -131,6 +131,20 @@ def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {"position": position, "optimizers": optimizers, **{name: checkpoint[name] for name in names}}
 
 
+@torch.no_grad()
+def logps(model: Any, pairs: Any) -> dict[str, list[float]]:
+    """Log-probs of the responses by nothing but the model's own logits, as the records name them."""
+    model.eval()
+
+    def logp(prompt: list[int], response: list[int]) -> float:
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
+        return float(logits.log_softmax(-1)[range(len(response)), response].sum())
+
+    rows = [(pair.id, logp(pair.prompt, pair.chosen), logp(pair.prompt, pair.rejected)) for pair in pairs]
+    ids, chosen, rejected = zip(*sorted(rows), strict=True)
+    return {"id": list(ids), "chosen_logp": list(chosen), "rejected_logp": list(rejected)}
+
+
 def environment(rank: int, port: int) -> dict[str, str]:
     """The environment of one of two processes, as a cluster gives it (Lightning then launches none)."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}

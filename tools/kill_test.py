@@ -47,7 +47,7 @@ class History(Callback):
 
 def write_pairs(path: Path, number: int) -> None:
     """Distinct pairs of several lengths."""
-    rng, words = random.Random(0), "red green blue tin iron oak elm cat dog owl one two three".split()
+    rng, words = random.Random(0), ["red", "green", "blue", "tin", "iron", "oak", "elm", "cat", "dog", "owl", "one", "two", "three"]
     with path.open("w") as file:
         for k in range(number):
             prompt, chosen, rejected = (" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in range(3))

@@ -15,10 +15,12 @@ import pytest
 import torch
 from conftest import make_policy, write_pairs
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from training_runs import Ran, Run, differences, environment, fit, trained
+from training_runs import Ran, Run, differences, environment, fit, logps, trained
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.commands.export import export, read_checkpoint
 from lit_pref.errors import UserError
+from lit_pref.metrics.records import read_parquet
 from lit_pref.models.policy import Lora
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -215,10 +217,17 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_spe
 
 @pytest.mark.parametrize("name", ["plain", "lora"])
 @pytest.mark.parametrize("strategy", strategies())
-def test_export_reads_every_checkpoint_that_two_processes_write(folder, name, strategy):
-    path = sorted((folder / f"resumed-{name}-{strategy}" / "checkpoints").glob("*.ckpt"))[-1]
+def test_what_is_exported_from_every_form_of_checkpoint_scores_as_the_run_did(folder, alone, name, strategy):
+    ran = folder / f"resumed-{name}-{strategy}"
+    path = ran / "checkpoints" / "step=00000006.ckpt"
     assert path.is_dir() == (strategy == "fsdp-distributed")
-    assert export(path, folder / f"hf-{name}-{strategy}").largest_difference < 1e-4
+    exported = export(path, ran / "hf")
+    assert exported.pairs == 8 and exported.largest_difference < 1e-4
+    AutoTokenizer.from_pretrained(ran / "hf")
+    model = AutoModelForCausalLM.from_pretrained(ran / "hf")
+    records = read_parquet(ran / "records" / "val-step=00000006.parquet")
+    for column, values in logps(model, alone[name].trainer.datamodule.val_pairs).items():
+        assert records[column] == (values if column == "id" else pytest.approx(values, abs=1e-3))
 
 
 if __name__ == "__main__":

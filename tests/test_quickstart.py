@@ -1,0 +1,96 @@
+"""The quickstart with a small testbed: what a newcomer sees, and what a run leaves."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, run_command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = {"demonstrations": 2000, "sft_steps": 120, "pairs": 60, "held_out_pairs": 40, "eval_prompts": 12}
+OPTIONS = ["--trainer.log_every_n_steps", "2"]
+OPTIONS += [word for name, value in SMALL.items() for word in (f"--testbed.{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the quickstart ran, and what it said."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    done = run_command("fit", "--config", "configs/quickstart.yaml", *OPTIONS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_it_says_what_is_trained_against_what_and_with_which_values(quickstart: tuple[Path, str]):
+    _, said = quickstart
+    assert "objective   MMPO(beta=0.3, reference=Single(), " in said and "target=MarginTarget(gamma=0.8)" in said
+    assert "reference 0 the policy as it is before its first step" in said
+    assert "devices     1 asked, 1 used (cpu, SingleDeviceStrategy, precision 32-true)" in said
+
+
+def test_it_ends_with_gold_reward_held_out_numbers_samples_places_and_what_to_run_next(quickstart: tuple[Path, str]):
+    folder, said = quickstart
+    for row in ("sampled responses", "greedy responses", "win-rate", "preference accuracy", "against the true probab"):
+        assert row in said
+    assert said.count("\nprompt  ") == 3 and said.count("  before  ") == 3 and said.count("  after   ") == 3
+    for place in ("checkpoints/step=00000006.ckpt", "hf", "config.yaml", "records"):
+        assert f"runs/quickstart/{place}" in said
+        assert (folder / "runs" / "quickstart" / place).exists()
+    assert "tensorboard --logdir runs/quickstart" in said
+    last = said.rstrip().splitlines()[-1].strip()
+    assert (
+        last.startswith("python -m lit_pref fit --config configs/quickstart.yaml") and "--model.objective DPO" in last
+    )
+
+
+def test_the_command_it_ends_with_does_what_it_says(quickstart: tuple[Path, str]):
+    folder, said = quickstart
+    command = said.rstrip().splitlines()[-1].split()[3:]
+    done = run_command(*command, "--stop_at_step", "1", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "objective   DPO(beta=0.1, reference=Single(), " in done.stdout and "target=Hard()" in done.stdout
+
+
+def test_the_resolved_config_runs_again_alone_to_the_same_bits(quickstart: tuple[Path, str]):
+    folder, _ = quickstart
+    done = run_command("fit", "--config", "runs/quickstart/config.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    first, again = (
+        torch.load(folder / "runs" / name / "checkpoints" / "step=00000006.ckpt", weights_only=True)["state_dict"]
+        for name in ("quickstart", "quickstart-again")
+    )
+    assert first.keys() == again.keys() and len(first) > 10
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_tensorboard_holds_curves_figures_texts_and_the_hyperparameters_in_the_run_itself(quickstart: tuple[Path, str]):
+    folder, _ = quickstart
+    board = folder / "runs" / "quickstart" / "tensorboard"
+    assert [p for p in board.iterdir() if p.is_dir()] == [], "no sub-run"
+    events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    tags = events.Tags()
+    wanted = {
+        f"{p}/{n}" for p in ("train", "val") for n in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen")
+    }
+    wanted |= {"train/gradient_norm", "train/learning_rate", "train/pairs_per_second", "train/peak_memory_gib"}
+    wanted |= {"train/response_tokens_per_second", "val/kl_to_target", "val/chosen_fell", "val/calibration@p_true/ece"}
+    assert wanted <= set(tags["scalars"]), wanted - set(tags["scalars"])
+    assert "hp_metric" not in tags["scalars"]
+    assert {"val/reliability/label", "val/reliability/p_true"} <= set(tags["images"])
+    assert any("val/samples" in tag for tag in tags["tensors"])
+    assert "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    assert [event.step for event in events.Scalars("val/loss")] == [0, 2, 4, 6]
+
+
+def test_records_and_manifest_say_what_the_numbers_were_made_of(quickstart: tuple[Path, str]):
+    folder, _ = quickstart
+    run = folder / "runs" / "quickstart"
+    records = pq.read_table(run / "records" / "val-step=00000006.parquet").to_pydict()
+    assert len(set(records["id"])) == len(records["id"]) == SMALL["held_out_pairs"]
+    assert {"z", "target", "p_true", "chosen_logp", "margin"} <= set(records)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert {"versions", "git", "data", "tokenizer", "policy", "references", "hardware", "command"} <= set(manifest)
+    assert manifest["references"][0]["fingerprint"] == manifest["policy"]["fingerprint"]
