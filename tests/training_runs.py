@@ -20,6 +20,10 @@ from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
 from lit_pref.references.live import Reference
 
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from kill_test import differences
+
+__all__ = ["History", "Memory", "Ran", "Run", "differences", "environment", "fit", "logps", "trained"]
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
@@ -108,21 +112,6 @@ def fit(
     return Ran(module, built, logged, history.given, folder)
 
 
-def differences(first: Any, second: Any, at: str = "") -> list[str]:
-    """The places where two nested structures differ, to the last bit of every tensor."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        same = first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
-        return [] if same else [at]
-    if isinstance(first, dict) and isinstance(second, dict):
-        found = [f"{at}/{key} is in one only" for key in first.keys() ^ second.keys()]
-        return found + [
-            d for key in first.keys() & second.keys() for d in differences(first[key], second[key], f"{at}/{key}")
-        ]
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
-        return [d for k, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{k}")]
-    return [] if first == second else [f"{at}: {first!r} and {second!r}"]
-
-
 def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What must be the same of two checkpoints, to the last bit: weights, objective, optimiser, schedule, position."""
     position = next(value for name, value in checkpoint.items() if name.endswith("PreferenceDataModule"))
@@ -151,7 +140,3 @@ def environment(rank: int, port: int) -> dict[str, str]:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, **{name: str(value) for name, value in {**ranks, **meeting}.items()}, "PYTHONPATH": path}
-
-
-if __name__ == "__main__":
-    sys.exit("a module of the tests: import it")

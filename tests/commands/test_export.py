@@ -1,4 +1,4 @@
-"""`export`: what is written opens in transformers and scores as the trained policy did (see also test_distributed.py)."""
+"""`export`: what is written opens in transformers and scores as the trained policy did."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -113,14 +113,14 @@ def test_one_sided_checkpoints_are_compared_on_their_one_side(policy_folder: Pat
 
 
 def test_what_is_no_whole_checkpoint_of_ours_is_refused_in_a_sentence(plain: Ran, tmp_path: Path):
-    with pytest.raises(UserError, match="none.ckpt does not exist"):
+    with pytest.raises(UserError, match=r"none.ckpt does not exist"):
         export(tmp_path / "none.ckpt", tmp_path / "hf")
     half = tmp_path / "half.ckpt"
     half.write_bytes(plain.checkpoint(2).read_bytes()[:-100])
     with pytest.raises(UserError, match="was not written to its end; take an earlier one"):
         export(half, tmp_path / "hf")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="other.ckpt is not a checkpoint of lit_pref"):
+    with pytest.raises(UserError, match=r"other.ckpt is not a checkpoint of lit_pref"):
         export(tmp_path / "other.ckpt", tmp_path / "hf")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -132,5 +132,5 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(plain: Ran, tmp_p
     checkpoint = torch.load(plain.checkpoint(2), weights_only=True)
     del checkpoint["state_dict"]["scorer.model.lm_head.weight"]
     torch.save(checkpoint, tmp_path / "less.ckpt")
-    with pytest.raises(UserError, match="do not fit the policy in its configuration: .*lm_head.weight"):
+    with pytest.raises(UserError, match=r"do not fit the policy in its configuration: .*lm_head.weight"):
         export(tmp_path / "less.ckpt", tmp_path / "hf")
