@@ -91,17 +91,20 @@ def test_a_run_that_reached_its_last_step_in_mid_epoch_goes_on_when_it_is_given_
     assert differences(last(rest), last(whole)) == []
 
 
-def test_early_stopping_decides_the_same_after_a_resume(run: Run, tmp_path: Path):
-    def stopping():
-        return EarlyStopping("val/loss", patience=2, min_delta=10.0)
+@pytest.mark.parametrize("interval, validated_at", [(1.0, [3, 6, 9]), (3, [1, 2, 4])])
+def test_early_stopping_decides_the_same_after_a_resume(run: Run, tmp_path: Path, interval, validated_at):
+    def stopping() -> dict:
+        # The third validation is the second that is not ten nats better than the first.
+        watching = EarlyStopping("val/loss", patience=2, min_delta=10.0)
+        return {"max_epochs": 5, "val_check_interval": interval, "every": 1, "callbacks": [watching]}
 
-    whole = fit(run, tmp_path / "whole", every=1, max_epochs=5, callbacks=[stopping()])
-    assert whole.trainer.global_step == 9
-    for step in (2, 3, 6, 7, 9):
-        rest = fit(run, tmp_path / str(step), whole.checkpoint(step), every=1, max_epochs=5, callbacks=[stopping()])
-        assert rest.trainer.global_step == 9
-        if step < 9:
-            assert differences(last(rest), last(whole)) == []
+    end = validated_at[-1]
+    whole = fit(run, tmp_path / "whole", **stopping())
+    assert list(validated(whole)) == validated_at and whole.trainer.global_step == end
+    for step in {1, 2, end - 2, end}:
+        rest = fit(run, tmp_path / str(step), whole.checkpoint(step), **stopping())
+        assert rest.trainer.global_step == end
+        assert step == end or differences(last(rest), last(whole)) == []
 
 
 def test_a_run_that_was_killed_after_its_last_step_takes_no_other(run: Run, tmp_path: Path):

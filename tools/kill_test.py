@@ -4,9 +4,9 @@
     python tools/kill_test.py --kills 5 --strategy fsdp-distributed            FSDP2, checkpoints in shards
 
 A run is killed (SIGKILL, all its processes) some training batches and a fraction of a second after it began to train,
-at moments drawn from a seed; it goes on with `--ckpt_path last`. When it is done it is compared bit for bit with the run
-that was not killed (weights, optimiser, objective, schedule, position), and every pair must occur once an epoch in the
-steps that count. If kills are left, a new run begins.
+at moments drawn from a seed; it goes on with `--ckpt_path last`. When it is done it is compared bit for bit with the
+run that was not killed (weights, optimiser, objective, schedule, position), and every pair must occur once an epoch in
+the steps that count. If kills are left, a new run begins.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class History(Callback):
 
 def write_pairs(path: Path, number: int) -> None:
     """Distinct pairs of several lengths."""
-    rng, words = random.Random(0), list("aeiou") + ["red", "green", "tin", "oak", "elm", "cat"]
+    rng, words = random.Random(0), ["red", "green", "blue", "tin", "iron", "oak", "elm", "cat", "dog", "owl"]
     with path.open("w") as file:
         for k in range(number):
             prompt, chosen, rejected = (" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in range(3))
