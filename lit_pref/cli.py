@@ -12,7 +12,6 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,6 +24,7 @@ from lit_pref.commands.export import export
 from lit_pref.commands.summary import closing_words, opening_words
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
+from lit_pref.modules.distributed import check_devices, refuse_fsdp1
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed, make
@@ -130,12 +130,12 @@ class PreferenceCLI(LightningCLI):
         elif config.logger is None:
             kwargs["logger"] = False
         kwargs["callbacks"] = callbacks
-        _refuse_fsdp1(config.strategy)
+        refuse_fsdp1(config.strategy)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # Lightning's word for a combination of settings that cannot be
             raise UsageError(" ".join(str(error).split())) from error
-        _check_devices(trainer, config.devices, config.num_nodes)
+        check_devices(trainer, config.devices, config.num_nodes)
         return trainer
 
     def _finish_model(self) -> None:
@@ -204,25 +204,6 @@ def _name_of_run(configs: list[Any]) -> str:
     path = Path(str(configs[-1]))
     # The configuration of a run folder runs again beside it.
     return f"runs/{path.stem}" if path.stem != "config" else f"runs/{path.resolve().parent.name}-again"
-
-
-def _refuse_fsdp1(strategy: Any) -> None:
-    if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
-        raise UsageError(
-            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimiser "
-            "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
-        )
-
-
-def _check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
-    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
-        return
-    asked = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
-    if asked > 0 and asked != trainer.world_size:
-        raise UsageError(
-            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, "
-            "trainer.strategy, and under SLURM that --ntasks-per-node is the number of devices"
-        )
 
 
 def _as_list(value: Any) -> list[Any]:

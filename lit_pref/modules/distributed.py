@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -70,3 +70,32 @@ def gradient_norm(module: nn.Module) -> float:
     """The 2-norm of all gradients, before clipping, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def refuse_fsdp1(strategy: Any) -> None:
+    """Answer FSDP1 with the recipe for FSDP2.
+
+    Raises:
+        UsageError: `strategy` is FSDP1, by name or as an object.
+    """
+    if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
+        raise UsageError(
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimiser "
+            "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
+        )
+
+
+def check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
+    """Under SLURM Lightning can train on one device of many without a word.
+
+    Raises:
+        UsageError: other devices are used than were asked for.
+    """
+    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
+        return
+    asked = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
+    if asked > 0 and asked != trainer.world_size:
+        raise UsageError(
+            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, "
+            "trainer.strategy, and under SLURM that --ntasks-per-node is the number of devices"
+        )

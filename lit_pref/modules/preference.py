@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError
 from lit_pref.metrics.accumulator import TrainAccumulator
 from lit_pref.models.policy import Policy
 from lit_pref.modules.distributed import (
@@ -24,16 +24,14 @@ from lit_pref.modules.distributed import (
     sum_over_ranks,
 )
 from lit_pref.modules.evaluation import Evaluation
+from lit_pref.modules.provenance import check_provenance, provenance
+from lit_pref.modules.references import references_of
 from lit_pref.modules.schedules import Schedule
 from lit_pref.modules.throughput import Throughput
 from lit_pref.objectives.base import Objective
-from lit_pref.references.live import AdapterOff, InitialPolicy, Reference
+from lit_pref.references.live import Reference
 from lit_pref.scoring.score import Scorer, score_readout
 from lit_pref.types import COMPARING_NEEDS, ObjectiveOutput, PairScores, PreferenceBatch
-
-CHECKPOINT_FORMAT = 1
-SAMPLE = 8
-"""Pairs kept in a checkpoint, by which an exported model proves that it is the one that was trained."""
 
 
 class PreferenceModule(LightningModule):
@@ -64,7 +62,7 @@ class PreferenceModule(LightningModule):
         super().__init__()
         self.policy = policy
         self.objective = objective
-        self.references = references if references is not None else _default_references(policy, objective)
+        self.references = references_of(objective, references, policy)
         self.optimizer = optimizer
         self.schedule = schedule
         self.evaluation = Evaluation(margin_bins)
@@ -81,7 +79,6 @@ class PreferenceModule(LightningModule):
         self.seed = 0
         # Adapters only in the checkpoint: the base weights come from the policy's own source.
         self.strict_loading = policy.lora is None
-        _check_references(objective, self.references, policy)
 
     # What is trained, and where it lives
 
@@ -256,56 +253,7 @@ class PreferenceModule(LightningModule):
         return {name: value for name, value in state.items() if name not in frozen}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Plain data only, so that the checkpoint loads with weights_only and the command line wins over it.
-        checkpoint["lit_pref"] = {
-            "format": CHECKPOINT_FORMAT,
-            "config": self.plain_config,
-            "objective": repr(self.objective),
-            "policy": self.policy.fingerprint(),
-            "policy_text": self.policy.describe(),
-            "reference_texts": [r.describe() for r in self.references],
-            "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
-            "references": {r.label: r.fingerprint() for r in self.references},
-            "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
-        }
+        checkpoint["lit_pref"] = provenance(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("lit_pref")
-        if saved is None or saved["format"] != CHECKPOINT_FORMAT:
-            raise UserError(
-                "this checkpoint was not written by this version of lit_pref; resume with the one that wrote it"
-            )
-        if self.policy.lora is not None and saved["policy"] != self.policy.fingerprint():
-            raise UserError(
-                f"the policy ({self.policy.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
-                "which holds adapters only; give the run its base model back"
-            )
-        now = {r.label: r.fingerprint() for r in self.references}
-        if self.trainer.state.fn == "fit" and saved["references"] != now:
-            raise UserError(
-                f"the references are not those of the checkpoint: it has {saved['references']}, this run has {now}; "
-                "give the run its references back, or start a new run from an exported folder"
-            )
-        missing = set(saved["trainable"]) - set(checkpoint.get("state_dict", saved["trainable"]))
-        if missing:
-            raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
-
-
-def _default_references(policy: Policy, objective: Objective) -> list[Reference]:
-    if objective.min_references == 0:
-        return []
-    return [InitialPolicy() if policy.lora is None else AdapterOff()]
-
-
-def _check_references(objective: Objective, references: list[Reference], policy: Policy) -> None:
-    low, high, given = objective.min_references, objective.max_references, len(references)
-    if given < low or (high is not None and given > high):
-        takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-        raise UsageError(
-            f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
-            "list as many as it takes, or leave model.references out"
-        )
-    if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
-        raise UsageError(
-            "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
-        )
+        check_provenance(self, checkpoint)
