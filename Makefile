@@ -16,7 +16,7 @@ check:  ## ruff, the type checker, the import contract
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 test:  ## the default tests, at most 8 minutes on 2 cores
-	$(PYTHON) -m pytest -q -n 2
+	$(PYTHON) -m pytest -q
 
 test-slow:  ## the tests that take minutes: kills, long runs
 	$(PYTHON) -m pytest -q -m slow

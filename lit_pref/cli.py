@@ -21,7 +21,7 @@ from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
 from lit_pref.commands.export import export
-from lit_pref.commands.summary import closing_words, opening_words
+from lit_pref.commands.summary import closing_words, held_out_table, opening_words
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices, refuse_fsdp1
@@ -113,6 +113,8 @@ class PreferenceCLI(LightningCLI):
         if config.max_epochs is None and config.max_steps == -1:
             kwargs["max_epochs"] = 1
         kwargs["default_root_dir"] = str(self.run_dir)
+        if self.subcommand == "fit" and self.config["fit"].ckpt_path is not None:
+            kwargs["num_sanity_val_steps"] = 0  # a run that goes on is not before training
         kwargs["use_distributed_sampler"] = False
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
         callbacks = _as_list(config.callbacks)
@@ -171,14 +173,20 @@ class PreferenceCLI(LightningCLI):
         exported = export(newest, self.run_dir / "hf")
         if not self.config["fit"].closing_words:
             return
-        ran = " ".join(["python -m lit_pref", *_without(sys.argv[1:], "--run_dir", "--ckpt_path", "--model.objective")])
         if self.made is not None:
             _say("writing responses before and after training ...")
             _say(gold_report(self.made, exported.folder) + "\n")
-        _say(closing_words(self.model, self.run_dir, newest, exported, ran))
+        again = _without(sys.argv[1:], "--run_dir", "--ckpt_path", "--model.objective")
+        _say(closing_words(self.model, self.run_dir, newest, exported, again))
 
     def _checkpoint_folder(self) -> Path:
         return next(c.where(self.trainer) for c in self.trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+
+    def after_validate(self) -> None:
+        if self.trainer.is_global_zero:
+            _say(f"{held_out_table({}, self.model.evaluation.last)}\none record a pair: {self.run_dir / 'records'}")
+
+    after_test = after_validate
 
     def after_predict(self) -> None:
         _say(f"one record a pair: {self.run_dir / 'records'}")

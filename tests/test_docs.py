@@ -46,7 +46,7 @@ def test_the_two_commands_to_start_with_are_the_ones_that_ci_and_the_quickstart_
     venv = "python3 -m venv .venv && .venv/bin/pip install -e "
     assert first == venv + ". && .venv/bin/python -m lit_pref fit --config configs/quickstart.yaml"
     assert second == venv + '".[test]" && .venv/bin/python -m pytest -q'
-    assert ".venv/bin/python -m pytest -q" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / ".ci" / "run").read_text().endswith('.venv/bin/python" -m pytest -q\n')
 
 
 def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path):

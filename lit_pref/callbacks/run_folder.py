@@ -39,6 +39,8 @@ class RunFolder(Callback):
         tokenizer = module.policy.load_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
+        for split, about in manifest["data"].items():
+            print(f"data        {split}: {about['report']}", flush=True)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

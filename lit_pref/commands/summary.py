@@ -1,6 +1,7 @@
 """What a run says at its start and at its end."""
 
 import math
+import shlex
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ HELD_OUT = {
     "reward margin": "val/rewards/margins",
     "calibration error against the labels": "val/calibration/ece",
     "calibration error against the true probability": "val/calibration@p_true/ece",
+    "calibration error against the target": "val/calibration@target/ece",
     "chosen response less likely than under the reference": "val/chosen_fell",
 }
 
@@ -42,7 +44,9 @@ def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> 
     return "\n".join(lines)
 
 
-def closing_words(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, ran: str) -> str:
+def closing_words(
+    module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, again: list[str]
+) -> str:
     """The table of held-out metrics before and after, where everything is, and what to run next."""
     parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
     parts.append(
@@ -57,15 +61,27 @@ def closing_words(module: PreferenceModule, run_dir: Path, checkpoint: Path, exp
             ]
         )
     )
-    parts.append(next_steps(module, run_dir, ran))
+    parts.append(next_steps(module, run_dir, again))
     return "\n\n".join(parts)
 
 
-def next_steps(module: PreferenceModule, run_dir: Path, ran: str) -> str:
-    """The command that runs the same with another objective."""
-    other = "DPO" if type(module.objective).__name__ != "DPO" else "MMPO"
-    again = f"{ran} --model.objective {other} --run_dir {run_dir}-{other.lower()}"
-    return f"Next: the same with another objective (none of this one's arguments are kept)\n  {again}"
+def next_steps(module: PreferenceModule, run_dir: Path, again: list[str]) -> str:
+    """A command that can be run next: the same with another objective that these references and data can feed.
+
+    Args:
+        again: The command line of this run, less its objective and its run folder.
+    """
+    if module.objective.sides == ("chosen",):
+        return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
+    method = type(module.objective).__name__
+    has_margins = module.trainer.datamodule.train_pairs[0].margin is not None  # type: ignore[attr-defined]
+    if len(module.references) > 1:
+        change = ["--model.objective", "MRPO" if method != "MRPO" else "DPO"]
+        change += [] if method != "MRPO" else ["--model.objective.reference", "Geometric"]
+    else:
+        change = ["--model.objective", "DPO" if method != "DPO" else "MMPO" if has_margins else "EpsilonDPO"]
+    command = ["python", "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
+    return f"Next: the same with another objective (none of this one's arguments are kept)\n  {shlex.join(command)}"
 
 
 def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:

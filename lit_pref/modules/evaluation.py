@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_pref.metrics.calibration import calibrate, reliability_diagram
 from lit_pref.metrics.preference import margin_quantiles, split_by_group, split_by_margin, summarise
-from lit_pref.metrics.records import PairRecords, Records, merge, write_parquet
+from lit_pref.metrics.records import PairRecords, Records, merge, read_parquet, write_parquet
 from lit_pref.modules.distributed import gather_objects, refuse_nonfinite
 from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
 
@@ -48,9 +48,16 @@ class Evaluation:
         """Merge the records of all ranks, write them to the run folder, and log what they say."""
         trainer = module.trainer
         records = merge(gather_objects(trainer, self._records.collect()))
-        step = trainer.global_step
+        assert trainer.state.fn is not None
+        fitting = trainer.state.fn == "fit"
+        step = trainer.global_step if fitting else module.checkpoint_step
+        if fitting and trainer.sanity_checking and step > 0:
+            return  # a resumed run is not before training
         if trainer.is_global_zero:
-            write_parquet(records, Path(trainer.default_root_dir) / "records" / f"{stage}-step={step:08d}.parquet")
+            # The command's name: `validate` must not write over what `fit` left.
+            write_parquet(
+                records, record_file(trainer.default_root_dir, stage if fitting else trainer.state.fn.value, step)
+            )
         if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
             refuse_nonfinite(trainer, bad)
         self.last = self.measure(records, stage)
@@ -79,9 +86,17 @@ class Evaluation:
             numbers |= summarise(part, prefix)
         return numbers
 
+    def recall(self, folder: str | Path) -> None:
+        """Read what a run that goes on said before training."""
+        file = record_file(folder, "val", 0)
+        if file.exists():
+            self.before = self.measure(read_parquet(file), "val")
+
     @staticmethod
     def _targets(records: Records) -> list[str]:
-        return [name for name in ("p_true", "probability") if name in records]
+        # Hard targets are the label itself.
+        soft = "target" in records and any(target != 1 for target in records["target"])
+        return [name for name in ("p_true", "probability") if name in records] + (["target"] if soft else [])
 
     def _draw(self, records: Records, loggers: Sequence[object], stage: str, step: int) -> None:
         if "z" not in records or not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
@@ -96,3 +111,8 @@ class Evaluation:
             for logger in loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"{stage}/reliability/{target or 'label'}", figure, step)
+
+
+def record_file(folder: str | Path, name: str, step: int) -> Path:
+    """Where the records of an evaluation at an optimiser step are kept in a run folder."""
+    return Path(folder) / "records" / f"{name}-step={step:08d}.parquet"

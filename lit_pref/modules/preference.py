@@ -74,6 +74,7 @@ class PreferenceModule(LightningModule):
         self.training_numbers: dict[str, float] = {}  # what was logged last, and at which optimiser step
         self.logged_step = 0
         self.scorer: Scorer | None = None
+        self.checkpoint_step = 0  # of the weights that are evaluated
         self.stop_at_step: int | None = None
         self.plain_config: dict[str, Any] = {}
         self.seed = 0
@@ -143,6 +144,8 @@ class PreferenceModule(LightningModule):
         self._stop_after(self.trainer.global_step + 1)
 
     def on_train_start(self) -> None:
+        if self.trainer.global_step > 0:
+            self.evaluation.recall(self.trainer.default_root_dir)
         self._throughput.start(self.trainer.global_step)
         # A run that was killed after its last step has no step left when it goes on.
         self._stop_after(self.trainer.global_step)
@@ -179,7 +182,7 @@ class PreferenceModule(LightningModule):
         """Write the means over the pairs since the last time; one reduction over ranks."""
         numbers = self.accumulator.flush(self._sum_over_ranks)
         numbers |= self._throughput.take(self.trainer.global_step, numbers)
-        numbers |= {f"train/{name}": value for name, value in self.objective.progress.items()}
+        numbers |= {f"train/state/{name}": value for name, value in self.objective.progress.items()}
         if self._gradient_norm is not None:
             numbers["train/gradient_norm"] = self._gradient_norm
         self._gradient_norm = None
@@ -239,7 +242,14 @@ class PreferenceModule(LightningModule):
         for reference in self.references:
             reference.to(self.device)
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self) -> None:
+        self._throughput.pause()
+        self.on_fit_start()
+
+    def on_validation_end(self) -> None:
+        self._throughput.go_on()
 
     # Checkpoints
 
@@ -257,3 +267,4 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_provenance(self, checkpoint)
+        self.checkpoint_step = checkpoint["global_step"]

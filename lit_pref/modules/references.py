@@ -16,7 +16,7 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
     """
     if references is None:
         initial = InitialPolicy() if policy.lora is None else AdapterOff()
-        return [] if objective.min_references == 0 else [initial]
+        references = [] if objective.min_references == 0 else [initial]
     low, high, given = objective.min_references, objective.max_references, len(references)
     if given < low or (high is not None and given > high):
         takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"

@@ -18,6 +18,14 @@ class Throughput:
         self.step = step
         self._since = time.perf_counter()
 
+    def pause(self) -> None:
+        """Training stands still, for a validation."""
+        self._since -= time.perf_counter()  # until `go_on`, minus the seconds that count
+
+    def go_on(self) -> None:
+        """Training goes on."""
+        self._since += time.perf_counter()
+
     def take(self, step: int, counted: dict[str, float]) -> dict[str, float]:
         """The rates since the last call, given what was `counted` meanwhile over all ranks; begins anew."""
         seconds = time.perf_counter() - self._since

@@ -1,10 +1,14 @@
 """Validation's numbers come from one record a pair, and so do their splits."""
 
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_pref.__main__ import main
 from lit_pref.metrics.records import Records
 from lit_pref.modules.evaluation import Evaluation
 
@@ -45,11 +49,9 @@ def test_data_without_groups_have_no_split():
     assert not any("/group/" in name for name in Evaluation().measure(records, "val"))
 
 
-def test_predict_writes_one_row_a_pair(tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch):
-    from conftest import ROOT
-
-    from lit_pref.__main__ import main
-
+@pytest.fixture
+def arguments(tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a small run in `run`, whose held-out pairs are its training pairs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     arguments = ["--config", str(ROOT / "configs" / "dpo.yaml"), "--trainer.accelerator", "cpu", "--run_dir", "run"]
@@ -61,10 +63,47 @@ def test_predict_writes_one_row_a_pair(tmp_path: Path, policy_folder: Path, pair
         "--data.val",
         str(pairs_file),
     ]
+    arguments += ["--model.optimizer.lr", "0.01", "--data.global_batch", "8"]
+    return arguments
+
+
+def run(*arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["predict", *arguments])
+        main(list(arguments))
     assert ended.value.code == 0
-    (file,) = (tmp_path / "run" / "records").iterdir()
-    rows = pq.read_table(file).to_pydict()
-    assert len(set(rows["id"])) == 46
-    assert rows["z"] == pytest.approx([0.0] * 46, abs=1e-6), "the policy is its own reference"
+
+
+def column(name: str, file: str) -> list[float]:
+    return pq.read_table(Path("run") / "records" / file).to_pydict()[name]
+
+
+def test_predict_writes_one_row_a_pair(arguments: list[str]):
+    run("predict", *arguments)
+    assert len(set(column("id", "predict-step=00000000.parquet"))) == 46
+    z = column("z", "predict-step=00000000.parquet")
+    assert z == pytest.approx([0.0] * 46, abs=1e-6), "the policy is its own reference"
+
+
+def test_a_run_that_goes_on_keeps_what_was_before_training(arguments: list[str], capfd: pytest.CaptureFixture[str]):
+    run("fit", *arguments, "--stop_at_step", "2")
+    capfd.readouterr()
+    run("fit", *arguments, "--ckpt_path", "last")
+    said = capfd.readouterr().out
+    assert "before training" not in said
+    assert re.search(r"reward margin +│ +0\.000 │ +[1-9-]", said), "before is the pass before the first step"
+    events = EventAccumulator("run/tensorboard", size_guidance={"scalars": 0}).Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("val/loss")]
+    assert [step for step, _ in dict.fromkeys(curve)] == [0, 2, 6]
+
+
+def test_validate_says_what_the_checkpoint_scores_and_leaves_the_records_of_fit(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+):
+    run("fit", *arguments)
+    first, last = (column("z", f"val-step={step:08d}.parquet") for step in (0, 6))
+    capfd.readouterr()
+    run("validate", *arguments, "--ckpt_path", "last")
+    assert "one record a pair: run/records" in capfd.readouterr().out
+    assert column("z", "val-step=00000000.parquet") == first
+    assert column("z", "validate-step=00000006.parquet") == pytest.approx(last, abs=1e-5)
+    assert max(map(abs, last)) > 0.01, "the pairs were learnt, so the two differ"
