@@ -2,27 +2,21 @@
 
 import argparse
 import difflib
+import importlib
 import inspect
+import itertools
 import re
-import sys
-import types
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
 import torch
-from lightning.pytorch import Callback
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import Strategy
 
-from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError
-from lit_pref.models.policy import Policy
-from lit_pref.modules.preference import PreferenceModule
-from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.base import Objective
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
@@ -46,14 +40,22 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(plain_sentence(message, list(_option_names(self)))) from ex
+        options = list(_option_names(self))
+        if self.exit_on_error:
+            raise UsageError(plain_sentence(message, options)) from ex
+        # The parser of one class: the outer one tells it, with the whole key. Only here is known what the class takes.
+        raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex
+
+
+_REFUSED = re.compile(r"Option '([^']+)' is not accepted(?! \[)")
+_ONLY_BASES: dict[str, type] = {"model.objective": Objective, "model.optimizer": torch.optim.Optimizer}
+_OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
+_WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+_WORDS |= {"list": "a list (written [a, b])", "dict": "a mapping", "NoneType": "null"}
 
 
 def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
     """jsonargparse's report in one sentence, with the known names and the nearest guess where a name is unknown."""
-    key = _found(r'Parser key "([^"]+)"', message)
-    if name := _found(r"Expected a dot import path string: (\S+)", message):
-        return _unknown_class(name, key)
     if path := _found(r"File does not exist: '([^']+)'", message):
         return f"config file {path} does not exist{_nearest(Path(path).name, _siblings(Path(path)))}"
     if name := _found(r"does not accept option '([^']+)'", message):
@@ -61,74 +63,134 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
     if name := _found(r"unrecognized arguments: --(\S+)", message):
         name = name.split("=")[0].rstrip("+")
         return f"unknown option --{name}{_nearest(name, options, prefix='--')}"
-    if name := _found(r"Option '([^']+)' is not accepted", message):
-        return f"unknown argument {name!r}{_owner(name)}"
-    if names := _found(r"the following arguments are required: (.+)", message):
-        missing = ", ".join("--" + n.split(".", 1)[-1] for n in names.split(", "))
-        return f"missing: {missing}; give them in a file (--config FILE) or on the command line"
-    if _found(r"(expected \"subcommand\")", message):
+    if name := _found(r"unrecognized arguments: (\S+)", message):
+        return f"unknown word {name!r} on the command line; options begin with --"
+    if name := _found(r"argument (\S+): expected one argument", message):
+        return f"{name.split('/')[-1]} needs a value; one that begins with - is written --NAME=VALUE"
+    if 'expected "subcommand"' in message:
         return "no command given; known: fit, validate, test, predict (python -m lit_pref --help)"
     if name := _found(r"argument subcommand: invalid choice: '([^']+)'", message):
         known = ["fit", "validate", "test", "predict", "export"]
         return f"unknown command {name!r}; known: {', '.join(known)}{_nearest(name, known)}"
     if detail := _found(r"Problems parsing config: (.+)", message, flags=re.DOTALL):
-        return f"a configuration file is not valid YAML: {_one_line(detail)}"
-    expected, value = _found(r"Expected an? (.+?)\. Got value", message), _found(r"Got value: (.+)", message)
-    if expected:
-        return f"{key}: expected {_type_name(expected)}, got {value!r}"
-    return _one_line(message)
+        detail = re.sub(r' in "<.*?>", line', " at line", detail)
+        return f"a configuration file is not valid YAML: {_short(detail, 250)}"
+    if detail := _found(r"Unexpected config: (.+)", message, flags=re.DOTALL):
+        return f"a configuration file holds no `name: value`, but {_short(detail)!r}"
+    message = _first_reading(message)
+    return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
 
 def known_subclasses(base: type) -> list[str]:
     """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
-    concrete = [cls for cls in (base, *_all_subclasses(base)) if not inspect.isabstract(cls)]
+    concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls)]
     return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
 
 
-def _class_arguments() -> dict[str, type]:
-    """Which base class each class-valued argument takes, read from the signatures that take them."""
-    bases: dict[str, type] = {"optimizer": torch.optim.Optimizer, "strategy": Strategy}
-    bases |= {"callbacks": Callback, "logger": Logger}
-    for owner in (PreferenceModule, Pairwise):
-        for name, hint in typing.get_type_hints(owner.__init__).items():
-            for part in _flatten(hint):
-                if isinstance(part, type) and part.__module__.startswith("lit_pref") and part is not Policy:
-                    bases[name] = part
-    return bases
+def _class_sentence(message: str) -> str | None:
+    """What is wrong with a class that was named, or with the names of its arguments."""
+    if found := re.search(r"Option '([^']+)' is not accepted(?: \[(.*?)\])?", message):
+        name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
+        form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
+        guess = _nearest(name, [*known, *form])
+        return (
+            f"{_key(message, found.start())}: {_owner(message, found)} has no argument {name!r}{_known(known)}{guess}"
+        )
+    if found := re.search(r"the following arguments are required: (.+)", message):
+        names = [n.split(".", 1)[-1] for n in found.group(1).split(". Got value")[0].split(", ")]
+        key = _key(message, found.start())
+        if not key:
+            return f"missing: {', '.join('--' + n for n in names)}; give it in a file (--config FILE) or as an option"
+        how = f"write it under init_args, or as --{key}.{names[0]} VALUE behind the class"
+        return f"{key}: {_owner(message, found)} needs {' and '.join(names)}; {how}"
+    if found := re.search(r"does not correspond to a subclass of (\w+)|Expected an instantiatable class", message):
+        # Among alternatives jsonargparse leaves out what was given, and tells it once behind them.
+        given = (
+            r"Import path (\S+) does|class, but (?!is)(\S+) is|Given value: .*?class_path='([^']+)'|Given value: (\S+)"
+        )
+        named = _found(given, message) or "it"
+        return _unknown_class(named, _key(message, found.start()), message)
+    if found := re.search(
+        r"Problem with given class_path '([^']+)':\s+((?:No module|module|cannot import).+)", message
+    ):
+        return f"{_key(message, found.start())}: cannot import {found.group(1)} ({found.group(2)}){_OWN_CLASS}"
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    if found and not re.search(r"<class '(float|int)'>", _innermost(message)):
+        return _unknown_class(found.group(1), _key(message, found.start()), message)
+    return None
 
 
-def _flatten(hint: Any) -> Iterator[Any]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType, list):
-        for part in typing.get_args(hint):
-            yield from _flatten(part)
-    else:
-        yield hint
+def _value_sentence(message: str) -> str | None:
+    """What was expected of a value, in words."""
+    inner, key = _innermost(message), _key(message)
+    value = _found(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
+    if value is None:
+        value = _found(r"Unable to load config [\"'](.+?)[\"']", inner)
+        return None if value is None else f"{key}: expected a mapping, `name: value`, got {_short(value)!r}"
+    if "Not a valid subclass" in inner:
+        return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
+    types = re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
+    choices = [c.strip("'") for names in re.findall(r"Literal\[(.*?)\]", inner) for c in names.split(", ")]
+    words = [_WORDS.get(t, t) for t in dict.fromkeys(types) if not (t == "int" and ("float" in types or choices))]
+    if choices:
+        words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
+    if not words:
+        return None
+    infinity = "float" in types and value.strip("+-").lower() in ("inf", "infinity")
+    end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else _nearest(value, choices)
+    return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
 
 
-def _unknown_class(name: str, key: str | None) -> str:
-    base = _class_arguments().get((key or "").split(".")[-1].rstrip("+"))
+def _unknown_class(name: str, key: str, message: str) -> str:
+    base = _ONLY_BASES.get(key)
+    for path in re.findall(r"[\w.]+\.\w+", _found(r"Subtypes: \[(.*)\]", _innermost(message)) or ""):
+        module, _, attribute = path.rpartition(".")
+        base = getattr(importlib.import_module(module), attribute)
     if base is None:
         return f"{key}: unknown class {name!r}; give its name or its import path"
     known = known_subclasses(base)
-    extra = "" if "." not in name else "; a class of your own is written module.Class and must be importable from here"
-    return f"{key}: unknown {base.__name__.lower()} {name!r}; known: {', '.join(known)}{_nearest(name, known)}{extra}"
+    if not known:
+        return f"{key}: expected the arguments of {base.__name__}, such as --{key}.NAME VALUE, got {name!r}"
+    own = _OWN_CLASS if "." in name else ""
+    return f"{key}: unknown class {name!r}{_known(known, name)}{_nearest(name, known)}{own}"
 
 
-def _owner(name: str) -> str:
-    """The arguments that classes on this command line accept, for an argument that none of them accepts."""
-    written = " ".join(sys.argv)
-    for text in re.findall(r"--config[= ](\S+)", written):
-        if Path(text).is_file():
-            written += Path(text).read_text(encoding="utf-8", errors="replace")
-    accepted: set[str] = set()
-    owners: list[str] = []
-    for base in _class_arguments().values():
-        for cls in _all_subclasses(base):
-            if re.search(rf"\b{cls.__name__}\b", written):
-                owners.append(cls.__name__)
-                accepted |= _init_arguments(cls)
-    accepted |= {n for owner in (PreferenceModule, PreferenceDataModule, Policy) for n in _init_arguments(owner)}
-    return _nearest(name, sorted(accepted)) + (f" (classes named: {', '.join(sorted(set(owners)))})" if owners else "")
+def _known(names: list[str], name: str = "") -> str:
+    if not names:
+        return ""
+    if len(", ".join(names)) <= 200:
+        return f"; known: {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, n=6, cutoff=0)
+    return f"; {len(names)} are known, among them {', '.join(sorted(near))}"
+
+
+def _key(message: str, end: int | None = None) -> str:
+    """The whole key of what is told at `end`: every parser between the command line and a class adds its part."""
+    return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message[:end])))
+
+
+def _owner(message: str, leaf: re.Match[str]) -> str:
+    """The class whose arguments are told of: named before them, or behind them where it is an optimiser's."""
+    before = re.findall(r"given class_path '([^']+)'", message[: leaf.start()])
+    behind = re.findall(r"class_path='([^']+)'", message[leaf.end() :])
+    return (before or behind or ["it"])[-1 if before else 0].rpartition(".")[-1]
+
+
+def _innermost(message: str) -> str:
+    """What is told of the last key: the lines below it that are indented further."""
+    before, _, inner = message.rpartition('Parser key "')
+    line = before.rpartition("\n")[-1]
+    first, *others = inner.splitlines() or [""]
+    indent = len(line) - len(line.lstrip())
+    below = itertools.takewhile(lambda o: not o.strip() or len(o) - len(o.lstrip()) > indent, others)
+    return "\n".join([first, *below])
+
+
+def _first_reading(message: str) -> str:
+    """Where a value may be one class or a list of them, what is wrong is told twice; the second time of the base."""
+    told = re.search(r"\n( *)- Problem with given class_path", message)
+    again = told and re.compile(rf"\n{told.group(1)}- Problem with given class_path").search(message, told.end())
+    return message[: again.start()] if again else message
 
 
 def _all_subclasses(base: type) -> Iterator[type]:
@@ -138,24 +200,17 @@ def _all_subclasses(base: type) -> Iterator[type]:
         yield from _all_subclasses(subclass)
 
 
-def _init_arguments(cls: type) -> set[str]:
-    names = set()
-    for ancestor in cls.__mro__:
-        if "__init__" in vars(ancestor):
-            names |= set(inspect.signature(ancestor.__init__).parameters)  # type: ignore[misc]
-    return names - {"self", "args", "kwargs", "parts"}
-
-
 def _option_names(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in (action.choices or {}).values():
                 yield from _option_names(subparser)
-        yield from (option[2:] for option in action.option_strings if option.startswith("--"))
+        for option in action.option_strings:
+            if option.startswith("--") and not option.endswith(("help", "+", "print_shtab")):
+                yield option[2:]
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    known = list(known)
     lower = {k.lower(): k for k in known}
     guesses = [lower[g] for g in difflib.get_close_matches(name.lower(), lower, n=2, cutoff=0.5)]
     return f"; did you mean {' or '.join(prefix + guess for guess in guesses)}?" if guesses else ""
@@ -167,16 +222,13 @@ def _siblings(path: Path) -> list[str]:
 
 def _found(pattern: str, message: str, flags: int = 0) -> str | None:
     match = re.search(pattern, message, flags)
-    return match.group(1) if match else None
+    return next(group for group in match.groups() if group is not None) if match else None
 
 
 def _without_class_path(name: str) -> str:
     return re.sub(r"\.(class_path|init_args\b.*)$", "", name)
 
 
-def _type_name(text: str) -> str:
-    return re.sub(r"<class '(\w+)'>", r"\1", text)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _short(text: str, limit: int = 80) -> str:
+    text = " ".join(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).split())
+    return text if len(text) <= limit else text[: limit - 4] + " ..."

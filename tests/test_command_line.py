@@ -1,6 +1,7 @@
 """What a user mistypes or feeds in gets one plain sentence, the right exit code, and no traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,47 +42,114 @@ FIT = ["fit", "--config", ROOT / "configs" / "dpo.yaml", "--trainer.accelerator"
 PAIRS = [*FIT, "--model.policy.path", "policy", "--data.train", "pairs.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (
-            ["--model.objective", "MPO"],
-            ["unknown objective 'MPO'", "known: DPO, EpsilonDPO, MMPO, MRPO", "mean MRPO or MMPO?"],
-        ),
-        (
-            ["--model.objective.reference", "Harmonix"],
-            ["unknown referencemix 'Harmonix'", "Geometric", "mean Harmonic"],
-        ),
-        (["--model.objective.bta", "3"], ["unknown argument 'bta'", "did you mean beta"]),
-        (["--model.objectve.beta", "3"], ["unknown option --model.objectve.beta", "did you mean --model.objective"]),
-        (["--data.trin", "x"], ["unknown option --data.trin", "did you mean --data.train"]),
-        (["--model.objective.beta", "much"], ["beta: expected float, got 'much'"]),
-        (["--model.references+=Pretraned"], ["unknown reference 'Pretraned'", "mean Pretrained"]),
-        (["--model.objective.beta", "-1"], ["beta", "positive"]),
-        (["--data.global_batch", "0"], ["data.global_batch is 0", "at least 1"]),
-        (["--trainer.accelerator", "cuda"], ["CUDAAccelerator", "not available"]),
-    ],
-    ids=lambda value: " ".join(value)[:40],
-)
+MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
+    (
+        "--model.objective MPO",
+        ["model.objective: unknown class 'MPO'", "known: DPO, EpsilonDPO,", "MRPO or MMPO?"],
+    ),
+    ("--model.objective torch.nn.Linear", ["unknown class 'torch.nn.Linear'", "module.Class"]),
+    ("--model.objective my_own.Loss", ["cannot import my_own.Loss", "module.Class and must be importable from here"]),
+    (
+        "--model.objective.reference Harmonix",
+        [
+            "model.objective.reference: unknown class 'Harmonix'; known: Geometric, Harmonic, NoReference, Single; "
+            "did you mean Harmonic?"
+        ],
+    ),
+    ("--model.objective.bta 3", ["model.objective: DPO has no argument 'bta'", "known: beta,", "did you mean beta?"]),
+    (
+        "--model.objective.target MarginTarget --model.objective.target.gama 3",
+        ["model.objective.target: MarginTarget has no argument 'gama'; known: gamma; did you mean gamma?"],
+    ),
+    (
+        "--model.objective.terms+=ChosenNLL --model.objective.terms.coefficient high",
+        ["model.objective.terms.coefficient: expected a number, got 'high'"],
+    ),
+    (
+        "--model.objective.weight ColumnWeight",
+        ["model.objective.weight: ColumnWeight needs column;", "--model.objective.weight.column VALUE"],
+    ),
+    ("--model.objectve.beta 3", ["unknown option --model.objectve.beta", "did you mean --model.objective"]),
+    ("--data.trin x", ["unknown option --data.trin", "did you mean --data.train"]),
+    ("extra", ["unknown word 'extra'"]),
+    ("--model.objective", ["--model.objective needs a value"]),
+    ("--model.objective.beta much", ["model.objective.beta: expected a number, got 'much'"]),
+    ("--model.objective.beta -1", ["beta", "positive"]),
+    ("--model.optimizer.lr inf", ["model.optimizer.lr: expected a number, got 'inf'; infinity is written .inf"]),
+    ("--model.optimizer.lr fast", ["model.optimizer.lr: expected a number, got 'fast'"]),
+    ("--model.optimizer AdamWW", ["model.optimizer: unknown class 'AdamWW'", "did you mean AdamW"]),
+    ("--model.optimizer.weight_decy 0", ["model.optimizer: AdamW has no argument 'weight_decy'", "weight_decay?"]),
+    ("--model.schedule Schedule", ["model.schedule: unknown class 'Schedule'; known: Cosine, Flat, Linear"]),
+    ("--model.schedule.warmup lots", ["model.schedule.warmup: expected a number, got 'lots'"]),
+    (
+        "--model.references+=Reference",
+        ["model.references: unknown class 'Reference'; known: AdapterOff, InitialPolicy, Pretrained"],
+    ),
+    ("--model.references+=Pretraned", ["model.references: unknown class 'Pretraned'", "mean Pretrained"]),
+    ("--model.references+=Pretrained", ["model.references: Pretrained needs path;"]),
+    ("--model.references Pretrained", ["model.references: expected a list (written [a, b]) or null, got 'Pretrained'"]),
+    ("--model.policy.lora.rank 3", ["model.policy.lora: Lora has no argument 'rank'; known: r, alpha"]),
+    ("--model.policy.lora 8", ["model.policy.lora: expected the arguments of Lora", "--model.policy.lora.NAME"]),
+    ("--data.global_batch 0", ["data.global_batch is 0", "at least 1"]),
+    ("--data.global_batch 1.5", ["data.global_batch: expected a whole number, got '1.5'"]),
+    ("--data.columns p_true", ["data.columns: expected a list (written [a, b]) or null, got 'p_true'"]),
+    ("--trainer.max_epochs none", ["trainer.max_epochs: expected a whole number or null, got 'none'"]),
+    ("--trainer.precision bf17", ["trainer.precision: expected one of 64, 32, 16,", "mean bf16?"]),
+    ("--trainer.callbacks+=SampleText", ["trainer.callbacks: unknown class 'SampleText'", "mean SampleTexts"]),
+    (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor loss --trainer.callbacks.patience x",
+        ["trainer.callbacks.patience: expected a whole number, got 'x'"],
+    ),
+    ("--trainer.accelerator cuda", ["CUDAAccelerator", "not available"]),
+]
+
+
+@pytest.mark.parametrize(("line", "parts"), MISTYPED_OPTIONS, ids=[line for line, _ in MISTYPED_OPTIONS])
 def test_a_mistyped_command_line_is_answered_with_the_known_names_and_the_nearest(
-    refuse: Refuse, arguments: list[str], parts: list[str]
+    refuse: Refuse, line: str, parts: list[str]
 ):
-    code, sentence = refuse(*PAIRS, *arguments)
+    code, sentence = refuse(*PAIRS, *line.split())
     assert code == 2
     for part in parts:
         assert part in sentence
+    assert_plain(sentence)
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("model: {objectve: DPO}", ["unknown key 'model.objectve", "model.objective"]),
-        ("model: {objective: {class_path: MMPO, init_args: {gama: 3}}}", ["unknown argument 'gama'", "mean gamma"]),
-        ("modl: {a: 1}", ["unknown key 'modl"]),
-        ("model: {objective: {class_path: MMPO", ["not valid YAML", "line 1"]),
-        ("model: {objective: {class_path: Mmpo}}", ["unknown objective 'Mmpo'", "mean MMPO"]),
-    ],
-)
+def assert_plain(sentence: str) -> None:
+    """Short, and in words: no names of types as Python writes them."""
+    assert len(sentence) <= 400
+    assert not re.search(r"<class|Union|NoneType|Namespace|NestedArg|typing\.|Parser key", sentence)
+
+
+MISTYPED_FILES: list[tuple[str, list[str]]] = [
+    ("model: {objectve: DPO}", ["unknown key 'model.objectve", "model.objective"]),
+    (
+        "model: {objective: {class_path: MMPO, init_args: {gama: 3}}}",
+        ["model.objective: MMPO has no argument 'gama'", "mean gamma"],
+    ),
+    ("model: {objective: {class: DPO}}", ["model.objective: DPO has no argument 'class'", "mean class_path?"]),
+    ("model: {objective: [DPO]}", ["model.objective: expected a class, its name or `class_path` with `init_args`"]),
+    ("model: {objective: {class_path: Mmpo}}", ["unknown class 'Mmpo'", "mean MMPO"]),
+    ("model: {optimizer: {class_path: AdamW, init_args: {lr: abc}}}", ["model.optimizer.lr: expected a number"]),
+    (
+        "model: {references: [InitialPolicy, {class_path: Pretrained, init_args: {pat: x}}]}",
+        ["model.references: Pretrained has no argument 'pat'; known: path,", "mean path?"],
+    ),
+    ("model: {references: {class_path: Pretrained}}", ["model.references: expected a list"]),
+    ("model: {policy: folder}", ["model.policy: expected a mapping, `name: value`, got 'folder'"]),
+    (
+        "trainer: {strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel: 8}}}",
+        ["trainer.strategy: ModelParallelStrategy has no argument 'data_parallel'", "mean data_parallel_size"],
+    ),
+    ("testbed: {pair: 3}", ["testbed: Testbed has no argument 'pair'", "mean pairs?"]),
+    ("data: {train: 3}", ["data.train: expected a text or null, got '3'"]),
+    ("modl: {a: 1}", ["unknown key 'modl"]),
+    ("model: {objective: {class_path: MMPO", ["not valid YAML", "line 1"]),
+    ("just text", ["holds no `name: value`, but 'just text'"]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), MISTYPED_FILES, ids=[text for text, _ in MISTYPED_FILES])
 def test_a_mistyped_file_is_answered_with_the_known_names_and_the_nearest(
     refuse: Refuse, tmp_path: Path, text: str, parts: list[str]
 ):
@@ -90,6 +158,7 @@ def test_a_mistyped_file_is_answered_with_the_known_names_and_the_nearest(
     assert code == 2
     for part in parts:
         assert part in sentence
+    assert_plain(sentence)
 
 
 def test_a_missing_file_is_answered_with_its_nearest_sibling(refuse: Refuse):

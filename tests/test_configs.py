@@ -2,22 +2,27 @@
 
 import inspect
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
 from lit_pref.cli import PreferenceCLI
+from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.pairwise import PARTS, Pairwise
-from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.parts.target import Smoothed
+from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.objectives.sft import SFT
+from lit_pref.references.live import InitialPolicy, Pretrained
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = ["--data.train", "pairs.jsonl", "--model.policy.path", "policy"]
@@ -34,7 +39,7 @@ class Parsed(PreferenceCLI):
 
     def instantiate_classes(self) -> None:
         built = self.parser.instantiate(self.config)
-        self.model = built["fit"].model
+        self.model, self.trainer = built["fit"].model, built["fit"].trainer
 
     def _set_seed(self) -> None: ...
 
@@ -90,7 +95,7 @@ def unusual(method: type[Objective]) -> dict[str, Any]:
     return {name: value for name, value in UNUSUAL.items() if name in names}
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.permutations(METHODS, 2), ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(METHODS, 2)), ids=lambda c: c.__name__)
 def test_a_later_class_keeps_no_argument_of_the_old_one(old: type[Objective], new: type[Objective], tmp_path: Path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(yaml.safe_dump({"model": {"objective": {"class_path": old.__name__, "init_args": unusual(old)}}}))
@@ -100,36 +105,116 @@ def test_a_later_class_keeps_no_argument_of_the_old_one(old: type[Objective], ne
     assert objective_after("--config", first, "--model.objective", new.__name__) == repr(new())
 
 
-def part_members() -> list[tuple[str, type[Part], type[Part]]]:
-    hints = {name: p.annotation for name, p in inspect.signature(Pairwise.__init__).parameters.items()}
-    switches = []
-    for part in PARTS:
-        base = next(t for t in hints[part].__args__ if t is not type(None))
-        members = [c for c in base.__subclasses__() if not inspect.isabstract(c)]
-        members += [c for b in base.__subclasses__() for c in b.__subclasses__() if not inspect.isabstract(c)]
-        switches += [(part, old, new) for old in members for new in members if old is not new]
-    return switches
+# Of every argument that two members of a part share: a value of its type that is nobody's default.
+SHARED = {"alpha": 0.07, "epsilon": 0.07, "weights": [3.0], "coefficient": 0.07}
 
 
-def test_a_later_part_keeps_no_argument_of_the_old_one(tmp_path: Path):
-    file, tried = tmp_path / "first.yaml", 0
-    for part, old, new in part_members():
-        shared = set(inspect.signature(old.__init__).parameters) & set(inspect.signature(new.__init__).parameters)
-        values = {name: 0.07 for name in shared - {"self", "args", "kwargs", "column", "weights"}}
-        if not values or "column" in inspect.signature(new.__init__).parameters:
-            continue
-        spec = {"class_path": old.__name__, "init_args": values}
+def shared_arguments(old: type, new: type) -> set[str]:
+    names = [set(inspect.signature(cls.__init__).parameters) for cls in (old, new)]
+    return (names[0] & names[1]) - {"self", "args", "kwargs"}
+
+
+def members(base: type) -> list[type]:
+    found = [cls for child in base.__subclasses__() for cls in (child, *members(child))]
+    return [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("lit_pref.")]
+
+
+def part_switches() -> list[tuple[str, type, type]]:
+    """Every switch from one member of a part to another where an argument of the old one could survive."""
+    hints = {name: parameter.annotation for name, parameter in inspect.signature(Pairwise.__init__).parameters.items()}
+    bases = {part: next(t for t in hints[part].__args__ if t is not type(None)) for part in PARTS}
+    pairs = [(part, *pair) for part, base in bases.items() for pair in itertools.permutations(members(base), 2)]
+    return [(part, old, new) for part, old, new in pairs if shared_arguments(old, new)]
+
+
+def test_these_are_all_switches_of_a_part_that_share_an_argument():
+    assert {(part, old.__name__, new.__name__) for part, old, new in part_switches()} == {
+        ("reference", "Harmonic", "Geometric"),
+        ("reference", "Geometric", "Harmonic"),
+        ("target", "Smoothed", "Unbiased"),
+        ("target", "Unbiased", "Smoothed"),
+        ("offset", "MarginOffset", "LengthOffset"),
+        ("offset", "LengthOffset", "MarginOffset"),
+    }
+
+
+@pytest.mark.parametrize(("part", "old", "new"), part_switches(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_later_part_keeps_no_argument_of_the_old_one(part: str, old: type, new: type, tmp_path: Path):
+    values = {name: SHARED[name] for name in shared_arguments(old, new)}
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for file, spec in ((first, {"class_path": old.__name__, "init_args": values}), (second, new.__name__)):
         file.write_text(yaml.safe_dump({"model": {"objective": {"class_path": "DPO", "init_args": {part: spec}}}}))
-        switched = objective_after("--config", file, f"--model.objective.{part}", new.__name__)
-        assert f"{part}={new()!r}" in switched, (part, old, new)
-        tried += 1
-    assert tried >= 2
+    assert f"{part}={old(**values)!r}" in objective_after("--config", first)
+    for switch in (["--config", second], [f"--model.objective.{part}", new.__name__]):
+        assert f"{part}={new()!r}" in objective_after("--config", first, *switch)
+
+
+def test_a_later_list_of_terms_or_references_takes_the_place_of_the_old_one(tmp_path: Path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for file, term, path, dtype in (
+        (first, {"class_path": "ChosenNLL", "init_args": {"coefficient": 0.07}}, "a", {"dtype": "bfloat16"}),
+        (second, "Anchor", "b", {}),
+    ):
+        references = [{"class_path": "Pretrained", "init_args": {"path": path, **dtype}}]
+        references += ["InitialPolicy"] if file == first else []
+        objective = {"class_path": "MRPO", "init_args": {"terms": [term]}}
+        file.write_text(yaml.safe_dump({"model": {"objective": objective, "references": references}}))
+    before = Parsed("--config", first, *DATA).model
+    assert [type(r) for r in before.references] == [Pretrained, InitialPolicy] and "0.07" in repr(before.objective)
+    after = Parsed("--config", first, "--config", second, *DATA).model
+    assert [r.describe() for r in after.references] == ["b, float32"]
+    assert list(after.objective.terms) and repr(after.objective) == repr(MRPO(terms=[Anchor()]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), list(itertools.permutations([Cosine, Linear, Flat], 2)), ids=lambda c: c.__name__
+)
+def test_a_later_schedule_keeps_no_argument_of_the_old_one(old: type[Schedule], new: type[Schedule], tmp_path: Path):
+    spec = {"class_path": old.__name__, "init_args": {"warmup": 7.0, "floor": 0.5}}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"model": {"objective": "DPO", "schedule": spec}}))
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"model": {"schedule": new.__name__}}))
+    first = ["--config", tmp_path / "first.yaml", *DATA]
+    assert repr(Parsed(*first).model.schedule) == repr(old(warmup=7.0, floor=0.5))
+    for switch in (["--config", tmp_path / "second.yaml"], ["--model.schedule", new.__name__]):
+        assert repr(Parsed(*first, *switch).model.schedule) == repr(new())
+
+
+def test_a_later_callback_keeps_no_argument_of_the_old_one(tmp_path: Path):
+    old = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "mode": "max", "verbose": True}}
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump({"model": {"objective": "DPO"}, "trainer": {"callbacks": [old]}}))
+    second.write_text(yaml.safe_dump({"trainer": {"callbacks": ["ModelCheckpoint"]}}))
+    (before,) = Parsed("--config", first, *DATA).trainer.callbacks
+    assert (before.monitor, before.mode, before.verbose) == ("val/loss", "max", True)
+    (after,) = Parsed("--config", first, "--config", second, *DATA).trainer.callbacks
+    assert type(after).__name__ == "ModelCheckpoint"
+    assert (after.monitor, after.mode, after.verbose) == (None, "min", False)
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_command_in_a_configs_comment_builds_the_references_that_it_names(config: Path):
+    (command,) = re.findall(r"python -m lit_pref fit (.+)", config.read_text())
+    arguments = [word.replace("configs/", f"{ROOT}/configs/") for word in command.split()]
+    assert arguments[:2] == ["--config", str(config)]
+    built = Parsed(*arguments, *(DATA if config.name == "quickstart.yaml" else []))
+    found = [reference.describe() for reference in built.model.references]
+    initial, off = "the policy as it is before its first step", "the policy with its adapters off"
+    other = {"mrpo": [initial, "OTHER_FOLDER, float32"], "three_papers": [initial, "OTHER_FOLDER, float32"]}
+    assert found == {**other, "sft": [], "lora": [off]}.get(config.stem, [initial])
+
+
+def test_the_path_of_the_last_reference_is_set_by_an_option_and_none_is_dropped():
+    for name in ("mrpo", "three_papers"):
+        config = ["--config", ROOT / "configs" / f"{name}.yaml", *DATA]
+        references = Parsed(*config, "--model.references.path", "mine").model.references
+        assert [type(reference) for reference in references] == [InitialPolicy, Pretrained]
+        assert references[1].describe() == "mine, float32"
 
 
 def test_options_of_the_new_class_and_its_open_parts_are_kept():
     config = ROOT / "configs" / "mmpo.yaml"
     line = ["--model.objective", "DPO", "--model.objective.beta", "0.7", "--model.objective.target", "Smoothed"]
-    assert objective_after("--config", config, *line) == repr(DPO(beta=0.7, target=_smoothed()))
+    assert objective_after("--config", config, *line) == repr(DPO(beta=0.7, target=Smoothed()))
 
 
 def test_three_papers_compose_from_the_command_line_as_from_the_file():
@@ -141,13 +226,24 @@ def test_three_papers_compose_from_the_command_line_as_from_the_file():
     assert from_line.replace("MMPO(", "DPO(") == from_file
 
 
-def test_another_optimiser_keeps_nothing_of_the_first():
-    optimizer = Parsed("--config", ROOT / "configs" / "dpo.yaml", *DATA, "--model.optimizer", "SGD").model.optimizer
-    group = optimizer([__import__("torch").nn.Parameter(__import__("torch").zeros(1))]).param_groups[0]
-    assert (group["lr"], group["momentum"], group["weight_decay"]) == (1e-3, 0, 0)
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("AdamW", "SGD", {"lr": 1e-3, "momentum": 0, "weight_decay": 0}),
+        ("SGD", "AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01}),
+        ("AdamW", "RMSprop", {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0}),
+    ],
+)
+def test_another_optimiser_keeps_nothing_of_the_first(old: str, new: str, expected: dict[str, Any], tmp_path: Path):
+    spec = {"class_path": old, "init_args": {"lr": 0.7, "weight_decay": 0.3, "maximize": True}}
+    spec["init_args"] |= {"eps": 0.5} if old == "AdamW" else {}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"model": {"objective": "DPO", "optimizer": spec}}))
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"model": {"optimizer": new}}))
 
+    def group(*switch: str | Path) -> dict[str, Any]:
+        optimizer = Parsed("--config", tmp_path / "first.yaml", *DATA, *switch).model.optimizer
+        return optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
 
-def _smoothed() -> Any:
-    from lit_pref.objectives.parts.target import Smoothed
-
-    return Smoothed()
+    assert {"lr": 0.7, "weight_decay": 0.3, "maximize": True}.items() <= group().items()
+    for switch in (["--config", tmp_path / "second.yaml"], ["--model.optimizer", new]):
+        assert {**expected, "maximize": False}.items() <= group(*switch).items()

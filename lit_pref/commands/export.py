@@ -1,7 +1,6 @@
 """`python -m lit_pref export`: a Hugging Face folder from any checkpoint that training writes."""
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,19 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from lit_pref.callbacks.checkpointing import is_complete
+from lit_pref.data.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Lora, Policy
-from lit_pref.models.saving import reopen, save_folder
-from lit_pref.scoring.layout import padded
+from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
+from lit_pref.modules.provenance import FORMAT
 from lit_pref.scoring.score import Scorer
-from lit_pref.types import PreferenceBatch
+from lit_pref.types import KeptText, PreferencePair
 
 PREFIX = "scorer.model."
+NO_TEXT = KeptText("", "", None, True, True)
+AFTER_A_BREAK = (
+    "take an earlier checkpoint, or train with a lower learning rate or clipped gradients (trainer.gradient_clip_val)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,42 +35,50 @@ class Exported:
 
 
 def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8) -> Exported:
-    """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare the scores of some pairs.
+    """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
+
+    The folder appears when it is whole and has been compared: its weights are those of the checkpoint to the last bit
+    (merged LoRA: those of the merged model), its scores are compared on some pairs.
 
     Args:
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
-        out: The folder to write; it must not exist, or be an earlier export.
+        out: The folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: Merge a LoRA adapter into the weights; else the folder holds the adapter alone.
         pairs: How many pairs are scored before and after; they are kept in the checkpoint.
 
     Raises:
-        UserError: The checkpoint is not complete, or not one of this project's.
+        UserError: The checkpoint is not complete, not one of this project's, or broken by training (not finite); or its
+            base model has changed or is gone.
         UsageError: `out` holds something else.
     """
     checkpoint_path, folder = Path(ckpt_path), Path(out)
-    if (
-        folder.exists()
-        and any(folder.iterdir())
-        and not (folder / "config.json").exists()
-        and not (folder / "adapter_config.json").exists()
-    ):
-        raise UsageError(f"{folder} is not empty and not an exported model; give another --out")
+    refuse_foreign(folder)
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint["lit_pref"]
     policy = policy_of(saved["config"], checkpoint_path)
-    tokenizer = policy.load_tokenizer()
-    model = policy.build()
+    if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
+        raise UsageError(f"{folder} is the model that the run began with; give another --out")
+    tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    trained = {name.removeprefix(PREFIX) for name in saved["trainable"]}
-    if unexpected or trained & set(missing):
-        raise UserError(
-            f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"
-        )
-    save_folder(model, tokenizer, folder, model_card(saved, checkpoint_path), merge)
-    sample = saved["sample"][:pairs]
-    difference = _largest_difference(model, reopen(folder, policy), sample, tokenizer.pad_token_id)
-    return Exported(folder, difference, len(sample))
+    model = trained(policy, saved, weights, checkpoint_path)
+    sample = [
+        PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
+        for prompt, chosen, rejected in saved["sample"][:pairs]
+    ]
+    before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
+    origin = {
+        "checkpoint": str(checkpoint_path.resolve()),
+        "step": checkpoint["global_step"],
+        "objective": saved["objective"],
+        "policy_before_training": saved["policy"],
+    }
+    with replacing(folder, origin) as unfinished:
+        written = save_folder(model, tokenizer, unfinished, model_card(saved, checkpoint_path), merge)
+        opened = reopen(unfinished, policy)
+        refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
+        after = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
+    differences = [float((old - new).abs().max()) for old, new in zip(before, after, strict=True)]
+    return Exported(folder, max(differences, default=0.0), len(sample))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,6 +103,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint |= torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
     if "lit_pref" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of lit_pref")
+    if checkpoint["lit_pref"]["format"] != FORMAT:
+        raise UserError(f"{path} was written by another version of lit_pref; read it with the one that wrote it")
     return checkpoint
 
 
@@ -103,6 +117,79 @@ def policy_of(config: dict[str, Any], checkpoint_path: Path) -> Policy:
     if kept.is_dir():
         fields["tokenizer"] = str(kept)
     return Policy(**fields)
+
+
+def tokenizer_of(policy: Policy, checkpoint_path: Path) -> Any:
+    """The policy's tokenizer.
+
+    Raises:
+        UserError: It is neither beside the checkpoint nor where the policy had it.
+    """
+    try:
+        return policy.load_tokenizer()
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint_path}: the tokenizer of its run is not in {checkpoint_path.parent.parent / 'tokenizer'}, and "
+            f"cannot be had from the policy either: {error}"
+        ) from error
+
+
+def trained(policy: Policy, saved: dict[str, Any], weights: dict[str, Tensor], checkpoint_path: Path) -> nn.Module:
+    """The model with the weights of the checkpoint.
+
+    Raises:
+        UserError: They do not fit, or are not finite.
+    """
+    model = untrained(policy, saved)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    names = {name.removeprefix(PREFIX) for name in saved["trainable"]}
+    if unexpected or names & set(missing):
+        raise UserError(
+            f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"
+        )
+    broken = [name for name in sorted(names) if not torch.isfinite(weights[name]).all()]
+    if broken:
+        raise UserError(
+            f"{checkpoint_path}: {broken[0]} holds numbers that are not finite (so do {len(broken) - 1} other "
+            f"tensors): training broke the weights; {AFTER_A_BREAK}"
+        )
+    return model
+
+
+def untrained(policy: Policy, saved: dict[str, Any]) -> nn.Module:
+    """The model that the checkpoint's tensors go into; what they do not fill is as it was when the run began.
+
+    Raises:
+        UserError: The checkpoint needs the model that the run began with, and that is gone or has changed.
+    """
+    if policy.path is not None and policy.lora is None:
+        # The checkpoint holds all weights and the architecture: the folder may be gone, or hold another model by now.
+        try:
+            unchanged = policy.fingerprint() == saved["policy"]
+        except UserError:
+            unchanged = False
+        return policy.build() if unchanged else from_architecture(saved["architecture"], policy)
+    if policy.fingerprint() != saved["policy"]:
+        raise UserError(
+            f"the policy ({policy.describe()}) is not what it was when the run began: its weights, configuration or "
+            "tokenizer have changed, and the checkpoint does not hold them; put them back"
+        )
+    return policy.build()
+
+
+def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder: Path) -> None:
+    """Stop at a folder that does not hold the weights that it was made from, to the last bit of its own dtype.
+
+    Raises:
+        UserError: A tensor is missing or differs.
+    """
+    found = opened.state_dict()
+    for name, tensor in expected.items():
+        if name not in found or not torch.equal(found[name], tensor.to(found[name].dtype)):
+            raise UserError(
+                f"{name} in the exported folder is not that of the checkpoint, so {folder} was not written; please "
+                "report this with the name of the policy's architecture"
+            )
 
 
 def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
@@ -133,40 +220,17 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     )
 
 
-def _largest_difference(before: nn.Module, after: nn.Module, sample: Sequence[Any], pad: int) -> float:
-    differences = [0.0]
-    for prompt, chosen, rejected in sample:
-        batch = _batch(prompt, chosen, rejected, pad)
-        differences.append(float((_scores(before, batch) - _scores(after, batch)).abs().max()))
-    return max(differences)
-
-
 @torch.no_grad()
-def _scores(model: nn.Module, batch: PreferenceBatch) -> Tensor:
-    scores = Scorer(model.eval())(batch)
+def _scores(model: nn.Module, pair: PreferencePair, pad: int, where: Path) -> Tensor:
+    scores = Scorer(model.eval())(collate([pair], pad))
     sides = [scores.chosen] + ([scores.rejected] if scores.rejected is not None else [])
-    return torch.cat([side.scores for side in sides])
-
-
-def _batch(prompt: list[int], chosen: list[int], rejected: list[int] | None, pad: int) -> PreferenceBatch:
-    ids, mask, predictors, targets, sequences = padded(
-        [prompt], [chosen], None if rejected is None else [rejected], pad
-    )
-    lengths = None if rejected is None else torch.tensor([len(rejected)])
-    return PreferenceBatch(
-        pair_ids=["sample"],
-        input_ids=ids,
-        attention_mask=mask,
-        predictors=predictors,
-        targets=targets,
-        sequences=sequences,
-        chosen_lengths=torch.tensor([len(chosen)]),
-        rejected_lengths=lengths,
-        margin=None,
-        probability=None,
-        real=torch.tensor([True]),
-        window_pairs=1,
-    )
+    found = torch.cat([side.scores for side in sides])
+    if not torch.isfinite(found).all():
+        raise UserError(
+            f"{where}: the score of a training pair is not finite, though the weights are: training made them too "
+            f"large; {AFTER_A_BREAK}"
+        )
+    return found
 
 
 def main(arguments: list[str]) -> None:

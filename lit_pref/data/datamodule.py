@@ -14,6 +14,7 @@ from lit_pref.data.preparation import Preparation, digest_of_split, training_tex
 from lit_pref.data.prepared import PreparedPairs
 from lit_pref.data.reading import source_file
 from lit_pref.data.report import PreparationReport
+from lit_pref.data.rows import OnSwap
 from lit_pref.data.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.data.windows import align_with_windows, settle_epoch_of_checkpoint
@@ -42,6 +43,10 @@ class PreferenceDataModule(LightningDataModule):
         max_length: the most tokens of prompt and response together; responses are cut from the right.
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
         columns: further columns of numbers to carry along.
+        on_swap: what a column does in a row whose strength prefers the rejected text, so that the texts change places:
+            `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
+            chosen is better: 1 - p). Names that begin with `p_` complement unless this says otherwise, and columns
+            named for one side (`reward_chosen`) take the other's value; any other is refused in such a row.
         group_column: the column by which metrics are split.
         ties: keep or drop pairs of equal strength.
         bad_rows: strict stops at the first bad row; lenient counts them and leaves them out.
@@ -68,6 +73,7 @@ class PreferenceDataModule(LightningDataModule):
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         columns: list[str] | None = None,
+        on_swap: dict[str, OnSwap] | None = None,
         group_column: str | None = None,
         ties: Literal["keep", "drop"] = "keep",
         bad_rows: Literal["strict", "lenient"] = "strict",
@@ -81,6 +87,7 @@ class PreferenceDataModule(LightningDataModule):
         self.global_batch, self.micro_batch, self.val_batch = global_batch, micro_batch, val_batch
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.columns, self.group_column = list(columns or []), group_column
+        self.on_swap = dict(on_swap or {})
         self.ties, self.bad_rows, self.max_refused = ties, bad_rows, max_refused
         self.workers = workers
         self._check_arguments()
@@ -113,10 +120,26 @@ class PreferenceDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if self._opened_for is not self._trainer.lightning_module:
             self._open()
+        self._refuse_too_long([self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs])
         if stage == "fit":
             callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
             scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
             align_with_windows(self._trainer, self._sampler(), scheduled)
+
+    def _refuse_too_long(self, splits: list[PreparedPairs]) -> None:
+        """Refuse pairs that the policy or a reference cannot read whole: most models read on beyond, and badly."""
+        assert self._tokenization is not None
+        module: Any = self._trainer.lightning_module
+        tokenizer = self._tokenization.tokenizer
+        limits = {"the policy": module.policy.positions()}
+        limits |= {f"the reference '{r.label}'": r.positions(tokenizer) for r in module.references}
+        longest = max(pairs.report.longest for pairs in splits)
+        for model, limit in limits.items():
+            if limit is not None and longest > limit:
+                raise UserError(
+                    f"The longest pair has {longest} tokens, and {model} reads at most {limit}; lower data.max_length "
+                    f"from {self.max_length} to {limit} or less."
+                )
 
     def _open(self) -> None:
         """Prepare both splits, or find them in the cache where another rank or run has."""
@@ -133,6 +156,7 @@ class PreferenceDataModule(LightningDataModule):
         preparation = Preparation(
             tokenization=self._tokenization,
             columns=tuple(self.columns),
+            on_swap=self.on_swap,
             group_column=self.group_column,
             required=frozenset(module.objective.required),
             one_sided=tuple(module.objective.sides) == ("chosen",),
@@ -166,10 +190,6 @@ class PreferenceDataModule(LightningDataModule):
     def val_pairs(self) -> PreparedPairs:
         assert self._val is not None, "setup() comes first"
         return self._val
-
-    @property
-    def reports(self) -> dict[str, PreparationReport]:
-        return {"train": self.train_pairs.report, "val": self.val_pairs.report}
 
     def describe(self) -> dict[str, tuple[str, PreparationReport]]:
         """Fingerprint and report of both splits."""

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_pref.cache import build_once, cache_folder
+from lit_pref.data.fields import BadRow
 from lit_pref.data.prepared import PairWriter
 from lit_pref.data.reading import Row, content_digest, read_rows, source_file
 from lit_pref.data.report import PreparationReport
-from lit_pref.data.rows import BadRow, RowReader, TextPair
+from lit_pref.data.rows import OnSwap, RowReader, TextPair
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UserError
 
@@ -55,6 +56,7 @@ class Preparation:
     Args:
         tokenization: of the policy.
         columns: further columns of numbers to carry.
+        on_swap: what they do where chosen and rejected swap (see `RowReader`).
         group_column: names the group of a pair.
         required: what the objective cannot do without (see `RowReader`).
         one_sided: only the chosen text is wanted.
@@ -67,6 +69,7 @@ class Preparation:
 
     tokenization: Tokenization
     columns: tuple[str, ...] = ()
+    on_swap: Mapping[str, OnSwap] = field(default_factory=dict)
     group_column: str | None = None
     required: frozenset[str] = frozenset()
     one_sided: bool = False
@@ -99,7 +102,7 @@ class Preparation:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _build(self, path: Path, folder: Path) -> None:
-        reader = RowReader(self.columns, self.group_column, self.required, self.one_sided)
+        reader = RowReader(self.columns, self.group_column, self.required, self.one_sided, self.on_swap)
         splits = {name: PairWriter(folder, name, reader.columns) for name in SPLITS}
         ids = _Ids()
         example = ""

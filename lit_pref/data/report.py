@@ -31,9 +31,6 @@ class Spread:
     def mean(self) -> float:
         return self.total / self.count if self.count else float("nan")
 
-    def __str__(self) -> str:
-        return f"{self.minimum:g}/{self.mean:.4g}/{self.maximum:g}" if self.count else "none"
-
 
 @dataclass
 class PreparationReport:
@@ -42,7 +39,7 @@ class PreparationReport:
     `swapped` pairs changed the places of chosen and rejected; `ties` have equal responses by their strength;
     `disagreeing` ones have a margin that is not the difference of their scores, or a probability that prefers the other
     text; `merged` ones have a token that spans the boundary between prompt and response; lengths are in tokens, after
-    truncation.
+    truncation, `longest` that of the longest prompt with one of its responses.
     """
 
     rows: int = 0
@@ -60,6 +57,7 @@ class PreparationReport:
     prompt_tokens: Spread = field(default_factory=Spread)
     chosen_tokens: Spread = field(default_factory=Spread)
     rejected_tokens: Spread = field(default_factory=Spread)
+    longest: int = 0
     margin: Spread = field(default_factory=Spread)
     margin_quantiles: dict[str, float] = field(default_factory=dict)
 
@@ -78,6 +76,8 @@ class PreparationReport:
         if pair.rejected is not None:
             self.rejected_tokens.add(len(pair.rejected))
             self.chosen_longer += len(pair.chosen) > len(pair.rejected)
+        response = max(len(pair.chosen), len(pair.rejected or []))
+        self.longest = max(self.longest, len(pair.prompt) + response)
 
     def set_margins(self, margins: Any) -> None:
         """Mean and quantiles of an array of margins."""
@@ -101,15 +101,21 @@ class PreparationReport:
 
     def __str__(self) -> str:
         refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
-        cut = ", ".join(f"{name} {self.share(name + '_cut'):.1%}" for name in ("prompts", "chosen", "rejected"))
         lines = [
             f"{self.rows} rows, {self.pairs} pairs; refused: {refused}; swapped {self.swapped}, "
-            f"ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree {self.disagreeing}",
-            f"tokens min/mean/max: prompt {self.prompt_tokens}, chosen {self.chosen_tokens}, "
-            f"rejected {self.rejected_tokens}; chosen longer {self.share('chosen_longer'):.1%}",
-            f"cut: {cut}; token across the boundary {self.share('merged'):.1%}",
+            f"ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree {self.disagreeing}"
         ]
+        if self.pairs:
+            spreads = {"prompts": self.prompt_tokens, "chosen": self.chosen_tokens, "rejected": self.rejected_tokens}
+            spreads = {part: spread for part, spread in spreads.items() if spread.count}
+            tokens = ", ".join(f"{part} {spread.mean:.4g}" for part, spread in spreads.items())
+            cut = ", ".join(f"{part} {self.share(part + '_cut'):.1%}" for part in spreads)
+            longer = f", chosen longer {self.share('chosen_longer'):.1%}" if self.rejected_tokens.count else ""
+            lines.append(
+                f"mean tokens: {tokens} (longest pair {self.longest}{longer}); "
+                f"cut: {cut}; token across the boundary {self.share('merged'):.1%}"
+            )
         if self.margin.count:
             quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in self.margin_quantiles.items())
-            lines.append(f"margin min/mean/max {self.margin}; quantiles {quantiles}")
+            lines.append(f"margin: mean {self.margin.mean:.4g}; quantiles {quantiles}")
         return "\n".join(lines)

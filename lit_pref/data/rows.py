@@ -1,24 +1,18 @@
 """What a row must hold: texts, strength, columns, checked and oriented so that the margin is not negative."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from lit_pref.data.fields import BadRow, id_of, messages_of, number_of, response_of, text_of
 from lit_pref.data.reading import Row
-from lit_pref.errors import UserError
-from lit_pref.types import Message, Text
+from lit_pref.errors import UsageError, UserError
+from lit_pref.types import Text
 
+OnSwap = Literal["keep", "negate", "complement"]
+ON_SWAP: dict[str, OnSwap] = {"margin": "negate", "probability": "complement", "p_chosen": "complement"}
 STRENGTH = ("margin", "score_chosen", "score_rejected", "probability", "p_chosen")
-
-
-class BadRow(UserError):
-    """One row that cannot be a pair; `kind` is the reason without the row's own numbers, to count by."""
-
-    def __init__(self, row: Row, field: str, reason: str, remedy: str, detail: str = "") -> None:
-        self.kind = f"{field} {reason}"
-        super().__init__(
-            f"{row.place}: {self.kind}{detail}; {remedy}, or leave such rows out with data.bad_rows: lenient."
-        )
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,23 @@ class RowReader:
 
     Strength is `margin`, or else `score_chosen` - `score_rejected`; `probability` (or `p_chosen`) is P(chosen is
     better). A negative margin, or without a margin a probability below 1/2, swaps the texts: the margin changes its
-    sign, the probability becomes 1 - p, and a column named for one side (`reward_chosen`) takes the value of the other.
+    sign and the probability becomes 1 - p.
+
+    The other columns turn with the texts, as `on_swap` says, else by their names: one that names one side takes the
+    value of the other (`reward_chosen` that of `reward_rejected`), one that begins with `p_` is a probability that
+    chosen is better and becomes 1 - p. Any other column is refused at the first swapped row: a difference of rewards
+    would be wrong if it stayed, and a difficulty if it turned.
 
     Args:
         columns: further columns to carry, numbers.
         group_column: a column whose value names the pair's group.
         required: of `margin`, `probability` and column names, what the objective cannot do without.
         one_sided: only the chosen text is wanted; `rejected` may be missing.
+        on_swap: what columns do where the texts swap: `keep` their value, `negate` (a difference, chosen minus
+            rejected) or `complement` (a probability p that chosen is better: 1 - p).
+
+    Raises:
+        UsageError: `on_swap` names a column that is not carried.
 
     >>> row = Row("pairs.jsonl", 1, {"prompt": "2+2=", "chosen": "5", "rejected": "4", "margin": -1.5})
     >>> pair = RowReader().read(row)
@@ -70,11 +74,18 @@ class RowReader:
         group_column: str | None = None,
         required: frozenset[str] = frozenset(),
         one_sided: bool = False,
+        on_swap: Mapping[str, OnSwap] | None = None,
     ) -> None:
         self.columns = tuple(sorted({*columns, *(required - {"margin", "probability"})}))
         self.group_column = group_column
         self.required = required
         self.one_sided = one_sided
+        self.on_swap = dict(on_swap or {})
+        if unknown := sorted(self.on_swap.keys() - set(self.columns)):
+            raise UsageError(
+                f"data.on_swap names `{unknown[0]}`, which is not among the columns that are carried "
+                f"({', '.join(self.columns) or 'none'}); add it to data.columns, or take it out of data.on_swap."
+            )
         self._first: Row | None = None
 
     def read(self, row: Row) -> TextPair:
@@ -91,8 +102,8 @@ class RowReader:
             margin is None and probability is not None and probability < 0.5
         )
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
-        chosen = _response(row, first, prompt)
-        rejected = None if self.one_sided else _response(row, second, prompt)
+        chosen = response_of(row, first, prompt)
+        rejected = None if self.one_sided else response_of(row, second, prompt)
         if chosen == rejected:
             raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
         return TextPair(
@@ -101,9 +112,9 @@ class RowReader:
             rejected=rejected,
             margin=None if margin is None else abs(margin),
             probability=1 - probability if swapped and probability is not None else probability,
-            columns={name: _column(row, name, swapped) for name in self.columns},
+            columns={name: self._column(row, name, swapped) for name in self.columns},
             group=self._group(row),
-            id=_id(row) if "id" in row.values else None,
+            id=id_of(row) if "id" in row.values else None,
             swapped=swapped,
             disagrees=disagrees,
         )
@@ -147,8 +158,8 @@ class RowReader:
     def _prompt(self, row: Row) -> Text:
         prompt = row.values.get("prompt")
         if not isinstance(prompt, list):
-            return _text(row, "prompt", prompt)
-        messages = _messages(row, "prompt", prompt)
+            return text_of(row, "prompt", prompt)
+        messages = messages_of(row, "prompt", prompt)
         if messages[-1]["role"] == "assistant":
             raise BadRow(row, "prompt", "ends with a message of the assistant", "end it with the turn that is answered")
         return messages
@@ -160,19 +171,46 @@ class RowReader:
         margin = probability = None
         disagrees = False
         if "margin" in has:
-            margin = _number(row, "margin")
+            margin = number_of(row, "margin")
             scores = has.get("score_chosen"), has.get("score_rejected")
             if all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
                 disagrees = abs(scores[0] - scores[1] - margin) > 1e-3 * max(1.0, abs(margin))  # type: ignore[operator]
         elif "score_chosen" in has:
-            margin = _number(row, "score_chosen") - _number(row, "score_rejected")
+            margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
         name = "probability" if "probability" in has else "p_chosen"
         if name in has:
-            probability = _number(row, name)
+            probability = number_of(row, name)
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
             disagrees |= margin is not None and margin * (probability - 0.5) < 0
         return margin, probability, disagrees
+
+    def _column(self, row: Row, name: str, swapped: bool) -> float:
+        turn: OnSwap | None = (self.on_swap.get(name) or ON_SWAP.get(name)) if swapped else "keep"
+        remedy = ""
+        if turn is None and ("chosen" in name) != ("rejected" in name):
+            old, new = ("chosen", "rejected") if "chosen" in name else ("rejected", "chosen")
+            if (partner := name.replace(old, new)) in row.values:
+                return number_of(row, partner, truth=True)
+            remedy = f"add `{partner}`, or "
+        elif turn is None and name.startswith("p_"):
+            turn = "complement"
+        if turn is None:
+            raise UserError(
+                f"{row.place}: the texts swap, as the strength prefers the rejected one, and nothing says what becomes "
+                f"of the column `{name}`; {remedy}set data.on_swap.{name} to keep (it holds for either order), negate "
+                "(a difference, chosen minus rejected) or complement (a probability that chosen is better)."
+            )
+        value = number_of(row, name, truth=True)
+        if turn == "complement" and not 0 <= value <= 1:
+            raise BadRow(
+                row,
+                name,
+                "is not between 0 and 1",
+                f"give P(chosen is better), or say by data.on_swap.{name} what else it is",
+                f" ({value:g})",
+            )
+        return {"keep": value, "negate": -value, "complement": 1 - value}[turn]
 
     def _group(self, row: Row) -> str | None:
         if self.group_column is None:
@@ -181,70 +219,3 @@ class RowReader:
         if not isinstance(value, str | int | float) or value == "":
             raise BadRow(row, self.group_column, "names no group", "give it a word or a number", f" ({value!r})")
         return str(value)
-
-
-def _text(row: Row, field: str, value: Any) -> str:
-    if value is None:
-        raise BadRow(row, field, "is missing or null", "give it a text")
-    if not isinstance(value, str):
-        raise BadRow(row, field, "is not a text", "give it a string or a message list", f" but {type(value).__name__}")
-    if not value.strip():
-        raise BadRow(row, field, "is empty", "give it a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(row, field, "holds half a surrogate pair", "mend the text's encoding") from None
-    return value
-
-
-def _messages(row: Row, field: str, value: list[Any]) -> list[Message]:
-    remedy = 'give it messages like {"role": "user", "content": "..."}'
-    if not value:
-        raise BadRow(row, field, "is an empty message list", remedy)
-    for message in value:
-        if not isinstance(message, dict) or not message.get("role") or not isinstance(message["role"], str):
-            raise BadRow(row, field, "holds a message without a role", remedy)
-        if message["role"] != "system" or message.get("content") != "":  # an empty system turn is common and harmless
-            _text(row, f"{field} content", message.get("content"))
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _response(row: Row, field: str, prompt: Text) -> str:
-    value = row.values.get(field)
-    if not isinstance(value, list):
-        return _text(row, field, value)
-    messages = _messages(row, field, value)
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise BadRow(
-            row,
-            field,
-            "is not one message of the assistant",
-            "put the conversation before it into `prompt` as messages",
-        )
-    if isinstance(prompt, str):
-        raise BadRow(row, field, "is a message but prompt is a string", "make both messages, or both strings")
-    return messages[0]["content"]
-
-
-def _number(row: Row, field: str) -> float:
-    value = row.values.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        shown = "null" if value is None else f"{value!r:.40}"
-        raise BadRow(row, field, "is not a finite number", "give it a number", f" ({shown})")
-    return float(value)
-
-
-def _column(row: Row, name: str, swapped: bool) -> float:
-    if swapped and ("chosen" in name) != ("rejected" in name):
-        old, new = ("chosen", "rejected") if "chosen" in name else ("rejected", "chosen")
-        name = name.replace(old, new)
-    return float(row.values[name]) if isinstance(row.values.get(name), bool) else _number(row, name)
-
-
-def _id(row: Row) -> str:
-    value = row.values["id"]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise BadRow(
-            row, "id", "is neither a word nor an integer", "give it one, or remove the column", f" ({value!r})"
-        )
-    return str(value)

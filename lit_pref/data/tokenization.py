@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_pref.data.fields import BadRow
 from lit_pref.data.reading import Row
-from lit_pref.data.rows import BadRow, TextPair
+from lit_pref.data.rows import TextPair
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, boundary, tokenizer_state
 from lit_pref.types import KeptText, Message, PreferencePair, Text
 
 SIDES = ("chosen", "rejected")
@@ -56,10 +58,7 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special |= set(tokenizer.all_special_tokens)
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        self._added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        self._encoding = Encoding(tokenizer)
 
     @staticmethod
     def check_lengths(max_length: int, max_prompt_length: int | None) -> None:
@@ -73,10 +72,7 @@ class Tokenization:
     def fingerprint(self) -> str:
         """sha256 over all that decides the ids: tokenizer, template, lengths."""
         tokenizer = self.tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        state: Any = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-        if backend is not None:
-            state.update(truncation=None, padding=None)  # left behind by other callers; not used here
+        state: Any = tokenizer_state(tokenizer)
         parts = (state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template)
         settings = (self.max_length, self.max_prompt_length)
         return hashlib.sha256(json.dumps([parts, settings], sort_keys=True, default=str).encode()).hexdigest()
@@ -85,28 +81,26 @@ class Tokenization:
         """The pair of ids of a checked row.
 
         Raises:
-            BadRow: a special token in a text, a prompt without room, a response without a token, or responses that are
-                the same after truncation.
+            BadRow: a special token in a text, a conversation that the chat template refuses, a prompt without room, a
+                response without a token, or responses that are the same after truncation.
         """
         self._refuse_special_tokens(row, text)
-        prompt_text, rendered = self._render(text)
-        prompt_ids, *whole = map(self._ids, [prompt_text, *rendered])
-        boundary = _common_prefix([prompt_ids, *whole])
+        prompt_text, rendered = self._render(row, text)
+        prompt_ids, *whole = map(self._encoding.ids, [prompt_text, *rendered])
+        start = boundary([prompt_ids, *whole])
         for side, ids in zip(SIDES, whole, strict=False):
-            if ids == prompt_ids or len(ids) == boundary:
+            if ids == prompt_ids or len(ids) == start:
                 raise BadRow(row, side, "has no token of its own", "give it a text that the tokenizer can represent")
-        prompt = self._kept_prompt(row, prompt_ids[:boundary])
-        prompt_cut = len(prompt) < len(self._with_bos(prompt_ids[:boundary]))
+        prompt = self._kept_prompt(row, prompt_ids[:start])
+        prompt_cut = len(prompt) < len(self._encoding.begin) + start
         room = self.max_length - len(prompt)
 
         texts = [text.chosen, text.rejected]
         responses: list[list[int]] = []
         for k, ids in enumerate(whole):
-            # Whether the template ends the turn itself, with a token that a model can learn to stop at.
-            ended = ids[-1] in self._added and not rendered[k].endswith(str(texts[k]).rstrip())
-            responses.append(ids[boundary:] if ended else [*ids[boundary:], self.tokenizer.eos_token_id])
+            responses.append(self._encoding.ended(ids, rendered[k], str(texts[k]))[start:])
             if len(responses[k]) > room:
-                texts[k] = self._kept_response(row, prompt_text, ids, boundary, room)
+                texts[k] = self._kept_response(row, prompt_text, ids, start, room)
         cut = [len(ids) > room for ids in responses]
         responses = [ids[:room] for ids in responses]
         if len(responses) == 2 and responses[0] == responses[1]:
@@ -131,18 +125,18 @@ class Tokenization:
             text=kept,
         )
         rejected_cut = len(cut) == 2 and cut[1]
-        return TokenizedPair(pair, prompt_cut, cut[0], rejected_cut, merged=boundary < len(prompt_ids))
+        return TokenizedPair(pair, prompt_cut, cut[0], rejected_cut, merged=start < len(prompt_ids))
 
     def _refuse_special_tokens(self, row: Row, text: TextPair) -> None:
         messages = [text.prompt] if isinstance(text.prompt, str) else [m["content"] for m in text.prompt]
         fields = [("prompt", content) for content in messages]
         for field, content in [*fields, ("chosen", text.chosen), ("rejected", text.rejected or "")]:
-            if found := self._special.search(content):
+            if found := self._encoding.special(content):
                 raise BadRow(
-                    row, field, f"holds {found.group()!r}, a special token of the tokenizer", "take it out of the text"
+                    row, field, f"holds {found!r}, a special token of the tokenizer", "take it out of the text"
                 )
 
-    def _render(self, text: TextPair) -> tuple[str, list[str]]:
+    def _render(self, row: Row, text: TextPair) -> tuple[str, list[str]]:
         """The whole texts: of the prompt, and of the prompt with each response."""
         responses = [text.chosen, *([] if text.rejected is None else [text.rejected])]
         if isinstance(text.prompt, str):
@@ -152,36 +146,29 @@ class Tokenization:
                 "The prompts are message lists and the tokenizer has no chat template; give it one, or write the "
                 "prompts as strings."
             )
-        prompt = self._template(text.prompt, True)
-        turns = [[*text.prompt, {"role": "assistant", "content": response}] for response in responses]
-        # Models are to stop at the turn's end: what templates write after it (a line break) is never generated.
-        return prompt, [self._template(turn, False).rstrip() for turn in turns]
+        prompt = self._templated(row, "prompt", self._encoding.asked, text.prompt)
+        answered = self._encoding.answered
+        return prompt, [
+            self._templated(row, side, answered, text.prompt, response)
+            for side, response in zip(SIDES, responses, strict=False)
+        ]
 
-    def _template(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return str(rendered)
-
-    def _ids(self, text: str) -> list[int]:
-        """Ids without a begin token, whoever would have written it: tokenizer or template."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        start = 0
-        while start < len(ids) and ids[start] == self.tokenizer.bos_token_id:
-            start += 1
-        return ids[start:]
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None else [bos, *ids]
+    @staticmethod
+    def _templated(row: Row, field: str, write: Callable[..., str], *texts: Any) -> str:
+        try:
+            return write(*texts)
+        except TEMPLATE_ERRORS as error:
+            remedy = "write a conversation that it takes, or give the tokenizer another template"
+            raise BadRow(row, field, "is refused by the chat template", remedy, f" ({error})") from error
 
     def _kept_prompt(self, row: Row, ids: list[int]) -> list[int]:
         longest = self.max_prompt_length if self.max_prompt_length is not None else self.max_length - 1
-        tokens = len(self._with_bos(ids))
+        begin = self._encoding.begin
+        tokens = len(begin) + len(ids)
         if tokens == 0:
             raise BadRow(row, "prompt", "has no token before the response", "give it a text of its own")
         if tokens <= longest:
-            return self._with_bos(ids)
+            return [*begin, *ids]
         if self.max_prompt_length is None:
             raise BadRow(
                 row,
@@ -190,16 +177,16 @@ class Tokenization:
                 "raise data.max_length, or set data.max_prompt_length to cut prompts from the left",
                 f" ({tokens} tokens of data.max_length {self.max_length})",
             )
-        return self._with_bos(ids[len(ids) - (longest - len(self._with_bos([]))) :])
+        return [*begin, *ids[len(ids) - (longest - len(begin)) :]]
 
-    def _kept_response(self, row: Row, prompt_text: str, ids: list[int], boundary: int, room: int) -> str:
+    def _kept_response(self, row: Row, prompt_text: str, ids: list[int], start: int, room: int) -> str:
         """The text of a cut response, in whole characters."""
         # Decoded with its prompt, because a boundary token may hold the prompt's last characters.
-        start = self._text(ids[: boundary + room])
-        if start.startswith(prompt := self._without_bos(prompt_text)):
-            text = start[len(prompt) :]
+        whole = self._text(ids[: start + room])
+        if whole.startswith(prompt := self._without_bos(prompt_text)):
+            text = whole[len(prompt) :]
         else:
-            text = self._text(ids[boundary : boundary + room])
+            text = self._text(ids[start : start + room])
         text = text.rstrip("\ufffd")
         if not text.strip():
             raise BadRow(row, "prompt", "leaves no room for a response", "raise data.max_length")
@@ -213,7 +200,7 @@ class Tokenization:
 
     def _kept_prompt_text(self, prompt: Text, rendered: str, kept: list[int]) -> Text:
         """The right-hand part of a cut prompt, in whole characters; of messages, those that are left of it."""
-        ids = kept[len(self._with_bos([])) :]
+        ids = kept[len(self._encoding.begin) :]
         text = self._text(ids).lstrip("\ufffd")
         if isinstance(prompt, str):
             return text
@@ -228,9 +215,3 @@ class Tokenization:
             left.insert(0, {"role": message["role"], "content": content[max(0, cut - start) :]})
             end = start
         return left or text
-
-
-def _common_prefix(lists: list[list[int]]) -> int:
-    shortest = min(map(len, lists))
-    first = lists[0]
-    return next((k for k in range(shortest) if any(ids[k] != first[k] for ids in lists)), shortest)

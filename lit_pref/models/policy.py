@@ -168,6 +168,19 @@ class Policy:
             content = {"config": self._arguments(), "seed": self.seed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def positions(self) -> int | None:
+        """The most tokens that the model was made to read; None where its configuration sets no such bound.
+
+        That is where it has no positions or relative ones (Bloom, ALiBi), and where a rotary embedding is stretched:
+        every family writes in another way how far such a one reads.
+        """
+        config: Any = self._config().get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+        unbounded = getattr(config, "alibi", False) or kinds & {"linear", "dynamic", "yarn"}
+        return None if unbounded or limit is None or limit < 1 else int(limit)
+
     def _config(self) -> PretrainedConfig:
         if self.path is not None:
             folder = model_folder(self.path, self.revision)

@@ -1,24 +1,31 @@
-"""Writing a policy as a Hugging Face folder, and opening it again."""
+"""Writing a policy as a Hugging Face folder, whole or not at all, and opening it again."""
 
 import copy
 import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lit_pref.models.loading import without_bars
-from lit_pref.models.policy import Policy
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.loading import building, draw_weights, first_line, without_bars
+from lit_pref.models.policy import DTYPES, Policy
+
+MARKER = "lit_pref.json"
+"""The file by which a folder is known as an export: where it came from, and which files were written."""
 
 
-def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge: bool) -> None:
-    """Write weights (safetensors), configuration, tokenizer and model card into `folder`.
+def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge: bool) -> nn.Module:
+    """Write weights (safetensors), configuration, tokenizer and model card into `folder`; the model as it was written.
 
     A LoRA policy is merged into plain weights, or with `merge=False` written as the adapter alone.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
         # A copy: merging changes the base weights, and the caller still scores with the model it has.
@@ -27,6 +34,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
         whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    return whole
 
 
 def reopen(folder: Path, policy: Policy) -> nn.Module:
@@ -37,3 +45,69 @@ def reopen(folder: Path, policy: Policy) -> nn.Module:
             return AutoModelForCausalLM.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True)
     plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
+
+
+def from_architecture(architecture: dict[str, Any], policy: Policy) -> nn.Module:
+    """The policy's model, without its weights, from the `config.json` that a checkpoint kept.
+
+    Raises:
+        UserError: The architecture is not one of transformers' own.
+    """
+    try:
+        config = type(AutoConfig.for_model(architecture["model_type"])).from_dict(architecture)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the policy ({policy.describe()}) is not there as it was, and its architecture cannot be made without "
+            f"it ({first_line(error)}); give the model back"
+        ) from error
+    form = {} if policy.attention is None else {"attn_implementation": policy.attention}
+    with building(policy.seed):
+        return draw_weights(config, DTYPES[policy.dtype], form)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Leave alone what no export wrote.
+
+    Raises:
+        UsageError: `folder` is neither absent, nor empty, nor an earlier export with nothing added to it.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give another --out")
+    present = {path.name for path in folder.iterdir()}
+    if not present:
+        return
+    if MARKER not in present:
+        raise UsageError(f"{folder} is not empty and not written by an export; give another --out")
+    try:
+        written = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{folder / MARKER} was not written by an export; give another --out") from error
+    if added := sorted(present - {MARKER, *written}):
+        raise UsageError(
+            f"{folder} is an earlier export with other files in it, which would be lost: {', '.join(added[:4])}; move "
+            "them away, or give another --out"
+        )
+
+
+@contextmanager
+def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
+    """A new folder beside `folder`, which takes its place at the end, marked with `origin`; on an error it is gone."""
+    place = folder.resolve()
+    unfinished, old = (place.with_name(f".{place.name}.{state}") for state in ("unfinished", "old"))
+    if old.exists() and not place.exists():
+        old.rename(place)  # killed between the two renames below
+    for left_by_a_kill in (unfinished, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
+        (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        if place.exists():
+            place.rename(old)
+        unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

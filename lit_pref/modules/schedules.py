@@ -1,6 +1,7 @@
 """Learning-rate schedules, counted in optimiser steps."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -8,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_pref.errors import UsageError
 
 
-class Schedule:
+class Schedule(ABC):
     """Base of the schedules: linear warm-up from 0, then the subclass's decay, ending at `floor` times the peak rate.
 
     Args:
@@ -35,9 +36,9 @@ class Schedule:
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         return self.floor + (1 - self.floor) * self.decay(done)
 
+    @abstractmethod
     def decay(self, done: float) -> float:
         """What is left of the rate when the share `done` in [0, 1] of the steps after the warm-up is over."""
-        raise NotImplementedError
 
     def over(self, optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
         """The schedule as a torch scheduler over `total` optimiser steps."""

@@ -1,6 +1,7 @@
 """Frozen models beside the policy. They are not modules: outside checkpoint, optimiser and gradient synchronisation."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,7 +16,7 @@ from lit_pref.scoring.score import Scorer, evaluating
 from lit_pref.types import Need, PairScores, PreferenceBatch, TokenLogps
 
 
-class Reference:
+class Reference(ABC):
     """A frozen scorer: `score(y|x) = Σ_t log π_ref(y_t | x, y_<t)` in nats, without gradient and in eval mode.
 
     `label` names it in tables and in the checkpoint.
@@ -28,6 +29,7 @@ class Reference:
         self._scorer: Scorer | None = None
         self._model: Policy | None = None
 
+    @abstractmethod
     def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
         """Become ready to score; called once, before the policy is sharded and before a checkpoint is restored.
 
@@ -36,7 +38,6 @@ class Reference:
             scorer: the policy's scorer, with its initial weights.
             tokenizer: the policy's.
         """
-        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> None:
         """Move the weights."""
@@ -56,9 +57,17 @@ class Reference:
         with torch.no_grad(), self._frozen():
             return self._ready().readout(batch)
 
+    def positions(self, tokenizer: Any) -> int | None:
+        """The most of the policy's tokens that it can read, where that may be less than what the policy can.
+
+        Args:
+            tokenizer: the policy's.
+        """
+        return None
+
+    @abstractmethod
     def describe(self) -> str:
         """One line: which model it is."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """The sha256 that names its weights."""
@@ -90,6 +99,13 @@ class InitialPolicy(Reference):
     def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
         self._model = policy
         self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
+        self._policy_scorer = scorer
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights, and round them as the Trainer has rounded the policy's (`bf16-true`)."""
+        super().to(device)
+        for own, policy in zip(self._ready().parameters(), self._policy_scorer.parameters(), strict=True):
+            own.data = own.data.to(policy.dtype)
 
     def describe(self) -> str:
         described = "" if self._model is None else f": {self._model.describe()}"
@@ -160,6 +176,7 @@ class Pretrained(Reference):
         )
         self._model = self._source
         self._tokenizer: Any = None  # only where it is not the policy's
+        self._positions: int | None = None
         self._refusal: str | None = None
 
     def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
@@ -168,7 +185,7 @@ class Pretrained(Reference):
         self._scorer.probe()
         size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
         if not same_tokenizer(own, tokenizer):
-            self._tokenizer = own
+            self._tokenizer, self._positions = own, self._source.positions()
             self._refusal = "has a tokenizer of its own"
         elif size != policy_size:
             self._refusal = f"gives logits for {size} tokens, the policy for {policy_size}"
@@ -189,6 +206,10 @@ class Pretrained(Reference):
             self._refuse_too_long(batch)
         return super().score(batch, needs)
 
+    def positions(self, tokenizer: Any) -> int | None:
+        # Tokens of another tokenizer are counted where a batch is read in them.
+        return self._source.positions() if same_tokenizer(self._source.load_tokenizer(), tokenizer) else None
+
     def readout(self, batch: PreferenceBatch) -> Readout:
         if self._refusal is not None:
             raise UserError(
@@ -201,8 +222,7 @@ class Pretrained(Reference):
         return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")
 
     def _refuse_too_long(self, batch: PreferenceBatch) -> None:
-        config: Any = self._ready().model.config
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = self._positions
         if limit is not None and batch.input_ids.shape[1] > limit:
             lengths = batch.attention_mask.sum(1)
             pair = batch.pair_ids[int(lengths.argmax()) % len(batch)]

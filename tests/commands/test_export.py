@@ -1,19 +1,25 @@
 """`export`: what is written opens in transformers and scores as the trained policy did."""
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import write_pairs
+from conftest import ROOT, make_policy, write_pairs
 from peft import PeftModel
 from training_runs import Ran, Run, fit, logps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.__main__ import main
+from lit_pref.commands import export as module
 from lit_pref.commands.export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
+from lit_pref.models import saving
 from lit_pref.models.policy import Lora
 from lit_pref.objectives.sft import SFT
 
@@ -79,12 +85,34 @@ def test_a_lora_checkpoint_is_written_as_the_adapter_alone(lora: Ran, tmp_path: 
     assert_scores_as(lora, PeftModel.from_pretrained(base, tmp_path / "adapter"), policy_folder)
 
 
-def test_the_largest_difference_is_one_where_the_folder_is_not_the_checkpoint(
+@pytest.mark.parametrize("form", ["plain", "merged", "adapter"])
+def test_a_folder_with_one_other_bit_than_the_checkpoint_is_refused_and_gone(
+    form: str, plain: Ran, lora: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def tampered(folder, policy):
+        model = saving.reopen(folder, policy)
+        name = "v_proj.lora_B.default.weight" if form == "adapter" else "v_proj.weight"
+        tensor = [tensor for full_name, tensor in model.named_parameters() if full_name.endswith(name)][-1]
+        tensor.data[0, 0] = torch.nextafter(tensor.data[0, 0], torch.tensor(9.0))
+        return model
+
+    monkeypatch.setattr(module, "reopen", tampered)
+    ran = plain if form == "plain" else lora
+    with pytest.raises(UserError, match=r"weight in the exported folder is not that of the checkpoint"):
+        export(ran.checkpoint(2), tmp_path / "hf", merge=form == "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_difference_is_one_where_the_folder_computes_something_else(
     plain: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from lit_pref.commands import export as module
+    def other_activation(folder, policy):
+        model = saving.reopen(folder, policy)
+        for layer in model.model.layers:
+            layer.mlp.act_fn = torch.nn.Identity()
+        return model
 
-    monkeypatch.setattr(module, "reopen", lambda folder, policy: policy.build())  # the policy before training
+    monkeypatch.setattr(module, "reopen", other_activation)
     assert export(plain.checkpoint(2), tmp_path / "hf").largest_difference > 1e-2
 
 
@@ -122,10 +150,197 @@ def test_what_is_no_whole_checkpoint_of_ours_is_refused_in_a_sentence(plain: Ran
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"other.ckpt is not a checkpoint of lit_pref"):
         export(tmp_path / "other.ckpt", tmp_path / "hf")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty and not an exported model"):
-        export(plain.checkpoint(2), tmp_path / "full")
+    changed(plain.checkpoint(2), tmp_path / "older.ckpt", lambda c: c["lit_pref"].update(format=1))
+    with pytest.raises(UserError, match=r"older.ckpt was written by another version of lit_pref"):
+        export(tmp_path / "older.ckpt", tmp_path / "hf")
+
+
+# The folder that is written
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_only_an_earlier_export_is_replaced(plain: Ran, tmp_path: Path, policy_folder: Path):
+    model = tmp_path / "model"
+    shutil.copytree(policy_folder, model)
+    (tmp_path / "file").write_text("mine")
+    for out, reason in ((model, "is not empty and not written by an export"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UsageError, match=reason):
+            export(plain.checkpoint(2), out)
+    (model / "lit_pref.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"lit_pref.json was not written by an export"):
+        export(plain.checkpoint(2), model)
+    (model / "lit_pref.json").unlink()
+    assert content(model) == content(policy_folder)
+    hf = export(plain.checkpoint(2), tmp_path / "hf").folder
+    (hf / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"with other files in it, which would be lost: thesis.txt"):
+        export(plain.checkpoint(2), hf)
+    assert (hf / "thesis.txt").exists()
+
+
+def test_an_earlier_export_is_replaced_whole(lora: Ran, tmp_path: Path):
+    merged = export(lora.checkpoint(2), tmp_path / "hf").folder
+    assert (merged / "model.safetensors").exists()
+    export(lora.checkpoint(2), tmp_path / "hf", merge=False)
+    assert (merged / "adapter_model.safetensors").exists()
+    assert not (merged / "model.safetensors").exists() and not (merged / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_the_marker_says_where_the_folder_came_from(plain: Ran, tmp_path: Path):
+    export(plain.checkpoint(2), tmp_path / "hf")
+    marker = json.loads((tmp_path / "hf" / "lit_pref.json").read_text())
+    assert marker.pop("files") == sorted({path.name for path in (tmp_path / "hf").iterdir()} - {"lit_pref.json"})
+    assert marker == {
+        "checkpoint": str(plain.checkpoint(2)),
+        "step": 2,
+        "objective": repr(plain.module.objective),
+        "policy_before_training": plain.module.policy.fingerprint(),
+    }
+
+
+def test_an_export_that_is_cut_off_leaves_the_earlier_one_and_nothing_else(
+    plain: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hf = export(plain.checkpoint(2), tmp_path / "hf").folder
+    before = content(hf)
+
+    def cut_off(model, tokenizer, folder, card, merge):
+        (folder / "config.json").write_text("half of i")
+        assert content(hf) == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "save_folder", cut_off)
+        export(plain.checkpoint(2), hf)
+    assert content(hf) == before and [path.name for path in tmp_path.iterdir()] == ["hf"]
+    # What a kill leaves, beside the folder or in the moment between the two renames, is no obstacle.
+    (tmp_path / ".hf.unfinished").mkdir()
+    (tmp_path / ".hf.unfinished" / "junk").write_text("half")
+    hf.rename(tmp_path / ".hf.old")
+    with saving.replacing(hf, {}) as unfinished:
+        assert content(hf) == before and content(unfinished) == {}
+    assert content(hf).keys() == {"lit_pref.json"} and [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+# The model that the run began with
+
+
+def changed(checkpoint: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, to)
+    return to
+
+
+def moved_policy(path: Path) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["lit_pref"]["config"]["model"]["policy"].update(path=str(path))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_adapters_over_a_changed_base_are_refused(lora: Ran, tmp_path: Path, merge: bool):
+    other = make_policy(tmp_path / "other", seed=5)
+    checkpoint = changed(lora.checkpoint(2), tmp_path / "lora.ckpt", moved_policy(other))
+    with pytest.raises(UserError, match=r"is not what it was when the run began: .* put them back"):
+        export(checkpoint, tmp_path / "hf", merge=merge)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_export_over_the_model_that_the_run_began_with_is_refused(plain: Ran, lora: Ran, tmp_path: Path):
+    base = export(plain.checkpoint(2), tmp_path / "base").folder
+    checkpoint = changed(lora.checkpoint(2), tmp_path / "lora.ckpt", moved_policy(base))
+    with pytest.raises(UsageError, match="is the model that the run began with"):
+        export(checkpoint, base, merge=False)
+
+
+def test_a_changed_policy_without_a_path_is_refused(policy_folder: Path, tmp_path: Path, tmp_path_factory):
+    small = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    drawn = {"config": {**small, "num_attention_heads": 2}, "tokenizer": str(policy_folder)}
+    ran = fit(replace(run_of(policy_folder, tmp_path_factory), policy=drawn), tmp_path / "run")
+    assert export(ran.checkpoint(2), tmp_path / "hf").largest_difference == 0
+    theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}  # fits all tensors, computes another thing
+    checkpoint = changed(
+        ran.checkpoint(2),
+        tmp_path / "other.ckpt",
+        lambda c: c["lit_pref"]["config"]["model"]["policy"]["config"].update(theta),
+    )
+    with pytest.raises(UserError, match="is not what it was when the run began"):
+        export(checkpoint, tmp_path / "other")
+
+
+@pytest.mark.parametrize("state", ["gone", "changed"])
+def test_whole_weights_do_not_need_the_folder_that_they_began_in(
+    plain: Ran, tmp_path: Path, policy_folder: Path, state: str
+):
+    if state == "changed":
+        shutil.copytree(policy_folder, tmp_path / "policy")
+        config = json.loads((policy_folder / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 7.0
+        (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    checkpoint = changed(
+        plain.checkpoint(2), tmp_path / "checkpoints" / "step=00000002.ckpt", moved_policy(tmp_path / "policy")
+    )
+    if state == "gone":
+        with pytest.raises(UserError, match=r"the tokenizer of its run is not in .*tokenizer, and cannot be had"):
+            export(checkpoint, tmp_path / "hf")
+    plain.module.policy.load_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert export(checkpoint, tmp_path / "hf").largest_difference == 0
+    assert_scores_as(plain, AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), policy_folder)
+    changed(checkpoint, checkpoint, lambda c: c["lit_pref"]["architecture"].update(model_type="homemade"))
+    with pytest.raises(UserError, match="its architecture cannot be made without it"):
+        export(checkpoint, tmp_path / "hf")
+
+
+# What training broke
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(plain: Ran, lora: Ran, tmp_path: Path):
+    norm = "scorer.model.model.norm.weight"
+    nan = changed(plain.checkpoint(2), tmp_path / "nan.ckpt", lambda c: c["state_dict"][norm].fill_(float("nan")))
+    with pytest.raises(UserError, match=r"nan.ckpt: model.norm.weight holds numbers that are not finite"):
+        export(nan, tmp_path / "hf")
+    adapters = changed(
+        lora.checkpoint(2),
+        tmp_path / "inf.ckpt",
+        lambda c: [t.fill_(float("inf")) for name, t in c["state_dict"].items() if "lora_A" in name],
+    )
+    with pytest.raises(UserError, match=r"inf.ckpt: .*lora_A.default.weight holds numbers that are not finite"):
+        export(adapters, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_scores_that_are_not_finite_are_refused(plain: Ran, tmp_path: Path):
+    large = changed(
+        plain.checkpoint(2),
+        tmp_path / "large.ckpt",
+        lambda c: c["state_dict"]["scorer.model.lm_head.weight"].mul_(1e38),
+    )
+    with pytest.raises(UserError, match=r"large.ckpt: the score of a training pair is not finite"):
+        export(large, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_run_whose_last_step_broke_the_weights_ends_with_a_sentence_and_no_folder(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    settings = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--trainer.logger", "false"]
+    settings += ["--trainer.num_sanity_val_steps", "0", "--trainer.gradient_clip_val", "0"]
+    settings += ["--data.train", str(pairs), "--data.val_fraction", "0", "--run_dir", "run"]
+    settings += ["--model.policy.path", str(policy_folder), "--model.schedule", "null"]
+    settings += ["--model.optimizer", "SGD", "--model.optimizer.lr", "3e38", "--model.optimizer.weight_decay", "1e6"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(ROOT / "configs" / "dpo.yaml"), *settings])
+    assert ended.value.code == 1
+    errors = capfd.readouterr().err
+    assert "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "holds numbers that are not finite" in errors
+    assert not (tmp_path / "run" / "hf").exists()
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(plain: Ran, tmp_path: Path):

@@ -24,10 +24,13 @@ PAIRS, GLOBAL, MICRO = 10, 4, 2  # windows of 4, 4, 2 pairs: 2, 2, 1 micro-batch
 class Recorder(LightningModule):
     """Remembers the pairs of every training batch; its weight depends on their order."""
 
-    def __init__(self, tokenizer, sides=("chosen", "rejected"), required=frozenset()):
+    def __init__(self, tokenizer, sides=("chosen", "rejected"), required=frozenset(), positions=None, references=()):
         super().__init__()
         self.corpora = []
-        self.policy = SimpleNamespace(load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1])
+        self.policy = SimpleNamespace(
+            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], positions=lambda: positions
+        )
+        self.references = references
         self.objective = SimpleNamespace(sides=sides, required=required)
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.seen, self.evaluated, self.steps, self.batches = [], [], [], []
@@ -287,10 +290,57 @@ def test_what_other_parts_ask_for(tokenizer, source, held_out):
     datamodule = fit(tokenizer, data(source, held_out), max_epochs=1).trainer.datamodule
     assert datamodule.windows_per_epoch == 3
     assert (len(datamodule.train_pairs), len(datamodule.val_pairs)) == (10, 5)
-    assert {name: report.pairs for name, report in datamodule.reports.items()} == {"train": 10, "val": 5}
     first = datamodule.train_pairs[0]
     assert datamodule.sample(1) == [(first.prompt, first.chosen, first.rejected)]
-    assert datamodule.describe()["train"] == (datamodule.train_pairs.fingerprint, datamodule.reports["train"])
+    described = datamodule.describe()
+    assert {name: report.pairs for name, (_, report) in described.items()} == {"train": 10, "val": 5}
+    assert described["train"] == (datamodule.train_pairs.fingerprint, datamodule.train_pairs.report)
+
+
+# The longest pair of the training split: begin token, p, k, c, k and the end token.
+LONGEST = 6
+
+
+def test_pairs_longer_than_the_policy_or_a_reference_reads_are_refused_before_training(tokenizer, source):
+    asked = []
+
+    def reference(positions):
+        return SimpleNamespace(label="old", positions=lambda policys: (asked.append(policys), positions)[1])
+
+    for positions, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
+        trainer(max_epochs=1).fit(Recorder(tokenizer, positions=positions, references=references), data(source))
+    assert asked == [tokenizer] * 2
+    for module, name in (
+        (Recorder(tokenizer, positions=LONGEST - 1), "the policy"),
+        (Recorder(tokenizer, positions=LONGEST, references=(reference(LONGEST - 1),)), "the reference 'old'"),
+    ):
+        with pytest.raises(
+            UserError,
+            match=f"longest pair has 6 tokens, and {name} reads at most 5; lower data.max_length from 1024 to 5",
+        ):
+            trainer(max_epochs=1).fit(module, datamodule=data(source))
+        assert not module.seen
+        # With the remedy of the sentence it runs.
+        trainer(max_epochs=1).fit(module, datamodule=data(source, max_length=5))
+        assert len(module.seen) == 5
+
+
+def test_only_the_pairs_that_are_read_need_room(tokenizer, source, held_out):
+    module = Recorder(tokenizer, positions=5)  # validation pairs have 5 tokens: "v0", "c" and begin and end
+    trainer().validate(module, datamodule=data(source, held_out), verbose=False)
+    assert len(module.evaluated) == 5
+    module = Recorder(tokenizer, positions=4)
+    with pytest.raises(UserError, match="longest pair has 5 tokens"):
+        trainer().validate(module, datamodule=data(source, held_out), verbose=False)
+
+
+def test_what_a_column_does_on_a_swap_is_the_users_to_say(tokenizer, written):
+    rows = [{"prompt": f"p{k}", "chosen": "c", "rejected": "r", "margin": -1, "gap": 2, "p_true": 0.25} for k in "ab"]
+    datamodule = data(str(written(rows)), columns=["gap", "p_true"], on_swap={"gap": "negate"})
+    fit(tokenizer, datamodule, max_epochs=1)
+    assert [dict(pair.columns) for pair in datamodule.train_pairs] == [{"gap": -2.0, "p_true": 0.75}] * 2
+    with pytest.raises(UserError, match=r"line 1: the texts swap.* set data\.on_swap\.gap to keep"):
+        fit(tokenizer, data(str(written(rows)), columns=["gap"], bad_rows="lenient", max_refused=1.0))
 
 
 @pytest.mark.parametrize(

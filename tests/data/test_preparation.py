@@ -131,6 +131,7 @@ def test_preparation_happens_once_and_again_when_anything_changes(tokenizer, wri
         {"val_fraction": 0.5},
         {"val_fraction": 0.5, "split_seed": 1},
         {"columns": ("margin",)},
+        {"columns": ("margin",), "on_swap": {"margin": "keep"}},
         {"one_sided": True},
         {"ties": "drop"},
         {"bad_rows": "lenient"},
@@ -140,7 +141,7 @@ def test_preparation_happens_once_and_again_when_anything_changes(tokenizer, wri
         prepared(tokenizer, path, **change)
     written(rows(5))
     prepared(tokenizer, path)
-    monkeypatch.setattr(preparation_module, "FORMAT", 2)
+    monkeypatch.setattr(preparation_module, "FORMAT", "another")
     prepared(tokenizer, path)
     assert len(built) == 1 + len(changes) + 2
 
@@ -214,17 +215,31 @@ def test_the_report_counts_what_was_done(tokenizer, written):
     assert (report.rows, report.pairs, report.swapped, report.disagreeing) == (2, 2, 1, 1)
     assert (report.chosen_cut, report.rejected_cut, report.prompts_cut) == (1, 0, 0)
     # Tokens with end tokens: chosen 4 (cut) and 3 ("de"), rejected 2 ("i") and 2 ("c"); prompts 3 with the begin token.
-    assert str(report.chosen_tokens) == "3/3.5/4"
-    assert str(report.rejected_tokens) == "2/2/2"
-    assert str(report.prompt_tokens) == "3/3/3"
+    spreads = [report.prompt_tokens, report.chosen_tokens, report.rejected_tokens]
+    assert [(s.minimum, s.mean, s.maximum) for s in spreads] == [(3, 3, 3), (3, 3.5, 4), (2, 2, 2)]
+    assert report.longest == 7
     assert report.share("chosen_longer") == 1.0
     assert report.margin.mean == 2.0
     # Linear interpolation between 1 and 3.
     assert report.margin_quantiles == pytest.approx({"0.05": 1.1, "0.25": 1.5, "0.5": 2.0, "0.75": 2.5, "0.95": 2.9})
-    text = str(report)
-    assert "2 rows, 2 pairs; refused: none; swapped 1" in text
-    assert "chosen 50.0%" in text
-    assert "margin min/mean/max 1/2/3" in text
+    assert str(report).splitlines() == [
+        "2 rows, 2 pairs; refused: none; swapped 1, ties 0 (dropped 0), strengths that disagree 1",
+        "mean tokens: prompts 3, chosen 3.5, rejected 2 (longest pair 7, chosen longer 100.0%); "
+        "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the boundary 0.0%",
+        "margin: mean 2; quantiles 5% 1.1, 25% 1.5, 50% 2, 75% 2.5, 95% 2.9",
+    ]
+
+
+def test_a_report_says_nothing_of_what_is_not_there(tokenizer, written):
+    data = [{"prompt": "ab", "chosen": "cd"}, {"prompt": "ab", "chosen": ""}]
+    options = {"one_sided": True, "bad_rows": "lenient", "max_refused": 0.5}
+    assert str(prepared(tokenizer, written(data), **options).report).splitlines() == [
+        "2 rows, 1 pairs; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that disagree 0",
+        "mean tokens: prompts 3, chosen 3 (longest pair 6); cut: prompts 0.0%, chosen 0.0%; "
+        "token across the boundary 0.0%",
+    ]
+    empty = prepared(tokenizer, written(data), "validation", **options).report
+    assert str(empty) == "0 rows, 0 pairs; refused: none; swapped 0, ties 0 (dropped 0), strengths that disagree 0"
 
 
 def test_a_report_survives_its_file(tokenizer, written):
@@ -232,7 +247,6 @@ def test_a_report_survives_its_file(tokenizer, written):
 
     report = prepared(tokenizer, written([*rows(7), *BAD]), bad_rows="lenient", max_refused=0.5).report
     assert PreparationReport.from_json(json.loads(json.dumps(report.to_json()))) == report
-    assert str(PreparationReport()).startswith("0 rows, 0 pairs; refused: none")
 
 
 def test_texts_for_a_tokenizer_are_those_of_strings_and_messages(written):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from lit_pref.data.fields import BadRow
 from lit_pref.data.reading import Row
-from lit_pref.data.rows import BadRow, RowReader
-from lit_pref.errors import UserError
+from lit_pref.data.rows import RowReader
+from lit_pref.errors import UsageError, UserError
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
 
@@ -72,10 +73,75 @@ def test_a_margin_wins_over_scores_and_disagreement_is_noted(strength, disagrees
     assert pair.disagrees is disagrees
 
 
-def test_columns_of_one_side_change_sides_with_the_texts_and_others_stay():
-    values = {**GOOD, "margin": -1, "reward_chosen": 3, "reward_rejected": 7, "difficulty": 0.5, "easy": True}
-    pair = read(values, columns=("reward_chosen", "reward_rejected", "difficulty", "easy"))
-    assert pair.columns == {"reward_chosen": 7.0, "reward_rejected": 3.0, "difficulty": 0.5, "easy": 1.0}
+COLUMNS = {
+    "reward_chosen": 3,
+    "reward_rejected": 7,
+    "p_true": 0.3,
+    "p_length": 0.1,
+    "difference": -2.5,
+    "agreement": 0.2,
+    "difficulty": 0.5,
+    "easy": True,
+}
+ON_SWAP = {"p_length": "keep", "difference": "negate", "agreement": "complement", "difficulty": "keep", "easy": "keep"}
+
+
+@pytest.mark.parametrize("strength", [{"margin": -1}, {"probability": 0.25}, {"score_chosen": 1, "score_rejected": 2}])
+def test_columns_turn_with_the_texts_as_their_names_say_or_on_swap_does(strength):
+    pair = read({**GOOD, **COLUMNS, **strength}, columns=tuple(COLUMNS), on_swap=ON_SWAP)
+    assert pair.swapped
+    assert pair.columns == {
+        "reward_chosen": 7.0,
+        "reward_rejected": 3.0,
+        "p_true": 0.7,
+        "p_length": 0.1,
+        "difference": 2.5,
+        "agreement": 0.8,
+        "difficulty": 0.5,
+        "easy": 1.0,
+    }
+
+
+def test_columns_of_a_row_that_keeps_its_order_stay_declared_or_not():
+    pair = read({**GOOD, **COLUMNS, "margin": 1}, columns=tuple(COLUMNS))
+    assert pair.columns == {name: float(value) for name, value in COLUMNS.items()}
+
+
+def test_a_row_means_the_same_pair_in_either_order():
+    names = ("margin", "probability", "p_chosen", "p_true", "gap", "r_chosen", "r_rejected")
+    row = {**GOOD, "margin": -2.0, "probability": 0.25, "p_chosen": 0.25, "p_true": 0.125, "gap": 1.5}
+    row |= {"r_chosen": 1.0, "r_rejected": 2.5}
+    other = {"prompt": "2+2=", "chosen": "5", "rejected": "4", "margin": 2.0, "probability": 0.75, "p_chosen": 0.75}
+    other |= {"p_true": 0.875, "gap": -1.5, "r_chosen": 2.5, "r_rejected": 1.0}
+    one, two = (read(values, columns=names, on_swap={"gap": "negate"}) for values in (row, other))
+    assert one.columns == two.columns
+    assert (one.chosen, one.margin, one.probability) == (two.chosen, two.margin, two.probability)
+
+
+@pytest.mark.parametrize(
+    "column, sentence",
+    [
+        ({"difficulty": 0.5}, "of the column `difficulty`; set data.on_swap.difficulty to keep"),
+        ({"chosen_minus_rejected": 0.5}, "of the column `chosen_minus_rejected`; set data.on_swap"),
+        ({"reward_chosen": 3}, "of the column `reward_chosen`; add `reward_rejected`, or set data.on_swap"),
+    ],
+)
+def test_a_swapped_row_with_a_column_that_nobody_explained_stops_even_a_lenient_preparation(column, sentence):
+    with pytest.raises(UserError, match=f"^pairs.jsonl, line 3: the texts swap, .*{sentence}") as caught:
+        read({**GOOD, **column, "margin": -1}, columns=tuple(column))
+    assert not isinstance(caught.value, BadRow)
+    (name,) = column
+    assert read({**GOOD, **column, "margin": -1}, columns=(name,), on_swap={name: "negate"}).columns[name] < 0
+
+
+def test_a_probability_out_of_its_range_cannot_turn():
+    with pytest.raises(BadRow, match=r"line 3: p_value is not between 0 and 1 \(7\); .*or say by data.on_swap.p_value"):
+        read({**GOOD, "margin": -1, "p_value": 7}, columns=("p_value",))
+
+
+def test_on_swap_for_a_column_that_is_not_carried_is_refused():
+    with pytest.raises(UsageError, match=r"data.on_swap names `p_tru`, which is not among .* \(p_true\)"):
+        RowReader(columns=("p_true",), on_swap={"p_tru": "keep"})
 
 
 def test_required_columns_are_carried_without_being_asked_for():

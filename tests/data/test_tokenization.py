@@ -4,8 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lit_pref.data.fields import BadRow
 from lit_pref.data.reading import Row
-from lit_pref.data.rows import BadRow, RowReader
+from lit_pref.data.rows import RowReader
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
@@ -159,6 +160,27 @@ def test_cut_chat_responses_keep_their_own_text():
     assert (done.pair.text.rejected, done.pair.text.rejected_complete) == ("no", True)
 
 
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "{% if m['content'] == 'secret' %}{{ raise_exception('no secrets') }}{% endif %}{{ m['content'] }}</s>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "first, texts, sentence",
+    [
+        ("system", ("yes", "no"), r"prompt is refused by the chat template \(no system turns\); write a conversation"),
+        ("user", ("secret", "no"), r"chosen is refused by the chat template \(no secrets\)"),
+        ("user", ("yes", "secret"), r"rejected is refused by the chat template \(no secrets\)"),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(first, texts, sentence):
+    prompt = [{"role": first, "content": "hi"}, {"role": "user", "content": "there"}]
+    with pytest.raises(BadRow, match=f"^pairs.jsonl, line 7: {sentence}") as caught:
+        tokenized(byte_tokenizer(template=STRICT), prompt, *texts)
+    assert caught.value.kind.endswith("is refused by the chat template")
+
+
 def test_one_sided_pairs_have_no_rejected_ids():
     done = tokenized(byte_tokenizer(), "ab", "cd", None)
     assert done.pair.rejected is None
@@ -168,7 +190,7 @@ def test_one_sided_pairs_have_no_rejected_ids():
 
 def test_numbers_of_the_row_travel_along():
     row = Row("pairs.jsonl", 1, {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -2, "w": 3, "kind": "x"})
-    text = RowReader(columns=("w",), group_column="kind").read(row)
+    text = RowReader(columns=("w",), group_column="kind", on_swap={"w": "keep"}).read(row)
     pair = Tokenization(byte_tokenizer(), 10).tokenize(row, text, "7").pair
     assert (pair.id, pair.margin, pair.columns, pair.group, pair.probability) == ("7", 2.0, {"w": 3.0}, "x", None)
     assert pair.text.chosen == "c"

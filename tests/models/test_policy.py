@@ -308,3 +308,26 @@ def test_saved_and_opened_again_it_is_the_same_model(folder):
     assert opened.dtype == torch.bfloat16
     torch.testing.assert_close(weights(opened), weights(model), rtol=0, atol=0)
     assert AutoTokenizer.from_pretrained(folder)("the dog").input_ids[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (LLAMA | {"max_position_embeddings": 64}, 64),
+        ({"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 48}, 48),
+        ({"model_type": "falcon", "alibi": False, "max_position_embeddings": 64}, 64),
+        ({"model_type": "falcon", "alibi": True, "max_position_embeddings": 64}, None),
+        ({"model_type": "bloom"}, None),
+        ({"model_type": "mamba"}, None),
+        ({"model_type": "xlnet"}, None),  # its configuration says -1
+        (LLAMA | {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, None),
+    ],
+)
+def test_a_policy_tells_how_many_tokens_it_was_made_to_read(config, positions):
+    assert from_config(config=config).positions() == positions
+
+
+def test_the_positions_of_a_folder_are_those_of_its_configuration(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"max_position_embeddings": 96}))
+    assert Policy(path=str(folder)).positions() == 96

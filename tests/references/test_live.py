@@ -258,3 +258,25 @@ def test_a_text_longer_than_a_reference_can_read_is_refused_by_its_pair(tmp_path
     long = replace(TEXTS[1], rejected=" a jug" * 20)
     with pytest.raises(UserError, match=r"pair two has 1\d\d tokens for the reference .* reads at most 16"):
         reference.score(replace(batch, texts=[TEXTS[0], long]))
+
+
+def test_the_initial_policy_is_rounded_as_the_policy_was(policy_folder):
+    policy = Policy(path=str(policy_folder))
+    scorer = Scorer(policy.build())
+    reference = InitialPolicy()
+    reference.attach(policy, scorer, policy.load_tokenizer())
+    scorer.to(torch.bfloat16)  # what precision bf16-true does to the module after it was built
+    reference.to("cpu")
+    assert reference._scorer is not None
+    pairs = zip(reference._scorer.parameters(), scorer.parameters(), strict=True)
+    assert all(torch.equal(own, policys) for own, policys in pairs)
+
+
+def test_a_reference_tells_how_many_of_the_policys_tokens_it_reads(tmp_path):
+    policy = policy_of()
+    tokenizer = policy.load_tokenizer()
+    alike = Pretrained(save(policy_of(seed=9), tmp_path / "alike"))
+    other = Pretrained(save(policy_of(vocabulary=264), tmp_path / "other"))
+    assert alike.positions(tokenizer) == 64
+    assert other.positions(tokenizer) is None  # its own tokens are counted where they are made
+    assert (InitialPolicy().positions(tokenizer), AdapterOff().positions(tokenizer)) == (None, None)

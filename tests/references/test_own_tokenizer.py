@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lit_pref.errors import UserError
+from lit_pref.models.encoding import Encoding
 from lit_pref.references.own_tokenizer import ids_of, retokenized, same_tokenizer
 from lit_pref.types import KeptText, PreferenceBatch
 
@@ -42,7 +43,9 @@ def kept(prompt="ab", chosen="cd", rejected="ef", chosen_complete=True, rejected
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_plain_text_has_one_begin_token_and_ends_where_it_is_complete(adds_bos):
     tokenizer = letters(adds_bos=adds_bos)
-    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(kept(rejected_complete=False), tokenizer))
+    prompt, chosen, rejected = (
+        words(tokenizer, ids) for ids in ids_of(kept(rejected_complete=False), Encoding(tokenizer))
+    )
     assert prompt == ["<bos>", "a", "b"]
     assert chosen == ["c", "d", "<eos>"]
     assert rejected == ["e", "f"]
@@ -50,7 +53,7 @@ def test_plain_text_has_one_begin_token_and_ends_where_it_is_complete(adds_bos):
 
 def test_a_token_across_the_boundary_belongs_to_the_responses_of_both():
     tokenizer = letters(merges=[("b", "c")])
-    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(kept(), tokenizer))
+    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(kept(), Encoding(tokenizer)))
     assert prompt == ["<bos>", "a"]
     assert chosen == ["bc", "d", "<eos>"]
     assert rejected == ["b", "e", "f", "<eos>"]
@@ -58,8 +61,8 @@ def test_a_token_across_the_boundary_belongs_to_the_responses_of_both():
 
 def test_without_a_begin_token_none_is_written_and_an_empty_prompt_follows_an_end_token():
     tokenizer = letters(merges=[("a", "c")], bos=False)
-    assert words(tokenizer, ids_of(kept(), tokenizer)[0]) == ["a", "b"]
-    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(kept(prompt="a"), tokenizer))
+    assert words(tokenizer, ids_of(kept(), Encoding(tokenizer))[0]) == ["a", "b"]
+    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(kept(prompt="a"), Encoding(tokenizer)))
     assert prompt == ["<eos>"]
     assert chosen == ["ac", "d", "<eos>"]
     assert rejected == ["a", "e", "f", "<eos>"]
@@ -71,7 +74,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def test_messages_go_through_the_references_own_template():
     tokenizer = letters(template=CHAT)
     text = kept(prompt=MESSAGES, rejected_complete=False)
-    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(text, tokenizer))
+    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(text, Encoding(tokenizer)))
     assert prompt == ["<bos>", "<turn>", *"user:hi", "<end>", "Ċ", "<turn>", *"assistant:"]
     assert chosen == ["c", "d", "<end>"]
     assert rejected == ["e", "f"]
@@ -79,24 +82,52 @@ def test_messages_go_through_the_references_own_template():
 
 def test_a_template_that_ends_no_turn_is_followed_by_the_end_token():
     tokenizer = letters(template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    prompt, chosen, _ = (words(tokenizer, ids) for ids in ids_of(kept(prompt=MESSAGES), tokenizer))
+    prompt, chosen, _ = (words(tokenizer, ids) for ids in ids_of(kept(prompt=MESSAGES), Encoding(tokenizer)))
     assert (prompt, chosen) == (["<bos>", "h", "i"], ["c", "d", "<eos>"])
 
 
 def test_messages_without_a_template_are_joined_line_by_line():
     tokenizer = letters()
     text = kept(prompt=[{"role": "system", "content": "s"}, *MESSAGES])
-    assert words(tokenizer, ids_of(text, tokenizer)[0]) == ["<bos>", "s", "Ċ", "h", "i", "Ċ"]
+    assert words(tokenizer, ids_of(text, Encoding(tokenizer))[0]) == ["<bos>", "s", "Ċ", "h", "i", "Ċ"]
 
 
 def test_a_string_prompt_does_not_go_through_a_template():
     tokenizer = letters(template=CHAT)
-    assert words(tokenizer, ids_of(kept(), tokenizer)[0]) == ["<bos>", "a", "b"]
+    assert words(tokenizer, ids_of(kept(), Encoding(tokenizer))[0]) == ["<bos>", "a", "b"]
 
 
 def test_a_conversation_that_a_template_refuses_is_the_users_to_mend():
     with pytest.raises(UserError, match=r"refuses a conversation .*no system turns.*leave this reference out"):
-        ids_of(kept(prompt=[{"role": "system", "content": "s"}]), letters(template=CHAT))
+        ids_of(kept(prompt=[{"role": "system", "content": "s"}]), Encoding(letters(template=CHAT)))
+
+
+def test_special_tokens_in_a_text_are_the_characters_that_they_are_written_with():
+    tokenizer = letters()
+    text = kept(prompt="a<bos>", chosen=" <eos> b", rejected="<pad>", rejected_complete=False)
+    prompt, chosen, rejected = ids_of(text, Encoding(tokenizer))
+    assert words(tokenizer, prompt) == ["<bos>", "a", *"<bos>"]
+    assert words(tokenizer, chosen) == ["Ġ", *"<eos>", "Ġ", "b", "<eos>"]
+    assert words(tokenizer, rejected) == [*"<pad>"]
+    assert chosen.count(tokenizer.eos_token_id) == 1 and tokenizer.pad_token_id not in rejected
+    # Other callers of the tokenizer, and the comparison of tokenizers, see nothing of it.
+    assert tokenizer("<eos>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]
+    assert same_tokenizer(tokenizer, letters())
+    joined = kept(prompt=[{"role": "user", "content": "<end>"}])
+    assert words(tokenizer, ids_of(joined, Encoding(tokenizer))[0]) == ["<bos>", *"<end>", "Ċ"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        kept(prompt=[{"role": "user", "content": "a <end>"}]),
+        kept(prompt=MESSAGES, chosen="c<end>"),
+        kept(prompt=MESSAGES, rejected="<end>", rejected_complete=False),
+    ],
+)
+def test_a_conversation_that_names_a_special_token_of_the_reference_is_refused(text):
+    with pytest.raises(UserError, match=r"a conversation holds '<end>', a special token of the reference.*take it out"):
+        ids_of(text, Encoding(letters(template=CHAT)))
 
 
 def test_tokenizers_are_the_same_by_what_they_do():

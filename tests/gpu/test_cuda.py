@@ -1,0 +1,126 @@
+"""One CUDA device does what the CPU does: scores, a run in bf16-mixed, FSDP2 with its checkpoints.
+
+They have not been run on a CUDA device yet, as none was at hand; with "cpu" in place of "cuda" they pass.
+`python -m pytest -q -m gpu -n 0 tests/gpu` runs them, and fails where there is no such device.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, make_policy
+from lightning.pytorch.strategies import ModelParallelStrategy
+from training_runs import Ran, Run, fit
+
+from lit_pref.__main__ import main
+from lit_pref.commands.export import read_checkpoint
+from lit_pref.models.policy import Policy
+from lit_pref.scoring.layout import padded
+from lit_pref.scoring.score import Scorer
+from lit_pref.types import PreferenceBatch, TokenLogps
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+DEVICE = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _device() -> None:
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.fail("-m gpu asks for the tests that need a CUDA device, and torch sees none here")
+
+
+def batch() -> PreferenceBatch:
+    ids, mask, predictors, targets, sequences = padded(
+        [[5, 6, 7], [8]], [[9, 10, 11, 12], [13]], [[14, 15], [16, 17, 18]], pad_id=0
+    )
+    return PreferenceBatch(
+        pair_ids=["a", "b"],
+        input_ids=ids,
+        attention_mask=mask,
+        predictors=predictors,
+        targets=targets,
+        sequences=sequences,
+        chosen_lengths=torch.tensor([4, 1]),
+        rejected_lengths=torch.tensor([2, 3]),
+        margin=None,
+        probability=None,
+        real=torch.tensor([True, True]),
+        window_pairs=2,
+    )
+
+
+def test_token_logps_are_those_of_the_cpu(policy_folder: Path):
+    scorer, needs = Scorer(Policy(path=str(policy_folder)).build()).eval(), frozenset({TokenLogps()})
+    with torch.no_grad():
+        there = scorer(batch(), needs)
+        here = scorer.to(DEVICE)(batch().to(DEVICE), needs)
+    for side in ("chosen", "rejected"):
+        expected, found = (getattr(scores, side).statistics[TokenLogps()] for scores in (there, here))
+        assert found.device.type == DEVICE
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
+
+
+def three_steps(policy: Path, pairs: Path, folder: Path, device: str = DEVICE, **options: Any) -> Ran:
+    run = Run(
+        policy={"path": str(policy)},
+        data={"train": str(pairs), "val_fraction": 0.0, "global_batch": 8},
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+    )
+    return fit(run, folder, every=2, accelerator=device, max_steps=3, **options)
+
+
+def test_three_steps_in_bf16_mixed_log_what_the_cpu_does_and_keep_fp32_weights(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path
+):
+    runs = [
+        three_steps(policy_folder, pairs_file, tmp_path / name, device, precision="bf16-mixed")
+        for name, device in (("there", "cpu"), ("here", DEVICE))
+    ]
+    expected, found = (ran.logged.column("train/loss") for ran in runs)
+    assert len(found) == 3
+    assert found[0] == pytest.approx(math.log(2), abs=1e-3), "the policy is its own reference"
+    assert found == pytest.approx(expected, rel=5e-2)
+    saved = read_checkpoint(runs[1].checkpoint(3))["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    start = runs[1].module.policy.build().state_dict()
+    assert not torch.equal(saved["scorer.model.model.norm.weight"].cpu(), start["model.norm.weight"])
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["one file", "a folder of shards"])
+def test_fsdp2_on_one_device_trains_saves_and_goes_on_as_without_it(
+    tmp_path: Path, pairs_file: Path, distributed: bool
+):
+    policy = make_policy(tmp_path / "tied", seed=0, tie_word_embeddings=True)
+
+    def sharded() -> ModelParallelStrategy:
+        return ModelParallelStrategy(1, 1, save_distributed_checkpoint=distributed)
+
+    plain = three_steps(policy, pairs_file, tmp_path / "plain")
+    whole = three_steps(policy, pairs_file, tmp_path / "whole", strategy=sharded())
+    again = three_steps(policy, pairs_file, tmp_path / "again", strategy=sharded(), ckpt=whole.checkpoint(2))
+    assert whole.checkpoint(3).is_dir() == distributed
+    assert whole.logged.column("train/loss") == pytest.approx(plain.logged.column("train/loss"), rel=1e-4)
+    expected = read_checkpoint(plain.checkpoint(3))["state_dict"]
+    for ran in (whole, again):
+        found = read_checkpoint(ran.checkpoint(3))["state_dict"]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name].cpu(), value.cpu(), atol=1e-4, rtol=1e-3)
+
+
+def test_fsdp1_is_refused_with_the_recipe_for_fsdp2(
+    tmp_path: Path,
+    policy_folder: Path,
+    pairs_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    arguments = ["--config", str(ROOT / "configs" / "dpo.yaml"), "--run_dir", str(tmp_path / "run")]
+    arguments += ["--model.policy.path", str(policy_folder), "--data.train", str(pairs_file)]
+    arguments += ["--trainer.accelerator", DEVICE, "--trainer.devices", "1", "--trainer.strategy", "fsdp"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *arguments])
+    assert ended.value.code == 2 and "configs/fsdp.yaml" in capfd.readouterr().err
