@@ -16,7 +16,14 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints, trying_out
+from lit_pref.callbacks.checkpointing import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    check_complete,
+    complete_checkpoints,
+    step_in,
+    trying_out,
+)
 from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
@@ -71,10 +78,13 @@ class PreferenceCLI(LightningCLI):
         if config.testbed is not None:
             self.made = make(Testbed(**vars(config.testbed)))
             self._fill_in(config, self.made)
-        self.run_dir = Path(config.run_dir or _name_of_run(config.get("config") or []))
+        going_on = self.subcommand != "fit" or config.get("ckpt_path") is not None
+        self.run_dir = Path(config.run_dir or _name_of_run(config.get("config") or [], going_on))
         if config.get("ckpt_path") == "last":
             config.ckpt_path = self._newest()
-        elif self.subcommand == "fit" and config.get("ckpt_path") is None:
+        elif config.get("ckpt_path") is not None:
+            check_complete(Path(config.ckpt_path))
+        elif self.subcommand == "fit":
             self._refuse_used_folder()
 
     @staticmethod
@@ -95,6 +105,14 @@ class PreferenceCLI(LightningCLI):
             raise UsageError(f"--ckpt_path last: there is no complete checkpoint in {folder}")
         _say(f"--ckpt_path last: no complete checkpoint in {folder} yet, starting from the beginning")
         return None
+
+    def _make_run_folder(self) -> None:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.run_dir} cannot be made: {error.strerror}; give another --run_dir"
+            ) from error
 
     def _refuse_used_folder(self) -> None:
         # Other ranks are started after the first has begun to write.
@@ -127,7 +145,7 @@ class PreferenceCLI(LightningCLI):
                 callbacks.append(Checkpoints())
             if config.logger in (None, True):
                 kwargs["logger"] = TensorBoardLogger(
-                    self.run_dir, name="", version="tensorboard", default_hp_metric=False
+                    self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=self._first_step()
                 )
         elif config.logger is None:
             kwargs["logger"] = False
@@ -135,10 +153,15 @@ class PreferenceCLI(LightningCLI):
         refuse_fsdp1(config.strategy)
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # Lightning's word for a combination of settings that cannot be
+        except (ValueError, TypeError) as error:  # Lightning's words for a combination of settings that cannot be
             raise UsageError(" ".join(str(error).split())) from error
         check_devices(trainer, config.devices, config.num_nodes)
         return trainer
+
+    def _first_step(self) -> int:
+        """The step from which this run writes: what a killed run wrote after its last checkpoint is done again."""
+        checkpoint = self.config["fit"].ckpt_path
+        return 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
 
     def _finish_model(self) -> None:
         config = self.config[self.subcommand]
@@ -164,7 +187,14 @@ class PreferenceCLI(LightningCLI):
             raise
 
     def before_fit(self) -> None:
+        self._make_run_folder()
         _say(opening_words(self.model, self.trainer, self.run_dir))
+
+    def before_validate(self) -> None:
+        if self.config[self.subcommand].ckpt_path is None:
+            _say("weights: those of the policy before training (no --ckpt_path)")
+
+    before_test = before_predict = before_validate
 
     def after_fit(self) -> None:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
@@ -206,12 +236,14 @@ def main(arguments: list[str]) -> None:
         raise UsageError(" ".join(str(error).split())) from error
 
 
-def _name_of_run(configs: list[Any]) -> str:
+def _name_of_run(configs: list[Any], going_on: bool) -> str:
     if not configs:
         raise UsageError("give the run a folder: --run_dir runs/NAME (without --config there is no name to take)")
     path = Path(str(configs[-1]))
-    # The configuration of a run folder runs again beside it.
-    return f"runs/{path.stem}" if path.stem != "config" else f"runs/{path.resolve().parent.name}-again"
+    if path.stem != "config":
+        return f"runs/{path.stem}"
+    # The configuration of a run folder goes on in it, or runs again beside it.
+    return str(path.parent) if going_on else f"runs/{path.resolve().parent.name}-again"
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -222,7 +254,13 @@ def _quiet() -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    for message in (
+        ".*LeafSpec.*",
+        # Every rank logs the same number, of the records of all.
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+        ".*predict returned None if it was on purpose.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command, write_pairs
 
-from lit_pref.cli import main
-from lit_pref.errors import UsageError
+from lit_pref.cli import _name_of_run, main
+from lit_pref.errors import UsageError, UserError
 
 
 def command(policy: Path, pairs: Path, *arguments: str | Path) -> list[str]:
@@ -72,3 +72,30 @@ def test_a_strategy_that_lightning_does_not_know_is_refused(here: Path, policy_f
 def test_fsdp1_is_answered_with_the_fsdp2_recipe(here: Path, policy_folder: Path, strategy: str):
     with pytest.raises(UsageError, match=r"FSDP1.*FSDP2.*configs/fsdp.yaml"):
         main(command(policy_folder, here, "--trainer.strategy", strategy))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(None, "checkpoint file.ckpt does not exist"), (b"junk", "file.ckpt is not a checkpoint")]
+)
+def test_a_checkpoint_that_cannot_be_loaded_is_refused_before_anything_is_built(
+    here: Path, policy_folder: Path, content: bytes | None, sentence: str
+):
+    if content is not None:
+        Path("file.ckpt").write_bytes(content)
+    for subcommand in ("fit", "validate"):
+        options = [subcommand, *command(policy_folder, here)[1:], "--ckpt_path", "file.ckpt"]
+        with pytest.raises(UserError, match=sentence):
+            main(options)
+
+
+def test_a_run_folder_is_no_checkpoint(here: Path, policy_folder: Path):
+    Path("old/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="old is a run folder; give one of old/checkpoints"):
+        main(command(policy_folder, here, "--ckpt_path", "old"))
+
+
+def test_the_config_of_a_run_folder_goes_on_in_it_and_runs_again_beside_it(tmp_path: Path):
+    config = tmp_path / "first" / "config.yaml"
+    assert _name_of_run([config], going_on=True) == str(tmp_path / "first")
+    assert _name_of_run([config], going_on=False) == "runs/first-again"
+    assert _name_of_run(["configs/mmpo.yaml"], going_on=True) == "runs/mmpo"

@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -49,7 +49,7 @@ class Checkpoints(Checkpoint):
         folder: Where they go; null is `checkpoints` in the run folder.
     """
 
-    def __init__(self, every: int = 500, keep: int | None = 2, folder: str | None = None) -> None:
+    def __init__(self, every: int = 200, keep: int | None = 2, folder: str | None = None) -> None:
         if every < 1 or (keep is not None and keep < 1):
             raise UsageError(f"Checkpoints: every is {every} and keep is {keep}; both must be at least 1")
         self.every = every
@@ -93,6 +93,12 @@ class Checkpoints(Checkpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            newest = newest_step(self.where(trainer))
+            kept = "nothing is saved yet" if newest is None else f"--ckpt_path last goes on from step {newest}"
+            print(f"interrupted at step {trainer.global_step}; {kept}", flush=True)
+
     def where(self, trainer: Trainer) -> Path:
         """The folder of the checkpoints."""
         return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
@@ -128,6 +134,28 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The optimiser step in a checkpoint's name."""
     return int(path.stem.removeprefix("step="))
+
+
+def step_in(path: Path) -> int:
+    """The optimiser step that a complete checkpoint holds; read from its name where it is one of ours."""
+    if re.fullmatch(r"step=\d+\.ckpt", path.name):
+        return step_of(path)
+    content = path if path.is_file() else path / "meta.pt"
+    return int(torch.load(content, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def check_complete(path: Path) -> None:
+    """Refuse what cannot be loaded.
+
+    Raises:
+        UserError: `path` does not exist, is a run folder, or was not written to its end.
+    """
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist; --ckpt_path last takes the newest of the run folder")
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path} is a run folder; give one of {path / 'checkpoints'}")
+    if not is_complete(path):
+        raise UserError(f"{path} is not a checkpoint, or was not written to its end; take another one")
 
 
 def newest_step(folder: Path) -> int | None:

@@ -32,23 +32,25 @@ class RunFolder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for split, (_, report) in data.describe().items():
+            print(f"data        {split}: {report}", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        # Here and not before: what refuses to go on leaves nothing behind.
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         self._write_config(folder)
         module: Any = pl_module
         tokenizer = module.policy.load_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
-        for split, about in manifest["data"].items():
-            print(f"data        {split}: {about['report']}", flush=True)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Into the run itself, with what the held-out pairs said before training: a table over runs then shows their
         # last values. On a resumed run the record stands already.
         if trainer.global_step > 0:
             return
-        module: Any = pl_module
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from lit_pref.callbacks.checkpointing import is_complete
+from lit_pref.callbacks.checkpointing import check_complete
 from lit_pref.data.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Lora, Policy
@@ -87,10 +87,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It does not exist, was not written to its end, or is not one of this project's.
     """
-    if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist")
-    if not is_complete(path):
-        raise UserError(f"checkpoint {path} was not written to its end; take an earlier one")
+    check_complete(path)
     if path.is_file():
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     else:

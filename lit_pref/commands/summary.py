@@ -1,7 +1,9 @@
 """What a run says at its start and at its end."""
 
 import math
+import os
 import shlex
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -35,6 +37,8 @@ def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> 
         f"objective   {module.objective!r}",
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
+    if module.objective.max_references is None and len(module.references) == 1:
+        lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
     if not module.references:
         lines.insert(2, "reference   none")
     if trainer.precision == "bf16-true":
@@ -49,6 +53,8 @@ def closing_words(
 ) -> str:
     """The table of held-out metrics before and after, where everything is, and what to run next."""
     parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
+    kept = run_dir / "records"
+    records = [f"records      {kept}  (one row a held-out pair)"] if kept.exists() else []
     parts.append(
         "\n".join(
             [
@@ -56,7 +62,7 @@ def closing_words(
                 f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
                 f"{exported.largest_difference:.1e} nats)",
                 f"config       {run_dir / 'config.yaml'}  (runs again on its own)",
-                f"records      {run_dir / 'records'}  (one row a held-out pair)",
+                *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
             ]
         )
@@ -80,8 +86,14 @@ def next_steps(module: PreferenceModule, run_dir: Path, again: list[str]) -> str
         change += [] if method != "MRPO" else ["--model.objective.reference", "Geometric"]
     else:
         change = ["--model.objective", "DPO" if method != "DPO" else "MMPO" if has_margins else "EpsilonDPO"]
-    command = ["python", "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
+    command = [_this_python(), "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
     return f"Next: the same with another objective (none of this one's arguments are kept)\n  {shlex.join(command)}"
+
+
+def _this_python() -> str:
+    """The interpreter that runs this, as one would type it here."""
+    here = os.path.relpath(sys.executable)
+    return sys.executable if here.startswith("..") else here
 
 
 def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:

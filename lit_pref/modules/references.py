@@ -20,9 +20,10 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
     low, high, given = objective.min_references, objective.max_references, len(references)
     if given < low or (high is not None and given > high):
         takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        several = "; several are mixed by model.objective.reference Harmonic or Geometric" if given > 1 else ""
         raise UsageError(
             f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
-            "list as many as it takes, or leave model.references out"
+            f"list as many as it takes, or leave model.references out{several}"
         )
     if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
         raise UsageError(

@@ -131,6 +131,7 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
         "data": {"train": "demos.jsonl", "val_fraction": 0.0, "global_batch": 64, "max_length": 32},
         "closing_words": False,
         "trainer": {
+            "log_every_n_steps": 100,
             "max_steps": testbed.sft_steps,
             "gradient_clip_val": 1.0,
             "accelerator": "cpu",

@@ -145,12 +145,12 @@ def test_what_is_no_whole_checkpoint_of_ours_is_refused_in_a_sentence(plain: Ran
         export(tmp_path / "none.ckpt", tmp_path / "hf")
     half = tmp_path / "half.ckpt"
     half.write_bytes(plain.checkpoint(2).read_bytes()[:-100])
-    with pytest.raises(UserError, match="was not written to its end; take an earlier one"):
+    with pytest.raises(UserError, match="was not written to its end; take another one"):
         export(half, tmp_path / "hf")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"other.ckpt is not a checkpoint of lit_pref"):
         export(tmp_path / "other.ckpt", tmp_path / "hf")
-    changed(plain.checkpoint(2), tmp_path / "older.ckpt", lambda c: c["lit_pref"].update(format=1))
+    changed(plain.checkpoint(2), tmp_path / "older.ckpt", lambda c: c["lit_pref"].update(format=0))
     with pytest.raises(UserError, match=r"older.ckpt was written by another version of lit_pref"):
         export(tmp_path / "older.ckpt", tmp_path / "hf")
 
