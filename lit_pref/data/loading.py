@@ -39,6 +39,8 @@ class PairLoader:
             batch_size=None,
             sampler=micro_batches,
             num_workers=workers,
+            # Forked once: a fork while the last epoch's threads end can hang for ever in CPython 3.11.
+            persistent_workers=workers > 0,
             collate_fn=_as_it_is,
             generator=torch.Generator().manual_seed(0),
         )
