@@ -21,10 +21,11 @@ test:  ## the default tests, at most 8 minutes on 2 cores
 test-slow:  ## the tests that take minutes: kills, long runs
 	$(PYTHON) -m pytest -q -m slow
 
-bench:  ## time ten metrics a step and the loop around a step
-	$(PYTHON) tools/bench_accumulator.py
+bench:  ## against TRL and itself, under 40 minutes on a quiet machine; ARGS="--full", "--smoke", "--only CELL"
+	$(PYTHON) tools/bench_run.py $(ARGS)
 
-docs:  ## write the generated pages: docs/methods.md
+docs:  ## write the generated pages: docs/methods.md, docs/performance.md
 	$(PYTHON) tools/write_methods.py
+	$(PYTHON) tools/write_performance.py
 
 .PHONY: help setup check test test-slow bench docs

@@ -14,6 +14,7 @@ commands that run a Trainer (every option can be set in a file and overridden on
   predict    one record a pair, as Parquet, into the run folder
 
 tools:
+  score      compute what the reference store lacks: python -m lit_pref score --config FILE; see score --help
   export     a checkpoint as a Hugging Face folder: python -m lit_pref export --ckpt_path FILE --out FOLDER
 
   COMMAND --help                        all options of a command
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         if arguments[0] == "export":
             from lit_pref.commands.export import main as run
+        elif arguments[0] == "score" and not {"--list", "--prune", "-h", "--help"}.isdisjoint(arguments):
+            from lit_pref.commands.score import main as run
         else:
             from lit_pref.cli import main as run
         run(arguments)

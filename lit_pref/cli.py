@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
 from lit_pref.commands.export import export
+from lit_pref.commands.score import fill, rows_to_verify, verify
 from lit_pref.commands.summary import closing_words, held_out_table, opening_words
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
@@ -41,7 +44,10 @@ from lit_pref.testbed.report import gold_report
 class PreferenceCLI(LightningCLI):
     """The four Trainer commands over `PreferenceModule` and `PreferenceDataModule`."""
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(
+        self, args: list[str] | None = None, instead: Callable[[PreferenceModule], None] | None = None
+    ) -> None:
+        self.instead = instead  # of training, once the data are prepared
         self.made: Path | None = None  # the testbed's folder, where one was asked for
         super().__init__(
             PreferenceModule,
@@ -84,7 +90,7 @@ class PreferenceCLI(LightningCLI):
             config.ckpt_path = self._newest()
         elif config.get("ckpt_path") is not None:
             check_complete(Path(config.ckpt_path))
-        elif self.subcommand == "fit":
+        elif self.subcommand == "fit" and self.instead is None:
             self._refuse_used_folder()
 
     @staticmethod
@@ -136,10 +142,12 @@ class PreferenceCLI(LightningCLI):
         kwargs["use_distributed_sampler"] = False
         kwargs["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
         callbacks = _as_list(config.callbacks)
-        if config.enable_progress_bar is not False:
+        if self.instead is not None:
+            kwargs["logger"] = False
+        elif config.enable_progress_bar is not False:
             callbacks.append(progress())
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and self.instead is None:
             callbacks.append(RunFolder(self.config_text))
             if not any(isinstance(callback, Checkpoints) for callback in callbacks):
                 callbacks.append(Checkpoints())
@@ -174,6 +182,7 @@ class PreferenceCLI(LightningCLI):
         self.model.plain_config = yaml.safe_load(self.config_text)
         self.model.seed = int(config.seed_everything)
         self.model.stop_at_step = config.stop_at_step
+        self.model.instead = self.instead
 
     # Around the Trainer's commands
 
@@ -187,6 +196,8 @@ class PreferenceCLI(LightningCLI):
             raise
 
     def before_fit(self) -> None:
+        if self.instead is not None:
+            return
         self._make_run_folder()
         _say(opening_words(self.model, self.trainer, self.run_dir))
 
@@ -197,7 +208,7 @@ class PreferenceCLI(LightningCLI):
     before_test = before_predict = before_validate
 
     def after_fit(self) -> None:
-        if trying_out(self.trainer) or not self.trainer.is_global_zero:
+        if self.instead is not None or trying_out(self.trainer) or not self.trainer.is_global_zero:
             return
         newest = complete_checkpoints(self._checkpoint_folder())[-1]
         exported = export(newest, self.run_dir / "hf")
@@ -223,7 +234,7 @@ class PreferenceCLI(LightningCLI):
 
 
 def main(arguments: list[str]) -> None:
-    """Run a Trainer command.
+    """Run a Trainer command, or what `score` does of one.
 
     Raises:
         UsageError: Lightning or this project refused the command line or configuration.
@@ -231,7 +242,11 @@ def main(arguments: list[str]) -> None:
     _quiet()
     sys.argv = [sys.argv[0], *arguments]
     try:
-        PreferenceCLI()
+        if arguments[0] == "score":
+            rows, rest = rows_to_verify(arguments[1:])
+            PreferenceCLI(["fit", *rest], fill if rows is None else partial(verify, rows=rows))
+        else:
+            PreferenceCLI()
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
 
@@ -259,6 +274,7 @@ def _quiet() -> None:
         # Every rank logs the same number, of the records of all.
         ".*It is recommended to use `self.log.*sync_dist=True.*",
         ".*predict returned None if it was on purpose.*",
+        ".*LightningCLI's args parameter is intended to run.*",  # score: its own arguments start the other ranks
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")

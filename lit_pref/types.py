@@ -58,13 +58,19 @@ class PreferenceBatch:
     response token `targets[n]` of response `sequences[n]`, where response b < B is the chosen one of pair b and
     response B + b its rejected one. Nothing else of the layout is known to scores and objectives.
 
+    Padded layout: a row a response, `[prompt | response]`, with `attention_mask`. Shared layout: one row without
+    padding, `[prompt | chosen | rejected]` pair after pair, with `position_ids` that restart at the prompt's end for
+    the rejected response, and `segments`, by which attention hides pairs from each other and chosen from rejected.
+
+    `addresses` are the names of a pair's two responses in the reference store.
+
     `real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the
     number of real pairs in this batch's optimiser window, over all ranks and micro-batches.
     """
 
     pair_ids: list[str]
     input_ids: Tensor  # (R, T) int64
-    attention_mask: Tensor  # (R, T) int64
+    attention_mask: Tensor | None  # (R, T) int64, None in the shared layout
     predictors: Tensor  # (N,) int64
     targets: Tensor  # (N,) int64
     sequences: Tensor  # (N,) int64
@@ -77,6 +83,9 @@ class PreferenceBatch:
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,) fp32
     groups: list[str] | None = None
     texts: list[KeptText] | None = None
+    position_ids: Tensor | None = None  # (R, T) int64, None in the padded layout
+    segments: tuple[tuple[int, int, int], ...] | None = None  # tokens of prompt, chosen, rejected of each pair
+    addresses: list[tuple[bytes, bytes | None]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -119,7 +128,22 @@ class Kl:
     """Sequence sums of KL(policy || reference) of the next-token distributions; (B,), nats."""
 
 
-Need = TokenLogps | Tilt | Kl
+@dataclass(frozen=True)
+class Entropy:
+    """Sequence sums of the next-token entropy `-Σ_v p_v log p_v`; (B,), nats. Needs no reference."""
+
+
+@dataclass(frozen=True)
+class SumSquares:
+    """Sequence sums of `Σ_v p_v²`, the probability that two draws of the next token agree; (B,). Needs no reference."""
+
+
+@dataclass(frozen=True)
+class TopOne:
+    """Number of response tokens that are the arg max of their distribution, ties included; (B,). Needs no reference."""
+
+
+Need = TokenLogps | Tilt | Kl | Entropy | SumSquares | TopOne
 COMPARING_NEEDS = (Tilt, Kl)
 """Needs that compare whole distributions and so want a live reference with the policy's vocabulary."""
 

@@ -23,6 +23,7 @@ from lit_pref.data.sampling import epoch_order
 from lit_pref.models.policy import Policy
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
+from lit_pref.scoring.layout import as_padded
 from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,10 +155,11 @@ def _their_rows(inputs: dict[str, Tensor]) -> list[Row]:
 def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
     """A fit of lit_pref; a hook on the objective keeps every batch with its unreduced losses."""
 
-    def run(objective: DPO, micro_batch: int | None = None) -> Run:
+    def run(objective: DPO, micro_batch: int | None = None, layout: Any = "auto") -> Run:
         module = PreferenceModule(
             Policy(path=str(folder / "policy")),
             objective,
+            layout=layout,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW),
         )
         data = PreferenceDataModule(
@@ -191,7 +193,7 @@ def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
 
 def _our_rows(batches: Sequence[PreferenceBatch]) -> list[Row]:
     chosen, rejected = [], []
-    for batch in batches:
+    for batch in map(as_padded, batches):
         kept = [ids[mask == 1].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
         own = [batch.targets[batch.sequences == k].tolist() for k in range(batch.num_sequences)]
         rows = list(zip(kept, own, strict=True))
@@ -209,11 +211,17 @@ def test_trl_itself_learns_the_pairs(theirs: Run):
     assert theirs.losses[-1] < 0.4
 
 
+@pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize(("micro_batch", "passes"), [(None, 1), (5, 2)], ids=["whole windows", "two micro-batches"])
 def test_dpo_is_trls(
-    micro_batch: int | None, passes: int, train: Callable[..., Run], theirs: Run, initial: dict[str, Tensor]
+    layout: str,
+    micro_batch: int | None,
+    passes: int,
+    train: Callable[..., Run],
+    theirs: Run,
+    initial: dict[str, Tensor],
 ):
-    ours = train(DPO(beta=BETA), micro_batch)
+    ours = train(DPO(beta=BETA), micro_batch, layout)
     assert ours.passes == [passes] * STEPS
     assert ours.rows == theirs.rows
     loss, update = differences(ours, theirs, initial)

@@ -66,6 +66,8 @@ class Run:
     schedule: Any = None
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    layout: str = "auto"
+    reference_store: bool | None = None
 
 
 @dataclass
@@ -93,7 +95,9 @@ def fit(
 ) -> Ran:
     """Train, with a checkpoint every `every` steps and at the end, all of them kept."""
     policy, objective = Policy(**run.policy), run.objective()
-    module = PreferenceModule(policy, objective, run.references(), run.optimizer, run.schedule)  # type: ignore[arg-type]
+    arguments: Any = {"optimizer": run.optimizer, "schedule": run.schedule, "layout": run.layout}
+    arguments["reference_store"] = run.reference_store
+    module = PreferenceModule(policy, objective, run.references(), **arguments)
     module.seed, module.stop_at_step = run.seed, stop_at_step
     module.plain_config = {"model": {"policy": asdict(policy), "objective": {"class_path": type(objective).__name__}}}
     logged, history = Memory(), History()

@@ -15,6 +15,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.references.stored import Stored
+
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
 HPARAM_METRICS = ("val/loss", "val/kl_to_target", "val/rewards/accuracies", "val/calibration/ece")
 
@@ -35,6 +37,9 @@ class RunFolder(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for split, (_, report) in data.describe().items():
             print(f"data        {split}: {report}", flush=True)
+        module: Any = pl_module
+        parts = trainer.accumulate_grad_batches
+        print(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -83,8 +88,12 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
         "policy": {"what": module.policy.describe(), "fingerprint": module.policy.fingerprint()},
-        "references": [{"what": r.describe(), "fingerprint": r.fingerprint()} for r in module.references],
+        "references": [
+            {"what": r.describe(), "fingerprint": r.fingerprint(), "stored": isinstance(r, Stored)}
+            for r in module.references
+        ],
         "objective": repr(module.objective),
+        "layout": module.batch_layout,
         "hardware": {
             "devices": trainer.world_size,
             "accelerator": type(trainer.accelerator).__name__,

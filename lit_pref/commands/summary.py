@@ -13,6 +13,8 @@ from rich.table import Table
 
 from lit_pref.commands.export import Exported
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.references.stored import Stored
+from lit_pref.types import COMPARING_NEEDS
 
 HELD_OUT = {
     "loss minus the target's entropy (nats)": "val/kl_to_target",
@@ -33,7 +35,7 @@ def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> 
     lines = [
         f"run folder  {run_dir}",
         f"policy      {module.policy.describe()}",
-        *(f"reference {k} {reference.describe()}" for k, reference in enumerate(module.references)),
+        *(f"reference {k} {_reference(module, k)}" for k in range(len(module.references))),
         f"objective   {module.objective!r}",
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
@@ -46,6 +48,16 @@ def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> 
             "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
         )
     return "\n".join(lines)
+
+
+def _reference(module: PreferenceModule, k: int) -> str:
+    """Which one it is, and where its scores come from."""
+    reference = module.references[k]
+    if isinstance(reference, Stored):
+        return f"{reference.describe()}; stored: scores are computed once and kept"
+    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.needs)
+    why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
+    return f"{reference.describe()}; live: read again in every step{why}"
 
 
 def closing_words(

@@ -1,4 +1,4 @@
-"""Pairs to a batch: the padded layout, numbers as tensors, the stamps of the sampler."""
+"""Pairs to a batch: laid out as rows, numbers as tensors, the stamps of the sampler."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.data.sampling import MicroBatch
-from lit_pref.scoring.layout import padded
+from lit_pref.scoring.layout import Layout, address, padded, shared
 from lit_pref.types import PreferenceBatch, PreferencePair
 
 
@@ -16,6 +16,7 @@ def collate(
     pad_id: int,
     real: Sequence[bool] | None = None,
     window_pairs: int | None = None,
+    layout: Layout = "padded",
 ) -> PreferenceBatch:
     """B pairs laid out for a model.
 
@@ -24,6 +25,7 @@ def collate(
         pad_id: the id that fills rows; it is masked out.
         real: (B,), False for fillers; None means that all are real.
         window_pairs: real pairs of the optimiser window; None means those of this batch.
+        layout: shared rows read a prompt once and hold no padding; padded rows suit every model.
 
     Raises:
         ValueError: no pairs, or pairs of different kinds.
@@ -37,18 +39,13 @@ def collate(
     rejected = [pair.rejected for pair in pairs if pair.rejected is not None]
     if rejected and len(rejected) != len(pairs):
         raise ValueError("some pairs have a rejected response and others not")
-    input_ids, attention_mask, predictors, targets, sequences = padded(
-        [pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None, pad_id
-    )
+    ids = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None)
+    rows = shared(*ids) if layout == "shared" else padded(*ids, pad_id)
     real = [True] * len(pairs) if real is None else list(real)
     groups = [pair.group for pair in pairs if pair.group is not None]
     return PreferenceBatch(
+        **rows._asdict(),
         pair_ids=[pair.id for pair in pairs],
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        predictors=predictors,
-        targets=targets,
-        sequences=sequences,
         chosen_lengths=torch.tensor([len(pair.chosen) for pair in pairs]),
         rejected_lengths=torch.tensor([len(ids) for ids in rejected]) if rejected else None,
         margin=_numbers([pair.margin for pair in pairs], "margin"),
@@ -58,7 +55,13 @@ def collate(
         columns={name: torch.tensor([pair.columns[name] for pair in pairs]) for name in pairs[0].columns},
         groups=groups if len(groups) == len(pairs) else None,
         texts=[pair.text for pair in pairs],
+        addresses=[_addresses(pair) for pair in pairs],
     )
+
+
+def _addresses(pair: PreferencePair) -> tuple[bytes, bytes | None]:
+    second = None if pair.rejected is None else address(pair.prompt, pair.rejected)
+    return address(pair.prompt, pair.chosen), second
 
 
 def _numbers(values: list[float | None], name: str) -> Tensor | None:
@@ -88,10 +91,12 @@ class SealedBatches:
     Args:
         pairs: pairs by index.
         pad_id: the id that fills rows.
+        layout: of the rows.
     """
 
-    def __init__(self, pairs: Pairs, pad_id: int) -> None:
-        self.pairs, self.pad_id = pairs, pad_id
+    def __init__(self, pairs: Pairs, pad_id: int, layout: Layout = "padded") -> None:
+        self.pairs, self.pad_id, self.layout = pairs, pad_id, layout
 
     def __getitem__(self, cell: MicroBatch) -> SealedBatch:
-        return SealedBatch(collate([self.pairs[k] for k in cell.indices], self.pad_id, cell.real, cell.window_pairs))
+        pairs = [self.pairs[k] for k in cell.indices]
+        return SealedBatch(collate(pairs, self.pad_id, cell.real, cell.window_pairs, self.layout))

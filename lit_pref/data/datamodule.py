@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ParallelStrategy
 
+from lit_pref.data.budget import TokenBudget, refuse_pairs_above
 from lit_pref.data.collation import SealedBatch, SealedBatches
 from lit_pref.data.loading import PairLoader, ResumableLoader
 from lit_pref.data.preparation import Preparation, digest_of_split, training_texts
@@ -17,7 +18,7 @@ from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import OnSwap
 from lit_pref.data.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.tokenization import Tokenization
-from lit_pref.data.windows import align_with_windows, settle_epoch_of_checkpoint
+from lit_pref.data.windows import align_with_windows, epochs_of_run, settle_epoch_of_checkpoint
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Corpus
 from lit_pref.types import PreferenceBatch
@@ -39,7 +40,12 @@ class PreferenceDataModule(LightningDataModule):
         seed: of the order.
         global_batch: pairs per optimiser step, over all devices.
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
-        val_batch: the most pairs per device and forward pass in validation; null is micro_batch.
+        max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of like lengths are
+            taken together, as many as fit, and steps stay what they are. Counted are prompt, chosen and rejected
+            response where a prompt is read once; padded, the rows times the longest. Every step takes as many
+            micro-batches as the one that needs most in the whole run, which must have an end: `trainer.max_epochs` or
+            `trainer.max_steps`.
+        val_batch: the most pairs per device and forward pass in validation; null is micro_batch or max_tokens.
         max_length: the most tokens of prompt and response together; responses are cut from the right.
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
         columns: further columns of numbers to carry along.
@@ -69,6 +75,7 @@ class PreferenceDataModule(LightningDataModule):
         seed: int = 0,
         global_batch: int = 32,
         micro_batch: int | None = None,
+        max_tokens: int | None = None,
         val_batch: int | None = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
@@ -85,6 +92,7 @@ class PreferenceDataModule(LightningDataModule):
         self.val_fraction = 0.0 if val is not None else val_fraction
         self.split_seed, self.seed = split_seed, seed
         self.global_batch, self.micro_batch, self.val_batch = global_batch, micro_batch, val_batch
+        self.max_tokens = max_tokens
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.columns, self.group_column = list(columns or []), group_column
         self.on_swap = dict(on_swap or {})
@@ -95,14 +103,22 @@ class PreferenceDataModule(LightningDataModule):
         self._tokenization: Tokenization | None = None
         self._train: PreparedPairs | None = None
         self._val: PreparedPairs | None = None
+        self._budgets: dict[str, TokenBudget] = {}  # of training and validation pairs, where max_tokens is set
+        self._epochs = 1
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
 
     def _check_arguments(self) -> None:
-        for name, least in (("global_batch", 1), ("micro_batch", 1), ("val_batch", 1), ("seed", 0), ("workers", 0)):
+        at_least = {"global_batch": 1, "micro_batch": 1, "max_tokens": 1, "val_batch": 1, "seed": 0, "workers": 0}
+        for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"data.{name} is {value}; it must be at least {least}.")
+        if self.micro_batch is not None and self.max_tokens is not None:
+            raise UsageError(
+                f"data.micro_batch {self.micro_batch} and data.max_tokens {self.max_tokens} are both set, and each "
+                "says how a step is cut; leave one of them out."
+            )
         for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
@@ -118,18 +134,27 @@ class PreferenceDataModule(LightningDataModule):
         self._open()
 
     def setup(self, stage: str) -> None:
-        if self._opened_for is not self._trainer.lightning_module:
+        if self._opened_for is not self._module:
             self._open()
-        self._refuse_too_long([self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs])
+        splits = [self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs]
+        self._refuse_too_long(splits)
+        # Before the module's own setup, which Lightning calls later: micro-batches depend on it.
+        self._module.decide_layout(self.train_pairs.lengths)
+        self._budgets = {}
+        if self.max_tokens is not None:
+            for pairs in splits:
+                if pairs is self._train or self.val_batch is None:
+                    refuse_pairs_above(self._budget(pairs), pairs)
         if stage == "fit":
+            self._epochs = 1 if self.max_tokens is None else epochs_of_run(self._trainer, self._sampler)
             callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
             scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
-            align_with_windows(self._trainer, self._sampler(), scheduled)
+            align_with_windows(self._trainer, self._sampler(self._epochs), scheduled)
 
     def _refuse_too_long(self, splits: list[PreparedPairs]) -> None:
         """Refuse pairs that the policy or a reference cannot read whole: most models read on beyond, and badly."""
         assert self._tokenization is not None
-        module: Any = self._trainer.lightning_module
+        module = self._module
         tokenizer = self._tokenization.tokenizer
         limits = {"the policy": module.policy.positions()}
         limits |= {f"the reference '{r.label}'": r.positions(tokenizer) for r in module.references}
@@ -143,7 +168,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def _open(self) -> None:
         """Prepare both splits, or find them in the cache where another rank or run has."""
-        module: Any = self._trainer.lightning_module
+        module = self._module
         if self.train is None:
             raise UsageError("data.train is not set; name a JSONL, JSONL.gz or Parquet file with preference pairs.")
         source_file(self.train)
@@ -203,7 +228,7 @@ class PreferenceDataModule(LightningDataModule):
     @property
     def windows_per_epoch(self) -> int:
         """Optimiser steps of an epoch, as `trainer.limit_train_batches` leaves them."""
-        sampler = self._sampler()
+        sampler = self._sampler(self._epochs)
         limit = self._trainer.limit_train_batches
         batches = min(limit, len(sampler)) if isinstance(limit, int) else int(limit * len(sampler))
         return -(-batches // sampler.accumulation)
@@ -215,6 +240,10 @@ class PreferenceDataModule(LightningDataModule):
         assert self.trainer is not None, "PreferenceDataModule is used through a Trainer"
         return self.trainer
 
+    @property
+    def _module(self) -> Any:
+        return self._trainer.lightning_module
+
     def _rank_and_world(self) -> tuple[int, int]:
         strategy = self._trainer.strategy
         if not isinstance(strategy, ParallelStrategy):
@@ -222,27 +251,39 @@ class PreferenceDataModule(LightningDataModule):
         data_parallel = strategy.distributed_sampler_kwargs  # knows the data-parallel mesh, where there is one
         return data_parallel["rank"], data_parallel["num_replicas"]
 
-    def _sampler(self) -> WindowSampler:
+    def _sampler(self, epochs: int) -> WindowSampler:
         rank, world = self._rank_and_world()
         if self.global_batch < world:
             raise UsageError(
                 f"data.global_batch {self.global_batch} is less than one pair for each of {world} devices; raise it to "
                 f"at least {world}, or use fewer devices."
             )
-        return WindowSampler(len(self.train_pairs), self.seed, self.global_batch, self._micro_batch(world), world, rank)
+        pairs = self.train_pairs
+        return WindowSampler(
+            len(pairs), self.seed, self.global_batch, self._micro_batch(pairs, world), world, rank, epochs
+        )
 
-    def _micro_batch(self, world: int) -> int:
+    def _micro_batch(self, pairs: PreparedPairs, world: int) -> int | TokenBudget:
+        if self.max_tokens is not None:
+            return self._budget(pairs)
         return self.micro_batch or -(-self.global_batch // world)
+
+    def _budget(self, pairs: PreparedPairs) -> TokenBudget:
+        assert self.max_tokens is not None
+        split = "train" if pairs is self._train else "val"
+        if split not in self._budgets:
+            self._budgets[split] = TokenBudget(self.max_tokens, pairs.lengths, self._module.batch_layout)
+        return self._budgets[split]
 
     def _source(self, pairs: PreparedPairs) -> SealedBatches:
         assert self._tokenization is not None
         tokenizer = self._tokenization.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return SealedBatches(pairs, pad_id)
+        return SealedBatches(pairs, pad_id, self._module.batch_layout)
 
     def train_dataloader(self) -> ResumableLoader:
         loader = ResumableLoader(
-            self._source(self.train_pairs), self._sampler(), self.train_pairs.fingerprint, self.workers
+            self._source(self.train_pairs), self._sampler(self._epochs), self.train_pairs.fingerprint, self.workers
         )
         if self._position is not None and self._trainer.fit_loop.is_resuming:
             loader.load_state_dict(self._position)
@@ -254,7 +295,8 @@ class PreferenceDataModule(LightningDataModule):
         if not len(self.val_pairs):
             return []  # Lightning then trains without validation
         rank, world = self._rank_and_world()
-        cells = evaluation_batches(len(self.val_pairs), rank, world, self.val_batch or self._micro_batch(world))
+        batch = self.val_batch or self._micro_batch(self.val_pairs, world)
+        cells = evaluation_batches(len(self.val_pairs), rank, world, batch)
         return PairLoader(self._source(self.val_pairs), cells, self.workers)
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:

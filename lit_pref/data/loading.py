@@ -124,17 +124,15 @@ class ResumableLoader(PairLoader):
         self._resume = self._position = (state["epoch"], state["pairs"])
 
 
+_SAME_CELLS = (
+    "use the same number of devices and the same data.micro_batch, or data.max_tokens with the same trainer.max_epochs "
+    "and max_steps"
+)
 _REFUSALS = {
     "length": ("a number of training pairs of", "give it the same data and the same data options"),
     "fingerprint": ("prepared training data", "give it the same data, tokenizer and data options"),
     "seed": ("data.seed", "set data.seed to the value of the checkpoint"),
     "global_batch": ("data.global_batch", "set data.global_batch to the value of the checkpoint"),
-    "accumulation": (
-        "a number of micro-batches per optimiser step of",
-        "use the same number of devices and the same data.micro_batch",
-    ),
-    "micro_batches": (
-        "a number of micro-batches per epoch of",
-        "use the same number of devices and the same data.micro_batch",
-    ),
+    "accumulation": ("a number of micro-batches per optimiser step of", _SAME_CELLS),
+    "micro_batches": ("a number of micro-batches per epoch of", _SAME_CELLS),
 }

@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import TextPair
@@ -90,6 +93,17 @@ class PreparedPairs(Sequence[PreferencePair]):
     def ids(self) -> list[str]:
         """The ids of all pairs, in order."""
         return [id for chunk in self._chunks for id in chunk.column("id").to_pylist()]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 rejected ones in one-sided data."""
+        counts = np.zeros((len(self), 3), np.int32)
+        for first, chunk in zip(range(0, len(self), CHUNK), self._chunks, strict=True):
+            for part, name in enumerate(("prompt", "chosen", "rejected")):
+                # From the lists' offsets alone: no token is read.
+                tokens = pc.fill_null(pc.list_value_length(chunk.column(name)), 0)
+                counts[first : first + len(chunk), part] = tokens.to_numpy()
+        return counts
 
     @cached_property
     def _about(self) -> dict[str, Any]:

@@ -1,9 +1,40 @@
 """What Lightning 2.6 must be told so that it stops, validates and resumes at the ends of optimiser windows."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lit_pref.data.sampling import WindowSampler
 from lit_pref.errors import UsageError
+
+
+def epochs_of_run(trainer: Any, sampler: Callable[[int], WindowSampler]) -> int:
+    """The epochs that a run begins at most, whose windows all have to fit the same number of micro-batches.
+
+    Args:
+        trainer: the Trainer, its limits as the user gave them.
+        sampler: that of a run with so many epochs.
+
+    Raises:
+        UsageError: the run has no end.
+    """
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs == -1 and steps == -1:
+        raise UsageError(
+            "data.max_tokens needs to know how long the run is, as each of its steps takes as many micro-batches as "
+            "the one that needs most; set trainer.max_epochs or trainer.max_steps, or give data.micro_batch instead."
+        )
+    if steps == -1 or epochs == 0:
+        return max(1, epochs)
+    found, needed = 0, 1
+    # More epochs can need more micro-batches a step; then limit_train_batches leaves an epoch fewer steps.
+    while found < needed:
+        found = needed if epochs == -1 else min(needed, epochs)
+        full = sampler(found)
+        limit = trainer.limit_train_batches
+        batches = limit if isinstance(limit, int) else int(limit * len(full))
+        windows = full.windows if batches >= len(full) else max(1, batches // full.accumulation)
+        needed = found if found == epochs else -(-steps // windows)
+    return found
 
 
 def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) -> None:
@@ -24,7 +55,7 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
         raise UsageError(
             "trainer.accumulate_grad_batches is set, but accumulation follows from data.global_batch "
             f"{sampler.global_batch} ({every} micro-batches here); leave it out and set data.global_batch and "
-            "data.micro_batch."
+            "data.micro_batch or data.max_tokens."
         )
     trainer.accumulate_grad_batches = every
     if trainer.overfit_batches:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 
 
 @contextmanager
@@ -76,6 +77,25 @@ def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, A
         raise UserError(f"policy.config is not that of a causal language model: {first_line(error)}") from error
     model.config.dtype = dtype
     return model.to(dtype)
+
+
+def compile_blocks(model: nn.Module, backend: str) -> None:
+    """Compile each transformer block by itself: one graph for all blocks, and no graph knows a length.
+
+    Raises:
+        UsageError: for a backend that torch does not know.
+    """
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise UsageError(f"policy.compile '{backend}' is no backend of torch.compile; it is null or one of {known}")
+    for block in blocks_of(model):
+        block.compile(backend=backend, dynamic=True)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, as the model's class names them."""
+    names = set().union(*(getattr(module, "_no_split_modules", None) or [] for module in model.modules()))
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def set_dropout(config: PretrainedConfig, probability: float) -> None:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.loading import blocks_of
 
 
 def data_parallel_size(trainer: Trainer) -> int:
@@ -32,8 +33,8 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     return gathered
 
 
-def refuse_nonfinite(trainer: Trainer, ids: list[str]) -> NoReturn:
-    """Stop all ranks because of the pairs `ids`; called on every rank, with the pairs of all.
+def refuse(trainer: Trainer, sentence: str) -> NoReturn:
+    """Stop all ranks; called on every one.
 
     Raises:
         UserError: on the first rank; the others leave without a word, and not as failures, which the first would be
@@ -41,9 +42,19 @@ def refuse_nonfinite(trainer: Trainer, ids: list[str]) -> NoReturn:
     """
     if not trainer.is_global_zero:
         sys.exit(0)
-    raise UserError(
+    raise UserError(sentence)
+
+
+def refuse_nonfinite(trainer: Trainer, ids: list[str]) -> NoReturn:
+    """Stop all ranks because of the pairs `ids`; called on every rank, with the pairs of all.
+
+    Raises:
+        UserError: see `refuse`.
+    """
+    refuse(
+        trainer,
         f"the loss of {len(ids)} pair(s) is not finite at step {trainer.global_step}: {', '.join(ids[:8])}; "
-        "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs"
+        "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs",
     )
 
 
@@ -59,10 +70,8 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
             "ModelParallelStrategy: tensor parallelism is not supported; set trainer.strategy.data_parallel_size to "
             "the number of devices and trainer.strategy.tensor_parallel_size to 1"
         )
-    blocks = set().union(*(getattr(module, "_no_split_modules", None) or [] for module in scorer.modules()))
-    for module in list(scorer.modules()):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh)
+    for block in blocks_of(scorer):
+        fully_shard(block, mesh=mesh)
     fully_shard(scorer, mesh=mesh)
 
 

@@ -2,7 +2,8 @@
 
 import random
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -10,11 +11,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_pref.errors import UsageError
 from lit_pref.metrics.accumulator import TrainAccumulator
 from lit_pref.models.policy import Policy
+from lit_pref.models.sharing import share
 from lit_pref.modules.distributed import (
     data_parallel_size,
     gather_objects,
@@ -24,12 +28,14 @@ from lit_pref.modules.distributed import (
     sum_over_ranks,
 )
 from lit_pref.modules.evaluation import Evaluation
+from lit_pref.modules.layouts import decide_layout
 from lit_pref.modules.provenance import check_provenance, provenance
-from lit_pref.modules.references import references_of
+from lit_pref.modules.references import open_references, references_of, through_store
 from lit_pref.modules.schedules import Schedule
 from lit_pref.modules.throughput import Throughput
 from lit_pref.objectives.base import Objective
 from lit_pref.references.live import Reference
+from lit_pref.scoring.layout import Layout
 from lit_pref.scoring.score import Scorer, score_readout
 from lit_pref.types import COMPARING_NEEDS, ObjectiveOutput, PairScores, PreferenceBatch
 
@@ -45,9 +51,15 @@ class PreferenceModule(LightningModule):
         optimizer: A callable from parameters to a torch optimiser.
         schedule: The learning rate over optimiser steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
+        layout: `shared` reads a prompt once for both responses and pads nothing, `padded` gives each response a row;
+            `auto` shares where the model can and where that pays.
+        reference_store: Scores of references are kept on disk and computed once for all runs, and no reference is in
+            memory during training; true: of all references, false: of none, null: of all but those of which the
+            objective reads more than scores.
 
     Raises:
-        UsageError: The objective does not take this number of references, or an adapter-off reference without LoRA.
+        UsageError: The objective does not take this number of references, or not from the store, or an adapter-off
+            reference without LoRA.
     """
 
     def __init__(
@@ -58,13 +70,19 @@ class PreferenceModule(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Schedule | None = None,
         margin_bins: int = 0,
+        layout: Literal["auto", "shared", "padded"] = "auto",
+        reference_store: bool | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.objective = objective
-        self.references = references_of(objective, references, policy)
+        references = references_of(objective, references, policy)
+        self.references = through_store(references, objective, policy, reference_store)
         self.optimizer = optimizer
         self.schedule = schedule
+        self.layout = layout
+        self.batch_layout: Layout = "padded"  # decided when the data are known
+        self.layout_reason = ""
         self.evaluation = Evaluation(margin_bins)
         self.accumulator = TrainAccumulator()
         self._throughput = Throughput()
@@ -76,6 +94,7 @@ class PreferenceModule(LightningModule):
         self.scorer: Scorer | None = None
         self.checkpoint_step = 0  # of the weights that are evaluated
         self.stop_at_step: int | None = None
+        self.instead: Callable[[PreferenceModule], None] | None = None  # of training, once the data are prepared
         self.plain_config: dict[str, Any] = {}
         self.seed = 0
         # Adapters only in the checkpoint: the base weights come from the policy's own source.
@@ -83,11 +102,31 @@ class PreferenceModule(LightningModule):
 
     # What is trained, and where it lives
 
+    def decide_layout(self, lengths: NDArray[Any]) -> None:
+        """How batches are laid out: a function of the data's lengths and the model's configuration, nothing else.
+
+        Args:
+            lengths: (pairs, 3), tokens of prompt, chosen and rejected response of the training pairs.
+
+        Raises:
+            UsageError: Shared rows were asked for, and the model cannot read them.
+        """
+        self.batch_layout, self.layout_reason = decide_layout(self.layout, self.policy, lengths)
+
+    def setup(self, stage: str) -> None:
+        # The data are prepared, and the policy does not exist yet: a reference has the whole device.
+        if self.instead is not None:
+            self.instead(self)
+            raise _TunerExitException  # how Lightning ends a run here by itself, without a failure, on every rank
+        open_references(self, stage)
+
     def configure_model(self) -> None:
         if self.scorer is not None:
             return
         tokenizer = self.policy.load_tokenizer()
         scorer = Scorer(self.policy.build())
+        if self.batch_layout == "shared":
+            share(scorer.model)
         scorer.probe()
         # Before sharding and before a checkpoint is restored, so that a reference cannot drift when a run resumes.
         for reference in self.references:
@@ -132,7 +171,10 @@ class PreferenceModule(LightningModule):
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         # Random state is a function of the step, so that a resumed run draws what the uninterrupted one drew.
         key = zlib.crc32(f"{self.seed}/{self.trainer.fit_loop.epoch_loop.total_batch_idx}/{self.global_rank}".encode())
-        torch.manual_seed(key)
+        # Not torch.manual_seed: for devices that are not there it takes longer than the rest of the loop's step.
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
         random.seed(key)
         numpy.random.seed(key)
 

@@ -31,6 +31,7 @@ def provenance(module: "PreferenceModule") -> dict[str, Any]:
         "policy_text": module.policy.describe(),
         "lora": _settings(module.policy.lora),
         "architecture": _architecture(module),
+        "layout": module.batch_layout,
         "references": [reference.fingerprint() for reference in module.references],
         "reference_texts": [reference.describe() for reference in module.references],
         "sample": module.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
@@ -72,6 +73,13 @@ def check_provenance(module: "PreferenceModule", checkpoint: dict[str, Any]) -> 
         )
     if module.trainer.state.fn == "fit":
         _check_references(module, saved)
+        layout = saved.get("layout", "padded")  # of checkpoints from before there were two
+        if layout != module.batch_layout:
+            raise UserError(
+                f"the checkpoint was trained in the {layout} layout and this run would go on in the "
+                f"{module.batch_layout} one ({module.layout_reason}), which gives other last bits: set model.layout to "
+                f"{layout}"
+            )
         if saved["objective"] != repr(module.objective):
             warnings.warn(
                 f"the run goes on with another objective: the checkpoint has {saved['objective']}, this run "

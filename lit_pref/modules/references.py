@@ -1,9 +1,17 @@
-"""Which references a run takes, and which it refuses."""
+"""Which references a run takes, which of them are read from the store, and opening these before the policy exists."""
+
+from typing import TYPE_CHECKING
 
 from lit_pref.errors import UsageError
 from lit_pref.models.policy import Policy
+from lit_pref.modules.opening import to_open
 from lit_pref.objectives.base import Objective
 from lit_pref.references.live import AdapterOff, InitialPolicy, Reference
+from lit_pref.references.stored import Stored
+from lit_pref.types import COMPARING_NEEDS
+
+if TYPE_CHECKING:
+    from lit_pref.modules.preference import PreferenceModule
 
 
 def references_of(objective: Objective, references: list[Reference] | None, policy: Policy) -> list[Reference]:
@@ -30,3 +38,48 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
             "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
         )
     return references
+
+
+def through_store(
+    references: list[Reference], objective: Objective, policy: Policy, reference_store: bool | None
+) -> list[Reference]:
+    """The references, those whose scores are kept on disk as `Stored`.
+
+    Raises:
+        UsageError: All are to be stored, and one of them moves, or the objective reads more of it than scores.
+    """
+    if reference_store is False:
+        return references
+    compared = any(isinstance(need, COMPARING_NEEDS) for need in objective.needs)
+    result: list[Reference] = []
+    for k, reference in enumerate(references):
+        live = compared and k == 0
+        if reference_store and live:
+            raise UsageError(
+                f"{type(objective).__name__} compares the policy's whole distributions with those of its first "
+                "reference, and the store holds scores only: leave model.reference_store out, and that reference stays "
+                "live"
+            )
+        live = live or reference.source(policy) is None
+        if reference_store and live:
+            raise UsageError(
+                f"the reference '{reference.label}' moves, and the store holds what does not: leave "
+                "model.reference_store out"
+            )
+        result.append(reference if live else Stored(reference, policy))
+    return result
+
+
+def open_references(module: "PreferenceModule", stage: str) -> None:
+    """Have the store hold what the run will read of each reference, one after the other, and read it.
+
+    Args:
+        module: with its Trainer, whose data are prepared.
+        stage: "fit", "validate", "test" or "predict"; or "all", every pair of both splits.
+
+    Raises:
+        UserError: What is missing cannot be computed.
+    """
+    for opening in to_open(module, stage):
+        wanted = opening.fill()
+        opening.reference.open(opening.store.identity, wanted, opening.encoding is not None)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -102,11 +103,12 @@ class Pairwise(Objective):
     def max_references(self) -> int | None:
         return self.reference.max_references
 
-    @property
+    # Asked for in every step, and parts stay what they are.
+    @cached_property
     def needs(self) -> frozenset[Need]:
         return frozenset[Need]().union(*(part.needs for part in self._parts()))
 
-    @property
+    @cached_property
     def reference_needs(self) -> frozenset[Need]:
         return frozenset[Need]().union(*(part.reference_needs for part in self._parts()))
 

@@ -10,8 +10,10 @@ import torch
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Policy
+from lit_pref.models.sharing import share, why_not_shared
 from lit_pref.references.own_tokenizer import retokenized, same_tokenizer
 from lit_pref.scoring.head import Readout
+from lit_pref.scoring.layout import Layout, as_padded, tokens_of_pairs
 from lit_pref.scoring.score import Scorer, evaluating
 from lit_pref.types import Need, PairScores, PreferenceBatch, TokenLogps
 
@@ -65,6 +67,14 @@ class Reference(ABC):
         """
         return None
 
+    def source(self, policy: Policy) -> Policy | None:
+        """The model that it is, whose scores can be kept because it never moves; None where it moves.
+
+        Args:
+            policy: what the policy is built from.
+        """
+        return None
+
     @abstractmethod
     def describe(self) -> str:
         """One line: which model it is."""
@@ -101,6 +111,10 @@ class InitialPolicy(Reference):
         self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
         self._policy_scorer = scorer
 
+    def source(self, policy: Policy) -> Policy | None:
+        self._model = policy
+        return policy.base()
+
     def to(self, device: torch.device | str) -> None:
         """Move the weights, and round them as the Trainer has rounded the policy's (`bf16-true`)."""
         super().to(device)
@@ -128,6 +142,10 @@ class AdapterOff(Reference):
         if not hasattr(scorer.model, "disable_adapter"):
             raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
         self._model, self._scorer = policy, scorer
+
+    def source(self, policy: Policy) -> Policy | None:
+        self._model = policy
+        return policy.base()
 
     def to(self, device: torch.device | str) -> None:
         """Nothing: the weights are the policy's and go where it goes."""
@@ -177,11 +195,15 @@ class Pretrained(Reference):
         self._model = self._source
         self._tokenizer: Any = None  # only where it is not the policy's
         self._positions: int | None = None
+        self._shares = False
         self._refusal: str | None = None
 
     def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
         own = self._source.load_tokenizer()
         self._scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        self._shares = why_not_shared(self._source) is None
+        if self._shares:
+            share(self._scorer.model)
         self._scorer.probe()
         size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
         if not same_tokenizer(own, tokenizer):
@@ -202,9 +224,13 @@ class Pretrained(Reference):
                     f"the objective compares single tokens with those of the reference '{self.label}', which has a "
                     "tokenizer of its own: take a reference with the policy's tokenizer"
                 )
-            batch = retokenized(batch, self._tokenizer)
+            layout: Layout = "padded" if batch.segments is None or not self._shares else "shared"
+            batch = retokenized(batch, self._tokenizer, layout)
             self._refuse_too_long(batch)
-        return super().score(batch, needs)
+        return super().score(batch if self._shares else as_padded(batch), needs)
+
+    def source(self, policy: Policy) -> Policy | None:
+        return self._source
 
     def positions(self, tokenizer: Any) -> int | None:
         # Tokens of another tokenizer are counted where a batch is read in them.
@@ -216,6 +242,11 @@ class Pretrained(Reference):
                 f"EpsilonStep needs a reference with the policy's vocabulary, and '{self.label}' {self._refusal}: put "
                 "InitialPolicy, AdapterOff or a model of the policy's family first"
             )
+        if batch.segments is not None and not self._shares:
+            raise UserError(
+                f"EpsilonStep compares the policy with '{self.label}' token by token, and that model cannot read the "
+                "rows in which the policy reads a prompt once: set model.layout to padded"
+            )
         return super().readout(batch)
 
     def describe(self) -> str:
@@ -223,12 +254,11 @@ class Pretrained(Reference):
 
     def _refuse_too_long(self, batch: PreferenceBatch) -> None:
         limit = self._positions
-        if limit is not None and batch.input_ids.shape[1] > limit:
-            lengths = batch.attention_mask.sum(1)
-            pair = batch.pair_ids[int(lengths.argmax()) % len(batch)]
+        lengths = tokens_of_pairs(batch)
+        if limit is not None and max(lengths) > limit:
             raise UserError(
-                f"pair {pair} has {int(lengths.max())} tokens for the reference '{self.label}', which reads at most "
-                f"{limit}: lower data.max_length"
+                f"pair {batch.pair_ids[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
+                f"'{self.label}', which reads at most {limit}: lower data.max_length"
             )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, boundary, tokenizer_state
-from lit_pref.scoring.layout import padded
+from lit_pref.scoring.layout import Layout, padded, shared
 from lit_pref.types import KeptText, Message, PreferenceBatch, Text
 
 
@@ -16,7 +16,7 @@ def same_tokenizer(one: Any, other: Any) -> bool:
     return bool(tokenizer_state(one) == tokenizer_state(other)) and one.chat_template == other.chat_template
 
 
-def retokenized(batch: PreferenceBatch, tokenizer: Any) -> PreferenceBatch:
+def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded") -> PreferenceBatch:
     """`batch` in the ids of another tokenizer, made from `batch.texts` and in the same order of pairs.
 
     Raises:
@@ -30,22 +30,19 @@ def retokenized(batch: PreferenceBatch, tokenizer: Any) -> PreferenceBatch:
     ids = [ids_of(text, encoding) for text in batch.texts]
     prompts, chosen, rejected = (list(part) for part in zip(*ids, strict=True))
     two_sided = batch.rejected_lengths is not None
-    layout = padded(prompts, chosen, rejected if two_sided else None, tokenizer.pad_token_id)
-    input_ids, mask, predictors, targets, sequences = (t.to(batch.input_ids.device) for t in layout)
+    answers = (chosen, rejected if two_sided else None)
+    rows = shared(prompts, *answers) if layout == "shared" else padded(prompts, *answers, tokenizer.pad_token_id)
 
     def lengths(responses: list[list[int]]) -> torch.Tensor:
-        return torch.tensor([len(response) for response in responses], device=batch.input_ids.device)
+        return torch.tensor([len(response) for response in responses])
 
     return replace(
         batch,
-        input_ids=input_ids,
-        attention_mask=mask,
-        predictors=predictors,
-        targets=targets,
-        sequences=sequences,
+        **rows._asdict(),
         chosen_lengths=lengths(chosen),
         rejected_lengths=lengths(rejected) if two_sided else None,
-    )
+        addresses=[],
+    ).to(batch.input_ids.device)
 
 
 def ids_of(text: KeptText, encoding: Encoding) -> tuple[list[int], list[int], list[int]]:

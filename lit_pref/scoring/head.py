@@ -1,14 +1,16 @@
 """The tile pass: from hidden states to log-probs of tokens, without ever making a tokens x vocabulary tensor."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_pref.types import Kl, Tilt
+from lit_pref.scoring.statistics import LogProbs, Statistics
+from lit_pref.scoring.tiles import Place, Workspace, few_tiles, slices, tile_shape
+from lit_pref.types import COMPARING_NEEDS, Need
 
 
 @dataclass
@@ -35,46 +37,57 @@ class Readout:
         wide = torch.float64 in (self.hidden.dtype, self.hidden.dtype if self.weight is None else self.weight.dtype)
         return torch.float64 if wide else torch.float32
 
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """The logits of some rows and some columns, upcast before anything is computed."""
+    def over(self, columns: slice) -> "Readout":
+        """The readout of some columns of the logits; weight and bias are upcast, once for all rows."""
+        bias = None if self.bias is None else self.bias[columns].to(self.dtype)
         if self.weight is None:
-            logits = self.hidden[rows, columns].to(self.dtype)
+            return replace(self, hidden=self.hidden[:, columns], bias=bias)
+        return replace(self, weight=self.weight[columns].to(self.dtype), bias=bias)
+
+    def tile(self, rows: slice, columns: slice = slice(None), out: Tensor | None = None) -> Tensor:
+        """The logits of some rows and some columns, upcast before anything is computed; in `out` where it is given."""
+        part, hidden = self.over(columns), self.hidden[rows]
+        if part.weight is not None:
+            logits = torch.mm(hidden.to(self.dtype), part.weight.T, out=out)
         else:
-            logits = self.hidden[rows].to(self.dtype) @ self.weight[columns].to(self.dtype).T
-        if self.bias is not None:
-            logits = logits + self.bias[columns]
+            logits = torch.empty_like(hidden[:, columns], dtype=self.dtype) if out is None else out
+            logits.copy_(hidden[:, columns])
+        if part.bias is not None:
+            logits += part.bias
         if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-
-def tile_shape(device: torch.device) -> tuple[int, int]:
-    """Rows and columns of a tile: one that stays in a CPU core's cache, or one that fills a GPU (128 MiB in fp32)."""
-    return (512, 2048) if device.type == "cpu" else (4096, 8192)
+            logits *= self.scale
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def token_values(
-    readout: Readout, targets: Tensor, comparisons: Sequence[Tilt | Kl] = (), against: Readout | None = None
+    readout: Readout, targets: Tensor, needs: Sequence[Need] = (), against: Readout | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """`log softmax(f)[y]` of every target, with gradient, and the comparisons asked for, without.
+    """`log softmax(f)[y]` of every target, with gradient, and the further values asked for, without.
 
-    Per token, with f the logits of `readout`, g those of `against` and y the target:
-    Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y]`; Kl gives `Σ_v softmax(f)_v (f_v - g_v) - (lse f - lse g)`.
+    Per token, with f the logits of `readout`, g those of `against`, p = softmax(f) and y the target:
+    Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y]`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
+    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 where `f_y = max_v f_v`, else 0.
+
+    All are gathered in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867), and the backward makes
+    each tile again, or takes it from the forward where tiles are few. Where only `hidden` wants a gradient (a frozen
+    head, as with LoRA), the same pass gathers `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)` as well,
+    and the backward is one multiplication.
 
     Both logits are upcast before they are interpolated: at ε = 0.01 the step is below the grid of bf16.
 
     Args:
         readout: N tokens of the policy.
         targets: (N,) int64.
-        comparisons: what is computed in the same pass.
+        needs: what is computed in the same pass.
         against: the same N tokens of the reference; its hidden size may differ, its vocabulary may not.
 
     Returns:
-        (N,) log-probs in nats, and one (N,) tensor for each comparison.
+        (N,) log-probs in nats, and one (N,) tensor for each need.
 
     Raises:
         ValueError: for shapes that do not belong together, or comparisons with nothing to compare against.
 
+    >>> from lit_pref.types import Kl
     >>> eye = torch.eye(3)
     >>> logps, (kl,) = token_values(Readout(torch.tensor([[2.0, 0.0, 0.0]]), eye), torch.tensor([0]), [Kl()],
     ...                             against=Readout(torch.zeros(1, 3), eye))
@@ -84,6 +97,7 @@ def token_values(
     n = len(targets)
     if readout.hidden.ndim != 2 or len(readout.hidden) != n:
         raise ValueError(f"{n} targets, but hidden states of shape {tuple(readout.hidden.shape)}")
+    comparisons = [need for need in needs if isinstance(need, COMPARING_NEEDS)]
     if comparisons:
         if against is None:
             raise ValueError(f"{comparisons[0]} compares the policy with a reference, and none was given as `against`")
@@ -92,13 +106,17 @@ def token_values(
                 f"the policy has {n} tokens over a vocabulary of {readout.vocabulary}, "
                 f"the reference {len(against.hidden)} over {against.vocabulary}"
             )
-    settings = (targets, readout.scale, readout.softcap, tuple(comparisons), against)
-    logps, *values = _TilePass.apply(readout.hidden, readout.weight, readout.bias, *settings)
+    hidden, weight, bias = readout.hidden, readout.weight, readout.bias
+    settings = (readout.scale, readout.softcap, tuple(needs), against if comparisons else None, torch.is_grad_enabled())
+    logps, *values = _TilePass.apply(hidden, weight, bias, targets, *settings)
     return logps, values
 
 
 class _TilePass(torch.autograd.Function):
-    """Keeps the log-sum-exp of each row and makes the logits of each tile again in the backward."""
+    """Keeps what the backward needs: for a frozen head the gradient of each row, else the log-sum-exp of each row.
+
+    Logits are kept where they are few, and made again in the backward where they are many.
+    """
 
     @staticmethod
     def forward(
@@ -109,110 +127,116 @@ class _TilePass(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         softcap: float | None,
-        comparisons: tuple[Tilt | Kl, ...],
+        needs: tuple[Need, ...],
         against: Readout | None,
+        recorded: bool,
     ) -> tuple[Tensor, ...]:
         readout = Readout(hidden, weight, bias, scale, softcap)
-        values = torch.empty((2 + len(comparisons), len(hidden)), dtype=readout.dtype, device=hidden.device)
+        like = hidden.new_empty(0, dtype=readout.dtype)
+        logps = LogProbs(len(hidden), like)
+        statistics = Statistics(logps, needs, like)
+        wanted = [recorded and needed for needed in ctx.needs_input_grad[:3]]
+        frozen = weight is not None and wanted == [True, False, False]
+        unit = torch.zeros_like(hidden, dtype=readout.dtype) if frozen else None
+        few = few_tiles(hidden.device, len(hidden), readout.vocabulary)
+        keep = few and any(wanted) and weight is not None and not frozen
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _slices(len(hidden), tile_shape(hidden.device)[0]):
-                values[:, rows] = _row_values(readout, targets[rows], rows, comparisons, against)
-        picked, lse, *compared = (v.clone() for v in values)
-        ctx.save_for_backward(hidden, weight, bias, targets, lse)
-        ctx.scale, ctx.softcap = scale, softcap
-        ctx.mark_non_differentiable(*compared)
-        return picked - lse, *compared
+            kept = _gather(readout, targets, logps, statistics, against, unit, keep)
+        saved = (hidden, weight, bias, targets, logps.lse(), *kept) if unit is None else (unit,)
+        ctx.save_for_backward(*saved)
+        ctx.scale, ctx.softcap, ctx.frozen, ctx.dtype = scale, softcap, frozen, hidden.dtype
+        values = [statistics.value(need) for need in needs]
+        ctx.mark_non_differentiable(*values)
+        return logps.value(), *values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        if ctx.frozen:
+            (unit,) = ctx.saved_tensors
+            return (unit * grad[:, None]).to(ctx.dtype), *(None,) * 8
+        hidden, weight, bias, targets, lse, *kept = ctx.saved_tensors
         readout = Readout(hidden, weight, bias, ctx.scale, ctx.softcap)
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:3]) if needed]
-        # Sums over tiles are kept in the compute dtype and rounded once, at the end.
-        sums = [
-            torch.zeros_like(t, dtype=readout.dtype) if i in wanted else None
-            for i, t in enumerate((hidden, weight, bias))
-        ]
-        row_tile, column_tile = tile_shape(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _slices(len(hidden), row_tile):
-                for columns in _slices(readout.vocabulary, column_tile):
-                    _add_gradients(readout, rows, columns, targets[rows], lse[rows], grad[rows], sums)
-        given = zip((hidden, weight, bias), sums, strict=True)
-        return *(None if s is None else s.to(t.dtype) for t, s in given), *(None,) * 5
+            return *_gradients(readout, targets, lse, grad, kept, ctx.needs_input_grad[:3]), *(None,) * 6
 
 
-def _row_values(
-    readout: Readout, targets: Tensor, rows: slice, comparisons: Sequence[Tilt | Kl], against: Readout | None
-) -> Tensor:
-    """For one tile of rows: target logit, log-sum-exp and the comparisons, gathered over tiles of columns."""
-    empty = torch.full((len(targets),), -torch.inf, dtype=readout.dtype, device=targets.device)
-    picked, lse = torch.zeros_like(empty), empty
-    lse_g, mean_difference = empty, torch.zeros_like(empty)
-    tilted = {c: [torch.zeros_like(empty), empty] for c in comparisons if isinstance(c, Tilt)}
-    for columns in _slices(readout.vocabulary, tile_shape(targets.device)[1]):
-        f = readout.tile(rows, columns)  # (C, K)
-        before, lse = lse, torch.logaddexp(lse, f.logsumexp(1))
-        picked += _pick(f, targets, columns)
-        if against is None or not comparisons:
-            continue
-        g = against.tile(rows, columns).to(readout.dtype)
-        difference = f - g
-        if Kl() in comparisons:
-            p = torch.exp(f - lse[:, None])
-            mean_difference = mean_difference * torch.exp(before - lse) + (p * difference).sum(1)
-            lse_g = torch.logaddexp(lse_g, g.logsumexp(1))
-        for tilt, sums in tilted.items():
-            x = f + tilt.epsilon * difference
-            sums[0] = sums[0] + _pick(x, targets, columns)
-            sums[1] = torch.logaddexp(sums[1], x.logsumexp(1))
-    values = [
-        tilted[c][0] - tilted[c][1] if isinstance(c, Tilt) else mean_difference - (lse - lse_g) for c in comparisons
-    ]
-    return torch.stack([picked, lse, *values])
-
-
-def _add_gradients(
+def _gather(
     readout: Readout,
-    rows: slice,
-    columns: slice,
     targets: Tensor,
-    lse: Tensor,
-    grad: Tensor,
-    sums: Sequence[Tensor | None],
-) -> None:
-    """Add one tile's share: `d log p_y / d f_v = 1[v = y] - p_v`, through soft-cap and scale."""
-    f = readout.tile(rows, columns)  # (C, K)
-    upstream = grad.to(f.dtype) * readout.scale
-    change = torch.exp(f - lse[:, None]).mul_(-upstream[:, None])
-    inside, index = _inside(targets, columns)
-    change.scatter_add_(1, index[:, None], torch.where(inside, upstream, 0)[:, None])
-    if readout.softcap is not None:
-        change *= 1 - (f / readout.softcap) ** 2
-    grad_hidden, grad_weight, grad_bias = sums
-    if grad_hidden is not None:
-        if readout.weight is None:
-            grad_hidden[rows, columns] = change
-        else:
-            grad_hidden[rows].addmm_(change, readout.weight[columns].to(f.dtype))
-    if grad_weight is not None:
-        grad_weight[columns].addmm_(change.T, readout.hidden[rows].to(f.dtype))
-    if grad_bias is not None:
-        grad_bias[columns] += change.sum(0)
+    logps: LogProbs,
+    statistics: Statistics,
+    against: Readout | None,
+    unit: Tensor | None,
+    keep: bool,
+) -> list[Tensor]:
+    """Fill `logps`, `statistics` and, for a frozen head, `unit` = d log p_y / d hidden; return the logits if `keep`."""
+    cap, kept = readout.softcap, list[Tensor]()
+    space = Workspace(targets.device, readout.dtype)
+    reference_space = space if against is None else Workspace(targets.device, against.dtype)
+    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f is still wanted beside its exp
+    row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
+    for columns in slices(readout.vocabulary, column_tile):
+        part, other = readout.over(columns), None if against is None else against.over(columns)
+        for rows in slices(len(targets), row_tile):
+            place = Place.of(targets, rows, columns)
+            f = part.tile(rows, out=None if keep else space("f", place))
+            if keep:
+                kept.append(f)
+            e = space("e", place) if aside else f
+            fade = logps.add(f, place, out=e)
+            if statistics.needs:
+                g = None if other is None else other.tile(rows, out=reference_space("g", place)).to(f.dtype)
+                statistics.add(f, e, fade, g, place, space)
+            if unit is not None and part.weight is not None:
+                if cap is not None:
+                    e *= _slope(f, cap, out=f)
+                unit[rows].mul_(fade[:, None]).addmm_(e, part.weight)
+    if unit is not None and readout.weight is not None:
+        slope = 1.0 if cap is None else _slope(logps.picked[:, None], cap)
+        unit.div_(-logps.total[:, None]).add_(readout.weight[targets] * slope).mul_(readout.scale)
+    return kept
 
 
-def _pick(tile: Tensor, targets: Tensor, columns: slice) -> Tensor:
-    """The entry of each row's target where it lies in these columns, else 0."""
-    inside, index = _inside(targets, columns)
-    return torch.where(inside, tile.gather(1, index[:, None]).squeeze(1), 0)
+def _gradients(
+    readout: Readout, targets: Tensor, lse: Tensor, grad: Tensor, kept: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden, weight and bias: `d log p_y / d f_v = 1[v = y] - p_v`, through soft-cap and scale."""
+    hidden, weight, dtype, cap = readout.hidden, readout.weight, readout.dtype, readout.softcap
+    upstream = grad.to(dtype) * readout.scale
+    # Sums over tiles are kept in the compute dtype and rounded once, when they are complete.
+    grad_hidden = torch.zeros_like(hidden, dtype=hidden.dtype if weight is None else dtype) if wanted[0] else None
+    grad_weight, grad_bias = (
+        torch.zeros_like(t) if t is not None and want else None
+        for t, want in zip((weight, readout.bias), wanted[1:], strict=True)
+    )
+    space, made = Workspace(targets.device, dtype), iter(kept)
+    row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
+    for columns in slices(readout.vocabulary, column_tile):
+        part = readout.over(columns)
+        share_weight, share_bias = (None if t is None else t[columns].to(dtype) for t in (grad_weight, grad_bias))
+        for rows in slices(len(targets), row_tile):
+            place = Place.of(targets, rows, columns)
+            f = next(made) if kept else part.tile(rows, out=space("f", place))
+            slope = None if cap is None else _slope(f, cap, out=space("slope", place))
+            change = torch.sub(f, lse[rows, None], out=space("f", place)).exp_().mul_(-upstream[rows, None])
+            change.scatter_add_(1, place.index, torch.where(place.inside, upstream[rows], 0)[:, None])
+            if slope is not None:
+                change *= slope
+            if grad_hidden is not None and part.weight is not None:
+                grad_hidden[rows].addmm_(change, part.weight)
+            elif grad_hidden is not None:
+                grad_hidden[rows, columns] = change
+            if share_weight is not None:
+                share_weight.addmm_(change.T, hidden[rows].to(dtype))
+            if share_bias is not None:
+                share_bias += change.sum(0)
+        for whole, share in ((grad_weight, share_weight), (grad_bias, share_bias)):
+            if whole is not None and share is not None:
+                whole[columns] = share
+    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-def _inside(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    # Clamped and masked rather than selected: a selection would wait for the GPU in every tile.
-    inside = (targets >= columns.start) & (targets < columns.stop)
-    return inside, (targets - columns.start).clamp(0, columns.stop - columns.start - 1)
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+def _slope(f: Tensor, cap: float, out: Tensor | None = None) -> Tensor:
+    """`d cap·tanh(x / cap) / dx = 1 - (f / cap)²`, f being what the soft-cap left."""
+    return torch.div(f, cap, out=out).square_().neg_().add_(1)

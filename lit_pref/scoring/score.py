@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lit_pref.errors import UserError
 from lit_pref.scoring.head import Readout, token_values
-from lit_pref.types import Kl, Need, PairScores, PreferenceBatch, SequenceScores, Tilt, TokenLogps
+from lit_pref.scoring.sharing import SharedAttention, reading_shared_row
+from lit_pref.types import Need, PairScores, PreferenceBatch, SequenceScores, TokenLogps
 
 
 def score_pairs(
@@ -35,8 +36,10 @@ def score_pairs(
 def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
     """The hidden states that predict the batch's response tokens, and the head that reads them; no logits are made."""
     body, head = _body_and_head(model)
-    hidden = _hidden_states(body, batch.input_ids, batch.attention_mask)  # (R, T, H)
-    return _with_head(head, body, hidden.flatten(0, 1)[batch.predictors])
+    with _read(batch) as inputs:
+        hidden = body(**inputs).last_hidden_state  # (R, T, H)
+    # Selected, not indexed: an index is as good, and its gradient several times slower on a CPU.
+    return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.predictors))
 
 
 def score_readout(
@@ -45,9 +48,9 @@ def score_readout(
     """The scores of a batch that has been read already; see `score_pairs`."""
     if not len(batch.targets) == len(batch.predictors) == len(batch.sequences):
         raise ValueError("predictors, targets and sequences must have one entry for each response token")
-    comparisons = [need for need in needs if isinstance(need, Tilt | Kl)]
-    logps, compared = token_values(readout, batch.targets, comparisons, against)  # (N,)
-    values: dict[Need, Tensor] = {need: _sums(v, batch) for need, v in zip(comparisons, compared, strict=True)}
+    summed = [need for need in needs if need != TokenLogps()]
+    logps, further = token_values(readout, batch.targets, summed, against)  # (N,)
+    values: dict[Need, Tensor] = {need: _sums(v, batch) for need, v in zip(summed, further, strict=True)}
     if TokenLogps() in needs:
         values[TokenLogps()] = _padded(logps, batch)
     scores = _sums(logps, batch)
@@ -149,6 +152,18 @@ def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
     return body, head
 
 
+@contextmanager
+def _read(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
+    """The arguments of a model that reads the batch within this context."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.segments is None:
+        yield inputs | {"attention_mask": batch.attention_mask}
+        return
+    with reading_shared_row():
+        attention = SharedAttention(batch.segments)
+        yield inputs | {"position_ids": batch.position_ids, "shared_attention": attention}
+
+
 def _hidden_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
@@ -162,8 +177,9 @@ def _with_head(head: Any, body: Any, hidden: Tensor) -> Readout:
 
 
 def _full_logits(model: nn.Module, batch: PreferenceBatch) -> Readout:
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return Readout(output.logits.flatten(0, 1)[batch.predictors], weight=None)
+    with _read(batch) as inputs:
+        logits = model(**inputs).logits
+    return Readout(logits.flatten(0, 1).index_select(0, batch.predictors), weight=None)
 
 
 def _difference(model: nn.Module) -> str | None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -24,8 +25,17 @@ PAIRS, GLOBAL, MICRO = 10, 4, 2  # windows of 4, 4, 2 pairs: 2, 2, 1 micro-batch
 class Recorder(LightningModule):
     """Remembers the pairs of every training batch; its weight depends on their order."""
 
-    def __init__(self, tokenizer, sides=("chosen", "rejected"), required=frozenset(), positions=None, references=()):
+    def __init__(
+        self,
+        tokenizer,
+        sides=("chosen", "rejected"),
+        required=frozenset(),
+        positions=None,
+        references=(),
+        layout="padded",
+    ):
         super().__init__()
+        self.layout = layout
         self.corpora = []
         self.policy = SimpleNamespace(
             load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], positions=lambda: positions
@@ -34,6 +44,9 @@ class Recorder(LightningModule):
         self.objective = SimpleNamespace(sides=sides, required=required)
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.seen, self.evaluated, self.steps, self.batches = [], [], [], []
+
+    def decide_layout(self, lengths):
+        self.batch_layout = self.layout
 
     def training_step(self, batch, batch_idx):
         assert isinstance(batch, PreferenceBatch)
@@ -376,6 +389,158 @@ def test_trainer_settings_that_would_cut_windows_are_refused(tokenizer, source, 
         fit(tokenizer, data(source, held_out), **options)
 
 
+# By tokens. Prompts "p" and a digit, begin token before: 3 tokens; chosen "c0" and end token: 3; rejected "r", 2. In
+# the rows of `uneven` pair k has 2 k letters more.
+
+
+@pytest.fixture
+def uneven(written):
+    rows = [
+        {"prompt": f"p{k}", "chosen": f"c{k}" + "x" * 2 * k, "rejected": "r", "margin": k + 0.28, "id": str(k)}
+        for k in range(PAIRS)
+    ]
+    return str(written(rows, "uneven.jsonl"))
+
+
+def tokens_of(pair, layout):
+    return 8 + 2 * int(pair) if layout == "shared" else 2 * (6 + 2 * int(pair))
+
+
+def budgeted(source, held_out=None, tokens=64, **options):
+    return data(source, held_out, micro_batch=None, max_tokens=tokens, **options)
+
+
+def fit_within(tokenizer, datamodule, *callbacks, layout="padded", ckpt=None, **options):
+    module = Recorder(tokenizer, layout=layout)
+    trainer(*callbacks, **options).fit(module, datamodule=datamodule, ckpt_path=ckpt)
+    return module
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_within_a_budget_steps_are_those_of_one_batch_and_no_forward_is_above_it(tokenizer, uneven, layout):
+    one = fit(tokenizer, data(uneven, micro_batch=None))
+    module = fit_within(tokenizer, budgeted(uneven), layout=layout)
+    assert module.weight.item() == pytest.approx(one.weight.item(), rel=1e-12)
+    windows = [sorted(id for _, ids in module.seen[a:b] for id in ids) for a, b in pairwise([0, *module.steps])]
+    assert windows == [sorted(ids) for _, ids in one.seen]
+    for batch in module.batches:
+        costs = [tokens_of(pair, layout) for pair in batch.pair_ids]
+        assert (sum(costs) if layout == "shared" else len(costs) * max(costs)) <= 64
+        assert (batch.segments is not None) == (layout == "shared")
+    # The least that works: with fewer, 3 epochs would have a window above 64.
+    every = module.trainer.accumulate_grad_batches
+    assert len(module.steps) == 9 and every > 1
+    assert max(sum(tokens_of(pair, layout) for pair in window) for window in windows) > 64 * (every - 1)
+
+
+@pytest.mark.parametrize(
+    "where, validates, options, points",
+    [
+        ("step", False, {}, 9),
+        ("epoch", True, {"max_epochs": None, "max_steps": 8}, 3),
+        ("validation", True, {"val_check_interval": 0.4}, 6),
+    ],
+)
+def test_resuming_within_a_budget_gives_exactly_the_rest(
+    tokenizer, uneven, held_out, tmp_path, where, validates, options, points
+):
+    held_out = held_out if validates else None
+    save = Save(where, tmp_path)
+    whole = fit_within(tokenizer, budgeted(uneven, held_out), save, layout="shared", **options)
+    assert len(save.points) >= points
+    for path, given in save.points:
+        resumed = fit_within(tokenizer, budgeted(uneven, held_out), layout="shared", ckpt=path, **options)
+        assert resumed.seen == whole.seen[given:]
+        assert resumed.weight.item() == whole.weight.item()
+
+
+def test_resuming_within_another_budget_is_refused(tokenizer, uneven, tmp_path):
+    save = Save("step", tmp_path)
+    fit_within(tokenizer, budgeted(uneven), save)
+    with pytest.raises(UserError, match=r"data\.max_tokens with the same trainer\.max_epochs and max_steps, or start"):
+        fit_within(tokenizer, budgeted(uneven, tokens=100), ckpt=save.points[0][0])
+
+
+def test_the_epochs_of_a_run_follow_from_its_steps_and_its_limits(tokenizer, uneven):
+    # Three windows an epoch; a share of 0.5 leaves one.
+    for options, epochs in (
+        ({"max_epochs": 2}, 2),
+        ({"max_epochs": None, "max_steps": 7}, 3),
+        ({"max_epochs": 2, "max_steps": 7}, 2),
+        ({"max_epochs": 5, "max_steps": 2}, 1),
+        ({"max_epochs": None, "max_steps": 4, "limit_train_batches": 0.5}, 4),
+        ({"max_epochs": 0}, 1),
+    ):
+        datamodule = budgeted(uneven)
+        fit_within(tokenizer, datamodule, **options)
+        assert datamodule._epochs == epochs, options
+        assert datamodule.trainer.current_epoch <= epochs
+
+
+def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
+    with pytest.raises(UsageError, match=r"max_tokens needs to know how long the run is.* set trainer\.max_epochs or"):
+        fit_within(tokenizer, budgeted(uneven), max_epochs=-1)
+
+
+def test_a_pair_above_the_budget_is_refused_before_training(tokenizer, uneven, held_out):
+    for layout, tokens in (("shared", 26), ("padded", 48)):
+        module = Recorder(tokenizer, layout=layout)
+        sentence = f"Pair 9 alone takes {tokens} tokens .*{layout} rows.*max_tokens 25; raise that to {tokens} or more"
+        with pytest.raises(UserError, match=sentence):
+            trainer().fit(module, datamodule=budgeted(uneven, tokens=25))
+        # With the remedy of the sentence it runs.
+        fit_within(tokenizer, budgeted(uneven, tokens=tokens), layout=layout, max_epochs=1)
+    # Validation pairs have 2 * 5 tokens: begin, "v", a digit, "c", end.
+    with pytest.raises(UserError, match=r"Pair v0 alone takes 10 tokens .*max_tokens 9"):
+        trainer().validate(Recorder(tokenizer), datamodule=budgeted(uneven, held_out, tokens=9), verbose=False)
+    evaluated = Recorder(tokenizer)
+    trainer().validate(evaluated, datamodule=budgeted(uneven, held_out, tokens=9, val_batch=2), verbose=False)
+    assert evaluated.evaluated == ["v0", "v1", "v2", "v3", "v4"]
+
+
+def test_validation_is_cut_by_the_budget_or_by_its_own_batch(tokenizer, uneven, held_out):
+    seen = []
+
+    class Batches(Callback):
+        def on_validation_batch_start(self, trainer, module, batch, *_):
+            seen.append(len(batch))
+
+    module = Recorder(tokenizer)
+    trainer(Batches()).validate(module, datamodule=budgeted(uneven, held_out, tokens=30), verbose=False)
+    assert sorted(seen) == [2, 3] and sorted(module.evaluated) == ["v0", "v1", "v2", "v3", "v4"]
+    seen.clear()
+    datamodule = budgeted(uneven, held_out, tokens=30, val_batch=5)
+    trainer(Batches()).validate(Recorder(tokenizer), datamodule=datamodule, verbose=False)
+    assert seen == [5]
+
+
+def test_the_budget_is_counted_in_the_rows_of_the_module_that_runs(tokenizer, uneven):
+    datamodule = budgeted(uneven)
+    every = {}
+    for layout in ("padded", "shared", "padded"):
+        module = Recorder(tokenizer, layout=layout)
+        trainer(max_epochs=1).fit(module, datamodule=datamodule)
+        every.setdefault(layout, set()).add(module.trainer.accumulate_grad_batches)
+        alone = fit_within(tokenizer, budgeted(uneven), layout=layout, max_epochs=1)
+        assert [batch.pair_ids for batch in module.batches] == [batch.pair_ids for batch in alone.batches]
+    # Padded rows take more: 6 + 2k tokens twice, and not 8 + 2k.
+    assert max(every["shared"]) < min(every["padded"])
+
+
+def test_ranks_within_a_budget_share_the_same_windows(tokenizer, uneven):
+    one = fit_within(tokenizer, budgeted(uneven), max_epochs=1).trainer.datamodule
+    seen = []
+    for rank in range(2):
+        strategy = Mock(spec=ParallelStrategy, distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
+        one.trainer = Mock(strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False))
+        loader = one.train_dataloader()
+        batches = [sealed.batch for sealed in loader]
+        assert len(batches) == len(loader)
+        seen.append([id for b in batches for id, real in zip(b.pair_ids, b.real.tolist(), strict=True) if real])
+    assert sorted(seen[0] + seen[1]) == [str(k) for k in range(PAIRS)]
+    assert abs(len(seen[0]) - len(seen[1])) < PAIRS // 2
+
+
 def test_an_accumulation_schedule_is_refused_and_the_right_accumulation_is_not(tokenizer, source):
     with pytest.raises(UsageError, match="accumulate_grad_batches is set"):
         fit(tokenizer, data(source), GradientAccumulationScheduler({0: 2}))
@@ -388,6 +553,11 @@ def test_an_accumulation_schedule_is_refused_and_the_right_accumulation_is_not(t
         ({"global_batch": 0}, "data.global_batch is 0; it must be at least 1"),
         ({"micro_batch": 0}, "data.micro_batch is 0"),
         ({"val_batch": -1}, "data.val_batch is -1"),
+        ({"max_tokens": 0}, "data.max_tokens is 0; it must be at least 1"),
+        (
+            {"micro_batch": 2, "max_tokens": 64},
+            "micro_batch 2 and data.max_tokens 64 are both set.*leave one of them out",
+        ),
         ({"workers": -1}, "data.workers is -1"),
         ({"seed": -1}, "data.seed is -1"),
         ({"val_fraction": 1.0}, "data.val_fraction is 1; it must be at least 0 and below 1"),

@@ -2,11 +2,13 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_pref.data.budget import TokenBudget
 from lit_pref.data.loading import PairLoader, ResumableLoader
 from lit_pref.data.sampling import MicroBatch, WindowSampler, epoch_order, evaluation_batches
 from lit_pref.errors import UserError
@@ -23,8 +25,8 @@ def real_pairs(cells):
     return [i for cell in cells for i, real in zip(cell.indices, cell.real, strict=True) if real]
 
 
-def loader(pairs=10, global_batch=4, micro_batch=2, seed=5, fingerprint="data", workers=0, world=1, rank=0):
-    sampler = WindowSampler(pairs, seed, global_batch, micro_batch, world, rank)
+def loader(pairs=10, global_batch=4, micro_batch=2, seed=5, fingerprint="data", workers=0, world=1, rank=0, epochs=3):
+    sampler = WindowSampler(pairs, seed, global_batch, micro_batch, world, rank, epochs)
     return ResumableLoader(Cells(), sampler, fingerprint, workers)
 
 
@@ -55,6 +57,29 @@ def test_resuming_at_any_window_end_gives_exactly_the_rest(data, **shape):
     resumed = loader(**shape, rank=rank)
     resumed.load_state_dict(whole[k][2])
     assert resumed.state_dict() == whole[k][2]
+    assert run(resumed, epochs=3, first=whole[k][0]) == whole[k + 1 :]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(*[st.integers(1, 20)] * 3), min_size=1, max_size=40),
+    layout=st.sampled_from(["shared", "padded"]),
+    spare=st.integers(0, 200),
+    global_batch=st.integers(1, 17),
+    world=st.integers(1, 4),
+    data=st.data(),
+)
+def test_resuming_within_a_token_budget_gives_exactly_the_rest(lengths, layout, spare, global_batch, world, data):
+    most = TokenBudget(0, np.array(lengths), layout).costs.max()
+    budget = TokenBudget(int(most) + spare, np.array(lengths), layout)
+    shape = {"pairs": len(lengths), "global_batch": global_batch, "micro_batch": budget, "world": world}
+    shape["rank"] = data.draw(st.integers(0, world - 1))
+    whole = run(loader(**shape), epochs=3)
+    ends = [k for k, (_, _, state) in enumerate(whole) if state["pairs"] % global_batch == 0]
+    assert len(ends) == 3 * -(-len(lengths) // global_batch)
+    k = data.draw(st.sampled_from(ends))
+    resumed = loader(**shape)
+    resumed.load_state_dict(whole[k][2])
     assert run(resumed, epochs=3, first=whole[k][0]) == whole[k + 1 :]
 
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 import lit_pref.data.preparation as preparation_module
@@ -51,6 +52,19 @@ def test_pairs_over_several_chunks_are_found_by_index(tokenizer, written):
     assert [pair.margin for pair in pairs[CHUNK - 1 : CHUNK + 1]] == [CHUNK - 1, CHUNK]
     with pytest.raises(IndexError):
         pairs[number]
+
+
+def test_lengths_are_those_of_the_pairs(tokenizer, written):
+    # One token a byte, one for the begin and one for each end.
+    some = [
+        {"prompt": "p" * (k % 7 + 1), "chosen": "c" * (k % 5 + 1), "rejected": "r" * (k % 3 + 1)}
+        for k in range(CHUNK + 2)
+    ]
+    both = prepared(tokenizer, written(some)).lengths
+    assert both.shape == (CHUNK + 2, 3) and both.dtype == np.int32
+    assert both.tolist() == [[k % 7 + 2, k % 5 + 2, k % 3 + 2] for k in range(CHUNK + 2)]
+    one = prepared(tokenizer, written(some), one_sided=True).lengths
+    assert one.tolist() == [[k % 7 + 2, k % 5 + 2, 0] for k in range(CHUNK + 2)]
 
 
 def test_message_lists_and_missing_sides_survive(tokenizer, written):

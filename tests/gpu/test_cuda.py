@@ -16,10 +16,11 @@ from training_runs import Ran, Run, fit
 
 from lit_pref.__main__ import main
 from lit_pref.commands.export import read_checkpoint
+from lit_pref.data.collation import collate
 from lit_pref.models.policy import Policy
-from lit_pref.scoring.layout import padded
+from lit_pref.models.sharing import share
 from lit_pref.scoring.score import Scorer
-from lit_pref.types import PreferenceBatch, TokenLogps
+from lit_pref.types import KeptText, PreferencePair, TokenLogps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 DEVICE = "cuda"
@@ -31,35 +32,36 @@ def _device() -> None:
         pytest.fail("-m gpu asks for the tests that need a CUDA device, and torch sees none here")
 
 
-def batch() -> PreferenceBatch:
-    ids, mask, predictors, targets, sequences = padded(
-        [[5, 6, 7], [8]], [[9, 10, 11, 12], [13]], [[14, 15], [16, 17, 18]], pad_id=0
-    )
-    return PreferenceBatch(
-        pair_ids=["a", "b"],
-        input_ids=ids,
-        attention_mask=mask,
-        predictors=predictors,
-        targets=targets,
-        sequences=sequences,
-        chosen_lengths=torch.tensor([4, 1]),
-        rejected_lengths=torch.tensor([2, 3]),
-        margin=None,
-        probability=None,
-        real=torch.tensor([True, True]),
-        window_pairs=2,
-    )
+TEXT = KeptText("", "", "", True, True)
+IDS = [([5, 6, 7], [9, 10, 11, 12], [14, 15]), ([8], [13], [16, 17, 18]), ([5] * 9, [6, 7], [8])]
+PAIRS = [PreferencePair(str(k), *ids, None, None, {}, None, TEXT) for k, ids in enumerate(IDS)]
 
 
-def test_token_logps_are_those_of_the_cpu(policy_folder: Path):
-    scorer, needs = Scorer(Policy(path=str(policy_folder)).build()).eval(), frozenset({TokenLogps()})
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-1)])
+def test_token_logps_are_those_of_the_cpu(layout: Any, dtype: str, tolerance: float, policy_folder: Path):
+    # Shared rows go through a mask in float32, and through the kernel for sequences of different lengths in bfloat16.
+    scorer, needs = Scorer(Policy(path=str(policy_folder), dtype=dtype).build()).eval(), frozenset({TokenLogps()})
+    share(scorer.model)
     with torch.no_grad():
-        there = scorer(batch(), needs)
-        here = scorer.to(DEVICE)(batch().to(DEVICE), needs)
+        there = scorer(collate(PAIRS, 0), needs)
+        here = scorer.to(DEVICE)(collate(PAIRS, 0, layout=layout).to(DEVICE), needs)
     for side in ("chosen", "rejected"):
         expected, found = (getattr(scores, side).statistics[TokenLogps()] for scores in (there, here))
         assert found.device.type == DEVICE
-        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.cpu(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-1)])
+def test_gradients_of_both_layouts_agree(dtype: str, tolerance: float, policy_folder: Path):
+    scorer = Scorer(Policy(path=str(policy_folder), dtype=dtype).build()).to(DEVICE)
+    share(scorer.model)
+    gradients = []
+    for layout in ("shared", "padded"):
+        scores = scorer(collate(PAIRS, 0, layout=layout).to(DEVICE))  # type: ignore[arg-type]
+        sums = (scores.chosen.scores - scores.rejected.scores).sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(sums, list(scorer.parameters()))]))
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
 def three_steps(policy: Path, pairs: Path, folder: Path, device: str = DEVICE, **options: Any) -> Ran:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import socket
 import subprocess
@@ -6,7 +7,9 @@ import sys
 import pytest
 
 from lit_pref.errors import UserError
-from lit_pref.models.folder import model_folder, tokenizer_folder
+from lit_pref.models import folder as folders
+from lit_pref.models.folder import file_digest, model_folder, tokenizer_folder
+from lit_pref.models.policy import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +119,40 @@ def ask(name, tmp_path, **environment):
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     ).stdout
+
+
+def test_the_digest_of_a_large_file_is_kept_on_disk_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(b"a" * 2**20)
+    small.write_bytes(b"a")
+    assert file_digest(large) == hashlib.sha256(b"a" * 2**20).hexdigest()
+    assert not (tmp_path / "cache").exists()  # it changed just now, and may again within one tick of the clock
+    folders._digest.cache_clear()
+    monkeypatch.setattr(folders, "_SETTLED", -1)
+    for file in (large, small):
+        assert file_digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    (kept,) = (tmp_path / "cache" / "digests").iterdir()
+    kept.write_text("f" * 64)
+    folders._digest.cache_clear()  # another process
+    assert file_digest(large) == "f" * 64
+    large.write_bytes(b"b" * 2**20)
+    assert file_digest(large) == hashlib.sha256(b"b" * 2**20).hexdigest()
+
+
+def test_a_fingerprint_is_of_all_files_that_decide_a_models_numbers(folder):
+    def fingerprint(trust=False):
+        return Policy(path=str(folder), trust_remote_code=trust).fingerprint()
+
+    seen = {fingerprint()}
+    (folder / "README.md").write_text("words")
+    (folder / "model.py").write_text("scale = 1")
+    (folder / "tokenizer.json").write_text("[]")
+    assert seen == {fingerprint()}
+    seen.add(fingerprint(trust=True))
+    (folder / "model.py").write_text("scale = 2.0")
+    seen.add(fingerprint(trust=True))
+    for number, name in enumerate(("model.safetensors", "config.json", "adapter_config.json", "adapter.safetensors")):
+        (folder / name).write_text("{}" + " " * (number + 1))
+        seen.add(fingerprint())
+    assert len(seen) == 7

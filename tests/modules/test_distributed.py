@@ -25,11 +25,12 @@ from lit_pref.models.policy import Lora
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.references.live import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.
 
-
+TOKENS = 250  # a pair has 41 to 84: two ranks take two micro-batches of the full windows
 MARGINS = torch.tensor([])  # of the training pairs, once they are written
 
 
@@ -54,14 +55,21 @@ def cases(folder: Path) -> dict[str, Run]:
         data=data,
         objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
         trainer={"max_epochs": 2, "gradient_clip_val": 0.5},
+        layout="shared",
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
-    single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO)
+    # Another model: near the policy itself, rounding alone decides whether a response has fallen.
+    single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO, layout="padded")
+    single, rounded = (
+        replace(single, references=lambda: [Pretrained(str(folder / "other"))]),
+        replace(single, reference_store=False),  # a live one rounds as the policy does
+    )
     return {
         "plain": plain,
         "lora": lora,
+        "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "single": single,
-        "bf16": replace(single, trainer={**single.trainer, "precision": "bf16-mixed"}),
+        "bf16": replace(rounded, trainer={**single.trainer, "precision": "bf16-mixed"}, layout="shared"),
     }
 
 
@@ -80,7 +88,7 @@ def two_processes(folder: Path) -> None:
     results: dict[str, Any] = {}
 
     def run(name: str, strategy: str, case: Run, at: str, **options: Any) -> Ran:
-        data = {**case.data, "micro_batch": 2}
+        data = {**case.data, "micro_batch": None if "max_tokens" in case.data else 2}
         ran = fit(replace(case, data=data), folder / at, strategy=strategies()[strategy](), devices=2, **options)
         gathered: list[Any] = [None, None]
         torch.distributed.all_gather_object(gathered, ran.given)
@@ -94,7 +102,8 @@ def two_processes(folder: Path) -> None:
     for strategy in strategies():
         for name in ("plain", "lora"):
             case = cases(folder)[name]
-            case = replace(case, policy={**case.policy, "dtype": "float32", "dropout": 0.1}, optimizer=adamw)
+            policy = {**case.policy, "dtype": "float32", "dropout": 0.1}
+            case = replace(case, policy=policy, optimizer=adamw, layout="auto")
             at = f"resumed-{name}-{strategy}"
             whole = run("", strategy, case, at, every=2)
             for step in (2, 4):
@@ -119,6 +128,7 @@ def two_processes(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     make_policy(folder / "tied", seed=0, tie_word_embeddings=True)
+    make_policy(folder / "other", seed=5)
     write_pairs(folder / "train.jsonl", 17)
     write_pairs(folder / "val.jsonl", 5, seed=1)
     with socket.socket() as free:
@@ -164,7 +174,7 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
     return read_checkpoint(sorted((folder / ran / "checkpoints").glob("*.ckpt"))[-1])
 
 
-RELATIVE = {"plain": 1e-10, "lora": 1e-10, "single": 1e-4, "bf16": 3e-2}
+RELATIVE = {"plain": 1e-10, "lora": 1e-10, "tokens": 1e-10, "single": 1e-4, "bf16": 3e-2}
 COMBINED = [
     (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
 ]
@@ -196,6 +206,18 @@ def test_two_processes_see_each_pair_once_an_epoch(seen, strategy):
         ids = [[name for at, given in rank if at == epoch for name in given] for rank in ranks]
         assert len(ids[0]) + len(ids[1]) == 17 and len(set(ids[0]) | set(ids[1])) == 17
         assert sorted(len(rank) for rank in ids) == [8, 9]  # the last window: one pair and one filler
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_within_a_token_budget_take_the_steps_of_one_without(seen, alone, strategy):
+    ran = seen[f"tokens {strategy}"]
+    sizes = [[len(ids) for _, ids in rank] for rank in ran["given"]]
+    assert len(sizes[0]) == len(sizes[1]) == 2 * (2 + 2 + 1)
+    assert sum(map(sum, sizes)) == 2 * 17 and {0, 1, 2, 3} >= {n for rank in sizes for n in rank} >= {0, 1, 2}
+    logged, expected = numbers(ran["logged"]), numbers(alone["plain"].logged.steps)
+    assert logged.keys() == expected.keys()
+    for key, value in expected.items():
+        assert logged[key] == pytest.approx(value, rel=1e-10, abs=1e-10, nan_ok=True), key
 
 
 @pytest.mark.parametrize("name", ["plain", "lora"])

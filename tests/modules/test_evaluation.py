@@ -81,7 +81,8 @@ def test_predict_writes_one_row_a_pair(arguments: list[str]):
     run("predict", *arguments)
     assert len(set(column("id", "predict-step=00000000.parquet"))) == 46
     z = column("z", "predict-step=00000000.parquet")
-    assert z == pytest.approx([0.0] * 46, abs=1e-6), "the policy is its own reference"
+    # Two roundings of scores of a hundred nats in fp32: the reference was read in other company.
+    assert z == pytest.approx([0.0] * 46, abs=1e-5), "the policy is its own reference"
 
 
 def test_a_run_that_goes_on_keeps_what_was_before_training(arguments: list[str], capfd: pytest.CaptureFixture[str]):

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, fit
 
+from lit_pref.data.budget import TokenBudget
 from lit_pref.errors import UserError
 from lit_pref.models.policy import Lora
 from lit_pref.modules.schedules import Cosine
@@ -62,6 +63,24 @@ def test_k_micro_batches_of_b_are_one_of_k_times_b(run: Run, tmp_path: Path, obj
         if whole.module.objective.progress:
             assert parts.module.objective.progress == pytest.approx(whole.module.objective.progress, rel=1e-12)
     assert whole.logged.column("train/pairs") == [8, 8, 4]
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_micro_batches_by_tokens_are_one_of_all_pairs(run: Run, tmp_path: Path, layout):
+    run = replace(run, objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05), layout=layout)
+    whole, start = fit(micro(run, GLOBAL), tmp_path / "whole"), fit(run, tmp_path / "start", max_epochs=0)
+    moved = (weights(whole) - weights(start)).norm()
+    assert moved > 1e-3
+    pairs = whole.trainer.datamodule.train_pairs
+    tokens = int(TokenBudget(0, pairs.lengths, layout).costs.max()) + 40
+    parts = fit(replace(run, data={**run.data, "max_tokens": tokens}), tmp_path / "parts")
+    sizes = [len(ids) for _, ids in parts.given]
+    assert sum(sizes) == PAIRS and len(set(sizes)) > 1
+    assert parts.trainer.accumulate_grad_batches > 1
+    assert (weights(parts) - weights(whole)).norm() < 1e-12 * moved
+    for name in ("train/loss", "train/gradient_norm", "train/pairs", "val/loss"):
+        assert parts.logged.column(name) == pytest.approx(whole.logged.column(name), rel=1e-12)
+    assert parts.module.objective.progress == pytest.approx(whole.module.objective.progress, rel=1e-12)
 
 
 def test_a_step_is_the_gradient_of_the_mean_over_the_window_also_a_ragged_one(run: Run, tmp_path: Path):
@@ -154,7 +173,8 @@ def test_early_stopping_watches_the_validation_loss(run: Run, tmp_path: Path):
 def test_the_reference_is_outside_and_stays_the_same_to_the_last_bit(run: Run, tmp_path: Path, policy_folder: Path):
     from safetensors.torch import load_file
 
-    ran = fit(replace(run, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)), tmp_path, max_epochs=2)
+    live = replace(run, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), reference_store=False)
+    ran = fit(live, tmp_path, max_epochs=2)
     written = load_file(policy_folder / "model.safetensors")
     reference = dict(ran.module.references[0]._scorer.model.named_parameters())
     assert all(torch.equal(reference[name], tensor.double()) for name, tensor in written.items())

@@ -55,7 +55,7 @@ def batch_of(tokenizer):
     prompts = [[tokenizer.bos_token_id, *encoded(tokenizer, t.prompt)] for t in TEXTS]
     chosen = [encoded(tokenizer, t.chosen, t.chosen_complete) for t in TEXTS]
     rejected = [encoded(tokenizer, t.rejected, t.rejected_complete) for t in TEXTS]
-    ids, mask, predictors, targets, sequences = padded(prompts, chosen, rejected, tokenizer.pad_token_id)
+    ids, mask, predictors, targets, sequences = padded(prompts, chosen, rejected, tokenizer.pad_token_id)[:5]
     return PreferenceBatch(
         pair_ids=["one", "two"],
         input_ids=ids,

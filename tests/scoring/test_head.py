@@ -7,12 +7,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_pref.scoring.head import Readout, tile_shape, token_values
-from lit_pref.types import Kl, Tilt
+from lit_pref.scoring import head
+from lit_pref.scoring.head import Readout, token_values
+from lit_pref.scoring.tiles import tile_shape
+from lit_pref.types import Entropy, Kl, SumSquares, Tilt, TopOne
 
 # More rows and columns than one CPU tile has, and a multiple of neither.
-ROWS, COLUMNS = tile_shape(torch.device("cpu"))
-N, V, H = ROWS + 88, 2 * COLUMNS + 45, 6
+N, V, H = 520, 4513, 6
+MANY = 17_011  # with N rows, more logits than the forward keeps
+ROWS, COLUMNS = tile_shape(torch.device("cpu"), N, V)
 
 
 def tensors(dtype=torch.float64, n=N, v=V, h=H, bias=True, seed=0):
@@ -34,14 +37,30 @@ def naive_logps(logits, targets):
     return torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
 
 
-@pytest.mark.parametrize(
+FORMS = pytest.mark.parametrize(
     ("bias", "scale", "softcap"),
     [(False, 1.0, None), (True, 1.0, None), (True, 0.3, None), (False, 1.0, 2.0), (True, 0.7, 1.5)],
 )
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_log_probs_and_gradients_are_those_of_the_full_log_softmax(bias, scale, softcap, dtype, close):
+PRECISIONS = pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+
+
+@FORMS
+@PRECISIONS
+@pytest.mark.parametrize(
+    ("few", "wanted"),
+    [(True, "hidden weight bias"), (False, "hidden weight bias"), (True, "hidden"), (False, "weight"), (True, "bias")],
+)
+def test_log_probs_and_gradients_are_those_of_the_full_log_softmax(
+    bias, scale, softcap, dtype, close, few, wanted, monkeypatch
+):
+    monkeypatch.setattr(head, "few_tiles", lambda *_: few)
     given, targets = tensors(dtype, bias=bias)
-    exact = [None if t is None else t.detach().double().requires_grad_() for t in given]
+    for t, name in zip(given, ("hidden", "weight", "bias"), strict=True):
+        if t is not None:
+            t.requires_grad_(name in wanted)
+    if not any(t is not None and t.requires_grad for t in given):
+        return  # a head without bias has no gradient of one
+    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in given]
     upstream = torch.randn(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     logps, _ = token_values(Readout(*given, scale, softcap), targets)
@@ -52,7 +71,7 @@ def test_log_probs_and_gradients_are_those_of_the_full_log_softmax(bias, scale, 
     assert logps.dtype == dtype
     torch.testing.assert_close(logps.double(), expected, rtol=0, atol=close)
     for ours, theirs in zip(given, exact, strict=True):
-        if ours is not None:
+        if ours is not None and theirs.requires_grad:
             assert (ours.grad.double() - theirs.grad).norm() <= close * theirs.grad.norm()
 
 
@@ -62,7 +81,8 @@ def test_the_backward_is_the_finite_difference_of_the_forward():
 
 
 def test_a_readout_of_logits_is_scored_as_it_stands():
-    (logits, _, _), targets = tensors(h=V)
+    logits = torch.randn(N, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(N) * 8
     logps, _ = token_values(Readout(logits, None), targets)
     logps.square().sum().backward()
     exact = logits.detach().clone().requires_grad_()
@@ -71,12 +91,71 @@ def test_a_readout_of_logits_is_scored_as_it_stands():
     torch.testing.assert_close(logits.grad, exact.grad, rtol=0, atol=1e-12)
 
 
-def test_a_frozen_head_gets_no_gradient_and_changes_none():
-    (hidden, weight, bias), targets = tensors()
-    token_values(Readout(hidden, weight, bias), targets)[0].sum().backward()
-    frozen = hidden.detach().clone().requires_grad_()
-    token_values(Readout(frozen, weight.detach(), bias.detach()), targets)[0].sum().backward()
-    torch.testing.assert_close(frozen.grad, hidden.grad, rtol=0, atol=0)
+class Operations(TorchDispatchMode):
+    """Names of the operations run within, and the elements of the largest tensor made."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor):
+                self.elements = max(self.elements, t.numel())
+        return result
+
+
+def multiplications(operations):
+    return sum(name in ("mm", "addmm", "addmm_") for name in operations.names)
+
+
+def test_each_case_multiplies_matrices_no_more_often_than_it_must():
+    def counts(v, hidden_wants, weight_wants, recorded=True):
+        (hidden, weight, _), targets = tensors(torch.float32, v=v, bias=False)
+        hidden.requires_grad_(hidden_wants)
+        weight.requires_grad_(weight_wants)
+        rows, columns = tile_shape(torch.device("cpu"), N, v)
+        tiles = math.ceil(N / rows) * math.ceil(v / columns)
+        with torch.set_grad_enabled(recorded), Operations() as forward:
+            logps, _ = token_values(Readout(hidden, weight), targets)
+        with Operations() as backward:
+            if recorded:
+                logps.sum().backward()
+        return multiplications(forward) / tiles, multiplications(backward) / tiles
+
+    assert counts(V, True, True, recorded=False) == (1, 0)  # a reference: nothing but logits
+    assert counts(V, True, False) == (2, 0)  # a frozen head: logits and unit gradient; the backward has none
+    assert counts(V, True, True) == (1, 2)  # few logits are kept
+    assert counts(MANY, True, True) == (1, 3)  # many are made again
+
+
+def test_a_frozen_head_in_bf16_keeps_its_gradient_in_fp32_until_it_is_multiplied():
+    (hidden, weight, _), targets = tensors(torch.float32, n=40, v=300)
+    hidden, weight = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16()
+    token_values(Readout(hidden, weight), targets)[0].mul(1 / 3).sum().backward()
+    exact = hidden.detach().double().requires_grad_()
+    naive_logps(exact @ weight.double().T, targets).mul(1 / 3).sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_second_backward_and_a_second_pass_give_the_same_bits(few, frozen, monkeypatch):
+    monkeypatch.setattr(head, "few_tiles", lambda *_: few)
+    (hidden, weight, bias), targets = tensors(torch.float32)
+    wanted = [hidden] if frozen else [hidden, weight, bias]
+    for t in (weight, bias):
+        t.requires_grad_(not frozen)
+    runs = []
+    for _ in range(2):
+        logps, _ = token_values(Readout(hidden, weight, bias, 0.9, 4.0), targets)
+        runs += [torch.autograd.grad(logps.sum(), wanted, retain_graph=True) for _ in range(2)]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 def test_a_weight_used_as_embedding_and_head_gets_both_gradients():
@@ -93,11 +172,12 @@ def test_a_weight_used_as_embedding_and_head_gets_both_gradients():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_comparisons_are_those_of_the_full_distributions(dtype, close):
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close):
     (hidden, weight, bias), targets = tensors(dtype)
     (other, other_weight, _), _ = tensors(dtype, h=H + 3, seed=5)
-    needs = [Tilt(0.01), Kl(), Tilt(-0.3)]
+    needs = [Tilt(0.01), Entropy(), Kl(), TopOne(), Tilt(-0.3), SumSquares()]
+    targets[::3] = naive_logits(hidden, weight, bias, 0.5, 3.0)[::3].argmax(1)
     _, values = token_values(
         Readout(hidden, weight, bias, 0.5, 3.0), targets, needs, Readout(other, other_weight, None, 0.4)
     )
@@ -106,9 +186,13 @@ def test_comparisons_are_those_of_the_full_distributions(dtype, close):
     log_p, log_q = torch.log_softmax(f, -1), torch.log_softmax(g, -1)
     expected = [
         naive_logps(1.01 * f - 0.01 * g, targets),
+        -(log_p.exp() * log_p).sum(-1),
         (log_p.exp() * (log_p - log_q)).sum(-1),
+        (f.argmax(-1) == targets).double(),
         naive_logps(0.7 * f + 0.3 * g, targets),
+        log_p.exp().square().sum(-1),
     ]
+    assert 0 < expected[3].sum() < N
     for ours, theirs in zip(values, expected, strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours.double(), theirs, rtol=close, atol=close)
@@ -131,6 +215,37 @@ def test_tilted_sums_are_the_published_example_of_epsilon_dpo():
     assert difference(down) == pytest.approx(0.9955615362825515, abs=1e-12)
     assert difference(logps) - difference(reference) == pytest.approx(0.5436705692221528, abs=1e-12)
     assert difference(logps - reference) - difference(kl) == pytest.approx(0.5175359376767125, abs=1e-12)
+
+
+def test_entropy_squares_and_top_one_of_distributions_known_by_heart():
+    # Probabilities 1/2, 1/4, 1/8, 1/8 have 7/4 bits and squares of 22/64; uniform ones ln 4 and 1/4, all on top.
+    probabilities = torch.tensor([[1 / 2, 1 / 4, 1 / 8, 1 / 8]] * 2 + [[1 / 4] * 4], dtype=torch.float64)
+    needs = [Entropy(), SumSquares(), TopOne(), Entropy()]  # one asked for twice is gathered once
+    _, values = token_values(Readout(probabilities.log() + 300, None), torch.tensor([0, 1, 3]), needs)
+    expected = [[1.75 * math.log(2)] * 2 + [math.log(4)], [22 / 64, 22 / 64, 1 / 4], [1, 0, 1]]
+    expected.append(expected[0])
+    torch.testing.assert_close(torch.stack(values), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_values_stay_right_where_the_largest_logit_comes_last_and_dwarfs_the_others():
+    (hidden, weight, _), targets = tensors()
+    logits = (hidden @ weight.T).detach()
+    logits[:, -1] += 900.0
+    logits[:, :50] = -torch.inf  # entries that can never be drawn
+    logps, (top,) = token_values(Readout(logits, None), targets.fill_(V - 1), [TopOne()])
+    assert torch.equal(logps, torch.zeros(N, dtype=torch.float64)) and torch.equal(top, torch.ones_like(top))
+    down, _ = token_values(Readout(logits, None), targets.fill_(V - 2))
+    torch.testing.assert_close(down, logits[:, -2] - logits[:, -1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "other_dtype"), [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)])
+def test_a_reference_of_another_dtype_is_compared_in_the_policys(dtype, other_dtype):
+    (hidden, weight, _), targets = tensors(dtype, n=30, v=200)
+    (other, other_weight, _), _ = tensors(other_dtype, n=30, v=200, seed=5)
+    _, (tilted,) = token_values(Readout(hidden, weight), targets, [Tilt(0.5)], Readout(other, other_weight))
+    f, g = hidden.double() @ weight.double().T, other.double() @ other_weight.double().T
+    assert tilted.dtype == dtype
+    torch.testing.assert_close(tilted.double(), naive_logps(1.5 * f - 0.5 * g, targets).detach(), rtol=0, atol=2e-5)
 
 
 def test_bf16_logits_are_upcast_before_they_are_interpolated():
@@ -162,32 +277,20 @@ def test_autocast_does_not_reach_the_head(weight_dtype):
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=tolerance, atol=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Counts the elements of the largest tensor made within."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                self.elements = max(self.elements, t.numel())
-        return result
-
-
-@pytest.mark.parametrize("needs", [[], [Tilt(0.01), Tilt(-0.01), Kl()]])
-def test_no_tensor_is_larger_than_a_tile(needs):
+@pytest.mark.parametrize("needs", [[], [Tilt(0.01), Tilt(-0.01), Kl()], [Entropy(), SumSquares(), TopOne()]])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_tensor_is_larger_than_a_tile(needs, frozen):
     (hidden, weight, bias), targets = tensors(torch.float32, h=4)
+    weight.requires_grad_(not frozen)
+    bias.requires_grad_(not frozen)
     (other, other_weight, _), _ = tensors(torch.float32, h=3, seed=5)
     # A weight and its gradient are V x H: here H is so small that they are smaller than a tile anyhow.
-    with Largest() as largest:
+    with Operations() as operations:
         against = Readout(other.detach(), other_weight.detach())
         logps, _ = token_values(Readout(hidden, weight, bias, 0.5, 3.0), targets, needs, against)
         logps.sum().backward()
-    assert 0 < largest.elements <= ROWS * COLUMNS <= 2**20 < N * V
-    assert weight.grad is not None
+    assert 0 < operations.elements <= ROWS * COLUMNS <= 2**20 < N * V
+    assert hidden.grad is not None and (weight.grad is None) == frozen
 
 
 def test_no_token_at_all_is_an_empty_result_with_a_zero_gradient():

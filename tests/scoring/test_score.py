@@ -52,7 +52,7 @@ REJECTED = [[15, 2], [16, 17, 18, 19, 20, 2]]
 
 
 def batch_of(prompts=PROMPTS, chosen=CHOSEN, rejected=REJECTED):
-    ids, mask, predictors, targets, sequences = padded(prompts, chosen, rejected, pad_id=0)
+    ids, mask, predictors, targets, sequences = padded(prompts, chosen, rejected, pad_id=0)[:5]
     return PreferenceBatch(
         pair_ids=[str(i) for i in range(len(prompts))],
         input_ids=ids,

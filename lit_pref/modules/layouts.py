@@ -1,0 +1,57 @@
+"""Which layout a run takes: never by timings or free memory, or a resumed run could take another."""
+
+from typing import Any, Literal
+
+import numpy
+from numpy.typing import NDArray
+
+from lit_pref.errors import UsageError
+from lit_pref.models.policy import Policy
+from lit_pref.models.sharing import why_not_shared
+from lit_pref.scoring.layout import Layout
+
+
+def decide_layout(
+    asked: Literal["auto", "shared", "padded"], policy: Policy, lengths: NDArray[Any]
+) -> tuple[Layout, str]:
+    """The layout, and why in words.
+
+    Left to itself: padded where the model cannot share, and where pairs are so short that two attention calls a pair
+    take longer than the tokens that they save. Measured on a CPU, a pair costs 200 µs a layer, and a token of a layer
+    of width H about 11 + 0.0016 H² µs.
+
+    Args:
+        asked: for.
+        policy: the model.
+        lengths: (pairs, 3), tokens of prompt, chosen and rejected response; rejected 0 for one-sided data.
+
+    Raises:
+        UsageError: Shared rows were asked for, and the model cannot read them.
+    """
+    if asked == "padded":
+        return "padded", "as asked"
+    reason = why_not_shared(policy)
+    if reason is None and asked == "shared":
+        return "shared", "as asked"
+    if asked == "shared":
+        raise UsageError(f"model.layout is shared, and {policy.describe()} cannot: {reason}; set it to padded or auto")
+    if reason is not None:
+        return "padded", reason
+    saved = tokens_saved(lengths)
+    width = policy.configuration().get_text_config().hidden_size
+    if saved * (width**2 + 7_000) < 130_000:
+        return "padded", f"pairs this short ({saved:.0f} tokens saved a pair) are read faster with padding"
+    return "shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens a pair"
+
+
+def tokens_saved(lengths: NDArray[Any]) -> float:
+    """Tokens a pair that the shared layout does not read, and the padded one does; negative where rows are uneven.
+
+    The nine-tenths quantile stands for the longest row of a batch, whatever its size.
+
+    >>> tokens_saved(numpy.array([[10, 4, 6], [10, 6, 4]]))
+    12.0
+    """
+    sides = 2 if lengths[:, 2].any() else 1
+    rows = lengths[:, :1] + lengths[:, 1 : 1 + sides]
+    return float(sides * numpy.quantile(rows, 0.9) - lengths.sum(1).mean())

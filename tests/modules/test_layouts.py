@@ -1,0 +1,141 @@
+"""The layout is a matter of speed: training gives the same losses and weights in both, and a run keeps its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conftest import make_policy, write_pairs
+from training_runs import Ran, Run, fit
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.policy import Lora, Policy
+from lit_pref.modules.layouts import decide_layout
+from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.mmpo import MMPO
+from lit_pref.objectives.mrpo import MRPO
+from lit_pref.objectives.parts.reference import Harmonic
+from lit_pref.objectives.parts.target import MarginTarget
+from lit_pref.objectives.parts.temperature import EpsilonStep
+from lit_pref.objectives.sft import SFT
+from lit_pref.references.live import InitialPolicy, Pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STEPS = 20
+TEN, LONG = numpy.array([[10, 4, 6]] * 4), numpy.array([[500, 100, 140]] * 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    write_pairs(folder / "pairs.jsonl", STEPS * 4)
+    write_pairs(folder / "val.jsonl", 5, seed=1)
+    make_policy(folder / "other", seed=5)
+    make_policy(folder / "own tokenizer", seed=6, vocabulary=270)
+    return folder
+
+
+def run_of(folder: Path, policy_folder: Path, layout: str, **changes: Any) -> Run:
+    data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 4}
+    policy = {"path": str(policy_folder)} | changes.pop("policy", {})
+    return replace(Run(policy=policy, data=data, layout=layout), **changes)
+
+
+def weights(ran: Ran) -> torch.Tensor:
+    assert ran.module.scorer is not None
+    return torch.cat([p.detach().flatten() for p in ran.module.scorer.parameters()])
+
+
+def both(folder: Path, policy_folder: Path, tmp_path: Path, **changes: Any) -> list[Ran]:
+    return [fit(run_of(folder, policy_folder, layout, **changes), tmp_path / layout) for layout in ("shared", "padded")]
+
+
+def three_papers() -> DPO:
+    parts: Any = {"target": MarginTarget(1.1), "reference": Harmonic(0.1), "temperature": EpsilonStep(0.01)}
+    return DPO(beta=0.1, **parts)
+
+
+def references(folder: Path) -> list[Any]:
+    return [InitialPolicy(), Pretrained(str(folder / "other")), Pretrained(str(folder / "own tokenizer"))]
+
+
+@pytest.mark.parametrize(
+    ("objective", "several"),
+    [(DPO, False), (MMPO, False), (EpsilonDPO, False), (SFT, False), (MRPO, True), (three_papers, True)],
+)
+def test_objectives_train_alike_over_twenty_steps(objective, several, folder, policy_folder, tmp_path):
+    changes = {"references": lambda: references(folder)} if several else {}
+    shared, padded = both(folder, policy_folder, tmp_path, objective=objective, **changes)
+    assert (shared.module.batch_layout, padded.module.batch_layout) == ("shared", "padded")
+    ours, theirs = (ran.logged.column("train/loss") for ran in (shared, padded))
+    assert len(ours) == STEPS and len(set(theirs)) == STEPS
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert shared.logged.column("val/loss") == pytest.approx(padded.logged.column("val/loss"), rel=1e-5)
+
+
+FORMS = {
+    # Scores agree to 1e-10 (tests/models/test_sharing.py); in gradients HF's norms round to float32 in between.
+    "float64": ({"policy": {"dtype": "float64"}}, 1e-6),
+    "lora": ({"policy": {"lora": Lora(r=2)}, "optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}, 1e-5),
+    "gradient checkpointing": ({"policy": {"gradient_checkpointing": True}}, 1e-5),
+    "bf16-mixed": ({"trainer": {"precision": "bf16-mixed"}}, 3e-2),
+    "bf16-true": ({"trainer": {"precision": "bf16-true"}}, 1e-1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_policy_of_any_form_trains_alike(form, folder, policy_folder, tmp_path):
+    changes, tolerance = FORMS[form]
+    shared, padded = both(folder, policy_folder, tmp_path, objective=MMPO, **changes)
+    losses = [ran.logged.column("train/loss") for ran in (shared, padded)]
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    if form == "float64":
+        moved = weights(padded) - weights(
+            fit(run_of(folder, policy_folder, "padded", **changes), tmp_path, max_epochs=0)
+        )
+        assert (weights(shared) - weights(padded)).norm() < 1e-6 * moved.norm()
+    if form == "gradient checkpointing":
+        plain = fit(run_of(folder, policy_folder, "shared", objective=MMPO), tmp_path / "plain")
+        assert torch.equal(weights(plain), weights(shared))
+
+
+# Which layout
+
+
+def test_auto_is_a_matter_of_lengths_and_configuration(policy_folder: Path):
+    policy = Policy(path=str(policy_folder))
+    assert decide_layout("auto", policy, LONG) == ("shared", "saves about 540 of 1280 tokens a pair")
+    layout, reason = decide_layout("auto", policy, TEN)
+    assert layout == "padded" and "short" in reason
+    assert decide_layout("shared", policy, TEN)[0] == "shared"
+    assert decide_layout("padded", policy, LONG)[0] == "padded"
+
+
+def test_a_wide_model_shares_shorter_pairs(tmp_path: Path):
+    wide = Policy(path=str(make_policy(tmp_path / "wide", 0, hidden_size=128, num_hidden_layers=1)))
+    assert decide_layout("auto", wide, TEN)[0] == "shared"
+
+
+def test_a_model_that_cannot_share_falls_back_and_says_why(tmp_path: Path):
+    path = make_policy(tmp_path / "window", 0, model_type="mistral", num_key_value_heads=2, sliding_window=16)
+    layout, reason = decide_layout("auto", Policy(path=str(path)), LONG)
+    assert layout == "padded" and "window of 16 tokens" in reason
+    with pytest.raises(UsageError, match=r"model\.layout is shared, and .* cannot: its attention looks back"):
+        decide_layout("shared", Policy(path=str(path)), LONG)
+
+
+def test_a_reference_that_cannot_share_reads_padded_rows(folder, policy_folder, tmp_path):
+    path = make_policy(tmp_path / "window", 9, model_type="mistral", num_key_value_heads=2, sliding_window=6)
+    shared, padded = both(folder, policy_folder, tmp_path, references=lambda: [Pretrained(str(path))])
+    assert shared.module.batch_layout == "shared"
+    assert shared.logged.column("train/loss") == pytest.approx(padded.logged.column("train/loss"), rel=1e-5)
+
+
+def test_a_run_does_not_go_on_in_another_layout(folder, policy_folder, tmp_path):
+    run = run_of(folder, policy_folder, "shared")
+    ran = fit(run, tmp_path / "first", stop_at_step=2)
+    with pytest.raises(UserError, match=r"trained in the shared layout.*set model\.layout to shared"):
+        fit(replace(run, layout="padded"), tmp_path / "second", ckpt=ran.checkpoint(2))

@@ -1,0 +1,124 @@
+"""Both sides of the bench do the same work, and the rivals are what they are called."""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl.trainer.utils
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import bench_ours
+import bench_trl
+from bench_ours import Ours
+from bench_steps import Loop
+from bench_trl import Trl
+from bench_work import ADAMW, Work, quiet
+
+from lit_pref.objectives.dpo import DPO
+
+WORK = Work("smoke", "smoke", 300, pairs=3, windows=4)
+LORA = Work("smoke", "smoke", 300, pairs=3, windows=4, lora=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quiet()
+    folder = tmp_path_factory.mktemp("bench")
+    WORK.write(folder, references=2)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_rate_that_moves_the_loss() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (bench_ours, bench_trl):
+            patch.setattr(module, "ADAMW", {**ADAMW, "lr": 1e-2, "eps": 1e-3})
+        yield
+
+
+def losses(contender: Ours | Trl, folder: Path, work: Work = WORK) -> list[float]:
+    loop = Loop()
+    contender.train(work, folder, loop)
+    return loop.losses
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> list[float]:
+    return losses(Trl(), folder)
+
+
+@pytest.mark.parametrize("ours", [Ours(layout="shared"), Ours(layout="padded"), Ours(stored=False)])
+def test_the_losses_of_both_sides_are_equal(ours: Ours, folder: Path, theirs: list[float]):
+    own = losses(ours, folder)
+    assert len(own) == WORK.windows
+    assert own[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert abs(own[-1] - math.log(2)) > 3e-3
+    assert own == pytest.approx(theirs, rel=5e-5)
+
+
+def test_the_losses_of_both_sides_are_equal_with_the_same_adapters(folder: Path):
+    own = losses(Ours(), folder, LORA)
+    assert abs(own[-1] - math.log(2)) > 5e-4
+    assert own == pytest.approx(losses(Trl(), folder, LORA), rel=2e-5)
+
+
+@pytest.mark.parametrize("rival", [Trl(metrics=False), Trl(compact=False, stored=False, checkpointing=True)])
+def test_every_form_of_trl_finds_the_same_losses(rival: Trl, folder: Path, theirs: list[float]):
+    assert losses(rival, folder) == pytest.approx(theirs, rel=1e-4)
+
+
+def test_both_sides_read_the_same_responses_in_the_same_batches(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    ours: list[list[list[int]]] = []
+    other: list[list[list[int]]] = []
+    forward, compute = DPO.forward, bench_trl._Tokenized.compute_loss
+
+    def keep_ours(self: Any, policy: Any, references: Any, batch: Any) -> Any:
+        ours.append([batch.targets[batch.sequences == k].tolist() for k in range(batch.num_sequences)])
+        return forward(self, policy, references, batch)
+
+    def keep_theirs(self: Any, model: Any, inputs: dict[str, Tensor], *arguments: Any, **options: Any) -> Any:
+        rows = zip(inputs["input_ids"], inputs["completion_mask"], strict=True)
+        other.append([ids[own == 1].tolist() for ids, own in rows])
+        return compute(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(DPO, "forward", keep_ours)
+    monkeypatch.setattr(bench_trl._Tokenized, "compute_loss", keep_theirs)
+    losses(Ours(), folder)
+    losses(Trl(), folder)
+    assert ours == other
+    pairs = WORK.in_order()
+    assert ours[1] == [p["chosen"] for p in pairs[3:6]] + [p["rejected"] for p in pairs[3:6]]
+
+
+@pytest.mark.parametrize(("compact", "metrics"), [(True, True), (True, False), (False, True)])
+def test_trl_compact_projects_the_responses_and_trl_as_installed_everything(
+    compact: bool, metrics: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    projected: list[int] = []
+    fields: list[tuple[str, ...]] = []
+    real = trl.trainer.utils._ChunkedLogProbFunction
+
+    class Spy:
+        @staticmethod
+        def apply(hidden: Tensor, *arguments: Any) -> Any:
+            projected.append(len(hidden))
+            fields.append(arguments[-1])
+            return real.apply(hidden, *arguments)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Spy)
+    losses(Trl(compact=compact, metrics=metrics), folder)
+    window = WORK.in_order()[-3:]
+    responses = [len(pair[side]) for pair in window for side in ("chosen", "rejected")]
+    rows = [len(pair["prompt"]) + len(pair[side]) for pair in window for side in ("chosen", "rejected")]
+    assert projected[-1] == (sum(responses) if compact else len(rows) * (max(rows) - 1))
+    assert fields[-1] == (("log_probs", "entropy", "mean_logits", "is_top1") if metrics else ("log_probs",))
+
+
+def test_several_references_are_several_models(folder: Path):
+    live = losses(Ours(stored=False, references=2), folder)
+    assert live[0] != pytest.approx(math.log(2), rel=1e-4)  # what the initial policy alone would give
+    assert losses(Ours(references=2), folder) == pytest.approx(live, rel=1e-4)

@@ -1,0 +1,80 @@
+"""lit_pref's side of the bench: its own `fit`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from bench_steps import Loop
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work
+from lightning.pytorch import Callback, Trainer
+
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.mrpo import MRPO
+from lit_pref.references.live import AdapterOff, InitialPolicy, Pretrained, Reference
+
+
+@dataclass(frozen=True)
+class Ours:
+    """lit_pref's `fit`.
+
+    `references` are frozen models, the first one the policy as it is before training; `stored` reads their scores from
+    the reference store, which is filled before the first step.
+    """
+
+    layout: Literal["auto", "shared", "padded"] = "auto"
+    references: int = 1
+    stored: bool = True
+    epochs: int = 1
+    device: Literal["cpu", "gpu"] = "cpu"
+
+    def train(self, work: Work, folder: Path, loop: Loop) -> None:
+        objective = DPO(beta=BETA) if self.references == 1 else MRPO(beta=BETA)
+        module = PreferenceModule(
+            work.policy(folder),
+            objective,
+            self._references(work, folder),
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW, fused=True),
+            layout=self.layout,
+            reference_store=self.stored,
+        )
+        data = PreferenceDataModule(
+            str(folder / "pairs.jsonl"), val_fraction=0, seed=work.seed, global_batch=work.pairs, max_length=8192
+        )
+        trainer = Trainer(
+            accelerator=self.device,
+            devices=1,
+            precision="32-true" if self.device == "cpu" else "bf16-mixed",
+            max_epochs=self.epochs,
+            gradient_clip_val=CLIP,
+            log_every_n_steps=LOG_EVERY,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=str(folder),
+            callbacks=[_EndStep(loop)],
+        )
+        trainer.fit(module, data)
+
+    def _references(self, work: Work, folder: Path) -> list[Reference]:
+        first = AdapterOff() if work.lora else InitialPolicy()
+        return [first, *(Pretrained(str(folder / f"reference-{k}")) for k in range(1, self.references))]
+
+
+class _EndStep(Callback):
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.loss = torch.zeros(())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        def keep(objective: Any, inputs: Any, output: Any) -> None:
+            self.loss = output.losses.detach().mean()
+
+        pl_module.objective.register_forward_hook(keep)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *batch: Any) -> None:
+        self.loop.end_step(pl_module, self.loss.item())

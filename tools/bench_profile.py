@@ -1,0 +1,77 @@
+"""Where a step of ours goes: shares of one step, by torch.profiler.
+
+Operators are timed on the clock, so only a quiet machine gives the step's time; the shares suffer less.
+"""
+
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench_ours import Ours
+from bench_steps import Loop
+from torch.autograd import Function
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
+
+from lit_pref.scoring import head
+
+SHARES = ("GEMM", "attention", "element-wise", "head", "optimiser", "Python")
+HEAD = tuple(name for name, cls in vars(head).items() if isinstance(cls, type) and issubclass(cls, Function))
+GEMM = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+MARKS = {"head": HEAD, "attention": ("scaled_dot_product",), "optimiser": ("_fused_adamw", "aten::_foreach")}
+
+
+class ProfiledLoop(Loop):
+    """Profiles the step after the first `skipped` ones."""
+
+    def __init__(self, skipped: int) -> None:
+        super().__init__()
+        self.skipped = skipped
+        self.profiler = torch_profile(activities=[ProfilerActivity.CPU])
+        self.seconds = 0.0
+
+    def end_step(self, model: Any, loss: float) -> None:
+        super().end_step(model, loss)
+        if len(self.losses) == self.skipped:
+            self.profiler.start()
+            self.seconds = time.perf_counter()
+        elif len(self.losses) == self.skipped + 1:
+            self.seconds = time.perf_counter() - self.seconds
+            self.profiler.stop()
+
+
+def profile(cell: Any, folder: Path) -> dict[str, Any]:
+    """The shares of one step of the real `fit`, and the operators that take most of it."""
+    skipped = 1
+    cell = replace(cell, work=replace(cell.work, windows=skipped + 2))
+    cell.work.write(folder)
+    loop = ProfiledLoop(skipped)
+    Ours().train(cell.work, folder, loop)
+    shares, operators = Counter[str](), Counter[str]()
+    for event in loop.profiler.events():
+        if share := share_of(event):
+            shares[share] += event.self_cpu_time_total / 1e6
+            operators[event.name] += event.self_cpu_time_total / 1e6
+    # What no operator accounts for: Python, autograd's bookkeeping, Lightning.
+    shares["Python"] = loop.seconds - sum(shares.values())
+    return {
+        "work": asdict(cell.work),
+        "numbers": {"step_s": loop.seconds, **{name: shares[name] / loop.seconds for name in SHARES}},
+        "operators": {name: seconds / loop.seconds for name, seconds in operators.most_common(12)},
+    }
+
+
+def share_of(event: Any) -> str | None:
+    """What an operator belongs to: head, attention and optimiser with all that they call; None where it is Python."""
+    own, names = event.name, [event.name]
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        names.append(event.name)
+    for share, marks in MARKS.items():
+        if any(mark in name for mark in marks for name in names):
+            return share
+    if not own.startswith("aten::"):
+        return None
+    return "GEMM" if own in GEMM else "element-wise"

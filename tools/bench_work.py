@@ -1,0 +1,149 @@
+"""The work that is timed: token ids drawn first, so that both sides read the very same ones, and models to read them.
+
+Lengths are the evenly spaced quantiles of a case's distribution, shuffled, so that a few windows of pairs stand for it.
+"""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from lit_pref.data.sampling import epoch_order
+from lit_pref.models.policy import Lora, Policy
+from lit_pref.models.word_tokenizer import save_word_tokenizer
+
+BETA, CLIP, LOG_EVERY = 0.1, 1.0, 10
+ADAMW: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+PAD, BEGIN, END = 0, 1, 2
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+Pair = dict[str, list[int]]  # `prompt`, `chosen`, `rejected`: ids
+Law = Callable[[float], float]  # quantile -> tokens
+
+
+def around(centre: float, share: float) -> Law:
+    """Uniform on centre ± share · centre."""
+    return lambda quantile: centre * (1 + share * (2 * quantile - 1))
+
+
+def lognormal(median: float, sigma: float, most: int) -> Law:
+    """Log-normal, cut at `most`, as data are by a maximal length."""
+    return lambda quantile: min(most, median * math.exp(sigma * NormalDist().inv_cdf(quantile)))
+
+
+CASES = {
+    "a": (around(512, 0.12), around(128, 0.25)),
+    "b": (around(128, 0.25), around(256, 0.25)),
+    "c": (lognormal(180, 0.9, 1024), lognormal(150, 0.8, 512)),
+    "long": (around(4096, 0.12), around(256, 0.25)),
+    "feedback": (lognormal(140, 0.8, 1024), lognormal(260, 0.7, 1024)),
+    "short": (around(9, 0), around(11, 0.4)),
+    "smoke": (around(24, 0.12), around(8, 0.25)),
+}
+"""Tokens of prompts and of responses, begin and end tokens among them.
+
+`long` are conversations of several turns, `feedback` resembles UltraFeedback, `short` are the testbed's.
+"""
+
+
+def _llama(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, tied: bool = False) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers}
+    heads_of = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    return {"model_type": "llama", **sizes, **heads_of, "max_position_embeddings": 8192, "tie_word_embeddings": tied}
+
+
+MODELS = {
+    "s": _llama(256, 1024, 6, 8, 4),
+    "m": _llama(512, 1408, 12, 8, 4),
+    "0.5B": _llama(896, 4864, 24, 14, 2, tied=True),  # the shape of Qwen2.5-0.5B
+    "1B": _llama(2048, 8192, 16, 32, 8, tied=True),  # Llama-3.2-1B
+    "8B": _llama(4096, 14336, 32, 32, 8),  # Llama-3.1-8B
+    "testbed": _llama(64, 192, 2, 4, 4),
+    "smoke": _llama(32, 64, 2, 4, 2),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender of a cell does: `windows` optimiser steps of `pairs` pairs each."""
+
+    case: str
+    model: str
+    vocabulary: int
+    pairs: int
+    windows: int = 1
+    lora: bool = False
+    seed: int = 0
+
+    @property
+    def adapters(self) -> Lora | None:
+        return Lora(r=8, alpha=16.0) if self.lora else None
+
+    def draw(self) -> list[Pair]:
+        """The pairs, in the order of the file that lit_pref reads."""
+        rng = np.random.default_rng(self.seed)
+        number = self.pairs * self.windows
+        quantiles = (np.arange(number) + 0.5) / number
+
+        def tokens(law: Law) -> list[list[int]]:
+            lengths = [max(2, round(law(quantile))) for quantile in rng.permutation(quantiles)]
+            return [rng.integers(len(SPECIAL), self.vocabulary, length - 1).tolist() for length in lengths]
+
+        prompt, response = CASES[self.case]
+        columns = zip(tokens(prompt), tokens(response), tokens(response), strict=True)
+        return [{"prompt": [BEGIN, *p], "chosen": [*c, END], "rejected": [*r, END]} for p, c, r in columns]
+
+    def in_order(self, epochs: int = 1) -> list[Pair]:
+        """The pairs in the order in which lit_pref trains on them: `pairs` after `pairs` they are its windows."""
+        drawn = self.draw()
+        return [drawn[k] for epoch in range(epochs) for k in epoch_order(len(drawn), self.seed, epoch)]
+
+    def policy(self, folder: Path) -> Policy:
+        return Policy(path=str(folder / "policy"), lora=self.adapters)
+
+    def write(self, folder: Path, references: int = 0) -> None:
+        """`policy/` and further `reference-1/`, ...: random weights and a tokenizer, one word an id; `pairs.jsonl`."""
+        words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), self.vocabulary))]
+        save_word_tokenizer(folder / "tokenizer", words, *SPECIAL)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        for seed, name in enumerate(["policy", *(f"reference-{k}" for k in range(1, references))]):
+            model: Any = Policy(config=MODELS[self.model], tokenizer=str(folder / "tokenizer"), seed=seed).build()
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
+            for pair in self.draw():
+                texts = {"prompt": pair["prompt"][1:], "chosen": pair["chosen"][:-1], "rejected": pair["rejected"][:-1]}
+                row = {name: "".join(f" {words[k]}" for k in ids) for name, ids in texts.items()}
+                file.write(json.dumps(row) + "\n")
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens of all windows: rows padded to a window's longest, rows unpadded, prompts read once."""
+        pairs = self.in_order()
+        padded = separate = shared = 0
+        for start in range(0, len(pairs), self.pairs):
+            window = pairs[start : start + self.pairs]
+            rows = [len(pair["prompt"]) + len(pair[side]) for pair in window for side in ("chosen", "rejected")]
+            padded += max(rows) * len(rows)
+            separate += sum(rows)
+            shared += sum(rows) - sum(len(pair["prompt"]) for pair in window)
+        return {"padded": padded, "separate": separate, "shared": shared}
+
+
+def quiet() -> None:
+    """Nothing but results on the terminal."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "transformers", "trl", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def gradient_bytes(model: torch.nn.Module) -> int:
+    """What the gradients that a loop still holds take."""
+    return sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,164 @@
+"""Writes docs/performance.md and its plot from docs/performance.json, which the bench leaves, and from nothing else."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from bench_goals import GOALS, loss_difference, measured
+from matplotlib import pyplot
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "performance.json"
+COLOURS = {"met": "#2a7f62", "target met": "#2a7f62", "floor met": "#d9a441", "MISSED": "#b5403a"}
+
+HEAD = """# Performance
+
+Written from `performance.json` by `make bench`. {machine}
+
+Each comparison runs in one process on one pinned core with one thread: lit_pref through its own `fit`, TRL through its
+own `train`, from the same weights, on the same pairs in the same batches, with fused AdamW and a gradient norm clipped
+to 1, in fp32, without dropout. The two loops alternate step by step, collation included. Times are CPU time of the
+process, medians over {timed} steps after the first; ratios are medians over steps, each on the same pairs.
+Memory is the peak of a step above weights and optimiser state.
+
+- Lengths: **a** prompts 512 ± 12 %, responses 128 ± 25 %; **b** prompts 128 ± 25 %, responses 256 ± 25 %; **c**
+  log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512.
+- Models: random Llamas, **s** 6 layers of 256, **m** 12 of 512; vocabularies of 32,000 and 128,256.
+- **TRL-compact** is TRL {trl} made to project response positions alone, as it does on a GPU; without Triton it projects
+  all positions. Its references are precomputed like ours, gradient checkpointing is off, its metrics are on.
+- **TRL as installed** keeps its defaults: all positions, a live reference, gradient checkpointing. Only its bf16 is
+  replaced by fp32, and no pair is cut to 1024 tokens, so that the work is the same.
+- Metrics off: TRL's head gives log-probs alone. It then saves entropy, mean logit and top-1 of every token.
+- Tuned malloc: both sides keep freed memory in the process (`MALLOC_TRIM_THRESHOLD_` and its like). One arena always.
+- On a GPU: `tools/bench_gpu.py`, not measured here.
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page's text."""
+    cells = results["cells"]
+    lines = [HEAD.format(machine=_machine(results), trl=results["machine"]["trl"], timed=_timed(cells))]
+    lines += ["## Goals", "", "![ratios](performance.png)", "", *table(cells), ""]
+    lines += ["## Steps", "", *_steps(cells), ""]
+    lines += _numbers(cells, "loop", "A step of the loop alone", "CPU ms")
+    lines += _numbers(cells, "start", "Start", "CPU s")
+    lines += _processes(cells)
+    lines += _profiles(cells)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(cells: dict[str, Any]) -> list[str]:
+    """The goals as a table, those that have not been measured too."""
+    values = dict(measured(cells))
+    lines = ["| goal | measured | floor | target | |", "|---|---|---|---|---|"]
+    for goal in GOALS:
+        sign = "≤ " if goal.at_most else ""
+        target = "" if goal.target is None else f"{sign}{goal.target:g}"
+        got = f"{values[goal]:.3g} {goal.unit}".rstrip() if goal in values else ""
+        verdict = goal.verdict(values[goal]) if goal in values else "not measured"
+        lines.append(f"| {goal.name} | {got} | {sign}{goal.floor:g} | {target} | {verdict} |")
+    return lines
+
+
+def plot(cells: dict[str, Any], path: Path) -> None:
+    """Bars of the ratios, with marks where floor and target are."""
+    rows = [(goal, value) for goal, value in measured(cells) if goal.unit == "x" and not goal.at_most][::-1]
+    figure, axes = pyplot.subplots(figsize=(9, 0.9 + 0.3 * len(rows)))
+    for y, (goal, value) in enumerate(rows):
+        axes.barh(y, value, color=COLOURS[goal.verdict(value)], height=0.7)
+        axes.plot([goal.floor] * 2, [y - 0.4, y + 0.4], color="black", linewidth=2)
+        if goal.target is not None:
+            axes.plot([goal.target] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1, linestyle=":")
+        axes.text(0, y, f" {value:.2f}", va="center", fontsize=8, color="white", fontweight="bold")
+    axes.set_yticks(range(len(rows)), [goal.name for goal, _ in rows], fontsize=8)
+    axes.set_xlabel("times less than the rival (floor solid, target dotted)")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.margins(x=0.08, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def write(results_file: Path) -> None:
+    """Page and plot beside the results."""
+    results = json.loads(results_file.read_text(encoding="utf-8"))
+    results_file.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    plot(results["cells"], results_file.with_suffix(".png"))
+
+
+def _machine(results: dict[str, Any]) -> str:
+    about = results["machine"]
+    versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "trl", "lightning"))
+    cells = results["cells"].values()
+    dates, busiest = sorted({cell["date"] for cell in cells}), max(cell["load"] for cell in cells)
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    load = f"load average before a cell at most {busiest:g}"
+    return f"{about['cpu']}, {about['cores']} cores; Python {about['python']}, {versions}; {when}, {load}."
+
+
+def _timed(cells: dict[str, Any]) -> str:
+    numbers = {len(c["cpu_s"]) for cell in cells.values() for c in cell.get("contenders", {}).values() if "losses" in c}
+    return " or ".join(map(str, sorted(numbers)))
+
+
+def _steps(cells: dict[str, Any]) -> list[str]:
+    lines = ["| cell | pairs a step | padded / real tokens | contender | CPU s | MiB | largest difference of losses |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, cell in cells.items():
+        for contender, taken in cell.get("contenders", {}).items():
+            if "cpu_s" not in taken:
+                continue
+            seconds, memory = statistics.median(taken["cpu_s"]), taken["memory_mib"]
+            padding = cell["tokens"]["padded"] / cell["tokens"]["separate"]
+            mib = f"{statistics.median(memory):.0f}" if memory else ""
+            difference = loss_difference(cell, contender)
+            agrees = "" if difference is None else f"{difference:.0e}"
+            row = (
+                f"| {name} | {cell['work']['pairs']} | {padding:.2f} | {contender} | {seconds:.4g} | {mib} | {agrees} |"
+            )
+            lines.append(row)
+    return lines
+
+
+def _numbers(cells: dict[str, Any], name: str, title: str, unit: str) -> list[str]:
+    if name not in cells:
+        return []
+    numbers = cells[name]["numbers"]
+    lines = [f"## {title}", "", f"| | {unit} |", "|---|---|", *(f"| {k} | {v:.3g} |" for k, v in numbers.items()), ""]
+    if calls := cells[name].get("calls"):
+        shares = ", ".join(f"`{call}` {100 * share:.0f} %" for call, share in calls.items())
+        lines += [f"Our functions with all that they call, under cProfile: {shares}.", ""]
+    return lines
+
+
+def _processes(cells: dict[str, Any]) -> list[str]:
+    if "processes" not in cells:
+        return []
+    rows = [f"| {name} | {taken['process_mib']:.0f} |" for name, taken in cells["processes"]["contenders"].items()]
+    return ["## Memory of the whole process", "", "| a-s-32k | MiB |", "|---|---|", *rows, ""]
+
+
+def _profiles(cells: dict[str, Any]) -> list[str]:
+    profiles = {name: cell for name, cell in cells.items() if "operators" in cell}
+    if not profiles:
+        return []
+    shares = [name for name in next(iter(profiles.values()))["numbers"] if name != "step_s"]
+    lines = ["## Where a step of ours goes", "", f"| | CPU s, profiled | {' | '.join(shares)} |"]
+    lines.append("|---|---|" + "---|" * len(shares))
+    for name, cell in profiles.items():
+        numbers = cell["numbers"]
+        parts = " | ".join(f"{100 * numbers[share]:.0f} %" for share in shares)
+        lines.append(f"| {name} | {numbers['step_s']:.3g} | {parts} |")
+    for name, cell in profiles.items():
+        operators = ", ".join(f"`{op}` {100 * share:.0f} %" for op, share in cell["operators"].items())
+        lines += ["", f"{name}, operators without those they call: {operators}."]
+    return lines
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
