@@ -26,6 +26,7 @@ from lit_pref.callbacks.checkpointing import (
     step_in,
     trying_out,
 )
+from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining
 from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
@@ -144,6 +145,7 @@ class PreferenceCLI(LightningCLI):
         callbacks = _as_list(config.callbacks)
         if self.instead is not None:
             kwargs["logger"] = False
+            callbacks.append(InPlaceOfTraining(self.instead))
         elif config.enable_progress_bar is not False:
             callbacks.append(progress())
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
@@ -182,7 +184,6 @@ class PreferenceCLI(LightningCLI):
         self.model.plain_config = yaml.safe_load(self.config_text)
         self.model.seed = int(config.seed_everything)
         self.model.stop_at_step = config.stop_at_step
-        self.model.instead = self.instead
 
     # Around the Trainer's commands
 

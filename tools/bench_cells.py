@@ -37,7 +37,7 @@ from bench_steps import Loop, alternate, whole
 from bench_trl import Trl
 from bench_work import Work, quiet
 
-DROPPED, TIMED, WEIGHED = 1, 4, 2
+DROPPED, TIMED, WEIGHED = 1, 3, 2
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
@@ -150,10 +150,11 @@ WORKS = {
 def _cells() -> list[Cell]:
     cells = [Cell(name, steps, work, (OURS, COMPACT)) for name, work in WORKS.items()]
     cells += [
-        Cell(f"{name}-tuned", steps, work, (OURS, NO_METRICS), tuned=True, weighed=0) for name, work in WORKS.items()
+        Cell(f"{name}-tuned", steps, work, (OURS, NO_METRICS), tuned=True, timed=2, weighed=0)
+        for name, work in WORKS.items()
     ]
     for case in "abc":
-        cells.append(Cell(f"{case}-installed", steps, WORKS[f"{case}-s-32k"], (OURS, INSTALLED), timed=3, weighed=0))
+        cells.append(Cell(f"{case}-installed", steps, WORKS[f"{case}-s-32k"], (OURS, INSTALLED), timed=2, weighed=0))
     work = WORKS["a-s-32k"]
     cells.append(Cell("references", steps, work, (OURS, LIVE, LIVE_2, LIVE_3)))
     cells.append(Cell("epochs", epochs, work, (STORED_EPOCHS, LIVE_EPOCHS), timed=3))

@@ -56,7 +56,7 @@ class Scenario:
         ours = Ours(references=references, stored=stored, device="gpu")
         rivals: dict[str, Ours | Trl] = {"lit_pref": ours, "lit_pref, padded layout": replace(ours, layout="padded")}
         if references == 1:  # TRL has one reference
-            rivals["TRL, best settings"] = Trl(stored=stored, device="gpu")
+            rivals["TRL, no checkpointing"] = Trl(stored=stored, device="gpu")
             rivals["TRL, defaults"] = Trl(stored=False, checkpointing=True, device="gpu")
         return rivals
 

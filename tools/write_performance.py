@@ -24,7 +24,7 @@ Each comparison runs in one process on one pinned core with one thread: lit_pref
 own `train`, from the same weights, on the same pairs in the same batches, with fused AdamW and a gradient norm clipped
 to 1, in fp32, without dropout. The two loops alternate step by step, collation included. Times are CPU time of the
 process, medians over {timed} steps after the first; ratios are medians over steps, each on the same pairs.
-Memory is the peak of a step above weights and optimiser state.
+Memory is the peak of a step above weights and optimiser state, gradients included.
 
 - Lengths: **a** prompts 512 ± 12 %, responses 128 ± 25 %; **b** prompts 128 ± 25 %, responses 256 ± 25 %; **c**
   log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512.

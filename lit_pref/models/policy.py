@@ -165,9 +165,9 @@ class Policy:
         return f"{source}, {self.dtype}{adapters}"
 
     def base(self) -> "Policy":
-        """The model that training starts from, to be read only: without adapters, dropout and checkpointing."""
+        """The model that training starts from, to be read only: without adapters and what is for training only."""
         base = copy.copy(self)
-        base.lora, base.dropout, base.gradient_checkpointing = None, 0.0, False
+        base.lora, base.dropout, base.gradient_checkpointing, base.compile = None, 0.0, False, None
         return base
 
     def fingerprint(self) -> str:

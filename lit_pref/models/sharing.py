@@ -32,9 +32,9 @@ def why_not_shared(policy: Policy) -> str | None:
     that must give the same hidden states in both layouts. A naive probe passes models that look back over a window
     only, since the window is longer than the probe.
     """
-    if policy.attention is not None:
+    if policy.attention not in (None, "sdpa"):
         return f"policy.attention is {policy.attention!r}"
-    if policy.dropout > 0:
+    if policy.dropout > 0 or (policy.lora is not None and policy.lora.dropout > 0):
         return "dropout would fall on a prompt once, and not once for each response"
     if policy.trust_remote_code:
         return "the model runs code of its own"

@@ -4,12 +4,14 @@ import gc
 import hashlib
 import importlib.metadata
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -17,7 +19,7 @@ from lit_pref.data.collation import collate
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import Encoding
 from lit_pref.models.sharing import why_not_shared
-from lit_pref.modules.distributed import shard
+from lit_pref.modules.distributed import gather_objects, refuse, shard
 from lit_pref.modules.seen_pairs import Split, seen_pairs
 from lit_pref.references.addresses import address_table, in_own_ids
 from lit_pref.references.filling import Filling, Ranks, load
@@ -77,7 +79,7 @@ class Opening:
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
                 "tokenizer of its own: take a reference with the policy's tokenizer"
             )
-        tables = [address_table(pairs, tokenizer)[which] for pairs, which in splits]
+        tables = [address_table(pairs, tokenizer, say)[which] for pairs, which in splits]
         table = np.concatenate(tables)
         encoding = None if tokenizer is None else Encoding(tokenizer)
         opening = cls(module, reference, label, splits, encoding, _store(module, reference), table, Wanted(table))
@@ -98,21 +100,21 @@ class Opening:
             strategy = trainer.strategy
             ranks = Ranks(trainer.global_rank, trainer.world_size, strategy.broadcast, strategy.barrier)
         score = partial(self._score, self._weights())
-        computed = Filling(self.store, self.wanted, score, self.label, say, terminal, ranks).run()
-        if not computed:
-            return self.wanted
-        del score  # and the weights with it
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        # Read as every later run will: of what was computed twice, the first stands.
-        wanted = Wanted(self.table)
-        load(self.store, wanted, set())
-        if wanted.missing:
-            raise UserError(
-                f"{wanted.missing} scores of the reference '{self.reference.label}' are not in {self.store.folder}, "
-                "where another process was to put them: processes that share a reference must share LIT_PREF_CACHE"
+        wanted = self.wanted
+        if Filling(self.store, wanted, score, self.label, say, terminal, ranks).run():
+            del score  # and the weights with it
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            # Read as every later run will: of what was computed twice, the first stands.
+            wanted = Wanted(self.table)
+            load(self.store, wanted, set())
+        if missing := sum(gather_objects(trainer, wanted.missing)):
+            refuse(
+                trainer,
+                f"{missing} scores of the reference '{self.reference.label}' are not in {self.store.folder}, where "
+                "another process was to put them: processes that share a reference must share LIT_PREF_CACHE",
             )
         return wanted
 
@@ -133,7 +135,10 @@ class Opening:
     def _weights(self) -> Weights:
         trainer = self.module.trainer
         needs = self.module.objective.reference_needs & {TokenLogps()}
-        context, layout = trainer.precision_plugin.forward_context, layout_of(self.module, self.reference)
+        follows = not isinstance(self.reference.reference, Pretrained)
+        # Under `bf16-true` the context is for models that were rounded to it; others keep the dtype they were given.
+        context = trainer.precision_plugin.forward_context if follows or _mixed(trainer) else nullcontext
+        layout = layout_of(self.module, self.reference)
         return Weights(self.reference.source, self._place, context, frozenset(needs), layout)
 
     def _place(self, scorer: Scorer) -> Scorer:
@@ -191,12 +196,16 @@ ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 """To what Lightning rounds a policy under these precisions."""
 
 
+def _mixed(trainer: Trainer) -> bool:
+    return str(trainer.precision) not in {"32-true", *ROUNDED}
+
+
 def numerics(module: "PreferenceModule", reference: Stored) -> str:
     """`fp32` or `fp64` where weights and computation are that; below, all that the numbers depend on."""
     precision, source = str(module.trainer.precision), reference.source
     follows = not isinstance(reference.reference, Pretrained)
     dtype = ROUNDED.get(precision, source.dtype) if follows else source.dtype
-    mixed = precision not in {"32-true", *ROUNDED}
+    mixed = _mixed(module.trainer)
     matmul = torch.get_float32_matmul_precision()
     # Weights that were rounded on their way are others.
     rounded = "" if dtype == source.dtype else f"-from-{source.dtype}"
@@ -204,9 +213,12 @@ def numerics(module: "PreferenceModule", reference: Stored) -> str:
         return "fp64" + rounded
     if dtype == "float32" and not mixed and matmul == "highest":
         return "fp32" + rounded
-    computed = precision if mixed else f"fp32-{matmul}" if dtype == "float32" else dtype
+    computed = precision if mixed else "fp32" if dtype == "float32" else dtype
     weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
-    return f"{computed}{weights}{rounded}/{layout_of(module, reference)}/{source.attention or 'default'}"
+    # The head multiplies in fp32 also where the model does not.
+    coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
+    how = (module.trainer.strategy.root_device.type, layout_of(module, reference), source.attention or "default")
+    return "/".join([f"{computed}{weights}{rounded}{coarse}", *how])
 
 
 @rank_zero_only

@@ -2,7 +2,6 @@
 
 import random
 import zlib
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy
@@ -11,14 +10,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import _TunerExitException
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_pref.errors import UsageError
 from lit_pref.metrics.accumulator import TrainAccumulator
 from lit_pref.models.policy import Policy
-from lit_pref.models.sharing import share
+from lit_pref.models.sharing import share, why_not_shared
 from lit_pref.modules.distributed import (
     data_parallel_size,
     gather_objects,
@@ -94,7 +92,6 @@ class PreferenceModule(LightningModule):
         self.scorer: Scorer | None = None
         self.checkpoint_step = 0  # of the weights that are evaluated
         self.stop_at_step: int | None = None
-        self.instead: Callable[[PreferenceModule], None] | None = None  # of training, once the data are prepared
         self.plain_config: dict[str, Any] = {}
         self.seed = 0
         # Adapters only in the checkpoint: the base weights come from the policy's own source.
@@ -115,9 +112,6 @@ class PreferenceModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         # The data are prepared, and the policy does not exist yet: a reference has the whole device.
-        if self.instead is not None:
-            self.instead(self)
-            raise _TunerExitException  # how Lightning ends a run here by itself, without a failure, on every rank
         open_references(self, stage)
 
     def configure_model(self) -> None:
@@ -125,7 +119,8 @@ class PreferenceModule(LightningModule):
             return
         tokenizer = self.policy.load_tokenizer()
         scorer = Scorer(self.policy.build())
-        if self.batch_layout == "shared":
+        if self.layout != "padded" and why_not_shared(self.policy) is None:
+            # Also where these data are read padded: others, in a later validation, may not be.
             share(scorer.model)
         scorer.probe()
         # Before sharding and before a checkpoint is restored, so that a reference cannot drift when a run resumes.

@@ -60,12 +60,11 @@ def through_store(
                 "reference, and the store holds scores only: leave model.reference_store out, and that reference stays "
                 "live"
             )
-        live = live or reference.source(policy) is None
+        source = reference.source(policy)
+        live = live or source is None or source.trust_remote_code
         if reference_store and live:
-            raise UsageError(
-                f"the reference '{reference.label}' moves, and the store holds what does not: leave "
-                "model.reference_store out"
-            )
+            why = "moves" if source is None else "runs code of its own, by which no score can be named"
+            raise UsageError(f"the reference '{reference.label}' {why}: leave model.reference_store out")
         result.append(reference if live else Stored(reference, policy))
     return result
 

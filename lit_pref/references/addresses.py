@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,12 +38,13 @@ class Pairs(Protocol):
     def __getitem__(self, index: int, /) -> PreferencePair: ...
 
 
-def address_table(pairs: Pairs, tokenizer: Any) -> NDArray[Any]:
+def address_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) -> NDArray[Any]:
     """The (pairs,) TABLE of a split, from the cache where it was made before.
 
     Args:
         pairs: of the split.
         tokenizer: the reference's own; None where it reads the policy's tokens.
+        say: is told before work that takes long.
 
     Raises:
         UserError: a conversation that the reference's chat template refuses.
@@ -55,6 +56,8 @@ def address_table(pairs: Pairs, tokenizer: Any) -> NDArray[Any]:
     key = hashlib.sha256(json.dumps([FORMAT, pairs.fingerprint, state], sort_keys=True).encode()).hexdigest()
 
     def build(folder: Path) -> None:
+        if tokenizer is not None:
+            say(f"{len(pairs)} pairs are read with the tokenizer of {tokenizer.name_or_path}, once")
         rows = np.fromiter(_rows(pairs, tokenizer), TABLE, len(pairs))
         np.save(folder / "addresses.npy", rows)
 

@@ -108,7 +108,7 @@ class Filling:
         left = self.wanted.blocks()
         names = {id(block): self.wanted.name(block) for block in left}
         began, waiting = time.monotonic(), False
-        with self._progress() as done:
+        with self.store.present(), self._progress() as done:
             while left := [block for block in left if not self._finish(block, names[id(block)], done)]:
                 if not waiting:
                     self.say(f"{self.label}: waiting for {len(left)} block(s) that another process computes")
@@ -131,8 +131,9 @@ class Filling:
                 self.wanted.take(part)
                 self.store.write(part)
                 done(int(self.wanted.tokens[lacking].sum()))
-        finally:
+            # Not after an error: the others are still within the model, and would meet nobody there.
             self.ranks.meet()
+        finally:
             if lock is not None:
                 self.store.release(lock)
         return True

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lit_pref.cache import cache_folder
 from lit_pref.errors import UserError
 
+FORMAT = 1  # raise it when the same model would give the same response another score
 ADDRESS = np.dtype("S16")
 DAMAGED, UNFINISHED = ".damaged", ".unfinished"
 _STRAY_AFTER = 3600.0
@@ -49,7 +50,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        parts = [self.fingerprint, self.numerics, self.aggregation]
+        parts = [FORMAT, self.fingerprint, self.numerics, self.aggregation]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -142,6 +143,16 @@ class ReferenceStore:
                 lock.acquire(timeout=0)
         return lock if lock.is_locked else None
 
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Within, `in_use` sees this process also between two blocks."""
+        lock = self.claim(f"here-{uuid.uuid4().hex}")
+        assert lock is not None
+        try:
+            yield
+        finally:
+            self.release(lock)
+
     @staticmethod
     def release(lock: FileLock) -> None:
         """Let a block go and leave no file behind; who waits for the removed one finds the block done."""
@@ -184,16 +195,22 @@ def kept() -> Iterator[Kept]:
     root = cache_folder("references", "")
     abouts = [path for path in root.glob("*/about.json") if path.is_file()]
     for path in sorted(abouts, key=lambda path: -path.stat().st_mtime):
-        files = [file for file in path.parent.rglob("*") if file.is_file()]
         rows = 0
         for file in path.parent.glob("*.arrow"):
             try:
                 with pa.memory_map(str(file)) as source:
                     rows += pa.ipc.open_file(source).get_batch(0).num_rows
-            except pa.ArrowInvalid:
-                continue  # damaged: it holds nothing
-        size = sum(file.stat().st_size for file in files)
+            except (pa.ArrowInvalid, FileNotFoundError):
+                continue  # damaged, or set aside a moment ago: it holds nothing
+        size = sum(_size(file) for file in path.parent.rglob("*"))
         yield Kept(path.parent, json.loads(path.read_text("utf-8")), rows, size, path.stat().st_mtime)
+
+
+def _size(path: Path) -> int:
+    """0 for what another process has just renamed or removed."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 def in_use(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The tile pass: from hidden states to log-probs of tokens, without ever making a tokens x vocabulary tensor."""
+"""The tile pass: from hidden states to log-probs, without a tokens x vocabulary tensor but for few tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

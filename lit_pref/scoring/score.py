@@ -162,6 +162,8 @@ def _read(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
     with reading_shared_row():
         attention = SharedAttention(batch.segments)
         yield inputs | {"position_ids": batch.position_ids, "shared_attention": attention}
+    if not attention.calls:
+        raise ValueError("the model has read a shared row without its attention: it needs models.sharing.share first")
 
 
 def _hidden_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

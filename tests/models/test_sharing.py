@@ -14,7 +14,7 @@ from lit_pref.errors import UsageError
 from lit_pref.models import sharing
 from lit_pref.models.generate import generate
 from lit_pref.models.loading import compile_blocks
-from lit_pref.models.policy import Policy
+from lit_pref.models.policy import Lora, Policy
 from lit_pref.models.sharing import ATTENTION, share, why_not_shared
 from lit_pref.scoring.score import Scorer, score_pairs
 from lit_pref.scoring.sharing import reading_shared_row
@@ -157,6 +157,11 @@ def test_float32_differs_by_its_rounding_only(family: str):
         p.data /= 2  # logits of a trained model's size: rounding grows with them
     need = frozenset([TokenLogps()])
     shared, padded = (score_pairs(model, collate(PAIRS, 0, layout=layout), need) for layout in ("shared", "padded"))
+    sums = [(scores.chosen.scores - 2 * scores.rejected.scores).sum() for scores in (shared, padded)]
+    # All in one: that of a key's bias, which softmax does not see, is nothing but rounding.
+    gradients = [torch.autograd.grad(s, list(model.parameters())) for s in sums]
+    one, other = (torch.cat([g.flatten() for g in own]) for own in gradients)
+    assert (one - other).norm() <= 1e-4 * other.norm()
     for ours, theirs in ((shared.chosen, padded.chosen), (shared.rejected, padded.rejected)):
         assert (ours.statistics[TokenLogps()] - theirs.statistics[TokenLogps()]).abs().max() < 1e-5
 
@@ -185,6 +190,7 @@ def test_the_last_net_alone_sees_a_window(monkeypatch: pytest.MonkeyPatch):
     [
         ({"attention": "eager"}, "policy.attention is 'eager'"),
         ({"dropout": 0.1}, "dropout"),
+        ({"lora": Lora(dropout=0.1)}, "dropout"),
         ({"trust_remote_code": True}, "code of its own"),
     ],
 )
@@ -217,6 +223,15 @@ def test_a_model_that_forgets_the_attention_is_refused_and_not_read_as_one_long_
     batch = collate(PAIRS, 0, layout="shared")
     with reading_shared_row(), pytest.raises(ValueError, match="does not hand its attention"):
         Forgetful(model)(input_ids=batch.input_ids, position_ids=batch.position_ids)
+
+
+def test_a_model_without_the_attention_is_refused_a_shared_row():
+    with pytest.raises(ValueError, match=r"needs models\.sharing\.share first"):
+        score_pairs(model_of("llama", GROUPED), collate(PAIRS, 0, layout="shared"))
+
+
+def test_an_attention_that_is_sdpa_anyway_can_be_asked_for():
+    assert why_not_shared(policy_of("llama", GROUPED, attention="sdpa")) is None
 
 
 def test_attention_refuses_arguments_that_it_does_not_implement():

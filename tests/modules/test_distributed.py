@@ -209,6 +209,15 @@ def test_two_processes_see_each_pair_once_an_epoch(seen, strategy):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_in_shared_rows_take_the_steps_of_one_in_padded_ones(folder, seen, strategy):
+    padded = fit(replace(cases(folder)["plain"], layout="padded"), folder / f"padded-{strategy}")
+    expected = padded.logged.column("train/loss")
+    found = [row["train/loss"] for _, row in sorted(seen[f"plain {strategy}"]["logged"].items()) if "train/loss" in row]
+    # HF's norms round gradients to float32 in both.
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_within_a_token_budget_take_the_steps_of_one_without(seen, alone, strategy):
     ran = seen[f"tokens {strategy}"]
     sizes = [[len(ids) for _, ids in rank] for rank in ran["given"]]

@@ -1,5 +1,6 @@
 """The layout is a matter of speed: training gives the same losses and weights in both, and a run keeps its own."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from conftest import make_policy, write_pairs
 from training_runs import Ran, Run, fit
 
+from lit_pref.data.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Lora, Policy
 from lit_pref.modules.layouts import decide_layout
@@ -42,6 +44,14 @@ def run_of(folder: Path, policy_folder: Path, layout: str, **changes: Any) -> Ru
     data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 4}
     policy = {"path": str(policy_folder)} | changes.pop("policy", {})
     return replace(Run(policy=policy, data=data, layout=layout), **changes)
+
+
+def short_pairs(folder: Path, number: int) -> dict[str, Any]:
+    """Pairs of one word each, too short to gain by sharing."""
+    rows = [{"prompt": "red :", "chosen": f" cat {k}", "rejected": f" dog {k}", "margin": 1.0} for k in range(number)]
+    for name in ("short.jsonl", "short-val.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"train": str(folder / "short.jsonl"), "val": str(folder / "short-val.jsonl"), "global_batch": 2}
 
 
 def weights(ran: Ran) -> torch.Tensor:
@@ -132,6 +142,16 @@ def test_a_reference_that_cannot_share_reads_padded_rows(folder, policy_folder, 
     shared, padded = both(folder, policy_folder, tmp_path, references=lambda: [Pretrained(str(path))])
     assert shared.module.batch_layout == "shared"
     assert shared.logged.column("train/loss") == pytest.approx(padded.logged.column("train/loss"), rel=1e-5)
+
+
+def test_a_module_trained_on_short_pairs_reads_long_ones_rightly(folder, policy_folder, tmp_path):
+    ran = fit(replace(run_of(folder, policy_folder, "auto"), data=short_pairs(folder, 4)), tmp_path / "short")
+    assert ran.module.batch_layout == "padded"
+    ran.module.batch_layout = "shared"  # as other data would have it
+    pairs = list(ran.trainer.datamodule.val_pairs)
+    shared, padded = (ran.module.scorer(collate(pairs, 0, layout=layout)) for layout in ("shared", "padded"))
+    assert (shared.chosen.scores - padded.chosen.scores).abs().max() < 1e-4
+    assert (shared.rejected.scores - padded.rejected.scores).abs().max() < 1e-4
 
 
 def test_a_run_does_not_go_on_in_another_layout(folder, policy_folder, tmp_path):
