@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lit_pref.errors import UserError
+
 
 def cache_folder(kind: str, key: str) -> Path:
     """The folder of a `kind` of thing with this `key`, below `$LIT_PREF_CACHE` (default `~/.cache/lit_pref`)."""
@@ -19,10 +21,19 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Processes that ask at the same time build it once: the others wait. The folder appears by one rename, so a killed
     build leaves nothing that looks finished.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache cannot be written ({error}): put it where you may write, with the environment variable "
+            "LIT_PREF_CACHE"
+        ) from error
     with FileLock(folder.with_name(folder.name + ".lock")):
         if folder.is_dir():
             return folder

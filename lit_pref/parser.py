@@ -68,9 +68,9 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
     if name := _found(r"argument (\S+): expected one argument", message):
         return f"{name.split('/')[-1]} needs a value; one that begins with - is written --NAME=VALUE"
     if 'expected "subcommand"' in message:
-        return "no command given; known: fit, validate, test, predict (python -m lit_pref --help)"
+        return "no command given; known: fit, validate, test, predict, score, export (python -m lit_pref --help)"
     if name := _found(r"argument subcommand: invalid choice: '([^']+)'", message):
-        known = ["fit", "validate", "test", "predict", "export"]
+        known = ["fit", "validate", "test", "predict", "score", "export"]
         return f"unknown command {name!r}; known: {', '.join(known)}{_nearest(name, known)}"
     if detail := _found(r"Problems parsing config: (.+)", message, flags=re.DOTALL):
         detail = re.sub(r' in "<.*?>", line', " at line", detail)
@@ -81,9 +81,13 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
     return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
 
+_MADE = {"Stored"}
+"""What a run makes of what was named, and nobody names: references read from the store."""
+
+
 def known_subclasses(base: type) -> list[str]:
     """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
-    concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls)]
+    concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls) and cls.__name__ not in _MADE]
     return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
 
 

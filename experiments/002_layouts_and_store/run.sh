@@ -12,7 +12,7 @@ fit() { "$python" -m lit_pref fit --closing_words false --run_dir "runs/$1" "${@
 
 fit sft_all --config "$before/sft.yaml" --data.train data/train.jsonl
 fit sft_a --config "$before/sft.yaml" --data.train data/half_a.jsonl --model.policy.tokenizer runs/sft_all/tokenizer
-fit sft_own --config "$before/sft.yaml" --data.train data/half_b.jsonl --model.policy.vocabulary 1024
+fit sft_own --config "$before/sft.yaml" --config "$here/own_tokenizer.yaml" --data.train data/half_b.jsonl
 
 one="--config $before/preference.yaml --model.policy.path runs/sft_all/hf"
 three="$one --config $here/references.yaml"

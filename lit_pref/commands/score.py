@@ -98,13 +98,14 @@ def verify(module: "PreferenceModule", rows: int) -> None:
     openings = to_open(module, "all")
     _refuse_none(openings)
     seed = module.trainer.strategy.broadcast(time.time_ns())
-    wrong = []
+    wrong, compared = [], 0
     for opening in openings:
         stored, again = opening.differences(rows, seed)
         name = f"{opening.label}, {opening.store.identity.numerics}"
         if not len(stored):
             say(f"{name}: nothing is stored of these pairs yet")
             continue
+        compared += len(stored)
         base, share = TOLERANCE.get(opening.store.identity.numerics.partition("-from-")[0], COARSE)
         differences, allowed = np.abs(stored - again), base + share * np.abs(stored)
         say(
@@ -113,6 +114,10 @@ def verify(module: "PreferenceModule", rows: int) -> None:
         )
         if not (differences <= allowed).all():
             wrong.append(f"{opening.label} in {opening.store.folder}")
+    if not compared:
+        refuse(
+            module.trainer, "nothing was compared, as nothing is stored of this data: fill it first, without --verify"
+        )
     if wrong:
         refuse(
             module.trainer,

@@ -76,14 +76,16 @@ class TokenBudget:
         return [*ends, pairs]
 
 
-def refuse_pairs_above(budget: TokenBudget, pairs: Sequence[PreferencePair]) -> None:
-    """Refuse pairs that do not even fit alone.
+def refuse_pairs_above(splits: Sequence[tuple[TokenBudget, Sequence[PreferencePair]]]) -> None:
+    """Refuse pairs that do not even fit alone, by the largest of all splits.
 
     Raises:
         UserError: a pair is above the budget.
     """
-    if not len(pairs):
+    splits = [(budget, pairs) for budget, pairs in splits if len(pairs)]
+    if not splits:
         return
+    budget, pairs = max(splits, key=lambda split: split[0].costs.max())
     most = int(budget.costs.argmax())
     tokens = int(budget.costs[most])
     if tokens > budget.tokens:

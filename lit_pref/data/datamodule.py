@@ -142,9 +142,8 @@ class PreferenceDataModule(LightningDataModule):
         self._module.decide_layout(self.train_pairs.lengths)
         self._budgets = {}
         if self.max_tokens is not None:
-            for pairs in splits:
-                if pairs is self._train or self.val_batch is None:
-                    refuse_pairs_above(self._budget(pairs), pairs)
+            cut = [pairs for pairs in splits if pairs is self._train or self.val_batch is None]
+            refuse_pairs_above([(self._budget(pairs), pairs) for pairs in cut])
         if stage == "fit":
             self._epochs = 1 if self.max_tokens is None else epochs_of_run(self._trainer, self._sampler)
             callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]

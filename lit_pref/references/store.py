@@ -100,7 +100,7 @@ class ReferenceStore:
         with pa.memory_map(str(path)) as file:
             content = file.read_buffer()
         if _digest(content) != path.stem.partition("-")[2]:
-            warnings.warn(f"{path} is damaged: its scores are computed again", stacklevel=2)
+            warnings.warn(f"{path} is damaged: its scores count as missing", stacklevel=2)
             with suppress(OSError):  # it may not be ours to move
                 path.rename(path.with_name(path.name + DAMAGED))
             return None
@@ -174,8 +174,8 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the reference store cannot be written ({error}): free space, or put it elsewhere with the environment "
-            "variable LIT_PREF_CACHE"
+            f"the reference store cannot be written ({error}): free space or permissions, or put it elsewhere with the "
+            "environment variable LIT_PREF_CACHE"
         ) from error
 
 
@@ -203,7 +203,14 @@ def kept() -> Iterator[Kept]:
             except (pa.ArrowInvalid, FileNotFoundError):
                 continue  # damaged, or set aside a moment ago: it holds nothing
         size = sum(_size(file) for file in path.parent.rglob("*"))
-        yield Kept(path.parent, json.loads(path.read_text("utf-8")), rows, size, path.stat().st_mtime)
+        yield Kept(path.parent, _about(path), rows, size, path.stat().st_mtime)
+
+
+def _about(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except ValueError:
+        return dict.fromkeys(("numerics", "aggregation"), "") | {"description": "(about.json is damaged: prune it)"}
 
 
 def _size(path: Path) -> int:

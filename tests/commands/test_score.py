@@ -55,7 +55,7 @@ def test_it_fills_for_all_pairs_and_a_run_then_computes_nothing(score, tmp_path:
 
 def test_verify_says_how_far_stored_scores_are_from_what_is_computed_now(score):
     code, said, _ = score(*RUN, "--verify", "5")
-    assert code == 0 and said == ["reference 0 (initial policy), fp32: nothing is stored of these pairs yet"]
+    assert code == 1 and said == ["reference 0 (initial policy), fp32: nothing is stored of these pairs yet"]
     score(*RUN)
     code, said, _ = score(*RUN, "--verify=5")
     assert code == 0 and said[-1].startswith("reference 0 (initial policy), fp32: 10 scores computed again, largest")
@@ -100,6 +100,13 @@ def test_the_store_is_listed_without_a_configuration(score):
     (row,) = [line for line in said if "runs/sft, float32" in line]
     cells = [cell.strip() for cell in row.split("│")]
     assert cells[1:6] == [folder.name[:12], "runs/sft, float32", "fp32", "sum", "12"]
+
+
+def test_a_store_whose_description_is_damaged_is_listed_and_pruned(score):
+    folder = stored("runs/sft, float32", 12, days_ago=0)
+    (folder / "about.json").write_text("{")
+    assert any("about.json is damaged" in line for line in score("--list")[1])
+    assert score("--prune", folder.name)[0] == 0 and not folder.exists()
 
 
 def test_what_was_not_used_for_days_or_bears_a_name_is_removed(score):

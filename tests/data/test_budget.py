@@ -87,6 +87,6 @@ def test_a_pair_above_the_budget_is_refused_by_its_id():
     pairs = [SimpleNamespace(id="first"), SimpleNamespace(id="second")]
     sentence = "Pair second alone takes 11 tokens of a forward pass .shared rows., more than data.max_tokens 10; raise"
     with pytest.raises(UserError, match=sentence):
-        refuse_pairs_above(TokenBudget(10, lengths, "shared"), pairs)
-    refuse_pairs_above(TokenBudget(11, lengths, "shared"), pairs)
-    refuse_pairs_above(TokenBudget(1, lengths[:0], "shared"), [])
+        refuse_pairs_above([(TokenBudget(10, lengths, "shared"), pairs)])
+    refuse_pairs_above([(TokenBudget(11, lengths, "shared"), pairs)])
+    refuse_pairs_above([(TokenBudget(1, lengths[:0], "shared"), [])])

@@ -100,7 +100,7 @@ def test_a_damaged_file_is_named_set_aside_and_counts_as_missing(harm: str):
     changed = bytearray(content)
     changed[len(content) // 2] ^= 1
     path.write_bytes({"cut": content[:-30], "changed": bytes(changed), "emptied": b""}[harm])
-    with pytest.warns(UserWarning, match=rf"{path.name} is damaged: its scores are computed again"):
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged: its scores count as missing"):
         assert loaded(store, [(1, 2)]).missing == 2
     assert loaded(store, [(1, 2)]).missing == 2  # without a second warning
     assert store.parts() == [] and path.with_name(path.name + ".damaged").exists()
