@@ -14,7 +14,9 @@ commands that run a Trainer (every option can be set in a file and overridden on
   predict    one record a pair, as Parquet, into the run folder
 
 tools:
+  check      look at data and models before a run: python -m lit_pref check --config FILE; see check --help
   score      compute what the reference store lacks: python -m lit_pref score --config FILE; see score --help
+  select     write the training pairs that data.selection keeps: select --config FILE --out FILE; see select --help
   export     a checkpoint as a Hugging Face folder: python -m lit_pref export --ckpt_path FILE --out FOLDER
 
   COMMAND --help                        all options of a command
@@ -36,8 +38,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         if arguments[0] == "export":
             from lit_pref.commands.export import main as run
+        elif arguments[0] == "check" and not {"-h", "--help"}.isdisjoint(arguments):
+            from lit_pref.commands.check import main as run
         elif arguments[0] == "score" and not {"--list", "--prune", "-h", "--help"}.isdisjoint(arguments):
             from lit_pref.commands.score import main as run
+        elif arguments[0] == "select" and not {"-h", "--help"}.isdisjoint(arguments):
+            from lit_pref.commands.select import main as run
         else:
             from lit_pref.cli import main as run
         run(arguments)

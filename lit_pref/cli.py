@@ -30,9 +30,12 @@ from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining
 from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
+from lit_pref.commands.check import asked_for
 from lit_pref.commands.export import export
 from lit_pref.commands.score import fill, rows_to_verify, verify
+from lit_pref.commands.select import out_of, write
 from lit_pref.commands.summary import closing_words, held_out_table, opening_words
+from lit_pref.data import criteria  # noqa: F401  their short names resolve once they are imported
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices, refuse_fsdp1
@@ -41,14 +44,23 @@ from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed, make
 from lit_pref.testbed.report import gold_report
 
+_OF_THE_CHOICE = ("--data.selection", "--data.train", "--data.mapping")
+"""Options that a run on chosen pairs does not repeat."""
+
 
 class PreferenceCLI(LightningCLI):
     """The four Trainer commands over `PreferenceModule` and `PreferenceDataModule`."""
 
     def __init__(
-        self, args: list[str] | None = None, instead: Callable[[PreferenceModule], None] | None = None
+        self,
+        args: list[str] | None = None,
+        instead: Callable[[PreferenceModule], None] | None = None,
+        change: Callable[[Any], None] | None = None,
+        refused: Callable[[PreferenceModule, UserError], None] | None = None,
     ) -> None:
         self.instead = instead  # of training, once the data are prepared
+        self.change = change  # the configuration, before anything is built
+        self.refused = refused  # is told what a run does not begin for
         self.made: Path | None = None  # the testbed's folder, where one was asked for
         super().__init__(
             PreferenceModule,
@@ -82,6 +94,8 @@ class PreferenceCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.change is not None:
+            self.change(config)
         if config.testbed is not None:
             self.made = make(Testbed(**vars(config.testbed)))
             self._fill_in(config, self.made)
@@ -131,6 +145,18 @@ class PreferenceCLI(LightningCLI):
             )
 
     # Building
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # What the class of an optional argument refuses, jsonargparse tells of every alternative.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -190,7 +216,10 @@ class PreferenceCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except UserError:
+        except UserError as error:
+            if self.refused is not None:
+                self.refused(self.model, error)
+                return
             # The first process speaks and ends; the ones that it started would wait for it, or fail loudly without it.
             if isinstance(self.trainer.strategy.launcher, _SubprocessScriptLauncher):
                 self.trainer.strategy.launcher.kill(signal.SIGKILL)
@@ -235,7 +264,7 @@ class PreferenceCLI(LightningCLI):
 
 
 def main(arguments: list[str]) -> None:
-    """Run a Trainer command, or what `score` does of one.
+    """Run a Trainer command, or what `score` and `select` do of one.
 
     Raises:
         UsageError: Lightning or this project refused the command line or configuration.
@@ -246,6 +275,13 @@ def main(arguments: list[str]) -> None:
         if arguments[0] == "score":
             rows, rest = rows_to_verify(arguments[1:])
             PreferenceCLI(["fit", *rest], fill if rows is None else partial(verify, rows=rows))
+        elif arguments[0] == "check":
+            check, rest = asked_for(arguments[1:])
+            PreferenceCLI(["fit", *rest], check, check.loosen, check.refused)
+            check.finish()
+        elif arguments[0] == "select":
+            out, rest = out_of(arguments[1:])
+            PreferenceCLI(["fit", *rest], partial(write, out=out, again=_without(rest, *_OF_THE_CHOICE)))
         else:
             PreferenceCLI()
     except MisconfigurationException as error:

@@ -39,6 +39,12 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        if "data" in (kwargs.get("nested_key"), *args[1:2]):
+            # A file that is named there holds pairs. As a configuration, jsonargparse reads it whole, five times.
+            kwargs["sub_configs"] = False
+        return super().add_class_arguments(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = list(_option_names(self))
         if self.exit_on_error:
@@ -68,9 +74,12 @@ def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
     if name := _found(r"argument (\S+): expected one argument", message):
         return f"{name.split('/')[-1]} needs a value; one that begins with - is written --NAME=VALUE"
     if 'expected "subcommand"' in message:
-        return "no command given; known: fit, validate, test, predict, score, export (python -m lit_pref --help)"
+        return (
+            "no command given; known: fit, validate, test, predict, check, score, select, export "
+            "(python -m lit_pref --help)"
+        )
     if name := _found(r"argument subcommand: invalid choice: '([^']+)'", message):
-        known = ["fit", "validate", "test", "predict", "score", "export"]
+        known = ["fit", "validate", "test", "predict", "check", "score", "select", "export"]
         return f"unknown command {name!r}; known: {', '.join(known)}{_nearest(name, known)}"
     if detail := _found(r"Problems parsing config: (.+)", message, flags=re.DOTALL):
         detail = re.sub(r' in "<.*?>", line', " at line", detail)
@@ -131,15 +140,22 @@ def _value_sentence(message: str) -> str | None:
     if value is None:
         value = _found(r"Unable to load config [\"'](.+?)[\"']", inner)
         return None if value is None else f"{key}: expected a mapping, `name: value`, got {_short(value)!r}"
-    if "Not a valid subclass" in inner:
-        return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
     types = re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
+    if (made := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
+        if "str" not in types:
+            return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
+        types.append(f"a mapping with the arguments of {made}")
     choices = [c.strip("'") for names in re.findall(r"Literal\[(.*?)\]", inner) for c in names.split(", ")]
     words = [_WORDS.get(t, t) for t in dict.fromkeys(types) if not (t == "int" and ("float" in types or choices))]
     if choices:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
     if not words:
         return None
+    # A number, or a class of ours that says how to find one.
+    own = re.findall(r"<class '(lit_pref\.[\w.]+)'>", _found(r"Subtypes: \[(.*)\]", inner) or "")
+    if classes := [name for path in own for name in known_subclasses(_imported(path))]:
+        words.append(", ".join(classes))
+        choices += classes
     infinity = "float" in types and value.strip("+-").lower() in ("inf", "infinity")
     end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else _nearest(value, choices)
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
@@ -148,8 +164,7 @@ def _value_sentence(message: str) -> str | None:
 def _unknown_class(name: str, key: str, message: str) -> str:
     base = _ONLY_BASES.get(key)
     for path in re.findall(r"[\w.]+\.\w+", _found(r"Subtypes: \[(.*)\]", _innermost(message)) or ""):
-        module, _, attribute = path.rpartition(".")
-        base = getattr(importlib.import_module(module), attribute)
+        base = _imported(path)
     if base is None:
         return f"{key}: unknown class {name!r}; give its name or its import path"
     known = known_subclasses(base)
@@ -157,6 +172,11 @@ def _unknown_class(name: str, key: str, message: str) -> str:
         return f"{key}: expected the arguments of {base.__name__}, such as --{key}.NAME VALUE, got {name!r}"
     own = _OWN_CLASS if "." in name else ""
     return f"{key}: unknown class {name!r}{_known(known, name)}{_nearest(name, known)}{own}"
+
+
+def _imported(path: str) -> type:
+    module, _, attribute = path.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _known(names: list[str], name: str = "") -> str:

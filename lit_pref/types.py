@@ -4,15 +4,22 @@ Letters used in every docstring and shape comment: **B** pairs, **T** tokens of 
 **V** vocabulary, **H** hidden, **K** references.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from lit_pref.errors import UserError
 
 Message = dict[str, str]
 Text = str | list[Message]
+TokenValues = tuple[list[float], list[float] | None]
+"""One number for each token of the chosen and of the rejected response."""
+TokenFunction = Callable[[list[int], list[int], list[int] | None], TokenValues]
+"""From the ids of prompt, chosen and rejected response to token values; pure, and known by its import path."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class KeptText:
     rejected: str | None
     chosen_complete: bool
     rejected_complete: bool
+    third: str | None = None
+    third_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,10 @@ class PreferencePair:
     `prompt` holds the ids up to the boundary, `chosen` and `rejected` the ids after it (`rejected` is None for
     one-sided data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen
     is better). `columns` are further numbers of the pair; `group` is the value by which metrics can be split.
+
+    `third` are the ids of a further response to the same prompt, for objectives that compare with one. `token_columns`
+    hold one number for each id of `chosen` and of `rejected`. `prompt_id` names the prompt over all files; `place` is
+    the file and line that the pair came from.
     """
 
     id: str
@@ -48,6 +61,47 @@ class PreferencePair:
     columns: Mapping[str, float]
     group: str | None
     text: KeptText
+    third: list[int] | None = None
+    token_columns: Mapping[str, TokenValues] = field(default_factory=dict)
+    prompt_id: str = ""
+    place: str = ""
+
+    def of_third(self) -> "PreferencePair":
+        """The prompt with the third response alone: a one-sided pair, whose `chosen` it is.
+
+        Raises:
+            ValueError: the pair has no third response.
+        """
+        if self.third is None:
+            raise ValueError(f"{self.place or self.id} has no third response")
+        text = KeptText(self.text.prompt, self.text.third or "", None, self.text.third_complete, True)
+        return replace(
+            self,
+            chosen=self.third,
+            rejected=None,
+            third=None,
+            margin=None,
+            probability=None,
+            columns={},
+            token_columns={},
+            text=text,
+        )
+
+
+@dataclass
+class Strengths:
+    """How strong the preferences of P training pairs are: what an objective is fitted to before its first step.
+
+    `probability` is NaN where a pair has none; `columns` holds the columns that were asked for; `prompts` names the
+    prompt of every pair, for pairs of one prompt are not independent; `responses`, where it was asked for, names the
+    chosen and the rejected response of every pair after its prompt: two texts that were compared more than once.
+    """
+
+    margin: NDArray[Any] | None  # (P,) float64
+    probability: NDArray[Any] | None  # (P,) float64
+    columns: dict[str, NDArray[Any]]  # name -> (P,) float64
+    prompts: NDArray[Any]  # (P,) of str
+    responses: NDArray[Any] | None = None  # (P, 2) of bytes
 
 
 @dataclass
@@ -86,6 +140,9 @@ class PreferenceBatch:
     position_ids: Tensor | None = None  # (R, T) int64, None in the padded layout
     segments: tuple[tuple[int, int, int], ...] | None = None  # tokens of prompt, chosen, rejected of each pair
     addresses: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    token_columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (N,) fp32, beside `targets`
+    third: "PreferenceBatch | None" = None  # one-sided: the same prompts with a further response, its `chosen`
+    places: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -99,13 +156,47 @@ class PreferenceBatch:
         """The same batch with every tensor on `device`."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor | PreferenceBatch):
                 return value.to(device)
             if isinstance(value, dict):
                 return {name: move(entry) for name, entry in value.items()}
             return value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    @property
+    def names(self) -> list[str]:
+        """What sentences call the pairs: the file and line of each, or its id."""
+        return self.places or [f"pair {name}" for name in self.pair_ids]
+
+    def by_response(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values beside `targets`, (N,), as one row a response: chosen (B, T) and rejected (B, T), zeros at the end.
+
+        T is the length of the longest response of the side.
+        """
+        order = torch.argsort(self.sequences, stable=True)
+        counts = torch.bincount(self.sequences, minlength=self.num_sequences)
+        starts = counts.cumsum(0) - counts
+        rows = self.sequences[order]
+        places = torch.arange(len(order), device=order.device) - starts[rows]
+        table = values.new_zeros(self.num_sequences, int(counts.max())).index_put((rows, places), values[order])
+        b = len(self)
+        chosen = table[:b, : int(self.chosen_lengths.max())]
+        return chosen, None if self.rejected_lengths is None else table[b:, : int(self.rejected_lengths.max())]
+
+    def token_column(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A token column in the shape of `TokenLogps`: chosen (B, T) and rejected (B, T), zero-padded.
+
+        Raises:
+            UserError: the batch does not have it.
+        """
+        if name not in self.token_columns:
+            raise UserError(
+                f"the objective reads the token column `{name}`, and this data has none (token columns: "
+                f"{', '.join(sorted(self.token_columns)) or 'none'}): give `{name}_chosen` and `{name}_rejected` as "
+                f"lists of [start, end, value], and name {name} in data.token_columns"
+            )
+        return self.by_response(self.token_columns[name])
 
 
 @dataclass(frozen=True)
@@ -162,10 +253,11 @@ class SequenceScores:
 
 @dataclass
 class PairScores:
-    """The scores of both responses; `rejected` is None for one-sided data."""
+    """The scores of both responses; `rejected` is None for one-sided data, `third` where no third response is read."""
 
     chosen: SequenceScores
     rejected: SequenceScores | None
+    third: SequenceScores | None = None
 
 
 @dataclass

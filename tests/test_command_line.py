@@ -143,7 +143,12 @@ MISTYPED_FILES: list[tuple[str, list[str]]] = [
         ["trainer.strategy: ModelParallelStrategy has no argument 'data_parallel'", "mean data_parallel_size"],
     ),
     ("testbed: {pair: 3}", ["testbed: Testbed has no argument 'pair'", "mean pairs?"]),
-    ("data: {train: 3}", ["data.train: expected a text or null, got '3'"]),
+    (
+        "data: {train: 3}",
+        ["data.train: expected a text or a list (written [a, b]) or null or a mapping with the arguments of Source, "],
+    ),
+    ("data: {train: {path: x, wait: 2}}", ["data.train: Source has no argument 'wait'; known: path", "weight"]),
+    ("data: {train: [{path: x, weight: a}]}", ["data.train.weight: expected a number or null, got 'a'"]),
     ("modl: {a: 1}", ["unknown key 'modl"]),
     ("model: {objective: {class_path: MMPO", ["not valid YAML", "line 1"]),
     ("just text", ["holds no `name: value`, but 'just text'"]),
@@ -191,7 +196,6 @@ ROWS: list[tuple[str, dict[str, Any] | str, list[str]]] = [
     ("empty response", GOOD | {"chosen": ""}, ["chosen", "empty"]),
     ("identical responses", GOOD | {"rejected": " good"}, ["the same text"]),
     ("a prompt that leaves no room", GOOD | {"prompt": "red " * 90 + ":"}, ["prompt", "max_length"]),
-    ("a special token in the text", GOOD | {"chosen": " good <eos> more"}, ["chosen", "<eos>"]),
     ("not JSON", "{prompt: red}", ["JSON"]),
 ]
 

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
 
 from lit_pref.__main__ import main
+from lit_pref.data.mapping.mapping import load_mapping
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -123,11 +125,27 @@ def test_an_objective_in_a_users_own_file_works_the_same_way(tmp_path: Path, pol
     assert (tmp_path / "run" / "hf" / "model.safetensors").exists()
 
 
-def test_the_page_of_methods_is_up_to_date():
-    done = subprocess.run(
-        [sys.executable, "tools/write_methods.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("generator", ["write_methods.py", "write_layouts.py"])
+def test_generated_pages_are_up_to_date(generator: str):
+    done = subprocess.run([sys.executable, f"tools/{generator}", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    said = blocks("docs/data.md", "yaml")
+    assert len(said) == 7
+    for text in said:
+        (tmp_path / "said.yaml").write_text(text)
+        values = yaml.safe_load(text)
+        if "kind" in values:
+            assert load_mapping("said.yaml").kind == values["kind"]
+            continue
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "--config", str(ROOT / "configs/mmpo.yaml"), "--config", "said.yaml", "--print_config"])
+        assert ended.value.code in (0, None), text
+        mapping = values.get("data", {}).get("mapping")
+        assert mapping is None or load_mapping(mapping) is None or mapping["base"] == "shp"
 
 
 @pytest.mark.parametrize(

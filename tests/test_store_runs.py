@@ -6,6 +6,7 @@ This file is also the program of the processes that fill the store at the same t
 import gc
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -351,7 +352,7 @@ def test_a_score_that_is_not_there_is_a_sentence(run: Run, counted: Counted, tmp
     ran = fit(replace(run, trainer={"max_steps": 1, "limit_val_batches": 0}), tmp_path)
     batch = next(iter(ran.trainer.datamodule.val_dataloader())).batch
     with pytest.raises(
-        UserError, match=rf"no score of the reference 'initial policy' for the pair {batch.pair_ids[0]}"
+        UserError, match=rf"no score of the reference 'initial policy' for {re.escape(batch.places[0])}: fill it"
     ):
         ran.module.references[0].score(batch)
 

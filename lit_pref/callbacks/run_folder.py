@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ class RunFolder(Callback):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for split, (_, report) in data.describe().items():
-            print(f"data        {split}: {report}", flush=True)
+        for line in data_lines(data):
+            print(line, flush=True)
+        for line in pl_module.fitted:  # type: ignore[union-attr]
+            print(f"fitted      {line}", flush=True)
         module: Any = pl_module
         parts = trainer.accumulate_grad_batches
         print(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step", flush=True)
@@ -75,6 +78,19 @@ class RunFolder(Callback):
             number += 1
 
 
+def data_lines(data: Any) -> Iterator[str]:
+    """How the sources were read, one pair of them in words, and what became of their rows."""
+    for split, (_, reports) in data.describe().items():
+        for name, report in reports.items():
+            which = f"{split} {name}" if len(reports) > 1 else split
+            if split == "train":
+                yield f"source      {name}: {report.layout}"
+                yield from (f"            {line}" for line in report.example.splitlines())
+            yield f"data        {which}: {report}"
+    for name in data.train_pairs.unshared:
+        yield f"note        only some of the sources have a {name}, and it is read of none: pairs of all are mixed"
+
+
 def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any]:
     """What one needs to trust or repeat a run: versions, git state, data, models, hardware."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -84,7 +100,11 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
         "git": git_state(),
-        "data": {name: {"digest": digest, "report": str(report)} for name, (digest, report) in data.describe().items()},
+        "data": {
+            split: {"digest": digest, "sources": {name: report.to_json() for name, report in reports.items()}}
+            for split, (digest, reports) in data.describe().items()
+        },
+        "selection": module.selected,
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
         "policy": {"what": module.policy.describe(), "fingerprint": module.policy.fingerprint()},

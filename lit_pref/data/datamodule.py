@@ -1,5 +1,6 @@
 """The LightningDataModule: prepares pairs, slices them over ranks, keeps the position, sets accumulation."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -9,15 +10,19 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ParallelStrategy
 
 from lit_pref.data.budget import TokenBudget, refuse_pairs_above
+from lit_pref.data.checked import CheckedPair
 from lit_pref.data.collation import SealedBatch, SealedBatches
 from lit_pref.data.loading import PairLoader, ResumableLoader
-from lit_pref.data.preparation import Preparation, digest_of_split, training_texts
-from lit_pref.data.prepared import PreparedPairs
-from lit_pref.data.reading import source_file
+from lit_pref.data.normalisation import Normaliser
+from lit_pref.data.preparation import Preparation
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import OnSwap
 from lit_pref.data.sampling import WindowSampler, evaluation_batches
-from lit_pref.data.tokenization import Tokenization
+from lit_pref.data.selection import Selection
+from lit_pref.data.sources.source import Source
+from lit_pref.data.splits import digest_of_split, open_splits, sources_of, training_pairs, training_texts
+from lit_pref.data.tokenization import SpecialText, Tokenization
+from lit_pref.data.view import PairView
 from lit_pref.data.windows import align_with_windows, epochs_of_run, settle_epoch_of_checkpoint
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.policy import Corpus
@@ -25,16 +30,19 @@ from lit_pref.types import PreferenceBatch
 
 
 class PreferenceDataModule(LightningDataModule):
-    """Preference pairs from a file, as the policy's tokenizer sees them.
+    """Preference pairs from one or more sources, as the policy's tokenizer sees them.
 
     The order of an epoch is a function of (seed, epoch) alone and ranks slice it, so an optimiser step sees the same
     pairs on any number of devices. `global_batch` decides how many micro-batches are accumulated: leave
     `trainer.accumulate_grad_batches` alone. The position in the data is part of every checkpoint.
 
     Args:
-        train: a JSONL, JSONL.gz or Parquet file with `prompt`, `chosen`, `rejected` (strings or message lists), and
-            with strength as `margin`, or `score_chosen` and `score_rejected`, or `probability`.
-        val: a file of validation pairs; null takes them from `train`, by prompt.
+        train: a file (JSONL, CSV, either with .gz, or Parquet), a folder or a glob of such files, or a split of a hub
+            dataset (`owner/name:split`); with more said of it a `Source`; a mixture is a list of them.
+        val: the same, of validation pairs; null takes them from `train`, by prompt.
+        mapping: where the sources have texts and strength: the name of a shipped mapping, a YAML file or its content;
+            null recognises the layout by the columns. With `base`, or without `kind`, it changes parts of one.
+        selection: which training pairs are taken; null takes all.
         val_fraction: the share of prompts held out of `train` where `val` is null; 0 trains without validation.
         split_seed: of the split by prompt.
         seed: of the order.
@@ -48,7 +56,11 @@ class PreferenceDataModule(LightningDataModule):
         val_batch: the most pairs per device and forward pass in validation; null is micro_batch or max_tokens.
         max_length: the most tokens of prompt and response together; responses are cut from the right.
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
+        special_text: how the name of a special token inside a text is read: `plain`, as the characters that it is, or
+            `token`.
         columns: further columns of numbers to carry along.
+        token_columns: columns of values of single tokens: NAME stands for `NAME_chosen` and `NAME_rejected`, lists of
+            [start, end, value] in characters of the response.
         on_swap: what a column does in a row whose strength prefers the rejected text, so that the texts change places:
             `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
             chosen is better: 1 - p). Names that begin with `p_` complement unless this says otherwise, and columns
@@ -68,8 +80,10 @@ class PreferenceDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | None = None,
-        val: str | None = None,
+        train: str | Source | list[str | Source] | None = None,
+        val: str | Source | list[str | Source] | None = None,
+        mapping: str | dict[str, Any] | None = None,
+        selection: Selection | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
         seed: int = 0,
@@ -79,7 +93,9 @@ class PreferenceDataModule(LightningDataModule):
         val_batch: int | None = None,
         max_length: int = 1024,
         max_prompt_length: int | None = None,
+        special_text: SpecialText = "plain",
         columns: list[str] | None = None,
+        token_columns: list[str] | None = None,
         on_swap: dict[str, OnSwap] | None = None,
         group_column: str | None = None,
         ties: Literal["keep", "drop"] = "keep",
@@ -89,20 +105,23 @@ class PreferenceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
+        self.mapping, self.selection = mapping, selection
         self.val_fraction = 0.0 if val is not None else val_fraction
         self.split_seed, self.seed = split_seed, seed
         self.global_batch, self.micro_batch, self.val_batch = global_batch, micro_batch, val_batch
         self.max_tokens = max_tokens
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
-        self.columns, self.group_column = list(columns or []), group_column
+        self.special_text: SpecialText = special_text
+        self.columns, self.token_columns = list(columns or []), list(token_columns or [])
+        self.group_column = group_column
         self.on_swap = dict(on_swap or {})
         self.ties, self.bad_rows, self.max_refused = ties, bad_rows, max_refused
         self.workers = workers
         self._check_arguments()
         self._opened_for: Any = None
         self._tokenization: Tokenization | None = None
-        self._train: PreparedPairs | None = None
-        self._val: PreparedPairs | None = None
+        self._train: PairView | None = None
+        self._val: PairView | None = None
         self._budgets: dict[str, TokenBudget] = {}  # of training and validation pairs, where max_tokens is set
         self._epochs = 1
         self._loader: ResumableLoader | None = None
@@ -119,7 +138,8 @@ class PreferenceDataModule(LightningDataModule):
                 f"data.micro_batch {self.micro_batch} and data.max_tokens {self.max_tokens} are both set, and each "
                 "says how a step is cut; leave one of them out."
             )
-        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+        choices = {"ties": ("keep", "drop"), "bad_rows": ("strict", "lenient"), "special_text": ("plain", "token")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
         if not 0 <= self.val_fraction < 1:
@@ -138,8 +158,12 @@ class PreferenceDataModule(LightningDataModule):
             self._open()
         splits = [self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs]
         self._refuse_too_long(splits)
-        # Before the module's own setup, which Lightning calls later: micro-batches depend on it.
+        # Before the module's own setup, which Lightning calls later: choosing pairs and micro-batches depend on it.
         self._module.decide_layout(self.train_pairs.lengths)
+        if stage == "fit" and self.selection is not None:
+            self._train = self.unselected.subset(self._module.select(self.unselected, self.selection))
+            self._module.decide_layout(self.train_pairs.lengths)
+            splits = [self.val_pairs, self.train_pairs]
         self._budgets = {}
         if self.max_tokens is not None:
             cut = [pairs for pairs in splits if pairs is self._train or self.val_batch is None]
@@ -150,14 +174,14 @@ class PreferenceDataModule(LightningDataModule):
             scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
             align_with_windows(self._trainer, self._sampler(self._epochs), scheduled)
 
-    def _refuse_too_long(self, splits: list[PreparedPairs]) -> None:
+    def _refuse_too_long(self, splits: list[PairView]) -> None:
         """Refuse pairs that the policy or a reference cannot read whole: most models read on beyond, and badly."""
         assert self._tokenization is not None
         module = self._module
         tokenizer = self._tokenization.tokenizer
         limits = {"the policy": module.policy.positions()}
         limits |= {f"the reference '{r.label}'": r.positions(tokenizer) for r in module.references}
-        longest = max(pairs.report.longest for pairs in splits)
+        longest = max(pairs.longest for pairs in splits)
         for model, limit in limits.items():
             if limit is not None and longest > limit:
                 raise UserError(
@@ -169,56 +193,57 @@ class PreferenceDataModule(LightningDataModule):
         """Prepare both splits, or find them in the cache where another rank or run has."""
         module = self._module
         if self.train is None:
-            raise UsageError("data.train is not set; name a JSONL, JSONL.gz or Parquet file with preference pairs.")
-        source_file(self.train)
-        corpus = Corpus(
-            digest_of_split(self.train, self.val_fraction, self.split_seed),
-            partial(training_texts, self.train, self.val_fraction, self.split_seed),
-        )
-        tokenizer = module.policy.load_tokenizer(corpus)
-        self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length)
-        preparation = Preparation(
-            tokenization=self._tokenization,
+            raise UsageError("data.train is not set; name a file, a folder or a hub dataset with preference pairs.")
+        train = sources_of(self.train, "data.train")
+        val = None if self.val is None else sources_of(self.val, "data.val")
+        preparation = self._preparation()
+        texts = partial(training_texts, train, preparation)
+        tokenizer = module.policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))
+        self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length, self.special_text)
+        self.unselected, self._val = open_splits(train, val, preparation, self._tokenization)
+        self._train = self.unselected
+        self._opened_for = module
+        self.columns = list(preparation.all_columns)
+
+    def _preparation(self) -> Preparation:
+        objective = self._module.objective
+        third = {"third"} if "third" in objective.sides else set()
+        return Preparation(
+            mapping=self.mapping,
             columns=tuple(self.columns),
             on_swap=self.on_swap,
+            token_columns=tuple(sorted({*self.token_columns, *objective.token_columns})),
             group_column=self.group_column,
-            required=frozenset(module.objective.required),
-            one_sided=tuple(module.objective.sides) == ("chosen",),
+            required=frozenset(objective.required) | third,
+            one_sided="rejected" not in objective.sides,
             ties=self.ties,
             bad_rows=self.bad_rows,
             max_refused=self.max_refused,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
         )
-        folder = preparation.prepare(self.train)
-        self._train = PreparedPairs(folder, "train")
-        if self.val is None:
-            self._val = PreparedPairs(folder, "validation")
-        else:
-            self._val = PreparedPairs(preparation.prepare(self.val), "train")
-        self._opened_for = module
-        self.columns = list(preparation.all_columns)
-        if not len(self._train):
-            raise UserError(
-                f"{self.train}: all pairs went to validation; lower data.val_fraction ({self.val_fraction:g})."
-            )
 
     # What was prepared
 
     @property
-    def train_pairs(self) -> PreparedPairs:
+    def train_pairs(self) -> PairView:
         assert self._train is not None, "setup() comes first"
         return self._train
 
     @property
-    def val_pairs(self) -> PreparedPairs:
+    def val_pairs(self) -> PairView:
         assert self._val is not None, "setup() comes first"
         return self._val
 
-    def describe(self) -> dict[str, tuple[str, PreparationReport]]:
-        """Fingerprint and report of both splits."""
+    def read_train(self) -> Iterator[tuple[str, CheckedPair]]:
+        """The pairs of the training split as they stand in their sources, uncut, each with its source's name."""
+        assert self.train is not None
+        return training_pairs(sources_of(self.train, "data.train"), self._preparation())
+
+    def describe(self) -> dict[str, tuple[str, dict[str, PreparationReport]]]:
+        """Fingerprint of both splits, and the reports of their sources."""
         splits = {"train": self.train_pairs, "val": self.val_pairs}
-        return {name: (pairs.fingerprint, pairs.report) for name, pairs in splits.items()}
+        return {name: (pairs.fingerprint, pairs.reports) for name, pairs in splits.items()}
 
     def sample(self, pairs: int) -> list[tuple[list[int], list[int], list[int] | None]]:
         """(prompt, chosen, rejected) ids of the first pairs of the training split."""
@@ -262,23 +287,26 @@ class PreferenceDataModule(LightningDataModule):
             len(pairs), self.seed, self.global_batch, self._micro_batch(pairs, world), world, rank, epochs
         )
 
-    def _micro_batch(self, pairs: PreparedPairs, world: int) -> int | TokenBudget:
+    def _micro_batch(self, pairs: PairView, world: int) -> int | TokenBudget:
         if self.max_tokens is not None:
             return self._budget(pairs)
         return self.micro_batch or -(-self.global_batch // world)
 
-    def _budget(self, pairs: PreparedPairs) -> TokenBudget:
+    def _budget(self, pairs: PairView) -> TokenBudget:
         assert self.max_tokens is not None
         split = "train" if pairs is self._train else "val"
         if split not in self._budgets:
             self._budgets[split] = TokenBudget(self.max_tokens, pairs.lengths, self._module.batch_layout)
         return self._budgets[split]
 
-    def _source(self, pairs: PreparedPairs) -> SealedBatches:
+    def _source(self, pairs: PairView) -> SealedBatches:
         assert self._tokenization is not None
         tokenizer = self._tokenization.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return SealedBatches(pairs, pad_id, self._module.batch_layout)
+        objective = self._module.objective
+        return SealedBatches(
+            pairs, pad_id, self._module.batch_layout, objective.token_functions, "third" in objective.sides
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         loader = ResumableLoader(
@@ -300,7 +328,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):
-            raise UserError(f"{self.train} has no validation pairs; give data.val, or raise data.val_fraction above 0.")
+            raise UserError("data.train has no validation pairs; give data.val, or raise data.val_fraction above 0.")
         return self.val_dataloader()
 
     predict_dataloader = test_dataloader
@@ -314,7 +342,11 @@ class PreferenceDataModule(LightningDataModule):
     # comes back always, so that other data or another order are refused wherever a run was stopped.
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._loader is None else self._loader.state_dict()
+        position = {} if self._loader is None else self._loader.state_dict()
+        return {**position, "normalisers": {name: vars(n) for name, n in self.train_pairs.normalisers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict
+        # Those that the policy was trained under, whatever data.train is now.
+        fitted = {name: Normaliser(**values) for name, values in state_dict.get("normalisers", {}).items()}
+        self._val = self.val_pairs.with_normalisers(fitted)

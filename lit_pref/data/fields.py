@@ -3,19 +3,15 @@
 import math
 from typing import Any
 
-from lit_pref.data.reading import Row
-from lit_pref.errors import UserError
+from lit_pref.data.sources.reading import BadRow as BadRow
+from lit_pref.data.sources.reading import Row
 from lit_pref.types import Message, Text
 
+Spans = list[tuple[int, int, float]]
 
-class BadRow(UserError):
-    """One row that cannot be a pair; `kind` is the reason without the row's own numbers, to count by."""
 
-    def __init__(self, row: Row, field: str, reason: str, remedy: str, detail: str = "") -> None:
-        self.kind = f"{field} {reason}"
-        super().__init__(
-            f"{row.place}: {self.kind}{detail}; {remedy}, or leave such rows out with data.bad_rows: lenient."
-        )
+class LeftOut(BadRow):
+    """Something that belongs to no pair, as an answer without a rank: counted, and no fault of the data."""
 
 
 def text_of(row: Row, field: str, value: Any) -> str:
@@ -63,17 +59,51 @@ def response_of(row: Row, field: str, prompt: Text) -> str:
 
 def number_of(row: Row, field: str, truth: bool = False) -> float:
     """A finite number; with `truth` also true (1) and false (0)."""
-    value = row.values.get(field)
-    if (isinstance(value, bool) and not truth) or not isinstance(value, int | float) or not math.isfinite(value):
-        shown = "null" if value is None else f"{value!r:.40}"
-        raise BadRow(row, field, "is not a finite number", "give it a number", f" ({shown})")
-    return float(value)
+    return number(row, field, row.values.get(field), truth)
+
+
+def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
+    """The value as a finite number; in a table of texts it may be written out."""
+    kinds = (int, float, str) if row.is_table else (int, float)
+    if isinstance(value, kinds) and (truth or not isinstance(value, bool)) and "_" not in str(value):
+        try:
+            found = float(value)
+        except (ValueError, OverflowError):
+            found = math.nan
+        if math.isfinite(found):
+            return found
+    shown = "null" if value is None else f"{value!r:.40}"
+    raise BadRow(row, field, "is not a finite number", "give it a number", f" ({shown})")
 
 
 def id_of(row: Row) -> str:
     value = row.values["id"]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise BadRow(
-            row, "id", "is neither a word nor an integer", "give it one, or remove the column", f" ({value!r})"
+            row, "id", "is neither a word nor an integer", "give it one, or remove the column", f" ({value!r:.40})"
         )
     return str(value)
+
+
+def name_of(row: Row, field: str, strict: bool = True) -> str | None:
+    """Who wrote a text, where the row says so."""
+    value = row.values.get(field)
+    if value is None or isinstance(value, str):
+        return value
+    if not strict:
+        return None
+    raise BadRow(row, field, "is not a name", "give it a word, or null", f" ({value!r:.40})")
+
+
+def spans_of(row: Row, field: str, text: str | None) -> Spans:
+    """Spans of a response with their values: (start, end, value), in characters."""
+    spans = row.values.get(field)
+    remedy = "give it a list of [start, end, value], in characters of that response"
+    if not isinstance(spans, list):
+        raise BadRow(row, field, "is no list of spans", remedy)
+    for span in spans:
+        if not isinstance(span, list | tuple) or len(span) != 3 or not all(type(place) is int for place in span[:2]):
+            raise BadRow(row, field, "holds what is no span", remedy, f" ({span!r:.40})")
+        if not 0 <= span[0] < span[1] <= len(text or ""):
+            raise BadRow(row, field, "has a span outside of its text", remedy, f" ({span!r:.40})")
+    return [(start, end, number(row, field, value)) for start, end, value in spans]

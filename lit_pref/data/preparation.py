@@ -1,62 +1,40 @@
-"""From a source file to prepared pairs, once, in bounded memory."""
+"""From a source to prepared pairs, once, in bounded memory."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_pref.cache import build_once, cache_folder
-from lit_pref.data.fields import BadRow
-from lit_pref.data.prepared import PairWriter
-from lit_pref.data.reading import Row, content_digest, read_rows, source_file
+from lit_pref.data.checked import SPLITS, CheckedPairs
+from lit_pref.data.mapping.mapping import RowMapping, mapping_of
+from lit_pref.data.prepared import PairWriter, PreparedPairs
 from lit_pref.data.report import PreparationReport
-from lit_pref.data.rows import OnSwap, RowReader, TextPair
+from lit_pref.data.rows import OnSwap, RowReader
+from lit_pref.data.sources.reading import BadRow, Row
+from lit_pref.data.sources.source import Source, read_source, source_digest
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UserError
 
-FORMAT = 1  # raise it when the same source and settings would give other pairs
-SPLITS = ("train", "validation")
-
-
-def in_validation(prompt: Any, val_fraction: float, split_seed: int) -> bool:
-    """Whether the rows of this prompt go to validation: iff hash(split_seed, prompt) < val_fraction.
-
-    All rows of a prompt stay together, and further rows move no prompt from one side to the other.
-
-    >>> sum(in_validation(f"prompt {k}", val_fraction=0.1, split_seed=0) for k in range(1000))
-    94
-    """
-    text = json.dumps([split_seed, prompt], sort_keys=True, default=str)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < val_fraction * 2**64
-
-
-def digest_of_split(source: str | Path, val_fraction: float, split_seed: int) -> str:
-    """sha256 that changes with the rows of the training split and with nothing else but the split's own numbers."""
-    parts = [content_digest(source), val_fraction, split_seed if val_fraction else 0]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def training_texts(source: str | Path, val_fraction: float, split_seed: int) -> Iterator[str]:
-    """The texts of the training split, as they stand in the file, for a tokenizer that is trained on them."""
-    for row in read_rows(source):
-        if in_validation(row.values.get("prompt"), val_fraction, split_seed):
-            continue
-        for value in (row.values.get(name) for name in ("prompt", "chosen", "rejected")):
-            parts = [m.get("content") for m in value if isinstance(m, dict)] if isinstance(value, list) else [value]
-            yield from (part for part in parts if isinstance(part, str))
+FORMAT = 2  # raise it when the same source and settings would give other pairs
+CHUNK = 256  # pairs that are tokenised together
+FIRST = 64  # rows by which a layout is recognised
 
 
 @dataclass
 class Preparation:
-    """From a source file to prepared pairs, split by prompt (`in_validation`).
+    """From a source to prepared pairs, split by prompt.
 
     Args:
-        tokenization: of the policy.
+        mapping: of sources that name none; None recognises their layout.
         columns: further columns of numbers to carry.
         on_swap: what they do where chosen and rejected swap (see `RowReader`).
+        token_columns: names of the columns of character spans whose values go with the responses' tokens.
         group_column: names the group of a pair.
         required: what the objective cannot do without (see `RowReader`).
         one_sided: only the chosen text is wanted.
@@ -67,9 +45,10 @@ class Preparation:
         split_seed: of the split by prompt.
     """
 
-    tokenization: Tokenization
+    mapping: str | dict[str, Any] | None = None
     columns: tuple[str, ...] = ()
     on_swap: Mapping[str, OnSwap] = field(default_factory=dict)
+    token_columns: tuple[str, ...] = ()
     group_column: str | None = None
     required: frozenset[str] = frozenset()
     one_sided: bool = False
@@ -82,56 +61,90 @@ class Preparation:
     @property
     def all_columns(self) -> tuple[str, ...]:
         """The names of all columns that pairs carry: those asked for and those that the objective requires."""
-        return RowReader(self.columns, required=self.required).columns
+        return self._reader().columns
 
-    def prepare(self, source: str | Path) -> Path:
-        """The folder with the prepared splits of a source file, made now unless it is there already.
+    def _reader(self) -> RowReader:
+        return RowReader(
+            self.columns, self.group_column, self.required, self.one_sided, self.on_swap, self.token_columns
+        )
+
+    def mapping_of(self, source: Source) -> RowMapping:
+        """How the source is read: as it says itself, or as all do, or as its first rows are recognised.
+
+        Raises:
+            UserError: what it is cannot be told, or the mapping is faulty.
+        """
+        given = self.mapping if source.mapping is None else source.mapping
+        return mapping_of(
+            given, lambda: [r for r in itertools.islice(read_source(source), FIRST) if isinstance(r, Row)]
+        )
+
+    def prepare(self, source: Source, tokenization: Tokenization) -> Path:
+        """The folder with the prepared splits of a source, made now unless it is there already.
+
+        Args:
+            source: where the rows are.
+            tokenization: of the policy.
 
         Raises:
             UserError: the source cannot be read or used.
         """
-        path = source_file(source)
-        return build_once(cache_folder("prepared", self.key(path)), lambda folder: self._build(path, folder))
+        mapping = self.mapping_of(source)
+        key = hashlib.sha256(f"{self.key(source, mapping)} {tokenization.fingerprint()}".encode()).hexdigest()
+        build = partial(self._build, source, mapping, tokenization)
+        folder = build_once(cache_folder("prepared", key), build)
+        self._check_outcome(source.path, [PreparedPairs(folder, split).report for split in SPLITS])
+        return folder
 
-    def key(self, path: Path) -> str:
-        """sha256 of all that decides the outcome: content, tokenization, settings."""
-        settings = {name: value for name, value in vars(self).items() if name != "tokenization"}
+    def key(self, source: Source, mapping: RowMapping) -> str:
+        """sha256 of all that decides the texts: content, mapping, settings."""
+        # How many faulty rows are too many is asked of what was prepared, so `check` and `fit` share it.
+        judging = ("mapping", "bad_rows", "max_refused")
+        settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
         settings["required"] = sorted(self.required)
-        parts = [FORMAT, content_digest(path), self.tokenization.fingerprint(), settings]
+        # The path too: every pair names its place.
+        parts = [FORMAT, source.path, source_digest(source), mapping.fingerprint(), settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _build(self, path: Path, folder: Path) -> None:
-        reader = RowReader(self.columns, self.group_column, self.required, self.one_sided, self.on_swap)
-        splits = {name: PairWriter(folder, name, reader.columns) for name in SPLITS}
-        ids = _Ids()
-        example = ""
-        for row in read_rows(path):
-            split = splits[
-                "validation" if in_validation(row.values.get("prompt"), self.val_fraction, self.split_seed) else "train"
-            ]
-            split.report.rows += 1
-            try:
-                text = reader.read(row)
-                tokenized = self.tokenization.tokenize(row, text, ids.of(row, text))
-            except BadRow as bad:
-                if self.bad_rows == "strict":
-                    raise
-                split.report.refused[bad.kind] += 1
-                example = example or str(bad)
-                continue
-            split.report.ties += text.tie
-            if text.tie and self.ties == "drop":
-                split.report.ties_dropped += 1
-            else:
-                split.add(text, tokenized)
-        for split in splits.values():
-            split.close()
-        self._check_outcome(path, [split.report for split in splits.values()], example)
+    def pairs_of(self, source: Source, mapping: RowMapping | None = None) -> CheckedPairs:
+        """The pairs of a source before tokenisation, with their whole texts."""
+        mapping = mapping or self.mapping_of(source)
+        split = (self.val_fraction, self.split_seed)
+        return CheckedPairs(source, mapping, self._reader, *split, self.ties == "drop")
 
-    def _check_outcome(self, path: Path, reports: list[PreparationReport], example: str) -> None:
+    def _build(self, source: Source, mapping: RowMapping, tokenization: Tokenization, folder: Path) -> None:
+        columns = self.all_columns
+        splits = {name: PairWriter(folder, name, columns, self.token_columns) for name in SPLITS}
+        reports = {name: writer.report for name, writer in splits.items()}
+
+        def refuse(bad: BadRow, split: str) -> None:
+            if self.bad_rows == "strict":
+                raise bad
+            reports[split].refused[bad.kind] += 1
+            reports[split].refused_first.setdefault(bad.kind, str(bad))
+
+        for report in reports.values():
+            report.layout = mapping.describe()
+        pairs = self.pairs_of(source, mapping).read(refuse, reports)
+        while chunk := list(itertools.islice(pairs, CHUNK)):
+            made = tokenization.tokenize_all([(pair.row, pair.text, pair.id) for pair in chunk])
+            for pair, tokenized in zip(chunk, made, strict=True):
+                if isinstance(tokenized, BadRow):
+                    refuse(tokenized, pair.split)
+                    continue
+                report = reports[pair.split]
+                report.example = report.example or mapping.in_words(pair.text, pair.row)
+                splits[pair.split].add(pair.text, tokenized)
+        for writer in splits.values():
+            writer.close()
+
+    def _check_outcome(self, path: str, reports: list[PreparationReport]) -> None:
         rows = sum(report.rows for report in reports)
         refused = sum((report.refused for report in reports), Counter())
+        example = next((first for report in reports for first in report.refused_first.values()), "")
+        if refused and self.bad_rows == "strict":
+            raise UserError(example)
         if refused.total() > self.max_refused * rows:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in refused.most_common())
             raise UserError(
@@ -139,24 +152,10 @@ class Preparation:
                 f"{self.max_refused:g} allows; mend the rows or raise it (the first: {example.partition(';')[0]})."
             )
         if not sum(report.pairs for report in reports):
-            raise UserError(f"{path} holds no pairs to train on ({rows} rows); give a file with pairs.")
-
-
-class _Ids:
-    """Stable ids: the row's own, or a hash of its texts with an ordinal for exact duplicates."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
-
-    def of(self, row: Row, text: TextPair) -> str:
-        key = text.id
-        if key is None:
-            texts = json.dumps([text.prompt, text.chosen, text.rejected], sort_keys=True)
-            key = hashlib.sha256(texts.encode()).hexdigest()[:16]
-        before = self._seen.get(key)
-        if before is not None and text.id is not None:
+            left = sum((report.left_out for report in reports), refused)
+            ties = sum(report.ties_dropped for report in reports)
+            reasons = ", ".join(f"{kind}: {n}" for kind, n in [*left.most_common(), ("ties dropped", ties)] if n)
             raise UserError(
-                f"{row.place}: the id {key!r} is that of line {before} too; make ids unique or remove the column `id`."
+                f"{path} holds no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
+                "with pairs."
             )
-        self._seen[key] = row.line if text.id is not None else (before or 0) + 1
-        return key if before is None else f"{key}-{before}"

@@ -1,10 +1,11 @@
 """Prepared pairs on disk: written in chunks, read memory-mapped. The format is Arrow IPC, one file a split."""
 
 import hashlib
+import itertools
 import json
 from array import array
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,42 @@ from lit_pref.data.tokenization import TokenizedPair
 from lit_pref.types import KeptText, PreferencePair
 
 CHUNK = 512
-_TEXT = pa.large_string()
-_FIELDS = {
-    "id": pa.string(),
-    "prompt": pa.large_list(pa.int32()),
-    "chosen": pa.large_list(pa.int32()),
-    "rejected": pa.large_list(pa.int32()),
-    "margin": pa.float64(),
-    "probability": pa.float64(),
-    "group": pa.string(),
-    "prompt_text": _TEXT,  # JSON: a string or a message list
-    "chosen_text": _TEXT,
-    "rejected_text": _TEXT,
-    "chosen_complete": pa.bool_(),
-    "rejected_complete": pa.bool_(),
+IDS = pa.large_list(pa.int32())
+VALUES = pa.large_list(pa.float32())
+TEXT = pa.large_string()
+
+FIELDS: dict[str, tuple[pa.DataType, Callable[[TextPair, TokenizedPair], Any]]] = {
+    "id": (pa.string(), lambda text, made: made.pair.id),
+    "prompt": (IDS, lambda text, made: made.pair.prompt),
+    "chosen": (IDS, lambda text, made: made.pair.chosen),
+    "rejected": (IDS, lambda text, made: made.pair.rejected),
+    "third": (IDS, lambda text, made: made.pair.third),
+    "margin": (pa.float64(), lambda text, made: made.pair.margin),
+    "probability": (pa.float64(), lambda text, made: made.pair.probability),
+    "group": (pa.string(), lambda text, made: made.pair.group),
+    "prompt_id": (pa.string(), lambda text, made: made.pair.prompt_id),
+    "place": (pa.string(), lambda text, made: made.pair.place),
+    "prompt_text": (TEXT, lambda text, made: json.dumps(made.pair.text.prompt)),  # a string or a message list
+    "chosen_text": (TEXT, lambda text, made: made.pair.text.chosen),
+    "rejected_text": (TEXT, lambda text, made: made.pair.text.rejected),
+    "third_text": (TEXT, lambda text, made: made.pair.text.third),
+    "chosen_complete": (pa.bool_(), lambda text, made: made.pair.text.chosen_complete),
+    "rejected_complete": (pa.bool_(), lambda text, made: made.pair.text.rejected_complete),
+    "third_complete": (pa.bool_(), lambda text, made: made.pair.text.third_complete),
+    # What reports and choices are made of; a batch has none of it.
+    "chosen_source": (pa.string(), lambda text, made: text.sources[0]),
+    "rejected_source": (pa.string(), lambda text, made: text.sources[1]),
+    "chosen_first": (pa.bool_(), lambda text, made: text.chosen_first),
+    "swapped": (pa.bool_(), lambda text, made: text.swapped),
+    "disagrees": (pa.bool_(), lambda text, made: text.disagrees),
+    "clipped": (pa.bool_(), lambda text, made: text.clipped),
+    "tie": (pa.bool_(), lambda text, made: text.tie),
+    "prompt_cut": (pa.bool_(), lambda text, made: made.prompt_cut),
+    "chosen_cut": (pa.bool_(), lambda text, made: made.chosen_cut),
+    "rejected_cut": (pa.bool_(), lambda text, made: made.rejected_cut),
+    "third_cut": (pa.bool_(), lambda text, made: made.third_cut),
+    "merged": (pa.bool_(), lambda text, made: made.merged),
+    "special_texts": (pa.int32(), lambda text, made: made.special_texts),
 }
 
 
@@ -49,7 +72,10 @@ class PreparedPairs(Sequence[PreferencePair]):
         reader = pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow")))
         self._chunks = [reader.get_batch(k) for k in range(reader.num_record_batches)]
         self._length = sum(chunk.num_rows for chunk in self._chunks)
-        self._columns = [name for name in reader.schema.names if name not in _FIELDS]
+        further = [name for name in reader.schema.names if name not in FIELDS]
+        self.columns = [name.removeprefix("column:") for name in further if name.startswith("column:")]
+        tokens = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
+        self.token_columns = list(dict.fromkeys(tokens))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedPairs, (self.folder, self.split)  # a loader worker maps the file itself
@@ -67,25 +93,22 @@ class PreparedPairs(Sequence[PreferencePair]):
         def value(name: str) -> Any:
             return chunk.column(name)[k].as_py()
 
-        def ids(name: str) -> Any:
+        def numbers(name: str) -> Any:
             scalar = chunk.column(name)[k]
             return scalar.values.to_numpy().tolist() if scalar.is_valid else None
 
         return PreferencePair(
-            id=value("id"),
-            prompt=ids("prompt"),
-            chosen=ids("chosen"),
-            rejected=ids("rejected"),
-            margin=value("margin"),
-            probability=value("probability"),
-            columns={name.removeprefix("column:"): value(name) for name in self._columns},
-            group=value("group"),
+            **{name: numbers(name) for name in ("prompt", "chosen", "rejected", "third")},
+            **{name: value(name) for name in ("id", "margin", "probability", "group", "prompt_id", "place")},
+            columns={name: value(f"column:{name}") for name in self.columns},
+            token_columns={
+                name: (numbers(f"tokens:{name}:chosen"), numbers(f"tokens:{name}:rejected"))
+                for name in self.token_columns
+            },
             text=KeptText(
                 prompt=json.loads(value("prompt_text")),
-                chosen=value("chosen_text"),
-                rejected=value("rejected_text"),
-                chosen_complete=value("chosen_complete"),
-                rejected_complete=value("rejected_complete"),
+                **{side: value(f"{side}_text") for side in ("chosen", "rejected", "third")},
+                **{f"{side}_complete": value(f"{side}_complete") for side in ("chosen", "rejected", "third")},
             ),
         )
 
@@ -97,13 +120,28 @@ class PreparedPairs(Sequence[PreferencePair]):
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """(pairs, 3): tokens of prompt, chosen and rejected response; 0 rejected ones in one-sided data."""
-        counts = np.zeros((len(self), 3), np.int32)
-        for first, chunk in zip(range(0, len(self), CHUNK), self._chunks, strict=True):
-            for part, name in enumerate(("prompt", "chosen", "rejected")):
-                # From the lists' offsets alone: no token is read.
-                tokens = pc.fill_null(pc.list_value_length(chunk.column(name)), 0)
-                counts[first : first + len(chunk), part] = tokens.to_numpy()
-        return counts
+        return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
+
+    def tokens_of(self, part: str) -> NDArray[np.int32]:
+        """(pairs,) tokens of "prompt", "chosen", "rejected" or "third"; 0 where there are none."""
+        # From the lists' offsets alone: no token is read.
+        counts = (pc.fill_null(pc.list_value_length(chunk.column(part)), 0).to_numpy() for chunk in self._chunks)
+        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(pairs,) one value a pair, of a carried column or of those that `FIELDS` names.
+
+        Numbers and truth values where every pair has one; else float64 with NaN, and texts as objects with None.
+        """
+        known = FIELDS.keys() - {"prompt", "chosen", "rejected", "third"}
+        field = name if name in known else f"column:{name}"
+        chunks = [chunk.column(field) for chunk in self._chunks]
+        if not chunks:
+            return np.zeros(0)
+        values = pa.chunked_array(chunks)
+        if values.null_count and pa.types.is_boolean(values.type):
+            values = values.cast(pa.float64())
+        return values.to_numpy()
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -115,7 +153,7 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @property
     def fingerprint(self) -> str:
-        """Of the pairs and their order: equal iff all ids, tokens, texts and numbers are."""
+        """Of the pairs and their order: equal iff all ids, tokens, texts and numbers are, wherever they lie."""
         return str(self._about["fingerprint"])
 
 
@@ -126,40 +164,83 @@ class PairWriter:
         folder: where the split is written.
         split: its name.
         columns: names of the further columns that every pair has.
+        token_columns: names of the per-token columns.
     """
 
-    def __init__(self, folder: Path, split: str, columns: Sequence[str]) -> None:
+    def __init__(self, folder: Path, split: str, columns: Sequence[str], token_columns: Sequence[str] = ()) -> None:
         self.folder, self.split = folder, split
         self.report = PreparationReport()
-        self._schema = pa.schema(_FIELDS | {f"column:{name}": pa.float64() for name in columns})
+        self._fields = dict(FIELDS)
+        for name in columns:
+            self._fields[f"column:{name}"] = (pa.float64(), partial(_column_value, name=name))
+        for name in token_columns:
+            for k, side in enumerate(("chosen", "rejected")):
+                self._fields[f"tokens:{name}:{side}"] = (VALUES, partial(_token_values, name=name, side=k))
+        self._schema = pa.schema({name: kind for name, (kind, _) in self._fields.items()})
         self._writer = pa.ipc.new_file(str(folder / f"{split}.arrow"), self._schema)
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[tuple[TextPair, TokenizedPair]] = []
         self._margins = array("d")
+        self._prompts: set[str] = set()
         self._hash = hashlib.sha256()
 
     def add(self, text: TextPair, tokenized: TokenizedPair) -> None:
-        pair, kept = tokenized.pair, tokenized.pair.text
         self.report.count(text, tokenized)
-        if pair.margin is not None:
-            self._margins.append(pair.margin)
-        row: dict[str, Any] = {name: getattr(pair, name) for name in ("id", "prompt", "chosen", "rejected")}
-        row |= {name: getattr(pair, name) for name in ("margin", "probability", "group")}
-        row |= {f"{side}_complete": getattr(kept, f"{side}_complete") for side in ("chosen", "rejected")}
-        row |= {"prompt_text": json.dumps(kept.prompt), "chosen_text": kept.chosen, "rejected_text": kept.rejected}
-        row |= {f"column:{name}": value for name, value in pair.columns.items()}
-        self._hash.update(json.dumps(row).encode())
-        self._rows.append(row)
+        self._prompts.add(tokenized.pair.prompt_id)
+        if tokenized.pair.margin is not None:
+            self._margins.append(tokenized.pair.margin)
+        self._rows.append((text, tokenized))
         if len(self._rows) == CHUNK:
             self._flush()
 
     def close(self) -> None:
         self._flush()
         self._writer.close()
+        self.report.prompts = len(self._prompts)
         self.report.set_margins(self._margins)
         about = {"fingerprint": self._hash.hexdigest()[:16], "report": self.report.to_json()}
         (self.folder / f"{self.split}.json").write_text(json.dumps(about, indent=1))
 
     def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
+        if not self._rows:
+            return
+        columns = []
+        for name, (kind, take) in self._fields.items():
+            values = [take(text, made) for text, made in self._rows]
+            columns.append(self._column(name, kind, values))
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._rows = []
+
+    def _column(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
+        if pa.types.is_large_list(kind):
+            return self._lists(name, kind, values)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            lengths = np.array([-1 if value is None else len(value) for value in values])
+            known = "".join(value for value in values if value is not None).encode()
+        else:
+            lengths = np.array([value is None for value in values])
+            known = np.array([0.0 if value is None else value for value in values]).tobytes()
+        if name != "place":  # a file may move
+            self._digest(name, lengths, known)
+        return pa.array(values, kind)
+
+    def _lists(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
+        # From numbers in one array: a tenth of what Arrow takes for lists of them.
+        lengths = np.array([-1 if value is None else len(value) for value in values])
+        numbers = list(itertools.chain.from_iterable(value for value in values if value is not None))
+        flat = np.array(numbers, kind.value_type.to_pandas_dtype())
+        self._digest(name, lengths, flat.tobytes())
+        offsets = np.concatenate([[0], np.maximum(lengths, 0).cumsum()])
+        absent = pa.array(lengths < 0) if (lengths < 0).any() else None
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind, mask=absent)
+
+    def _digest(self, name: str, lengths: NDArray[Any], values: bytes) -> None:
+        for part in (name.encode(), lengths.tobytes(), values):
+            self._hash.update(part)
+
+
+def _column_value(text: TextPair, made: TokenizedPair, name: str) -> float:
+    return made.pair.columns[name]
+
+
+def _token_values(text: TextPair, made: TokenizedPair, name: str, side: int) -> list[float] | None:
+    return made.pair.token_columns[name][side]

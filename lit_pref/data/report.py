@@ -34,17 +34,32 @@ class Spread:
 
 @dataclass
 class PreparationReport:
-    """Statistics of one split. All counts are of pairs, except `rows` and `refused`.
+    """Statistics of one split of one source. All counts are of pairs, except `rows`, `refused` and `prompts`.
+
+    `rows` are what the mapping made of the source's rows (a list of four responses may be six), of which `refused` ones
+    are faulty (`refused_first` is the first of each kind), `left_out` ones do not pass the mapping's filters, and
+    `capped` ones are beyond its number of pairs per prompt. `repeated` pairs stand in the source more than once, and
+    are kept. `layout` says how the source was read and `example` what its first pair became.
 
     `swapped` pairs changed the places of chosen and rejected; `ties` have equal responses by their strength;
     `disagreeing` ones have a margin that is not the difference of their scores, or a probability that prefers the other
-    text; `merged` ones have a token that spans the boundary between prompt and response; lengths are in tokens, after
-    truncation, `longest` that of the longest prompt with one of its responses.
+    text; `clipped` ones have a margin that was cut to the mapping's bound; `merged` ones have a token that spans the
+    boundary between prompt and response; `special_texts` ones hold the name of a special token in a text; lengths are
+    in tokens, after truncation, `longest` that of the longest prompt with one of its responses.
     """
 
+    layout: str = ""
+    example: str = ""
     rows: int = 0
     pairs: int = 0
+    prompts: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    refused_first: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    capped: int = 0
+    repeated: int = 0
+    clipped: int = 0
+    special_texts: int = 0
     swapped: int = 0
     ties: int = 0
     ties_dropped: int = 0
@@ -67,6 +82,8 @@ class PreparationReport:
         self.pairs += 1
         self.swapped += text.swapped
         self.disagreeing += text.disagrees
+        self.clipped += text.clipped
+        self.special_texts += tokenized.special_texts > 0
         self.prompts_cut += tokenized.prompt_cut
         self.chosen_cut += tokenized.chosen_cut
         self.rejected_cut += tokenized.rejected_cut
@@ -76,7 +93,7 @@ class PreparationReport:
         if pair.rejected is not None:
             self.rejected_tokens.add(len(pair.rejected))
             self.chosen_longer += len(pair.chosen) > len(pair.rejected)
-        response = max(len(pair.chosen), len(pair.rejected or []))
+        response = max(len(pair.chosen), len(pair.rejected or ()), len(pair.third or ()))
         self.longest = max(self.longest, len(pair.prompt) + response)
 
     def set_margins(self, margins: Any) -> None:
@@ -97,14 +114,11 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        return cls(**{**parts, "refused": Counter(values["refused"])})
+        counters = {name: Counter(values[name]) for name in ("refused", "left_out")}
+        return cls(**{**parts, **counters})
 
     def __str__(self) -> str:
-        refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
-        lines = [
-            f"{self.rows} rows, {self.pairs} pairs; refused: {refused}; swapped {self.swapped}, "
-            f"ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree {self.disagreeing}"
-        ]
+        lines = [self._counts()]
         if self.pairs:
             spreads = {"prompts": self.prompt_tokens, "chosen": self.chosen_tokens, "rejected": self.rejected_tokens}
             spreads = {part: spread for part, spread in spreads.items() if spread.count}
@@ -117,5 +131,20 @@ class PreparationReport:
             )
         if self.margin.count:
             quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in self.margin_quantiles.items())
-            lines.append(f"margin: mean {self.margin.mean:.4g}; quantiles {quantiles}")
+            clipped = f"; cut to the bound {self.share('clipped'):.1%}" if self.clipped else ""
+            lines.append(f"margin: mean {self.margin.mean:.4g}; quantiles {quantiles}{clipped}")
         return "\n".join(lines)
+
+    def _counts(self) -> str:
+        refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
+        left_out = {**self.left_out, "beyond the pairs per prompt": self.capped}
+        further = ", ".join(f"{kind}: {count}" for kind, count in left_out.items() if count)
+        parts = [f"{self.rows} rows, {self.pairs} pairs of {self.prompts} prompts; refused: {refused}"]
+        parts += [f"left out: {further}"] if further else []
+        parts.append(
+            f"swapped {self.swapped}, ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree "
+            f"{self.disagreeing}"
+        )
+        parts += [f"repeated pairs {self.repeated}"] if self.repeated else []
+        parts += [f"names of special tokens in {self.special_texts}"] if self.special_texts else []
+        return "; ".join(parts)

@@ -2,41 +2,29 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-from lit_pref.data.fields import BadRow, id_of, messages_of, number_of, response_of, text_of
-from lit_pref.data.reading import Row
+from lit_pref.data.fields import (
+    BadRow,
+    id_of,
+    messages_of,
+    name_of,
+    number,
+    number_of,
+    response_of,
+    spans_of,
+    text_of,
+)
+from lit_pref.data.fields import Spans as Spans
+from lit_pref.data.sources.reading import Row
+from lit_pref.data.text_pair import TextPair as TextPair
 from lit_pref.errors import UsageError, UserError
 from lit_pref.types import Text
 
 OnSwap = Literal["keep", "negate", "complement"]
 ON_SWAP: dict[str, OnSwap] = {"margin": "negate", "probability": "complement", "p_chosen": "complement"}
 STRENGTH = ("margin", "score_chosen", "score_rejected", "probability", "p_chosen")
-
-
-@dataclass(frozen=True)
-class TextPair:
-    """A checked row: texts in their final order, margin >= 0.
-
-    `swapped` says that chosen and rejected changed places; `disagrees` that the margin is not the difference of the
-    scores beside it, or that the probability prefers the other text.
-    """
-
-    prompt: Text
-    chosen: str
-    rejected: str | None
-    margin: float | None
-    probability: float | None
-    columns: dict[str, float]
-    group: str | None
-    id: str | None
-    swapped: bool
-    disagrees: bool
-
-    @property
-    def tie(self) -> bool:
-        return self.margin == 0 or (self.margin is None and self.probability == 0.5)
+SOURCES = (("chosen_source", "rejected_source"), ("chosen_model", "rejected_model"))
 
 
 class RowReader:
@@ -54,10 +42,13 @@ class RowReader:
     Args:
         columns: further columns to carry, numbers.
         group_column: a column whose value names the pair's group.
-        required: of `margin`, `probability` and column names, what the objective cannot do without.
+        required: of `margin`, `probability`, `third` (a further response, else not read) and column names, what the
+            objective cannot do without.
         one_sided: only the chosen text is wanted; `rejected` may be missing.
         on_swap: what columns do where the texts swap: `keep` their value, `negate` (a difference, chosen minus
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
+        token_columns: names of per-token columns: NAME_chosen and NAME_rejected hold lists of [start, end, value] in
+            characters of that response.
 
     Raises:
         UsageError: `on_swap` names a column that is not carried.
@@ -75,11 +66,13 @@ class RowReader:
         required: frozenset[str] = frozenset(),
         one_sided: bool = False,
         on_swap: Mapping[str, OnSwap] | None = None,
+        token_columns: tuple[str, ...] = (),
     ) -> None:
-        self.columns = tuple(sorted({*columns, *(required - {"margin", "probability"})}))
+        self.columns = tuple(sorted({*columns, *(required - {"margin", "probability", "third"})}))
         self.group_column = group_column
         self.required = required
         self.one_sided = one_sided
+        self.token_columns = token_columns
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
@@ -98,14 +91,19 @@ class RowReader:
         self._check_columns(row)
         prompt = self._prompt(row)
         margin, probability, disagrees = self._strength(row)
-        swapped = (margin is not None and margin < 0) or (
-            margin is None and probability is not None and probability < 0.5
-        )
+        swapped = self._turns(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
         chosen = response_of(row, first, prompt)
         rejected = None if self.one_sided else response_of(row, second, prompt)
         if chosen == rejected:
             raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
+        spans = {
+            name: (
+                spans_of(row, f"{name}_{first}", chosen),
+                [] if self.one_sided else spans_of(row, f"{name}_{second}", rejected),
+            )
+            for name in self.token_columns
+        }
         return TextPair(
             prompt=prompt,
             chosen=chosen,
@@ -115,9 +113,23 @@ class RowReader:
             columns={name: self._column(row, name, swapped) for name in self.columns},
             group=self._group(row),
             id=id_of(row) if "id" in row.values else None,
-            swapped=swapped,
+            swapped=swapped and row.chosen_first is None,
             disagrees=disagrees,
+            third=response_of(row, "third", prompt) if "third" in self.required else None,
+            spans=spans,
+            sources=self._sources(row, swapped),
+            chosen_first=None if row.chosen_first is None else row.chosen_first != swapped,
+            clipped=row.clipped,
         )
+
+    @staticmethod
+    def _turns(row: Row, margin: float | None, probability: float | None) -> bool:
+        """Whether the text that the row calls chosen is the worse one."""
+        if margin is not None:
+            return margin < 0
+        if probability is not None:
+            return probability < 0.5
+        return row.prefers == "rejected"
 
     def _check_columns(self, row: Row) -> None:
         """The columns of the first row bind all the others, so that strength is never silently absent."""
@@ -133,7 +145,10 @@ class RowReader:
 
     def _check_first(self, row: Row) -> None:
         has = row.values.keys()
-        texts = ("prompt", "chosen") if self.one_sided else ("prompt", "chosen", "rejected")
+        texts: tuple[str, ...] = ("prompt", "chosen") if self.one_sided else ("prompt", "chosen", "rejected")
+        texts += ("third",) if "third" in self.required else ()
+        sides = ("chosen",) if self.one_sided else ("chosen", "rejected")
+        texts += tuple(f"{name}_{side}" for name in self.token_columns for side in sides)
         carried = (*self.columns, *([self.group_column] if self.group_column else []))
         missing = [name for name in (*texts, *carried) if name not in has]
         found = f"{row.file} has the columns {', '.join(map(str, row.values)) or '(none)'}"
@@ -172,17 +187,24 @@ class RowReader:
         disagrees = False
         if "margin" in has:
             margin = number_of(row, "margin")
-            scores = has.get("score_chosen"), has.get("score_rejected")
-            if all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
-                disagrees = abs(scores[0] - scores[1] - margin) > 1e-3 * max(1.0, abs(margin))  # type: ignore[operator]
+            if "margin" not in row.names:  # a mapping has made it of the scores, in its own way
+                disagrees = _contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
+            if math.isinf(margin):
+                raise BadRow(
+                    row, "score_chosen", "and score_rejected are too far apart", "give scores of another scale"
+                )
         name = "probability" if "probability" in has else "p_chosen"
         if name in has:
             probability = number_of(row, name)
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
             disagrees |= margin is not None and margin * (probability - 0.5) < 0
+        if row.prefers is not None and row.prefers != "tie":
+            sign = 1 if row.prefers == "chosen" else -1
+            strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
+            disagrees |= sign * strength < 0
         return margin, probability, disagrees
 
     def _column(self, row: Row, name: str, swapped: bool) -> float:
@@ -217,5 +239,23 @@ class RowReader:
             return None
         value = row.values.get(self.group_column)
         if not isinstance(value, str | int | float) or value == "":
-            raise BadRow(row, self.group_column, "names no group", "give it a word or a number", f" ({value!r})")
+            raise BadRow(row, self.group_column, "names no group", "give it a word or a number", f" ({value!r:.40})")
         return str(value)
+
+    @staticmethod
+    def _sources(row: Row, swapped: bool) -> tuple[str | None, str | None]:
+        for names in SOURCES:
+            if names[0] in row.values or names[1] in row.values:
+                own = names == SOURCES[0]
+                chosen, rejected = (name_of(row, name, strict=own) for name in names)
+                return (rejected, chosen) if swapped else (chosen, rejected)
+        return None, None
+
+
+def _contradicts(row: Row, margin: float) -> bool:
+    """Whether the scores beside a margin have another difference."""
+    try:
+        first, second = (number(row, name, row.values.get(name)) for name in ("score_chosen", "score_rejected"))
+    except BadRow:
+        return False
+    return abs(first - second - margin) > 1e-3 * max(1.0, abs(margin))

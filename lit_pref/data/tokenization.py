@@ -2,20 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_pref.data.fields import BadRow
-from lit_pref.data.reading import Row
+from lit_pref.data.drafts import Draft, draft
 from lit_pref.data.rows import TextPair
+from lit_pref.data.sources.reading import BadRow, Row
+from lit_pref.data.truncation import cut_response, kept_prompt
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, boundary, tokenizer_state
-from lit_pref.types import KeptText, Message, PreferencePair, Text
+from lit_pref.models.encoding import Encoded, Encoding, Unreadable, boundary, tokenizer_state
+from lit_pref.models.special_text import Written
+from lit_pref.types import KeptText, PreferencePair, Text
 
-SIDES = ("chosen", "rejected")
+SpecialText = Literal["plain", "token"]
+REMEMBERED = 1024  # prompts, many pairs share one
+REMEDY = "give it a text that the tokenizer can represent"
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,29 @@ class TokenizedPair:
     chosen_cut: bool
     rejected_cut: bool
     merged: bool
+    third_cut: bool = False
+    special_texts: int = 0  # names of special tokens in its texts
 
 
 class Tokenization:
     """Turns checked texts into token ids.
 
     - A sequence starts with exactly one begin token where the tokenizer has one.
-    - The boundary between prompt and responses is the longest common prefix of the ids of prompt, prompt + chosen and
-      prompt + rejected, so that no token that depends on a response counts as prompt.
+    - The boundary between prompt and responses is the longest common prefix of the ids of the prompt and of the prompt
+      with each response, so that no token that depends on a response counts as prompt.
     - Message lists go through the tokenizer's chat template. An untruncated response ends with the template's own turn
-      end (whitespace after it is cut), or with the tokenizer's end token where there is none.
-    - A prompt is cut from the left, equally for both responses; responses from the right.
+      end (whitespace after it is cut), or with the tokenizer's end token where there is none. Where the template marks
+      by `{% generation %}` what the assistant writes, all before that is prompt, and nothing after the turn's end is
+      read.
+    - A prompt is cut from the left, equally for all responses; responses from the right.
+    - A token takes the value of the character span that covers most of it; the end token's is 0.
 
     Args:
         tokenizer: of the policy.
         max_length: the most tokens of prompt and response together.
         max_prompt_length: the most tokens of a prompt; None refuses prompts that leave no room for a response.
+        special_text: the name of a special token inside a text is read as the characters that it is (`plain`), or as
+            that token (`token`).
 
     Raises:
         UsageError: the lengths leave no room.
@@ -50,7 +61,11 @@ class Tokenization:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_length: int = 1024, max_prompt_length: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        special_text: SpecialText = "plain",
     ) -> None:
         self.check_lengths(max_length, max_prompt_length)
         if tokenizer.eos_token_id is None:
@@ -58,7 +73,9 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
-        self._encoding = Encoding(tokenizer)
+        self.special_text: SpecialText = special_text
+        self._encoding = Encoding(tokenizer, plain=special_text == "plain")
+        self._prompts: dict[Written, list[int]] = {}
 
     @staticmethod
     def check_lengths(max_length: int, max_prompt_length: int | None) -> None:
@@ -70,98 +87,147 @@ class Tokenization:
             )
 
     def fingerprint(self) -> str:
-        """sha256 over all that decides the ids: tokenizer, template, lengths."""
+        """sha256 over all that decides the ids: tokenizer, special tokens, template, lengths, settings.
+
+        What a template takes from the clock is not part of it: pairs keep the date on which they were prepared.
+        """
         tokenizer = self.tokenizer
         state: Any = tokenizer_state(tokenizer)
         parts = (state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template)
-        settings = (self.max_length, self.max_prompt_length)
-        return hashlib.sha256(json.dumps([parts, settings], sort_keys=True, default=str).encode()).hexdigest()
+        names = (tokenizer.special_tokens_map, self._encoding.names.names)
+        settings = (self.max_length, self.max_prompt_length, self.special_text)
+        return hashlib.sha256(json.dumps([parts, names, settings], sort_keys=True, default=str).encode()).hexdigest()
 
     def tokenize(self, row: Row, text: TextPair, id: str) -> TokenizedPair:
         """The pair of ids of a checked row.
 
         Raises:
-            BadRow: a special token in a text, a conversation that the chat template refuses, a prompt without room, a
-                response without a token, or responses that are the same after truncation.
+            BadRow: a text that the tokenizer cannot read, a conversation that the chat template refuses, a prompt
+                without room, a response without a token, responses that are the same after truncation, or spans of a
+                response that the template rewrites.
+            UserError: there is no chat template, or spans and a tokenizer that cannot say where its tokens stand.
         """
-        self._refuse_special_tokens(row, text)
-        prompt_text, rendered = self._render(row, text)
-        prompt_ids, *whole = map(self._encoding.ids, [prompt_text, *rendered])
-        start = boundary([prompt_ids, *whole])
-        for side, ids in zip(SIDES, whole, strict=False):
-            if ids == prompt_ids or len(ids) == start:
-                raise BadRow(row, side, "has no token of its own", "give it a text that the tokenizer can represent")
-        prompt = self._kept_prompt(row, prompt_ids[:start])
-        prompt_cut = len(prompt) < len(self._encoding.begin) + start
+        made = self.tokenize_all([(row, text, id)])[0]
+        if isinstance(made, BadRow):
+            raise made
+        return made
+
+    def tokenize_all(self, items: Sequence[tuple[Row, TextPair, str]]) -> list[TokenizedPair | BadRow]:
+        """The pairs of ids of checked rows, or what is wrong with a row, in the order of `items`.
+
+        The texts of all items are read in one go: hundreds together are much faster than one by one.
+
+        Raises:
+            UserError: as `tokenize` does.
+        """
+        drafts: list[Draft | BadRow] = []
+        for item in items:
+            try:
+                drafts.append(draft(self._encoding, *item))
+            except BadRow as bad:
+                drafts.append(bad)
+        good = [made for made in drafts if isinstance(made, Draft)]
+        try:
+            prompts, wholes = self._read(good)
+        except Unreadable as error:
+            if len(items) == 1:
+                return [self._unreadable(good[0], error)]
+            return [made for item in items for made in self.tokenize_all([item])]
+        read = iter(wholes)
+        return [
+            made
+            if isinstance(made, BadRow)
+            else self._pair(made, [prompts[prompt] for prompt in made.prompts], [next(read) for _ in made.wholes])
+            for made in drafts
+        ]
+
+    def _read(self, drafts: list[Draft]) -> tuple[dict[Written, list[int]], list[Encoded]]:
+        """Ids of all prompts, and of all whole texts in order."""
+        spans = any(made.text.spans for made in drafts)
+        if spans and not self.tokenizer.is_fast:
+            raise UserError(
+                "data.token_columns are values of characters, and this tokenizer cannot say which characters its "
+                "tokens stand for; take one that comes with a tokenizer.json, or leave the token columns out."
+            )
+        prompts = {prompt: self._prompts.get(prompt) for made in drafts for prompt in made.prompts}
+        unread = [prompt for prompt, ids in prompts.items() if ids is None]
+        fresh = dict(zip(unread, (read.ids for read in self._encoding.encode(unread)), strict=True))
+        for old in list(self._prompts)[: max(0, len(self._prompts) + len(fresh) - REMEMBERED)]:
+            del self._prompts[old]
+        self._prompts.update(fresh)
+        wholes = [whole.written for made in drafts for whole in made.wholes]
+        known = {prompt: ids for prompt, ids in prompts.items() if ids is not None}
+        return {**known, **fresh}, self._encoding.encode(wholes, places=spans)
+
+    def _unreadable(self, made: Draft, error: Unreadable) -> BadRow:
+        field = "prompt"
+        for whole in made.wholes:
+            try:
+                self._encoding.ids(made.prompts[0])
+                field = whole.side
+                self._encoding.ids(whole.written)
+            except Unreadable:
+                break
+        return BadRow(made.row, field, "cannot be read by the tokenizer", REMEDY, f" ({error})")
+
+    def _pair(self, made: Draft, prompts: list[list[int]], wholes: list[Encoded]) -> TokenizedPair | BadRow:
+        try:
+            return self._finished(made, prompts, wholes)
+        except BadRow as bad:
+            return bad
+
+    def _finished(self, made: Draft, prompts: list[list[int]], wholes: list[Encoded]) -> TokenizedPair:
+        row, text = made.row, made.text
+        start = boundary([*prompts, *(read.ids for read in wholes)])
+        prompt = self._prompt(row, prompts[0][:start])
         room = self.max_length - len(prompt)
-
-        texts = [text.chosen, text.rejected]
-        responses: list[list[int]] = []
-        for k, ids in enumerate(whole):
-            responses.append(self._encoding.ended(ids, rendered[k], str(texts[k]))[start:])
-            if len(responses[k]) > room:
-                texts[k] = self._kept_response(row, prompt_text, ids, start, room)
-        cut = [len(ids) > room for ids in responses]
-        responses = [ids[:room] for ids in responses]
-        if len(responses) == 2 and responses[0] == responses[1]:
+        responses = {}
+        for whole, read in zip(made.wholes, wholes, strict=True):
+            if len(read.ids) == start or read.ids in prompts:
+                raise BadRow(row, whole.side, "has no token of its own", REMEDY)
+            responses[whole.side] = cut_response(self._encoding, made, whole, read, start, room)
+        chosen, rejected, third = responses["chosen"], responses.get("rejected"), responses.get("third")
+        if rejected is not None and chosen.ids == rejected.ids:
             raise BadRow(row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
-
         kept = KeptText(
-            prompt=self._kept_prompt_text(text.prompt, prompt_text, prompt) if prompt_cut else text.prompt,
-            chosen=str(texts[0]),
-            rejected=texts[1],
-            chosen_complete=not cut[0],
-            rejected_complete=not cut[-1],
+            prompt=self._prompt_text(made, prompts[0], len(self._encoding.begin) + start - len(prompt)),
+            chosen=chosen.text,
+            rejected=None if rejected is None else rejected.text,
+            chosen_complete=not chosen.cut,
+            rejected_complete=rejected is None or not rejected.cut,
+            third=None if third is None else third.text,
+            third_complete=third is None or not third.cut,
         )
         pair = PreferencePair(
-            id=id,
+            id=made.id,
             prompt=prompt,
-            chosen=responses[0],
-            rejected=responses[1] if len(responses) == 2 else None,
+            chosen=chosen.ids,
+            rejected=None if rejected is None else rejected.ids,
             margin=text.margin,
             probability=text.probability,
             columns=text.columns,
             group=text.group,
             text=kept,
+            third=None if third is None else third.ids,
+            token_columns={
+                name: (chosen.columns[name], None if rejected is None else rejected.columns[name])
+                for name in text.spans
+            },
+            prompt_id=text.prompt_id,
+            place=row.place,
         )
-        rejected_cut = len(cut) == 2 and cut[1]
-        return TokenizedPair(pair, prompt_cut, cut[0], rejected_cut, merged=start < len(prompt_ids))
+        return TokenizedPair(
+            pair,
+            prompt_cut=len(prompt) < len(self._encoding.begin) + start,
+            chosen_cut=chosen.cut,
+            rejected_cut=rejected is not None and rejected.cut,
+            merged=start < len(prompts[0]),
+            third_cut=third is not None and third.cut,
+            special_texts=made.special_texts,
+        )
 
-    def _refuse_special_tokens(self, row: Row, text: TextPair) -> None:
-        messages = [text.prompt] if isinstance(text.prompt, str) else [m["content"] for m in text.prompt]
-        fields = [("prompt", content) for content in messages]
-        for field, content in [*fields, ("chosen", text.chosen), ("rejected", text.rejected or "")]:
-            if found := self._encoding.special(content):
-                raise BadRow(
-                    row, field, f"holds {found!r}, a special token of the tokenizer", "take it out of the text"
-                )
-
-    def _render(self, row: Row, text: TextPair) -> tuple[str, list[str]]:
-        """The whole texts: of the prompt, and of the prompt with each response."""
-        responses = [text.chosen, *([] if text.rejected is None else [text.rejected])]
-        if isinstance(text.prompt, str):
-            return text.prompt, [text.prompt + response for response in responses]
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                "The prompts are message lists and the tokenizer has no chat template; give it one, or write the "
-                "prompts as strings."
-            )
-        prompt = self._templated(row, "prompt", self._encoding.asked, text.prompt)
-        answered = self._encoding.answered
-        return prompt, [
-            self._templated(row, side, answered, text.prompt, response)
-            for side, response in zip(SIDES, responses, strict=False)
-        ]
-
-    @staticmethod
-    def _templated(row: Row, field: str, write: Callable[..., str], *texts: Any) -> str:
-        try:
-            return write(*texts)
-        except TEMPLATE_ERRORS as error:
-            remedy = "write a conversation that it takes, or give the tokenizer another template"
-            raise BadRow(row, field, "is refused by the chat template", remedy, f" ({error})") from error
-
-    def _kept_prompt(self, row: Row, ids: list[int]) -> list[int]:
+    def _prompt(self, row: Row, ids: list[int]) -> list[int]:
+        """The ids of a prompt that are kept, behind a begin token."""
         longest = self.max_prompt_length if self.max_prompt_length is not None else self.max_length - 1
         begin = self._encoding.begin
         tokens = len(begin) + len(ids)
@@ -179,39 +245,8 @@ class Tokenization:
             )
         return [*begin, *ids[len(ids) - (longest - len(begin)) :]]
 
-    def _kept_response(self, row: Row, prompt_text: str, ids: list[int], start: int, room: int) -> str:
-        """The text of a cut response, in whole characters."""
-        # Decoded with its prompt, because a boundary token may hold the prompt's last characters.
-        whole = self._text(ids[: start + room])
-        if whole.startswith(prompt := self._without_bos(prompt_text)):
-            text = whole[len(prompt) :]
-        else:
-            text = self._text(ids[start : start + room])
-        text = text.rstrip("\ufffd")
-        if not text.strip():
-            raise BadRow(row, "prompt", "leaves no room for a response", "raise data.max_length")
-        return text
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    def _without_bos(self, text: str) -> str:
-        return text.removeprefix(str(self.tokenizer.bos_token or ""))
-
-    def _kept_prompt_text(self, prompt: Text, rendered: str, kept: list[int]) -> Text:
-        """The right-hand part of a cut prompt, in whole characters; of messages, those that are left of it."""
-        ids = kept[len(self._encoding.begin) :]
-        text = self._text(ids).lstrip("\ufffd")
-        if isinstance(prompt, str):
-            return text
-        cut = len(rendered) - len(text)
-        left: list[Message] = []
-        end = len(rendered)
-        for message in reversed(prompt):
-            content = message["content"].strip()
-            start = rendered.rfind(content, 0, end)
-            if start < 0 or start + len(content) <= cut:
-                break
-            left.insert(0, {"role": message["role"], "content": content[max(0, cut - start) :]})
-            end = start
-        return left or text
+    def _prompt_text(self, made: Draft, ids: list[int], gone: int) -> Text:
+        if not gone:
+            return made.text.prompt
+        # To the prompt's own end, also where its last token is one with a response's first characters.
+        return kept_prompt(self._encoding, made.text.prompt, made.prompts[0].text, ids[gone:])

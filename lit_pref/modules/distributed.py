@@ -45,15 +45,15 @@ def refuse(trainer: Trainer, sentence: str) -> NoReturn:
     raise UserError(sentence)
 
 
-def refuse_nonfinite(trainer: Trainer, ids: list[str]) -> NoReturn:
-    """Stop all ranks because of the pairs `ids`; called on every rank, with the pairs of all.
+def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
+    """Stop all ranks because of these pairs, by file and line; called on every rank, with the pairs of all.
 
     Raises:
         UserError: see `refuse`.
     """
     refuse(
         trainer,
-        f"the loss of {len(ids)} pair(s) is not finite at step {trainer.global_step}: {', '.join(ids[:8])}; "
+        f"the loss of {len(pairs)} pair(s) is not finite at step {trainer.global_step}: {'; '.join(pairs[:8])}; "
         "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs",
     )
 

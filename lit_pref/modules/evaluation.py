@@ -59,7 +59,9 @@ class Evaluation:
                 records, record_file(trainer.default_root_dir, stage if fitting else trainer.state.fn.value, step)
             )
         if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
-            refuse_nonfinite(trainer, bad)
+            held_out = trainer.datamodule.val_pairs  # type: ignore[attr-defined]
+            places = dict(zip(held_out.ids, held_out.column("place"), strict=True))
+            refuse_nonfinite(trainer, [places[name] for name in bad])
         self.last = self.measure(records, stage)
         if trainer.sanity_checking:
             self.before = self.last

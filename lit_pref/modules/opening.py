@@ -4,8 +4,9 @@ import gc
 import hashlib
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lit_pref.models.encoding import Encoding
 from lit_pref.models.sharing import why_not_shared
 from lit_pref.modules.distributed import gather_objects, refuse, shard
 from lit_pref.modules.seen_pairs import Split, seen_pairs
-from lit_pref.references.addresses import address_table, in_own_ids
+from lit_pref.references.addresses import Pairs, ThirdResponses, address_table, in_own_ids
 from lit_pref.references.filling import Filling, Ranks, load
 from lit_pref.references.live import Pretrained
 from lit_pref.references.own_tokenizer import same_tokenizer
@@ -63,14 +64,14 @@ class Opening:
     module: "PreferenceModule"
     reference: Stored
     label: str
-    splits: list[Split]
+    splits: Sequence[tuple[Pairs, Array]]
     encoding: Encoding | None
     store: ReferenceStore
     table: Any
     wanted: Wanted
 
     @classmethod
-    def of(cls, module: "PreferenceModule", reference: Stored, label: str, splits: list[Split]) -> "Opening":
+    def of(cls, module: "PreferenceModule", reference: Stored, label: str, seen: list[Split]) -> "Opening":
         source, policy_tokenizer = reference.source, module.policy.load_tokenizer()
         own = source.load_tokenizer()
         tokenizer = None if own is policy_tokenizer or same_tokenizer(own, policy_tokenizer) else own
@@ -79,6 +80,9 @@ class Opening:
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
                 "tokenizer of its own: take a reference with the policy's tokenizer"
             )
+        splits: list[tuple[Pairs, Array]] = [*seen]
+        if "third" in module.objective.sides:
+            splits += [(ThirdResponses(pairs), which) for pairs, which in seen]
         tables = [address_table(pairs, tokenizer, say)[which] for pairs, which in splits]
         table = np.concatenate(tables)
         encoding = None if tokenizer is None else Encoding(tokenizer)
@@ -152,9 +156,18 @@ class Opening:
 
     def _score(self, weights: Weights, pairs: Array) -> Scores:
         tokenizer = self.module.policy.load_tokenizer() if self.encoding is None else self.encoding.tokenizer
-        own = [self._pair(int(self.wanted.first[pair])) for pair in pairs]
+        # Only their ids: numbers that the pairs of one split have, those of the other may not.
+        bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
+        own = [replace(self._pair(int(self.wanted.first[pair])), **bare) for pair in pairs]
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return weights.score(collate(own, pad_id, layout=weights.layout), self.module.trainer.strategy.root_device)
+        scores = weights.score(collate(own, pad_id, layout=weights.layout), self.module.trainer.strategy.root_device)
+        if not np.isfinite(scores.scores).all():
+            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # first the chosen ones, then the others
+            raise UserError(
+                f"{own[response % len(own)].place}: {self.label} gives a response of this pair the score "
+                f"{scores.scores[response]}: check its weights, or give it a larger dtype"
+            )
+        return scores
 
     def _pair(self, at: int) -> PreferencePair:
         """The pair of one row of the table, in the reference's ids."""
@@ -170,7 +183,7 @@ class Opening:
         if limit is not None and len(self.table) and (longest := int(self.table["tokens"].max())) > limit:
             pair = self._pair(int(self.table["tokens"].argmax()))
             raise UserError(
-                f"pair {pair.id} has {longest} tokens for the reference '{self.reference.label}', which reads at most "
+                f"{pair.place} has {longest} tokens for the reference '{self.reference.label}', which reads at most "
                 f"{limit}: lower data.max_length"
             )
 

@@ -13,6 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_pref.data.selection import Selection
+from lit_pref.data.view import PairView
 from lit_pref.errors import UsageError
 from lit_pref.metrics.accumulator import TrainAccumulator
 from lit_pref.models.policy import Policy
@@ -26,10 +28,12 @@ from lit_pref.modules.distributed import (
     sum_over_ranks,
 )
 from lit_pref.modules.evaluation import Evaluation
+from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layouts import decide_layout
 from lit_pref.modules.provenance import check_provenance, provenance
 from lit_pref.modules.references import open_references, references_of, through_store
 from lit_pref.modules.schedules import Schedule
+from lit_pref.modules.selecting import chosen_of, say_choice
 from lit_pref.modules.throughput import Throughput
 from lit_pref.objectives.base import Objective
 from lit_pref.references.live import Reference
@@ -81,10 +85,12 @@ class PreferenceModule(LightningModule):
         self.layout = layout
         self.batch_layout: Layout = "padded"  # decided when the data are known
         self.layout_reason = ""
+        self.selected: str | None = None  # what was kept of the training pairs, where not all of them are
         self.evaluation = Evaluation(margin_bins)
         self.accumulator = TrainAccumulator()
         self._throughput = Throughput()
-        self._window: list[tuple[Tensor, list[str]]] = []  # losses that are not finite, and the ids of their pairs
+        self.fitted: list[str] = []  # what the objective was fitted to the training pairs, in words
+        self._window: list[tuple[Tensor, list[str]]] = []  # losses that are not finite, and what their pairs are called
         self._gradient_norm: float | None = None
         self._learning_rate = 0.0
         self.training_numbers: dict[str, float] = {}  # what was logged last, and at which optimiser step
@@ -110,7 +116,22 @@ class PreferenceModule(LightningModule):
         """
         self.batch_layout, self.layout_reason = decide_layout(self.layout, self.policy, lengths)
 
+    def select(self, pairs: PairView, selection: Selection) -> NDArray[Any]:
+        """The increasing indices of the training pairs that are kept, the same on every rank; says what they are.
+
+        Args:
+            pairs: all of the training split.
+            selection: what is wanted.
+
+        Raises:
+            UserError: the selection and these pairs do not fit.
+        """
+        pool, choice = chosen_of(self, pairs, selection)
+        self.selected = say_choice(pool, choice, selection)
+        return choice.indices
+
     def setup(self, stage: str) -> None:
+        self.fitted = fit_objective(self)
         # The data are prepared, and the policy does not exist yet: a reference has the whole device.
         open_references(self, stage)
 
@@ -156,7 +177,7 @@ class PreferenceModule(LightningModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         policy, references, output = self._scores(batch)
-        self._window.append((~torch.isfinite(output.losses.detach()) & batch.real, batch.pair_ids))
+        self._window.append((~torch.isfinite(output.losses.detach()) & batch.real, batch.names))
         self.accumulator.add(output, policy, references, batch)
         # The mean over the window's pairs, whatever the ranks, micro-batches and ragged ends: Lightning divides by the
         # accumulation and the strategies by the ranks.
@@ -239,6 +260,8 @@ class PreferenceModule(LightningModule):
         if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs):
             against = self.references[0].readout(batch)
             references.append(score_readout(against, batch, needs))
+            if batch.third is not None:
+                references[0].third = self.references[0].score(batch.third).chosen
         references += [reference.score(batch, needs) for reference in self.references[len(references) :]]
         policy = self.scorer(batch, self.objective.needs, against)
         return policy, references, self.objective(policy, references, batch)
@@ -304,4 +327,5 @@ class PreferenceModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_provenance(self, checkpoint)
+        self.fitted = checkpoint["lit_pref"].get("fitted", self.fitted)  # as is its gamma
         self.checkpoint_step = checkpoint["global_step"]

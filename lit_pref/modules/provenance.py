@@ -27,6 +27,7 @@ def provenance(module: "PreferenceModule") -> dict[str, Any]:
         "config": module.plain_config,
         "objective": repr(module.objective),
         "objective_state": sorted(module.objective.state_dict()),
+        "fitted": module.fitted,
         "policy": module.policy.fingerprint(),
         "policy_text": module.policy.describe(),
         "lora": _settings(module.policy.lora),

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.data.prepared import PreparedPairs
 from lit_pref.data.sampling import epoch_order, evaluation_batches
+from lit_pref.data.view import PairView
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
 
-Split = tuple[PreparedPairs, NDArray[Any]]
+Split = tuple[PairView, NDArray[Any]]
 
 
 def seen_pairs(module: "PreferenceModule", stage: str) -> list[Split]:

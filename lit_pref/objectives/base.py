@@ -2,12 +2,12 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
+from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores, Strengths, TokenFunction
 
 Faithfulness = Literal["code", "derived", "reconstruction"]
 """How far a method is checked: against the authors' code, derived from the paper's equations, or reconstructed."""
@@ -36,7 +36,8 @@ class Objective(nn.Module, ABC):
     """
 
     sides: tuple[str, ...] = ("chosen", "rejected")
-    """Which responses are read: both, or `("chosen",)`, and then `rejected` may be absent everywhere."""
+    """Which responses are read: both, or `("chosen",)`, and then `rejected` may be absent everywhere, or both and
+    `"third"`, and then every row of the data must have a third one."""
 
     faithfulness: Faithfulness
     """See `Faithfulness`."""
@@ -66,9 +67,34 @@ class Objective(nn.Module, ABC):
         """Data that it cannot do without: `margin`, `probability`, or names of columns."""
         return frozenset()
 
+    @property
+    def token_functions(self) -> Mapping[str, TokenFunction]:
+        """Token columns that are made of a pair's ids: name -> a function known by its import path."""
+        return {}
+
+    @property
+    def token_columns(self) -> frozenset[str]:
+        """Token columns that it reads from the data."""
+        return frozenset()
+
+    @property
+    def fitted_to(self) -> frozenset[str]:
+        """What `fit` looks at: `margin`, `probability`, `responses`, names of columns; nothing where none is fitted."""
+        return frozenset()
+
     @abstractmethod
     def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
         """The unreduced losses of the B pairs; the mean over pairs is taken elsewhere."""
+
+    def fit(self, strengths: Strengths) -> list[str]:
+        """Fit what is left open to the training pairs; called once before the first step, alike on every rank.
+
+        What is fitted is state: a checkpoint that is loaded later stands over it.
+
+        Returns:
+            Lines for the log.
+        """
+        return []
 
     def update(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Move the state; called once after every optimiser step on every rank.

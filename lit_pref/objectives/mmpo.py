@@ -3,6 +3,7 @@
 from typing import Any
 
 from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.parts.gamma import Gamma
 from lit_pref.objectives.parts.target import MarginTarget
 
 
@@ -25,11 +26,12 @@ class MMPO(Pairwise):
 
     Args:
         beta: > 0, reward units per nat.
-        gamma: >= 0 or inf (`.inf` in YAML), per unit of the data's margin; so it is tied to the rating scale.
+        gamma: >= 0 or inf (`.inf` in YAML), per unit of the data's margin; so it is tied to the rating scale. Given as
+            `UnitMargin`, it is the probability at a margin of one; as `Fitted`, it is fitted to the training pairs.
         parts: the other parts of `Pairwise`.
     """
 
     faithfulness = "code"
 
-    def __init__(self, beta: float = 0.1, gamma: float = 1.0, **parts: Any) -> None:
+    def __init__(self, beta: float = 0.1, gamma: float | Gamma = 1.0, **parts: Any) -> None:
         super().__init__(beta=beta, target=MarginTarget(gamma), **parts)

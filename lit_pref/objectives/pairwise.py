@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -20,7 +20,7 @@ from lit_pref.objectives.parts.temperature import Constant, EpsilonStep, Tempera
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.tokens import Sum, TokenSum
 from lit_pref.objectives.parts.weight import NoWeight, Weight
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, Strengths, TokenFunction
 
 PARTS = ("reference", "temperature", "target", "link", "tokens", "score", "offset", "weight")
 
@@ -115,6 +115,21 @@ class Pairwise(Objective):
     @property
     def required(self) -> frozenset[str]:
         return frozenset[str]().union(*(part.required for part in self._parts()))
+
+    @property
+    def token_functions(self) -> Mapping[str, TokenFunction]:
+        return {name: function for part in self._parts() for name, function in part.token_functions.items()}
+
+    @property
+    def token_columns(self) -> frozenset[str]:
+        return frozenset[str]().union(*(part.token_columns for part in self._parts()))
+
+    @property
+    def fitted_to(self) -> frozenset[str]:
+        return frozenset[str]().union(*(part.fitted_to for part in self._parts()))
+
+    def fit(self, strengths: Strengths) -> list[str]:
+        return [line for part in self._parts() for line in part.fit(strengths)]
 
     def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
         self.check_inputs(policy, references, batch)

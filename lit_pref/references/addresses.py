@@ -17,7 +17,7 @@ from lit_pref.references.store import ADDRESS
 from lit_pref.scoring.layout import address
 from lit_pref.types import KeptText, PreferencePair
 
-FORMAT = 1  # raise it when the same pairs would get other addresses
+FORMAT = 2  # raise it when the same pairs would get other addresses
 NOWHERE = b""
 TABLE = np.dtype([("keys", ADDRESS, 2), ("addresses", ADDRESS, 2), ("tokens", np.int32)])
 """A row a pair: what its responses are looked up by and where they lie (chosen, rejected), and its longest row.
@@ -36,6 +36,27 @@ class Pairs(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> PreferencePair: ...
+
+
+class ThirdResponses:
+    """The third responses of a split, as one-sided pairs: for the store they are pairs like others.
+
+    Args:
+        pairs: each with a third response.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._pairs.fingerprint} third"
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int, /) -> PreferencePair:
+        return self._pairs[index].of_third()
 
 
 def address_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) -> NDArray[Any]:

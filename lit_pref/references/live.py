@@ -257,9 +257,11 @@ class Pretrained(Reference):
         lengths = tokens_of_pairs(batch)
         if limit is not None and max(lengths) > limit:
             raise UserError(
-                f"pair {batch.pair_ids[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
+                f"{batch.names[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
                 f"'{self.label}', which reads at most {limit}: lower data.max_length"
             )
+        if batch.third is not None:
+            self._refuse_too_long(batch.third)
 
 
 def _vocabulary(scorer: Scorer) -> int:

@@ -1,12 +1,13 @@
 """The text that the policy kept, tokenised again for a reference that has another tokenizer."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from lit_pref.errors import UserError
-from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, boundary, tokenizer_state
+from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, Unreadable, boundary, tokenizer_state
 from lit_pref.scoring.layout import Layout, padded, shared
 from lit_pref.types import KeptText, Message, PreferenceBatch, Text
 
@@ -19,14 +20,15 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded") -> PreferenceBatch:
     """`batch` in the ids of another tokenizer, made from `batch.texts` and in the same order of pairs.
 
+    Token columns are left out: they are values of the policy's tokens.
+
     Raises:
         ValueError: for a batch without texts.
-        UserError: where a conversation does not go through the tokenizer's chat template, or names one of its special
-            tokens.
+        UserError: where a conversation does not go through the tokenizer's chat template.
     """
     if batch.texts is None:
         raise ValueError("a reference with its own tokenizer reads `batch.texts`, and this batch has none")
-    encoding = Encoding(tokenizer)
+    encoding = _encoding(tokenizer)
     ids = [ids_of(text, encoding) for text in batch.texts]
     prompts, chosen, rejected = (list(part) for part in zip(*ids, strict=True))
     two_sided = batch.rejected_lengths is not None
@@ -42,6 +44,8 @@ def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded
         chosen_lengths=lengths(chosen),
         rejected_lengths=lengths(rejected) if two_sided else None,
         addresses=[],
+        token_columns={},
+        third=None if batch.third is None else retokenized(batch.third, tokenizer, layout),
     ).to(batch.input_ids.device)
 
 
@@ -53,55 +57,67 @@ def ids_of(text: KeptText, encoding: Encoding) -> tuple[list[int], list[int], li
     joined line by line where there is none. Only a complete response is ended: by the template, else by the tokenizer's
     end token.
 
-    The names of this tokenizer's special tokens are ordinary text to whoever wrote the data, and are read as such. In
-    what a chat template wrote, the text's own cannot be told from the template's: such a conversation is refused.
+    The names of this tokenizer's special tokens are ordinary text to whoever wrote the data, and are read as such.
 
     Raises:
-        UserError: a conversation that the chat template refuses, or that names a special token.
+        UserError: a conversation that the chat template refuses, or a text that the tokenizer cannot read.
     """
     tokenizer = encoding.tokenizer
     sides = [(text.chosen, text.chosen_complete)]
     if text.rejected is not None:
         sides.append((text.rejected, text.rejected_complete))
-    if isinstance(text.prompt, str) or tokenizer.chat_template is None:
-        prompt, *whole = _plain(encoding, text.prompt, sides)
-    else:
-        prompt, *whole = _chat(encoding, text.prompt, sides)
-    start = boundary([prompt, *whole])
+    write = _plain if isinstance(text.prompt, str) or tokenizer.chat_template is None else _chat
+    try:
+        prompts, whole = write(encoding, text.prompt, sides)
+    except Unreadable as error:
+        raise UserError(
+            f"the tokenizer of the reference '{tokenizer.name_or_path}' cannot read a text ({error}): leave this "
+            "reference out, or drop such pairs"
+        ) from error
+    start = boundary([*prompts, *whole])
     responses = [ids[start:] for ids in whole]
     # Without any token before it, a response's first token could not be predicted: models without a begin token were
     # trained on documents that follow an end token.
-    kept = [*encoding.begin, *prompt[:start]] or [tokenizer.eos_token_id]
+    kept = [*encoding.begin, *prompts[0][:start]] or [tokenizer.eos_token_id]
     return kept, responses[0], responses[1] if len(responses) == 2 else []
 
 
-def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> list[list[int]]:
+@lru_cache(maxsize=8)
+def _encoding(tokenizer: Any) -> Encoding:
+    return Encoding(tokenizer)
+
+
+Ids = list[list[int]]
+
+
+def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
+    """Ids of the prompt, and of it with each response."""
     start = prompt if isinstance(prompt, str) else "".join(message["content"] + "\n" for message in prompt)
-    ids = [encoding.ids(start, plain=True)]
-    for response, complete in sides:
-        whole = encoding.ids(start + response, plain=True)
-        ids.append([*whole, encoding.tokenizer.eos_token_id] if complete else whole)
-    return ids
+    whole = [encoding.ids(encoding.written(start + response)) for response, _ in sides]
+    ended = [[*ids, encoding.end] if complete else ids for ids, (_, complete) in zip(whole, sides, strict=True)]
+    return [encoding.ids(encoding.written(start))], ended
 
 
-def _chat(encoding: Encoding, prompt: list[Message], sides: list[tuple[str, bool]]) -> list[list[int]]:
-    name = encoding.tokenizer.name_or_path
-    for content in [*(message["content"] for message in prompt), *(response for response, _ in sides)]:
-        if found := encoding.special(content):
-            raise UserError(
-                f"a conversation holds {found!r}, a special token of the reference '{name}': take it out of the text, "
-                "or leave this reference out"
-            )
+def _chat(encoding: Encoding, prompt: Any, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
+    """Ids of the prompt, or of those that the template writes for each response, and of it with each response."""
+    messages: list[Message] = prompt
+    prompts, whole = [], []
     try:
-        start = encoding.asked(prompt)
-        ids = [encoding.ids(start)]
         for response, complete in sides:
-            whole = encoding.answered(prompt, response) if complete else start + response
-            own = encoding.ids(whole)
-            ids.append(encoding.ended(own, whole, response) if complete else own)
+            answer = encoding.chat.answered(messages, response)
+            start = encoding.chat.asked(messages) if answer.prompt is None else answer.whole.upto(answer.prompt)
+            prompts.append(encoding.ids(start))
+            if complete:
+                ids = encoding.ids(answer.whole)
+                whole.append(encoding.ended(ids, answer.whole.text, response, answer.place))
+            elif answer.place is None:
+                whole.append(encoding.ids(encoding.followed(start, response)))
+            else:
+                before = answer.whole.upto(answer.place[0])
+                whole.append(encoding.ids(encoding.followed(before, response.lstrip())))
     except TEMPLATE_ERRORS as error:
         raise UserError(
-            f"the chat template of the reference '{name}' refuses a conversation ({error}): "
+            f"the chat template of the reference '{encoding.tokenizer.name_or_path}' refuses a conversation ({error}): "
             "leave this reference out, or drop such prompts"
         ) from error
-    return ids
+    return prompts, whole

@@ -86,7 +86,8 @@ class Stored(Reference):
             keys = batch.addresses
         chosen, rejected = (list(side) for side in zip(*keys, strict=True))
         first = self._side(chosen, batch, needs)
-        return PairScores(first, None if batch.rejected_lengths is None else self._side(rejected, batch, needs))
+        second = None if batch.rejected_lengths is None else self._side(rejected, batch, needs)
+        return PairScores(first, second, None if batch.third is None else self.score(batch.third).chosen)
 
     def _side(self, keys: list[Any], batch: PreferenceBatch, needs: frozenset[Need]) -> SequenceScores:
         if self._wanted is None:
@@ -94,9 +95,9 @@ class Stored(Reference):
         wanted, device = self._wanted, batch.input_ids.device
         rows = wanted.rows(keys)
         if (rows < 0).any():
-            pair = batch.pair_ids[int(np.flatnonzero(rows < 0)[0])]
+            pair = batch.names[int(np.flatnonzero(rows < 0)[0])]
             raise UserError(
-                f"the store holds no score of the reference '{self.label}' for the pair {pair}: fill it with "
+                f"the store holds no score of the reference '{self.label}' for {pair}: fill it with "
                 "`python -m lit_pref score` and this configuration, or set model.reference_store to false"
             )
 

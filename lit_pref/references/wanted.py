@@ -83,13 +83,19 @@ class Wanted:
         """All pairs in blocks whose composition depends on the pairs alone, the longest first.
 
         So a run that was killed, or shares the work, reads every pair in the same company as one that did neither: the
-        same bits. The longest first, because memory runs out at once or never.
+        same bits. The longest first, because memory runs out at once or never. Pairs of two responses and single
+        ones, such as third responses, are read apart: a batch is of one kind.
         """
         order = np.lexsort((np.arange(len(self.pairs)), -self.tokens))
-        size = max(SMALLEST_BLOCK, -(-len(order) // MOST_BLOCKS))
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        single = self.pairs[order, 1] < 0
+        return [*_cut(order[~single]), *_cut(order[single])]
 
     def name(self, block: Array) -> str:
         """Of a block, by its content."""
         responses = self.pairs[block].reshape(-1)
         return hashlib.sha256(self.addresses[responses[responses >= 0]].tobytes()).hexdigest()[:32]
+
+
+def _cut(order: Array) -> list[Array]:
+    size = max(SMALLEST_BLOCK, -(-len(order) // MOST_BLOCKS))
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -127,7 +127,13 @@ def as_padded(batch: PreferenceBatch, pad_id: int = 0) -> PreferenceBatch:
             end += length
     rows = padded(prompts, chosen, None if batch.rejected_lengths is None else rejected, pad_id)
     moved = {name: value.to(batch.input_ids.device) for name, value in rows._asdict().items() if value is not None}
-    return replace(batch, **{**dict.fromkeys(Rows._fields), **moved})
+    order = torch.argsort(batch.sequences, stable=True)  # rows run through one response after another
+    return replace(
+        batch,
+        **{**dict.fromkeys(Rows._fields), **moved},
+        token_columns={name: values[order] for name, values in batch.token_columns.items()},
+        third=None if batch.third is None else as_padded(batch.third, pad_id),
+    )
 
 
 def tokens_of_pairs(batch: PreferenceBatch) -> list[int]:

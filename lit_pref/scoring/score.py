@@ -1,8 +1,9 @@
 """From a model and a batch to the scores of its pairs: `score_pairs` is the only road."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,8 @@ def score_pairs(
 ) -> PairScores:
     """`score(y|x) = Σ_t log softmax(f_t)[y_t]` of both responses of every pair, in nats, and the statistics needed.
 
-    Sums run over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast.
+    Sums run over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast. A third response is read
+    after the two, in rows of its own, and gets a score and no statistics.
 
     Args:
         model: a Hugging Face causal LM, or a PeftModel round one.
@@ -30,7 +32,19 @@ def score_pairs(
     Raises:
         UserError: where the head has a form whose logits can only come from the model itself (`Scorer.probe` copes).
     """
-    return score_readout(readout(model, batch), batch, needs, against)
+    return _scores(partial(readout, model), batch, needs, against)
+
+
+def _scores(
+    read: Callable[[PreferenceBatch], Readout],
+    batch: PreferenceBatch,
+    needs: frozenset[Need],
+    against: Readout | None,
+) -> PairScores:
+    scores = score_readout(read(batch), batch, needs, against)
+    if batch.third is not None:
+        scores.third = score_readout(read(batch.third), batch.third).chosen
+    return scores
 
 
 def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
@@ -45,40 +59,29 @@ def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
 def score_readout(
     readout: Readout, batch: PreferenceBatch, needs: frozenset[Need] = frozenset(), against: Readout | None = None
 ) -> PairScores:
-    """The scores of a batch that has been read already; see `score_pairs`."""
+    """The scores of a batch that has been read already, without its third responses; see `score_pairs`."""
     if not len(batch.targets) == len(batch.predictors) == len(batch.sequences):
         raise ValueError("predictors, targets and sequences must have one entry for each response token")
     summed = [need for need in needs if need != TokenLogps()]
     logps, further = token_values(readout, batch.targets, summed, against)  # (N,)
     values: dict[Need, Tensor] = {need: _sums(v, batch) for need, v in zip(summed, further, strict=True)}
-    if TokenLogps() in needs:
-        values[TokenLogps()] = _padded(logps, batch)
+    tokens = batch.by_response(logps) if TokenLogps() in needs else None
     scores = _sums(logps, batch)
 
-    def side(responses: slice, lengths: Tensor) -> SequenceScores:
-        # Copies: FSDP2 warns of views that leave the forward. The longest response of this side sets its width.
+    def side(k: int, lengths: Tensor) -> SequenceScores:
+        # Copies: FSDP2 warns of views that leave the forward.
+        responses = slice(k * len(batch), (k + 1) * len(batch))
         own = {n: v[responses].clone() for n, v in values.items()}
-        if TokenLogps() in own:
-            own[TokenLogps()] = own[TokenLogps()][:, : int(lengths.max())].clone()
+        if tokens is not None and (logps_of_side := tokens[k]) is not None:
+            own[TokenLogps()] = logps_of_side.clone()
         return SequenceScores(scores[responses].clone(), lengths, own)
 
-    b = len(batch)
-    chosen = side(slice(0, b), batch.chosen_lengths)
-    return PairScores(chosen, None if batch.rejected_lengths is None else side(slice(b, 2 * b), batch.rejected_lengths))
+    rejected = None if batch.rejected_lengths is None else side(1, batch.rejected_lengths)
+    return PairScores(side(0, batch.chosen_lengths), rejected)
 
 
 def _sums(values: Tensor, batch: PreferenceBatch) -> Tensor:
     return values.new_zeros(batch.num_sequences).index_add(0, batch.sequences, values)
-
-
-def _padded(values: Tensor, batch: PreferenceBatch) -> Tensor:
-    """(R, T) with each response's values from the left, zeros after them."""
-    order = torch.argsort(batch.sequences, stable=True)
-    counts = torch.bincount(batch.sequences, minlength=batch.num_sequences)
-    starts = counts.cumsum(0) - counts
-    rows = batch.sequences[order]
-    places = torch.arange(len(order), device=order.device) - starts[rows]
-    return values.new_zeros(batch.num_sequences, int(counts.max())).index_put((rows, places), values[order])
 
 
 class Scorer(nn.Module):
@@ -103,8 +106,8 @@ class Scorer(nn.Module):
         against: Readout | None = None,
         only_readout: bool = False,
     ) -> PairScores | Readout:
-        read = _full_logits(self.model, batch) if self.full_logits else readout(self.model, batch)
-        return read if only_readout else score_readout(read, batch, needs, against)
+        read = partial(_full_logits if self.full_logits else readout, self.model)
+        return read(batch) if only_readout else _scores(read, batch, needs, against)
 
     def readout(self, batch: PreferenceBatch) -> Readout:
         """This model's reading of the batch, to be the `against` of another scorer; call it under `no_grad`."""

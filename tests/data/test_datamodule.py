@@ -41,7 +41,7 @@ class Recorder(LightningModule):
             load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], positions=lambda: positions
         )
         self.references = references
-        self.objective = SimpleNamespace(sides=sides, required=required)
+        self.objective = SimpleNamespace(sides=sides, required=required, token_columns=frozenset(), token_functions={})
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.seen, self.evaluated, self.steps, self.batches = [], [], [], []
 
@@ -258,11 +258,13 @@ def test_without_validation_pairs_fit_works_and_test_says_what_to_do(tokenizer, 
 
 
 def test_ranks_slice_the_same_windows(tokenizer, source):
-    one = fit(tokenizer, data(source, micro_batch=1), max_epochs=1).trainer.datamodule
-    seen = []
+    module = fit(tokenizer, data(source, micro_batch=1), max_epochs=1)
+    one, seen = module.trainer.datamodule, []
     for rank in range(2):
         strategy = Mock(spec=ParallelStrategy, distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
-        one.trainer = Mock(strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False))
+        one.trainer = Mock(
+            strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False), lightning_module=module
+        )
         seen.append([id for sealed in one.train_dataloader() for id in sealed.batch.pair_ids])
     order = [str(k) for k in epoch_order(PAIRS, 3, 0)]
     assert seen == [order[0::2], order[1::2]]
@@ -306,8 +308,9 @@ def test_what_other_parts_ask_for(tokenizer, source, held_out):
     first = datamodule.train_pairs[0]
     assert datamodule.sample(1) == [(first.prompt, first.chosen, first.rejected)]
     described = datamodule.describe()
-    assert {name: report.pairs for name, (_, report) in described.items()} == {"train": 10, "val": 5}
-    assert described["train"] == (datamodule.train_pairs.fingerprint, datamodule.train_pairs.report)
+    pairs = {name: [report.pairs for report in reports.values()] for name, (_, reports) in described.items()}
+    assert pairs == {"train": [10], "val": [5]}
+    assert described["train"] == (datamodule.train_pairs.fingerprint, datamodule.train_pairs.reports)
 
 
 # The longest pair of the training split: begin token, p, k, c, k and the end token.
@@ -528,11 +531,13 @@ def test_the_budget_is_counted_in_the_rows_of_the_module_that_runs(tokenizer, un
 
 
 def test_ranks_within_a_budget_share_the_same_windows(tokenizer, uneven):
-    one = fit_within(tokenizer, budgeted(uneven), max_epochs=1).trainer.datamodule
-    seen = []
+    module = fit_within(tokenizer, budgeted(uneven), max_epochs=1)
+    one, seen = module.trainer.datamodule, []
     for rank in range(2):
         strategy = Mock(spec=ParallelStrategy, distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
-        one.trainer = Mock(strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False))
+        one.trainer = Mock(
+            strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False), lightning_module=module
+        )
         loader = one.train_dataloader()
         batches = [sealed.batch for sealed in loader]
         assert len(batches) == len(loader)

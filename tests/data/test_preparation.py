@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import lit_pref.data.preparation as preparation_module
-from lit_pref.data.preparation import Preparation, digest_of_split, in_validation, training_texts
+from lit_pref.data.checked import in_validation
+from lit_pref.data.preparation import Preparation
 from lit_pref.data.prepared import CHUNK, PreparedPairs
+from lit_pref.data.sources.source import Source
+from lit_pref.data.splits import digest_of_split, training_texts
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UserError
 
@@ -23,7 +26,8 @@ def rows(number, **more):
 
 
 def prepared(tokenizer, path, split="train", max_length=64, **options):
-    return PreparedPairs(Preparation(Tokenization(tokenizer, max_length), **options).prepare(path), split)
+    folder = Preparation(**options).prepare(Source(str(path)), Tokenization(tokenizer, max_length))
+    return PreparedPairs(folder, split)
 
 
 def ids(text):
@@ -138,7 +142,7 @@ def test_preparation_happens_once_and_again_when_anything_changes(tokenizer, wri
     original = Preparation._build
     monkeypatch.setattr(Preparation, "_build", lambda self, *a: (built.append(1), original(self, *a)))
     prepared(tokenizer, path)
-    prepared(tokenizer, written(rows(4), "same_content.jsonl"))
+    prepared(tokenizer, written(rows(4)))
     assert len(built) == 1
     changes = [
         {"max_length": 50},
@@ -148,11 +152,12 @@ def test_preparation_happens_once_and_again_when_anything_changes(tokenizer, wri
         {"columns": ("margin",), "on_swap": {"margin": "keep"}},
         {"one_sided": True},
         {"ties": "drop"},
-        {"bad_rows": "lenient"},
         {"required": frozenset({"margin"})},
+        {"mapping": {"kind": "pair", "prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}},
     ]
     for change in changes:
         prepared(tokenizer, path, **change)
+    prepared(tokenizer, path, bad_rows="lenient", max_refused=0.5)  # judges what is prepared
     written(rows(5))
     prepared(tokenizer, path)
     monkeypatch.setattr(preparation_module, "FORMAT", "another")
@@ -178,12 +183,19 @@ def test_the_fingerprint_is_that_of_the_pairs(tokenizer, written):
     assert prepared(tokenizer, written(changed, "c.jsonl")).fingerprint != first
 
 
+def test_a_file_that_moves_is_prepared_again_and_holds_the_same_pairs(tokenizer, written):
+    here, there = prepared(tokenizer, written(rows(3))), prepared(tokenizer, written(rows(3), "moved.jsonl"))
+    assert here.fingerprint == there.fingerprint
+    assert here[1].place.endswith("pairs.jsonl, line 2") and there[1].place.endswith("moved.jsonl, line 2")
+
+
 def test_the_corpus_key_follows_the_training_split(written):
+    def key(path, val_fraction=0.0, split_seed=0):
+        return digest_of_split([Source(str(path))], Preparation(val_fraction=val_fraction, split_seed=split_seed))
+
     path = written(rows(4))
-    same = written(rows(4), "same.jsonl")
-    assert digest_of_split(path, 0.0, 0) == digest_of_split(same, 0.0, 5)
-    others = [(path, 0.1, 0), (path, 0.1, 1), (written(rows(5), "o.jsonl"), 0.0, 0), (path, 0.0, 0)]
-    assert len({digest_of_split(*other) for other in others}) == 4
+    keys = {key(path), key(path), key(path, 0.1), key(path, 0.1, 1), key(written(rows(5), "o.jsonl"))}
+    assert len(keys) == 4
 
 
 BAD = [
@@ -207,6 +219,16 @@ def test_lenient_counts_by_reason_and_stops_when_too_many_go(tokenizer, written)
     assert "line 8: chosen is empty)" in str(caught.value)
 
 
+def test_what_was_prepared_leniently_is_refused_by_a_strict_run_with_the_same_sentence(tokenizer, written):
+    path = written([*rows(7), *BAD])
+    with pytest.raises(UserError) as at_once:
+        prepared(tokenizer, path)
+    prepared(tokenizer, path, bad_rows="lenient", max_refused=0.3)
+    with pytest.raises(UserError) as later:
+        prepared(tokenizer, path)
+    assert str(at_once.value) == str(later.value) and "line 8: chosen is empty" in str(later.value)
+
+
 def test_ties_are_kept_or_dropped_and_counted(tokenizer, written):
     path = written(rows(3))  # the first margin is 0
     assert [pair.margin for pair in prepared(tokenizer, path)] == [0, 1, 2]
@@ -216,8 +238,12 @@ def test_ties_are_kept_or_dropped_and_counted(tokenizer, written):
 
 
 def test_a_file_without_pairs_is_refused(tokenizer, written):
+    path = written([])
+    path.write_text("\n\n")
     with pytest.raises(UserError, match=r"holds no pairs to train on \(0 rows\)"):
-        prepared(tokenizer, written([]))
+        prepared(tokenizer, path)
+    with pytest.raises(UserError, match=r"holds no pairs to train on \(3 rows; ties dropped: 3\)"):
+        prepared(tokenizer, written([{**row, "margin": 0} for row in rows(3)]), ties="drop")
 
 
 def test_the_report_counts_what_was_done(tokenizer, written):
@@ -237,7 +263,7 @@ def test_the_report_counts_what_was_done(tokenizer, written):
     # Linear interpolation between 1 and 3.
     assert report.margin_quantiles == pytest.approx({"0.05": 1.1, "0.25": 1.5, "0.5": 2.0, "0.75": 2.5, "0.95": 2.9})
     assert str(report).splitlines() == [
-        "2 rows, 2 pairs; refused: none; swapped 1, ties 0 (dropped 0), strengths that disagree 1",
+        "2 rows, 2 pairs of 1 prompts; refused: none; swapped 1, ties 0 (dropped 0), strengths that disagree 1",
         "mean tokens: prompts 3, chosen 3.5, rejected 2 (longest pair 7, chosen longer 100.0%); "
         "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the boundary 0.0%",
         "margin: mean 2; quantiles 5% 1.1, 25% 1.5, 50% 2, 75% 2.5, 95% 2.9",
@@ -248,12 +274,13 @@ def test_a_report_says_nothing_of_what_is_not_there(tokenizer, written):
     data = [{"prompt": "ab", "chosen": "cd"}, {"prompt": "ab", "chosen": ""}]
     options = {"one_sided": True, "bad_rows": "lenient", "max_refused": 0.5}
     assert str(prepared(tokenizer, written(data), **options).report).splitlines() == [
-        "2 rows, 1 pairs; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that disagree 0",
+        "2 rows, 1 pairs of 1 prompts; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that "
+        "disagree 0",
         "mean tokens: prompts 3, chosen 3 (longest pair 6); cut: prompts 0.0%, chosen 0.0%; "
         "token across the boundary 0.0%",
     ]
     empty = prepared(tokenizer, written(data), "validation", **options).report
-    assert str(empty) == "0 rows, 0 pairs; refused: none; swapped 0, ties 0 (dropped 0), strengths that disagree 0"
+    assert str(empty).startswith("0 rows, 0 pairs of 0 prompts; refused: none; swapped 0") and "\n" not in str(empty)
 
 
 def test_a_report_survives_its_file(tokenizer, written):
@@ -264,5 +291,6 @@ def test_a_report_survives_its_file(tokenizer, written):
 
 
 def test_texts_for_a_tokenizer_are_those_of_strings_and_messages(written):
-    chat = {"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": None}
-    assert list(training_texts(written([chat, *rows(1)]), 0.0, 0)) == ["hi", "a", "p0", "c0", "rr0"]
+    chat = {"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": "b", "margin": 1}
+    texts = training_texts([Source(str(written([chat, *rows(1)])))], Preparation())
+    assert list(texts) == ["hi", "a", "b", "p0", "c0", "rr0"]

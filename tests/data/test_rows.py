@@ -5,8 +5,8 @@ import math
 import pytest
 
 from lit_pref.data.fields import BadRow
-from lit_pref.data.reading import Row
 from lit_pref.data.rows import RowReader
+from lit_pref.data.sources.reading import Row
 from lit_pref.errors import UsageError, UserError
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
@@ -188,6 +188,7 @@ USER = [{"role": "user", "content": "hi"}]
         ({"margin": "3"}, r"margin is not a finite number \('3'\)"),
         ({"margin": True}, r"margin is not a finite number \(True\)"),
         ({"score_chosen": 1, "score_rejected": None}, r"score_rejected is not a finite number \(null\)"),
+        ({"score_chosen": 1e308, "score_rejected": -1e308}, "score_chosen and score_rejected are too far apart"),
         ({"probability": 1.5}, r"probability is not between 0 and 1 \(1.5\)"),
         ({"prompt": []}, "prompt is an empty message list"),
         ({"prompt": [{"content": "hi"}]}, "prompt holds a message without a role"),
@@ -252,3 +253,108 @@ def test_strength_in_some_rows_only_is_refused(first, second):
     ) as e:
         reader.read(Row("pairs.jsonl", 2, {**GOOD, **second}))
     assert not isinstance(e.value, BadRow)
+
+
+def mapped(values, **about):
+    return Row("pairs.jsonl", 3, GOOD | values, **about)
+
+
+@pytest.mark.parametrize("margin, first, swapped", [(1, True, False), (-1, False, False)])
+def test_where_the_source_calls_no_text_chosen_the_first_one_is_known_and_nothing_counts_as_swapped(
+    margin, first, swapped
+):
+    pair = RowReader().read(mapped({"margin": margin}, chosen_first=True))
+    assert (pair.chosen_first, pair.swapped) == (first, swapped)
+    assert read({**GOOD, "margin": margin}).chosen_first is None
+
+
+def test_a_label_turns_a_pair_only_without_other_strength_and_else_may_disagree():
+    assert RowReader().read(mapped({}, prefers="rejected", chosen_first=True)).chosen == "5"
+    beside = RowReader().read(mapped({"margin": 2}, prefers="rejected", chosen_first=True))
+    assert (beside.chosen, beside.disagrees) == ("4", True)
+    assert not RowReader().read(mapped({"margin": 2}, prefers="tie", chosen_first=True)).disagrees
+
+
+def test_what_a_mapping_cut_is_marked():
+    assert RowReader().read(mapped({"margin": 6}, clipped=True)).clipped and not read(GOOD).clipped
+
+
+def test_refusals_speak_of_fields_as_the_source_calls_them():
+    row = mapped({"chosen": None, "margin": 1}, names={"chosen": "answers[2].text", "prompt": "history"})
+    with pytest.raises(BadRow, match=r"^pairs.jsonl, line 3: answers\[2\].text is missing or null") as caught:
+        RowReader().read(row)
+    assert caught.value.kind == "answers[].text is missing or null"
+    with pytest.raises(BadRow, match="history content is empty"):
+        RowReader().read(mapped({"prompt": [{"role": "user", "content": ""}]}, names={"prompt": "history"}))
+
+
+@pytest.mark.parametrize("names", [("chosen_source", "rejected_source"), ("chosen_model", "rejected_model")])
+def test_sources_turn_with_the_texts(names):
+    row = {**GOOD, names[0]: "m1", names[1]: None}
+    assert read({**row, "margin": 1}).sources == ("m1", None)
+    assert read({**row, "margin": -1}).sources == (None, "m1")
+
+
+def test_a_source_that_is_no_word_never_becomes_text():
+    with pytest.raises(BadRow, match=r"rejected_source is not a name \(3\); give it a word, or null"):
+        read({**GOOD, "rejected_source": 3})
+    assert read({**GOOD, "rejected_model": 3, "chosen_model": "m1"}).sources == ("m1", None)
+
+
+def test_a_third_response_is_read_where_it_is_required():
+    asked = frozenset({"third"})
+    assert read({**GOOD, "third": " 6"}, required=asked).third == " 6"
+    assert read({**GOOD, "third": 7}).third is None
+    with pytest.raises(BadRow, match="third is missing or null"):
+        read({**GOOD, "third": None}, required=asked)
+    with pytest.raises(UserError, match="but not `third`; rename or add"):
+        read(GOOD, required=asked)
+
+
+SPANS = {"w_chosen": [[0, 1, 2.5]], "w_rejected": [], "margin": 1}
+
+
+def test_spans_turn_with_the_texts_and_are_read_for_the_wanted_sides():
+    assert read({**GOOD, **SPANS}, token_columns=("w",)).spans == {"w": ([(0, 1, 2.5)], [])}
+    assert read({**GOOD, **SPANS, "margin": -1}, token_columns=("w",)).spans == {"w": ([], [(0, 1, 2.5)])}
+    one = {"prompt": "a", "chosen": "b", "w_chosen": [[0, 1, 2]]}
+    assert read(one, token_columns=("w",), one_sided=True).spans == {"w": ([(0, 1, 2.0)], [])}
+
+
+@pytest.mark.parametrize(
+    "spans, sentence",
+    [
+        (None, r"w_chosen is no list of spans; give it a list of \[start, end, value\], in characters of"),
+        ([[0, 1]], r"w_chosen holds what is no span \(\[0, 1\]\)"),
+        ([["0", 1, 2]], "w_chosen holds what is no span"),
+        ([[False, 1, 2]], "w_chosen holds what is no span"),
+        ([[0, 2, 1]], r"w_chosen has a span outside of its text \(\[0, 2, 1\]\)"),
+        ([[-1, 1, 1]], "w_chosen has a span outside of its text"),
+        ([[1, 1, 1]], "w_chosen has a span outside of its text"),
+        ([[0, 1, None]], r"w_chosen is not a finite number \(null\)"),
+        ([[0, 1, math.inf]], r"w_chosen is not a finite number \(inf\)"),
+    ],
+)
+def test_spans_that_are_none_are_refused(spans, sentence):
+    with pytest.raises(BadRow, match=f"line 3: {sentence}"):
+        read({**GOOD, **SPANS, "w_chosen": spans}, token_columns=("w",))
+
+
+def test_a_missing_column_of_spans_is_refused_with_the_columns_there_are():
+    with pytest.raises(UserError, match="but not `w_rejected`; rename or add"):
+        read({**GOOD, "w_chosen": []}, token_columns=("w",))
+
+
+def test_numbers_are_written_out_only_in_a_table_of_texts():
+    row = {**GOOD, "margin": "-2.5"}
+    assert RowReader().read(Row("pairs.csv", 2, row)).margin == 2.5
+    for file, margin in (("pairs.csv", "two"), ("pairs.csv", None), ("pairs.jsonl", "-2.5"), ("pairs.jsonl", 10**400)):
+        with pytest.raises(BadRow, match="margin is not a finite number"):
+            RowReader().read(Row(file, 2, {**GOOD, "margin": margin}))
+
+
+def test_a_long_value_is_never_printed_whole():
+    for field, options in (("id", {}), ("margin", {}), ("source", {"group_column": "source"})):
+        with pytest.raises(BadRow) as caught:
+            read({**GOOD, field: ["x" * 100_000]}, **options)
+        assert len(str(caught.value)) < 300

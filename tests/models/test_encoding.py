@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lit_pref.models.encoding import Encoding, boundary, tokenizer_state
+from lit_pref.models.encoding import Encoding, Unreadable, boundary, tokenizer_state
+from lit_pref.models.special_text import Written
 
 BOS, EOS, SPACES = 0, 1, 2
 
@@ -20,18 +21,62 @@ def encoding(bos="<s>"):
     return Encoding(tokenizer)
 
 
+def ids(encoding, text, special=None):
+    return encoding.ids(Written(text, special))
+
+
 def test_no_begin_token_is_left_and_special_tokens_are_plain_text_where_that_is_asked():
-    ab = encoding().ids("ab")
+    ab = ids(encoding(), "ab")
     assert len(ab) == 2
-    assert encoding().ids("<s><s>ab</s>") == [*ab, EOS]
-    plain = encoding().ids("<s>ab</s>", plain=True)
+    assert ids(encoding(), "<s><s>ab</s>") == [*ab, EOS]
+    plain = ids(encoding(), "<s>ab</s>", ())
     assert len(plain) == 9 and plain[3:5] == ab and not {BOS, EOS} & set(plain)
-    assert (encoding().begin, encoding(bos=None).begin) == ([BOS], [])
+    assert (encoding().begin, encoding(bos=None).begin, encoding().end) == ([BOS], [], EOS)
 
 
-def test_special_tokens_are_found_in_a_text_and_added_words_are_not_special():
-    assert encoding().special("a</s><s>") == "</s>"
-    assert encoding().special("a  b") is None
+def test_special_tokens_are_those_that_stand_where_they_are_said_to():
+    text = "<s>a</s>  b</s>"
+    characters = ids(encoding(), "</s>", ())
+    a, b = ids(encoding(), "ab")
+    assert ids(encoding(), text, ((0, 3), (11, 15))) == [a, *characters, SPACES, b, EOS]
+    assert ids(encoding(), text, ((0, 3), (4, 8))) == [a, EOS, SPACES, b, *characters]
+    # The private characters that stand for tokens are other ones where a text holds them.
+    used = encoding()
+    assert ids(used, text, ((0, 3), (4, 8))) == [a, EOS, SPACES, b, *characters]
+    private = ids(used, "\U000f0001", ())
+    assert ids(used, "\U000f0001</s>a</s>", ((1, 5),)) == [*private, EOS, a, *characters]
+
+
+def test_places_are_those_in_the_text_as_it_was_given():
+    read, told, plain = encoding().encode(
+        [Written("<s>a</s>é"), Written("<s>a</s>é", ((0, 3),)), Written("a", ())], True
+    )
+    assert read.places == [(3, 4), (4, 8), (8, 9), (8, 9)]
+    assert told.places == [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (8, 9)]
+    assert plain.places == [(0, 1)]
+    assert encoding().encode([Written("a")])[0].places is None
+
+
+def test_more_text_holds_no_special_token():
+    assert encoding().followed(Written("<s>"), "a") == Written("<s>a")
+    assert encoding().followed(Written("<s>"), "</s>") == Written("<s></s>", ((0, 3),))
+    assert encoding().followed(Written("a", ()), "</s>") == Written("a</s>", ())
+    assert (encoding().written("a").special, Encoding(encoding().tokenizer, plain=False).written("a").special) == (
+        (),
+        None,
+    )
+
+
+def test_a_vocabulary_that_reads_a_special_name_as_a_word_cannot_be_told_otherwise():
+    backend = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token=None))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = Encoding(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    assert ids(words, "a a </s>", ((4, 8),)) == [1, 1, 0]
+    for special in ((), ((2, 6),)):
+        with pytest.raises(Unreadable, match="it reads '</s>' as its special token wherever it stands"):
+            ids(words, "a </s> a </s>", special)
+    with pytest.raises(Unreadable, match=r"Missing \[UNK\] token"):
+        ids(words, "b")
 
 
 @pytest.mark.parametrize(
@@ -44,8 +89,14 @@ def test_special_tokens_are_found_in_a_text_and_added_words_are_not_special():
     ],
 )
 def test_an_end_is_written_unless_the_template_has_written_one(text, response, ended):
-    ids = encoding().ids(text)
-    assert encoding().ended(ids, text, response) == (ids if ended else [*ids, EOS])
+    read = ids(encoding(), text)
+    assert encoding().ended(read, text, response) == (read if ended else [*read, EOS])
+
+
+def test_an_answer_that_ends_like_the_template_is_told_from_it_by_its_place():
+    read = ids(encoding(), "x: </s></s>")
+    assert encoding().ended(read, "x: </s></s>", "</s>", (3, 7)) == read
+    assert encoding().ended(read, "x: </s></s>", "</s></s>", (3, 11)) == [*read, EOS]
 
 
 def test_the_boundary_is_the_longest_common_prefix():
@@ -53,6 +104,9 @@ def test_the_boundary_is_the_longest_common_prefix():
     assert boundary([[1, 2, 3], [1, 2, 4], [1, 5, 3]]) == 1
     assert boundary([[1], [2]]) == 0
     assert boundary([[1, 2], [1]]) == 1
+    long = list(range(100))
+    for k in range(100):
+        assert boundary([long, [*long[:k], -1, *long[k + 1 :]], long[: max(k, 60)]]) == min(k, max(k, 60))
 
 
 def test_the_state_of_a_tokenizer_is_what_it_reads_by_and_not_how_it_was_used():

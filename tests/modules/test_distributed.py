@@ -19,6 +19,7 @@ from training_runs import Ran, Run, differences, environment, fit, logps, traine
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.commands.export import export, read_checkpoint
+from lit_pref.data.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.policy import Lora
@@ -58,6 +59,7 @@ def cases(folder: Path) -> dict[str, Run]:
         layout="shared",
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
+    potential = AlignmentPotential(count=17)
     # Another model: near the policy itself, rounding alone decides whether a response has fallen.
     single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO, layout="padded")
     single, rounded = (
@@ -68,6 +70,7 @@ def cases(folder: Path) -> dict[str, Run]:
         "plain": plain,
         "lora": lora,
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
+        "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
         "bf16": replace(rounded, trainer={**single.trainer, "precision": "bf16-mixed"}, layout="shared"),
     }
@@ -130,6 +133,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     make_policy(folder / "tied", seed=0, tie_word_embeddings=True)
     make_policy(folder / "other", seed=5)
     write_pairs(folder / "train.jsonl", 17)
+    write_pairs(folder / "more.jsonl", 40, seed=2)
     write_pairs(folder / "val.jsonl", 5, seed=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -174,7 +178,7 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
     return read_checkpoint(sorted((folder / ran / "checkpoints").glob("*.ckpt"))[-1])
 
 
-RELATIVE = {"plain": 1e-10, "lora": 1e-10, "tokens": 1e-10, "single": 1e-4, "bf16": 3e-2}
+RELATIVE = {"plain": 1e-10, "lora": 1e-10, "tokens": 1e-10, "chosen": 1e-10, "single": 1e-4, "bf16": 3e-2}
 COMBINED = [
     (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
 ]

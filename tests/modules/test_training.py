@@ -1,6 +1,7 @@
 """Training is exact in one process: windows, schedules, validation, early stopping, references, LoRA."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,9 +225,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(run: Run, t
             output.losses = output.losses / (1 - bad)
             return output
 
-    bad_id = fit(run, tmp_path / "first").given[1][1][4]
+    first = fit(run, tmp_path / "first")
+    bad_id = first.given[1][1][4]
+    pairs = first.trainer.datamodule.train_pairs
+    line = pairs[pairs.ids.index(bad_id)].place
+    assert re.fullmatch(r".*train\.jsonl, line \d+", line)
     with pytest.raises(
-        UserError, match=f"the loss of 1 pair\\(s\\) is not finite at step 1: {bad_id}; lower the learning"
+        UserError, match=f"the loss of 1 pair\\(s\\) is not finite at step 1: {re.escape(line)}; lower the learning"
     ):
         fit(replace(micro(run, micro_batch), objective=Explosive), tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_pref.objectives import Objective
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
+from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores, TokenLogps
+
+CHOSEN, REJECTED = 10, 12  # tokens of every response of a fabricated batch
 
 
 def make_side(scores: Sequence[float] | Tensor, lengths: Sequence[int] | None = None) -> SequenceScores:
@@ -30,8 +32,8 @@ def make_batch(size: int, margin=None, probability=None, real=None, **columns: S
         predictors=empty,
         targets=empty,
         sequences=empty,
-        chosen_lengths=torch.full((size,), 10),
-        rejected_lengths=torch.full((size,), 12),
+        chosen_lengths=torch.full((size,), CHOSEN),
+        rejected_lengths=torch.full((size,), REJECTED),
         margin=None if margin is None else torch.tensor(margin, dtype=torch.float64),
         probability=None if probability is None else torch.tensor(probability, dtype=torch.float64),
         real=torch.ones(size, dtype=torch.bool) if real is None else torch.tensor(real),
@@ -51,20 +53,31 @@ class Inputs:
 
     def select(self, index: Sequence[int]) -> "Inputs":
         """The pairs `index`, in that order."""
+        tokens = {name: self.batch.token_column(name) for name in self.batch.token_columns}
 
         def side(scores: SequenceScores) -> SequenceScores:
             statistics = {need: value[index] for need, value in scores.statistics.items()}
             return SequenceScores(scores.scores[index], scores.lengths[index], statistics)
 
         def pair(scores: PairScores) -> PairScores:
-            return PairScores(side(scores.chosen), None if scores.rejected is None else side(scores.rejected))
+            others = (None if own is None else side(own) for own in (scores.rejected, scores.third))
+            return PairScores(side(scores.chosen), *others)
 
         batch = make_batch(len(index), **{name: value[index].tolist() for name, value in self.batch.columns.items()})
         batch.pair_ids = [self.batch.pair_ids[i] for i in index]
         for name in ("margin", "probability", "real"):
             value = getattr(self.batch, name)
             setattr(batch, name, None if value is None else value[index])
+        add_token_columns(batch, {name: (first[index], second[index]) for name, (first, second) in tokens.items()})
         return Inputs(pair(self.policy), [pair(reference) for reference in self.references], batch)
+
+
+def add_token_columns(batch: PreferenceBatch, columns: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Of chosen (B, 10) and rejected responses (B, 12), as rows in the padded layout have them."""
+    batch.sequences = torch.arange(2 * len(batch)).repeat_interleave(
+        torch.tensor([CHOSEN] * len(batch) + [REJECTED] * len(batch))
+    )
+    batch.token_columns = {name: torch.cat([side.flatten() for side in sides]) for name, sides in columns.items()}
 
 
 def random_inputs(objective: Objective, size: int = 5, references: int | None = None, seed: int = 0) -> Inputs:
@@ -74,27 +87,38 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
     def normal(scale: float) -> Tensor:
         return scale * torch.randn(size, generator=generator, dtype=torch.float64)
 
-    def side(needs: frozenset[Need]) -> SequenceScores:
+    def side(needs: frozenset[Need], tokens: int, trained: bool) -> SequenceScores:
         lengths = torch.randint(5, 30, (size,), generator=generator)
         # Statistics beside the score, so that every epsilon step s occurs.
         scores = -2.0 * lengths + normal(1.0)
-        ordered = sorted(needs, key=repr)
-        return SequenceScores(scores, lengths, {need: scores + normal(2.0) for need in ordered})
+        ordered = sorted(needs - {TokenLogps()}, key=repr)
+        statistics: dict[Need, Tensor] = {need: scores + normal(2.0) for need in ordered}
+        scores.requires_grad_(trained)
+        if TokenLogps() in needs:
+            shares = torch.rand(size, tokens, generator=generator, dtype=torch.float64)
+            statistics[TokenLogps()] = scores[:, None] * shares / shares.sum(1, keepdim=True)
+        return SequenceScores(scores, lengths, statistics)
 
-    def pair(needs: frozenset[Need]) -> PairScores:
-        return PairScores(side(needs), side(needs) if "rejected" in objective.sides else None)
+    def pair(needs: frozenset[Need], trained: bool = False) -> PairScores:
+        rejected = side(needs, REJECTED, trained) if "rejected" in objective.sides else None
+        chosen = side(needs, CHOSEN, trained)
+        third = side(frozenset(), CHOSEN, trained) if "third" in objective.sides else None
+        return PairScores(chosen, rejected, third)
 
     count = objective.min_references if references is None else references
-    policy = pair(objective.needs)
-    for response in (policy.chosen, policy.rejected):
-        if response is not None:
-            response.scores.requires_grad_()
+    policy = pair(objective.needs, trained=True)
     columns = objective.required - {"margin", "probability"}
     batch = make_batch(
         size,
         margin=(normal(1.0).abs() + 0.1).tolist(),
         probability=torch.rand(size, generator=generator, dtype=torch.float64).tolist(),
         **{name: normal(1.0).tolist() for name in columns},
+    )
+    names = sorted(objective.token_columns | objective.token_functions.keys())
+    widths = (CHOSEN, REJECTED)
+    add_token_columns(
+        batch,
+        {name: tuple(torch.rand(size, tokens, generator=generator).round() for tokens in widths) for name in names},
     )
     return Inputs(policy, [pair(objective.reference_needs) for _ in range(count)], batch)
 

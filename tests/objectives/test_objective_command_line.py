@@ -7,17 +7,23 @@ from lit_pref.objectives import (
     DPO,
     MMPO,
     MRPO,
+    SELM,
     SFT,
     Anchor,
     ChosenNLL,
     ColumnOffset,
+    EditWeighted,
     EpsilonDPO,
     EpsilonStep,
+    Fitted,
     Harmonic,
     MarginTarget,
     NoReference,
     Objective,
+    UnitMargin,
+    Weighted,
 )
+from lit_pref.parser import Parser, plain_sentence
 
 
 @pytest.fixture
@@ -86,6 +92,18 @@ def test_three_parts_of_dpo_from_a_dict_and_from_what_was_saved(parser):
             DPO(terms=[ChosenNLL(0.5), Anchor()]),
         ),
         ("SFT", SFT()),
+        ("MMPO --objective.gamma Fitted", MMPO(gamma=Fitted())),
+        ("MMPO --objective.gamma Fitted --objective.gamma.mean_probability 0.8", MMPO(gamma=Fitted(None, 0.8))),
+        ("MMPO --objective.gamma UnitMargin --objective.gamma.p 0.9", MMPO(gamma=UnitMargin(0.9))),
+        (
+            "DPO --objective.target MarginTarget --objective.target.gamma Fitted --objective.target.gamma.labels votes",
+            DPO(target=MarginTarget(Fitted("votes"))),
+        ),
+        ("DPO --objective.tokens Weighted --objective.tokens.column spans", DPO(tokens=Weighted("spans"))),
+        (
+            "SELM --objective.alpha 0.1 --objective.tokens EditWeighted --objective.tokens.delta 3",
+            SELM(alpha=0.1, tokens=EditWeighted(3.0)),
+        ),
     ],
 )
 def test_methods_take_their_own_numbers_and_leave_the_other_parts_open(parser, words, expected):
@@ -110,3 +128,41 @@ def test_every_argument_of_a_part_has_a_help_text(parser, capsys):
         parser.parse_args(["--objective.help", "MRPO"])
     text = capsys.readouterr().out
     assert "--objective.eta" in text and "--objective.target" in text and "--objective.reference " not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "gamma"),
+    [
+        ("MMPO --objective.gamma 2.2 --objective.gamma Fitted", Fitted()),
+        ("MMPO --objective.gamma Fitted --objective.gamma.labels votes --objective.gamma 1.5", 1.5),
+        ("MMPO --objective.gamma UnitMargin --objective.gamma.p 0.9 --objective.gamma Fitted", Fitted()),
+        ("MMPO --objective.gamma Fitted --objective.gamma.mean_probability 0.9 --objective MMPO", Fitted(None, 0.9)),
+        ("MMPO --objective.gamma Fitted --objective DPO --objective.target MarginTarget", 1.0),
+    ],
+)
+def test_a_number_and_the_ways_to_find_one_replace_each_other(words, gamma):
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    assert repr(from_words(parser, f"--objective {words}").target) == repr(MarginTarget(gamma))
+
+
+def test_a_later_file_replaces_a_fitted_gamma_by_a_number(tmp_path):
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--objective", type=Objective)
+    (tmp_path / "one.yaml").write_text("objective: {class_path: MMPO, init_args: {gamma: {class_path: Fitted}}}")
+    (tmp_path / "two.yaml").write_text("objective: {class_path: MMPO, init_args: {gamma: 1.1}}")
+    built = from_words(parser, f"--config {tmp_path}/one.yaml --config {tmp_path}/two.yaml")
+    assert repr(built) == repr(MMPO(gamma=1.1))
+    built = from_words(parser, f"--config {tmp_path}/two.yaml --config {tmp_path}/one.yaml")
+    assert repr(built) == repr(MMPO(gamma=Fitted()))
+
+
+def test_a_mistyped_gamma_is_answered_with_what_it_can_be():
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    with pytest.raises(ArgumentError) as caught:
+        from_words(parser, "--objective MMPO --objective.gamma Fited")
+    assert plain_sentence(str(caught.value)) == (
+        "objective.gamma: expected a number or Fitted, UnitMargin, got 'Fited'; did you mean Fitted?"
+    )

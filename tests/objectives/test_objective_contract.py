@@ -5,7 +5,18 @@ import inspect
 import pytest
 import torch
 
-from lit_pref.objectives import DPO, EpsilonStep, Geometric, Harmonic, MarginTarget, Objective
+from lit_pref.objectives import (
+    DPO,
+    SELM,
+    EditWeighted,
+    EpsilonStep,
+    Geometric,
+    Harmonic,
+    MarginTarget,
+    Objective,
+    UnitMargin,
+    Weighted,
+)
 
 
 def concrete(kind):
@@ -19,6 +30,11 @@ KINDS = sorted(set(concrete(Objective)), key=lambda kind: kind.__name__)
 BUILDS = {kind.__name__: kind for kind in KINDS} | {
     "composed": lambda: DPO(target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep(0.1)),
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
+    "tokens of the data": lambda: DPO(tokens=Weighted("spans"), target=MarginTarget(UnitMargin(0.9))),
+    "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
+    "third, composed": lambda: SELM(
+        alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()
+    ),
 }
 
 

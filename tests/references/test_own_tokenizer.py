@@ -117,17 +117,38 @@ def test_special_tokens_in_a_text_are_the_characters_that_they_are_written_with(
     assert words(tokenizer, ids_of(joined, Encoding(tokenizer))[0]) == ["<bos>", *"<end>", "Ċ"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        kept(prompt=[{"role": "user", "content": "a <end>"}]),
-        kept(prompt=MESSAGES, chosen="c<end>"),
-        kept(prompt=MESSAGES, rejected="<end>", rejected_complete=False),
-    ],
-)
-def test_a_conversation_that_names_a_special_token_of_the_reference_is_refused(text):
-    with pytest.raises(UserError, match=r"a conversation holds '<end>', a special token of the reference.*take it out"):
-        ids_of(text, Encoding(letters(template=CHAT)))
+def test_special_tokens_that_a_conversation_names_are_told_from_the_templates_own():
+    tokenizer = letters(template=CHAT)
+    text = kept([{"role": "user", "content": "a<end>"}], "<end>", "<eos>b", rejected_complete=False)
+    prompt, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(text, Encoding(tokenizer)))
+    assert prompt == ["<bos>", "<turn>", *"user:a<end>", "<end>", "Ċ", "<turn>", *"assistant:"]
+    assert chosen == [*"<end>", "<end>"]
+    assert rejected == [*"<eos>b"]
+
+
+def test_an_answer_that_is_not_complete_stands_where_a_complete_one_would():
+    think = CHAT.replace("m.role + ':'", "m.role + (':<think>' if m.role == 'assistant' else ':')")
+    tokenizer = letters(template=think)
+    text = kept(MESSAGES, "c", " d ", rejected_complete=False)
+    _, chosen, rejected = (words(tokenizer, ids) for ids in ids_of(text, Encoding(tokenizer)))
+    assert (chosen, rejected) == ([*"<think>c", "<end>"], [*"<think>", "Ġ", "d", "Ġ"])
+
+
+def test_what_stands_before_a_generation_block_is_prompt():
+    block = "{{ '<think>' }}{% generation %}{{ m.content | upper }}{% endgeneration %}{{ '<end>\n' }}"
+    template = "{% for m in messages %}{% if m.role == 'assistant' %}" + block
+    template += "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    tokenizer = letters(template=template)
+    text = kept(MESSAGES, "c", "d", rejected_complete=False)
+    prompt, chosen, _ = (words(tokenizer, ids) for ids in ids_of(text, Encoding(tokenizer)))
+    assert (prompt, chosen) == (["<bos>", *"hi<think>"], ["C", "<end>"])
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_the_users_to_mend():
+    backend = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token=None))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    with pytest.raises(UserError, match=r"the tokenizer of the reference '' cannot read a text \(.*\): leave this ref"):
+        ids_of(kept("a", "b", "a"), Encoding(tokenizer))
 
 
 def test_tokenizers_are_the_same_by_what_they_do():

@@ -69,7 +69,7 @@ class MarginOffset(Offset):
         if not bool((margin > 0).all()):
             worst = int(margin.argmin())
             raise UserError(
-                f"MarginOffset takes the logarithm of the margin, and pair {batch.pair_ids[worst]!r} has the margin "
+                f"MarginOffset takes the logarithm of the margin, and {batch.names[worst]} has the margin "
                 f"{float(margin[worst])}: drop ties and orient the pairs in the data, or choose `target: MarginTarget`."
             )
         return self.alpha * margin.log()

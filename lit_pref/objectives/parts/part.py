@@ -1,12 +1,13 @@
 """What every part of a `Pairwise` objective is."""
 
 from abc import ABC
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from lit_pref.errors import UserError
 from lit_pref.objectives.base import call_text, constructor_values
-from lit_pref.types import Need, PairScores, PreferenceBatch
+from lit_pref.types import Need, PairScores, PreferenceBatch, Strengths, TokenFunction
 
 Sides = tuple[Tensor, Tensor]
 """A value of the chosen and of the rejected response of every pair, each (B,)."""
@@ -33,6 +34,25 @@ class Part(nn.Module, ABC):
     def required(self) -> frozenset[str]:
         """Data that it cannot do without: `margin`, `probability`, or names of columns."""
         return frozenset()
+
+    @property
+    def token_functions(self) -> Mapping[str, TokenFunction]:
+        """Token columns that are made of a pair's ids: name -> a function known by its import path."""
+        return {}
+
+    @property
+    def token_columns(self) -> frozenset[str]:
+        """Token columns that it reads from the data."""
+        return frozenset()
+
+    @property
+    def fitted_to(self) -> frozenset[str]:
+        """What `fit` looks at: `margin`, `probability`, `responses`, names of columns; nothing where none is fitted."""
+        return frozenset()
+
+    def fit(self, strengths: Strengths) -> list[str]:
+        """Fit what is left open to the training pairs, before the first step; lines for the log."""
+        return []
 
     def __repr__(self) -> str:
         return call_text(self, constructor_values(self))

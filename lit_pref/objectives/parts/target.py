@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.errors import UsageError
+from lit_pref.objectives.parts.gamma import Gamma
 from lit_pref.objectives.parts.part import DataPart
 from lit_pref.types import PairScores, PreferenceBatch
 
@@ -49,17 +50,27 @@ class MarginTarget(Target):
     (a truth test on the number); here gamma = 0 is p = 1/2.
 
     Args:
-        gamma: >= 0 or inf (`.inf` in YAML), per unit of the data's margin: gamma = ln 3 makes p = 3/4 at margin 1.
+        gamma: >= 0 or inf (`.inf` in YAML), per unit of the data's margin: gamma = ln 3 makes p = 3/4 at margin 1; or
+            `UnitMargin`, which says that probability; or `Fitted` to the training pairs.
     """
 
-    def __init__(self, gamma: float = 1.0) -> None:
+    def __init__(self, gamma: float | Gamma = 1.0) -> None:
         super().__init__()
-        if not gamma >= 0:
+        if not isinstance(gamma, Gamma) and not gamma >= 0:
             raise UsageError(
                 f"MarginTarget: gamma must be >= 0, got {gamma}; "
                 "where lower scores are better, say so in the data mapping."
             )
         self.gamma = gamma
+
+    @property
+    def strength(self) -> float:
+        """gamma as a number, however it was given.
+
+        Raises:
+            UserError: it is to be fitted and was not yet.
+        """
+        return self.gamma() if isinstance(self.gamma, Gamma) else self.gamma
 
     @property
     def required(self) -> frozenset[str]:
@@ -68,7 +79,7 @@ class MarginTarget(Target):
     def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
         margin = self.read("margin", policy, batch)
         # inf * 0 is NaN, and a tie is 1/2 whatever gamma is.
-        return torch.where(margin == 0, 0.5, torch.sigmoid(self.gamma * margin))
+        return torch.where(margin == 0, 0.5, torch.sigmoid(self.strength * margin))
 
 
 class Smoothed(Target):

@@ -1,17 +1,23 @@
 """How the log-probs of tokens become the score of a response."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from difflib import SequenceMatcher
 
+import torch
+
+from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.types import PairScores, PreferenceBatch
+from lit_pref.types import Need, PairScores, PreferenceBatch, TokenFunction, TokenLogps, TokenValues
 
 
 class TokenSum(Part):
     """Turns a model's `PairScores` into one score a response.
 
-    It is called for the policy and, without gradient, for every reference. What it weighs tokens by comes from
-    `policy` in both cases, so that a log-ratio is one weighted sum: a reference's tokens are the policy's, or only
-    its sums count.
+    It is called for the policy and, without gradient, for every reference. What it weighs tokens by comes from the
+    data or from `policy` in both cases, so that a log-ratio is one weighted sum: a reference's tokens are the policy's,
+    or only its sums count.
     """
 
     @abstractmethod
@@ -37,3 +43,115 @@ class Mean(TokenSum):
     def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
         assert scores.rejected is not None and policy.rejected is not None
         return scores.chosen.scores / policy.chosen.lengths, scores.rejected.scores / policy.rejected.lengths
+
+
+class TokenWeights(TokenSum):
+    """A weighted sum over the response's tokens, the weights being constants: sum_t w_t log pi(y_t)."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({TokenLogps()})
+
+    @property
+    def reference_needs(self) -> frozenset[Need]:
+        return frozenset({TokenLogps()})
+
+    @abstractmethod
+    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
+        """w of chosen (B, T) and rejected (B, T); `policy` are the policy's log-probs without gradient, zero-padded."""
+
+    def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
+        own, of_policy = _token_logps(scores), _token_logps(policy)
+        chosen, rejected = self.weights((of_policy[0].detach(), of_policy[1].detach()), batch)
+        for logps, weights in zip(own, (chosen, rejected), strict=True):
+            if logps.shape != weights.shape:
+                raise ValueError(f"{tuple(weights.shape)} weights for token log-probs of shape {tuple(logps.shape)}")
+        return (chosen * own[0]).sum(1), (rejected * own[1]).sum(1)
+
+
+class Weighted(TokenWeights):
+    """sum_t w_t log pi(y_t) with w from a token column of the data: what counts is said token by token.
+
+    A column of ones is `Sum`. A token has the value of the span that covers most of its characters; outside of all
+    spans it has the value 0 and counts nothing, and so does the end of the turn.
+
+    **Source**: own formulation; fine-grained supervision by edited spans (arXiv 2406.02756) and error spans of
+    annotators are its uses.
+
+    Args:
+        column: name of the token column.
+    """
+
+    def __init__(self, column: str) -> None:
+        super().__init__()
+        self.column = column
+
+    @property
+    def token_columns(self) -> frozenset[str]:
+        return frozenset({self.column})
+
+    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
+        return _column(self.column, policy, batch)
+
+
+class EditWeighted(TokenWeights):
+    """Tokens in which the two responses differ weigh more, the more so the less the policy expects them (BMC).
+
+        h_y = sum_t lambda_t [log pi(y_t) - log pi_ref(y_t)],    lambda_t = 1 + d_t min(1 / pi(y_t), delta)
+
+    d_t is 1 for the tokens that an alignment of the two responses' ids replaces, deletes or inserts (`edits`), else 0.
+    lambda is a constant of the step, and the same for policy and reference.
+
+    **Source**: BMC, arXiv 2408.07471, and YJiangcm/BMC (`dpo_bmc_trainer.py`; delta 1.5 to 3). Differences: that code
+    weighs the reference's log-probs by the reference's own confidence, so that h is not a weighted log-ratio (the sign
+    of a pair's logit can turn); here both are weighed by the policy's, as the equation has it. It takes stop words out
+    of the edits, and aligns prompt and padding along with the responses; here every differing token of the responses
+    counts.
+
+    Args:
+        delta: the largest addition to a token's weight, finite and > 0. A probability is at most 1, so a delta below 1
+            makes it the addition to every edited token.
+    """
+
+    def __init__(self, delta: float = 2.0) -> None:
+        super().__init__()
+        if not (math.isfinite(delta) and delta > 0):
+            raise UsageError(f"EditWeighted: delta bounds a token's weight and must be finite and > 0, got {delta}.")
+        self.delta = delta
+
+    @property
+    def token_functions(self) -> Mapping[str, TokenFunction]:
+        return {"edits": edits}
+
+    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
+        marks = _column("edits", policy, batch)
+        chosen, rejected = (
+            1 + mark * torch.exp(-logps).clamp(max=self.delta) for mark, logps in zip(marks, policy, strict=True)
+        )
+        return chosen, rejected
+
+
+def edits(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> TokenValues:
+    """1 for every token in which the responses differ and 0 for the others, by their longest matching blocks.
+
+    >>> edits([1], [5, 6, 7], [5, 8, 9, 7])
+    ([0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0])
+    """
+    assert rejected is not None
+    marks = [1.0] * len(chosen), [1.0] * len(rejected)
+    # Without its heuristic for long sequences, which takes frequent tokens for noise.
+    for block in SequenceMatcher(None, rejected, chosen, autojunk=False).get_matching_blocks():
+        marks[0][block.b : block.b + block.size] = [0.0] * block.size
+        marks[1][block.a : block.a + block.size] = [0.0] * block.size
+    return marks
+
+
+def _token_logps(scores: PairScores) -> Sides:
+    assert scores.rejected is not None
+    return scores.chosen.statistics[TokenLogps()], scores.rejected.statistics[TokenLogps()]
+
+
+def _column(name: str, policy: Sides, batch: PreferenceBatch) -> Sides:
+    chosen, rejected = batch.token_column(name)
+    assert rejected is not None
+    return chosen.to(policy[0].dtype), rejected.to(policy[1].dtype)

@@ -38,7 +38,7 @@ def test_odpo_on_the_golden_pair(make):
 
 @pytest.mark.parametrize("margin", [0.0, -1.0])
 def test_odpo_refuses_a_margin_without_logarithm_and_names_the_pair(make, margin):
-    with pytest.raises(UserError, match=f"pair 'pair-0' has the margin {margin}: drop ties"):
+    with pytest.raises(UserError, match=f"pair pair-0 has the margin {margin}: drop ties"):
         make.g0(margin=margin).into(DPO(offset=MarginOffset()))
 
 

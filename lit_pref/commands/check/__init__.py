@@ -1,0 +1,178 @@
+"""`python -m lit_pref check`: everything that can be known of a run before it is run."""
+
+import itertools
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_pref.commands.check.findings import Arrays, Finding, Report
+from lit_pref.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from lit_pref.modules.preference import PreferenceModule
+
+HELP = """usage: python -m lit_pref check --config FILE [--model] [--html FILE] [--json FILE] [options of fit]
+
+Reads the data of a run as the run would, trains nothing, and says what it finds: how the sources were read, what became
+of their rows, lengths and truncation, begin and end tokens, margins and what the objective makes of them, and how far
+rules get that know nothing of quality. Faulty rows are counted, all in one go, also where the run would stop at the
+first. Nothing is written into the run folder. Exit code 1 where something is wrong enough to stop.
+
+  --config FILE    the configuration of a run, with any option of `fit` after it
+  --model          also build the policy, score up to 64 pairs with it and with all references, and compare: twice the
+                   same, both layouts, the first loss with what it must be; estimate the memory of one step. Runs on one
+                   device of the run's accelerator
+  --html FILE      write a page with figures, tables and marked tokens: one file that needs nothing beside it
+  --json FILE      write everything for machines
+"""
+
+
+@dataclass
+class Check:
+    """What `check` was asked for, and what it finds; it stands where a run would train.
+
+    Args:
+        title: what is checked, in a word.
+        html: where the page goes; None for none.
+        json: where the report for machines goes; None for none.
+        model: build and compare the models too.
+    """
+
+    title: str
+    html: Path | None = None
+    json: Path | None = None
+    model: bool = False
+    report: Report = field(init=False)
+    _strict: bool = field(init=False, default=True)
+    _max_refused: float = field(init=False, default=0.0)
+    _strength: Any = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.title)
+
+    def loosen(self, config: Any) -> None:
+        """Change a run's configuration, before anything is built: one process, and all faults in one go."""
+        self._strict, self._max_refused = config.data.bad_rows == "strict", config.data.max_refused
+        config.data.bad_rows, config.data.max_refused = "lenient", 1.0
+        config.data.selection = None
+        config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+
+    def __call__(self, module: "PreferenceModule") -> None:
+        """Look at the data of a run, and at its models where that was asked for."""
+        self._look_at_data(module)
+        if self.model:
+            from lit_pref.commands.check.probes import model_findings
+
+            try:
+                self.report.findings += model_findings(module)
+            except UserError as error:
+                self._refuse(error)
+
+    def refused(self, module: "PreferenceModule", error: UserError) -> None:
+        """A run would not begin: say so beside what is known of its data."""
+        self._refuse(error)
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        if data._train is not None:  # pairs that were prepared before something else was refused
+            self._look_at_data(module)
+
+    def finish(self) -> None:
+        """Print the report and write what was asked for.
+
+        Raises:
+            UserError: something was found that is wrong enough to stop, or a file cannot be written.
+        """
+        from lit_pref.commands.check.text import text
+
+        report = self.report
+        text(report)
+        said = []
+        if self.html is None:
+            said.append("--html FILE writes a page with figures")
+        else:
+            from lit_pref.commands.check.page import page
+
+            self._write(self.html, page(report, self._strength))
+            said.append(f"page: {self.html}")
+        if self.json is None:
+            said.append("--json FILE writes all of this for machines")
+        else:
+            self._write(self.json, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+            said.append(f"for machines: {self.json}")
+        said += [] if self.model else ["--model looks at the models too"]
+        print("\n" + "; ".join(said), flush=True)
+        if stops := report.of("stop"):
+            topics = ", ".join(dict.fromkeys(f"{f.split} {f.topic}".strip() for f in stops))
+            raise UserError(f"check: {len(stops)} finding(s) stop this run ({topics}); mend what is marked stop above")
+
+    def _refuse(self, error: UserError) -> None:
+        self.report.findings.append(Finding("refused", "stop", f"a run is refused: {error}"))
+
+    def _look_at_data(self, module: "PreferenceModule") -> None:
+        from lit_pref.commands.check.pairs import overlap, pair_findings
+        from lit_pref.commands.check.rendering import examples, render
+        from lit_pref.commands.check.rows import Asked, row_findings
+        from lit_pref.commands.check.target import strength_of, target_findings
+        from lit_pref.modules.fitting import fit_objective
+
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        splits = {"train": data.train_pairs, "val": data.val_pairs}
+        tokenizer = module.policy.load_tokenizer()
+        ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
+        ends.add(tokenizer.eos_token_id)
+        try:
+            fitted = fit_objective(module)
+            self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
+            self._strength = strength_of(module.objective)
+        except UserError as error:
+            self._refuse(error)
+        found = row_findings(splits, Asked(self._strict, self._max_refused))
+        for split, pairs in splits.items():
+            found += pair_findings(split, pairs, tokenizer.bos_token_id, ends)
+            if len(pairs):
+                self.report.arrays[split] = Arrays(pairs.column("margin").astype(float), pairs.lengths)
+        found += target_findings("train", splits["train"], self._strength) + overlap(*splits.values())
+        self.report.findings += found
+        self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
+
+    @staticmethod
+    def _write(path: Path, content: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def asked_for(arguments: list[str]) -> tuple[Check, list[str]]:
+    """What the options of `check` ask for, and the other arguments, which are `fit`'s.
+
+    >>> check, rest = asked_for(["--config", "a.yaml", "--model", "--json=out.json"])
+    >>> check.title, check.model, check.json, rest
+    ('check a.yaml', True, PosixPath('out.json'), ['--config', 'a.yaml'])
+
+    Raises:
+        UsageError: a file is not named.
+    """
+    rest, files, model = [], {}, False
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name == "--model" and not equals:
+            model = True
+        elif name in ("--html", "--json"):
+            value = value if equals else next(waiting, "")
+            if not value or value.startswith("--"):
+                raise UsageError(f"{name} takes a file to write, as in {name} check.{name[2:]}")
+            files[name[2:]] = Path(value)
+        else:
+            rest.append(argument)
+    configs = [value for name, value in itertools.pairwise(rest) if name in ("--config", "-c")]
+    configs += [argument.partition("=")[2] for argument in rest if argument.startswith("--config=")]
+    return Check(" ".join(["check", *configs]), files.get("html"), files.get("json"), model), rest
+
+
+def main(arguments: list[str]) -> None:
+    """Show the help."""
+    sys.stdout.write(HELP)

@@ -1,0 +1,90 @@
+"""The report for a terminal, a pipe or a log."""
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from lit_pref.commands.check.findings import SEVERITIES, Finding, Report, Severity
+from lit_pref.commands.check.rendering import Kind, RenderedPair
+
+STYLES: dict[Severity, str] = {"stop": "bold white on red", "warning": "bold yellow", "note": "cyan", "ok": "green"}
+VERDICTS: dict[Severity, str] = {
+    "stop": "do not run this",
+    "warning": "understand the warnings before you run this",
+    "note": "nothing is wrong",
+    "ok": "nothing is wrong",
+}
+PIECES: dict[Kind, str] = {
+    "prompt": "dim",
+    "boundary": "bold black on green",
+    "trained": "green",
+    "end": "bold black on cyan",
+    "left out": "dim italic",
+}
+WIDTH = 130
+
+
+def text(report: Report, console: Console | None = None) -> None:
+    """Print the report: the verdict, what is wrong with the worst first, what is well, and three pairs.
+
+    Args:
+        report: of one configuration.
+        console: colours where it is a terminal, and marks trained text by « » where it is not.
+    """
+    console = console or Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
+    counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items() if count)
+    console.print(Text(f"{report.title}: {counts}"), style="bold", highlight=False)
+    console.print(Text(f"{VERDICTS[report.verdict]}\n"), style=STYLES[report.verdict], highlight=False)
+    for severity in SEVERITIES:
+        for finding in report.of(severity):
+            # What a split has one source for is said of the split.
+            if finding.topic != "source" or len(report.about("source", finding.split)) > 1:
+                _line(console, finding)
+    if report.rendered:
+        console.print(Text(f"\npairs as the policy reads them; trained on: {_legend(console)}"), highlight=False)
+    for pair in report.rendered:
+        _pair(console, pair)
+
+
+def _line(console: Console, finding: Finding) -> None:
+    line = Text(f"{finding.severity:8}", STYLES[finding.severity])
+    console.print(line, Text(finding.says), soft_wrap=True, highlight=False, sep="")
+    if finding.topic == "layout":
+        for words in finding.numbers["example"].splitlines():
+            console.print(Text(f"          {words}", "dim"), soft_wrap=True, highlight=False)
+
+
+def _legend(console: Console) -> str:
+    return "the coloured text" if console.is_terminal else "the text in « », whose first token ends at ¦"
+
+
+def _pair(console: Console, pair: RenderedPair) -> None:
+    margin = "no margin" if pair.margin is None else f"margin {pair.margin:.4g}"
+    console.print(Text(f"{pair.place or pair.id}, {margin}"), style="bold", highlight=False)
+    for side in ("chosen", "rejected"):
+        line = Text(f"  {side:9}")
+        if console.is_terminal:
+            for kind, piece in getattr(pair, side):
+                line.append(_one_line(piece), PIECES[kind])
+        else:
+            line.append(plain_line(getattr(pair, side)))
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def plain_line(pieces: object) -> str:
+    """Pieces without colour.
+
+    >>> plain_line([("prompt", "2+2="), ("boundary", " 4"), ("trained", ".\\n"), ("end", "</s>")])
+    '2+2=« 4¦.⏎</s>»'
+    """
+    line, open_ = "", False
+    for kind, piece in pieces:  # type: ignore[attr-defined]
+        if kind != "prompt" and kind != "left out" and not open_:
+            line, open_ = line + "«", True
+        line += _one_line(piece) + ("¦" if kind == "boundary" else "")
+    return line + "»" * open_
+
+
+def _one_line(piece: str) -> str:
+    return piece.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")

@@ -1,0 +1,93 @@
+"""The whole texts of a pair, before they are read by a tokenizer: plain, or as a chat template writes them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lit_pref.data.rows import TextPair
+from lit_pref.data.sources.reading import BadRow, Row
+from lit_pref.errors import UserError
+from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding
+from lit_pref.models.special_text import Place, Written
+from lit_pref.types import Message
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A prompt with one response; `place` is that of the response, None where a template has rewritten it."""
+
+    side: str
+    response: str
+    written: Written
+    place: Place | None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A pair and its whole texts.
+
+    `prompts` is one, or several where a template writes another one for each response. `special_texts` counts the names
+    of special tokens in the pair's texts.
+    """
+
+    row: Row
+    text: TextPair
+    id: str
+    prompts: list[Written]
+    wholes: list[Whole]
+    special_texts: int
+
+
+def draft(encoding: Encoding, row: Row, text: TextPair, id: str) -> Draft:
+    """The whole texts of a checked row.
+
+    Raises:
+        BadRow: the chat template refuses the conversation.
+        UserError: there is no chat template.
+    """
+    named = {"chosen": text.chosen, "rejected": text.rejected, "third": text.third}
+    responses = {side: response for side, response in named.items() if response is not None}
+    if isinstance(text.prompt, str):
+        contents = [text.prompt]
+        prompts, wholes = _plain(encoding, text.prompt, responses)
+    else:
+        contents = [message["content"] for message in text.prompt]
+        prompts, wholes = _chat(encoding, row, text.prompt, responses)
+    names = sum(len(encoding.names.places(content)) for content in (*contents, *responses.values()))
+    return Draft(row, text, id, prompts, wholes, names)
+
+
+def _plain(encoding: Encoding, prompt: str, responses: dict[str, str]) -> tuple[list[Written], list[Whole]]:
+    wholes = []
+    for side, response in responses.items():
+        whole = prompt + response
+        wholes.append(Whole(side, response, encoding.written(whole), (len(prompt), len(whole))))
+    return [encoding.written(prompt)], wholes
+
+
+def _chat(
+    encoding: Encoding, row: Row, prompt: list[Message], responses: dict[str, str]
+) -> tuple[list[Written], list[Whole]]:
+    if encoding.tokenizer.chat_template is None:
+        raise UserError(
+            "The prompts are message lists and the tokenizer has no chat template; give it one, or write the prompts "
+            "as strings."
+        )
+    with _refused(row, "prompt"):
+        asked = encoding.chat.asked(prompt)
+    prompts, wholes = [], []
+    for side, response in responses.items():
+        with _refused(row, side):
+            answer = encoding.chat.answered(prompt, response)
+        prompts.append(asked if answer.prompt is None else answer.whole.upto(answer.prompt))
+        wholes.append(Whole(side, response, answer.whole, answer.place))
+    return list(dict.fromkeys(prompts)), wholes
+
+
+@contextmanager
+def _refused(row: Row, field: str) -> Iterator[None]:
+    try:
+        yield
+    except TEMPLATE_ERRORS as error:
+        remedy = "write a conversation that it takes, or give the tokenizer another template"
+        raise BadRow(row, field, "is refused by the chat template", remedy, f" ({error})") from error

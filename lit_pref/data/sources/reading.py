@@ -1,0 +1,146 @@
+"""Source files, row by row, with the place of every row."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_pref.data.sources.damage import Fault
+from lit_pref.data.sources.lines import json_rows
+from lit_pref.data.sources.tables import csv_rows, parquet_rows
+from lit_pref.errors import UserError
+
+CSV_ENDINGS = (".csv", ".csv.gz")
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", *CSV_ENDINGS)
+HUB_NAME = re.compile(
+    r"([\w.-]+/[\w.-]+):(\w+(?:\.\w+)*(?:\[[\d:%-]*\])?)(?<!\.jsonl)(?<!\.parquet)(?<!\.csv)(?<!\.gz)"
+)
+"""`owner/name:split`, the split as a whole or a slice of it: `train[:5%]`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source; `line` counts from 1 (in Parquet and hub datasets: the row).
+
+    A mapping makes rows of this project's own fields out of those of a source (`data/mapping.py`). Of such a row,
+    `names` says what a field was called in the source, `clipped` that its margin was cut to the mapping's bound, and
+    `chosen_first` whether the text that the row calls chosen came first in the source; None where the source itself
+    calls the texts chosen and rejected. `prefers` is what a label beside the strength says.
+    """
+
+    file: str
+    line: int
+    values: dict[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+    clipped: bool = False
+    chosen_first: bool | None = None
+    prefers: Literal["chosen", "rejected", "tie"] | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the file knows texts only, so that numbers are written out."""
+        return self.file.endswith(CSV_ENDINGS)
+
+    def named(self, field: str) -> str:
+        """What the source calls a field; further words after its name stay."""
+        name, blank, rest = field.partition(" ")
+        return self.names.get(name, name) + blank + rest
+
+    @property
+    def place(self) -> str:
+        """The file and the line in it; of tables that have no lines, the row."""
+        rows = self.file.endswith(".parquet") or HUB_NAME.fullmatch(self.file)
+        return f"{self.file}, {'row' if rows else 'line'} {self.line}"
+
+
+class BadRow(UserError):
+    """One row that cannot be a pair; `kind` is the reason without the row's own numbers, to count by.
+
+    `field` is None where the line itself is at fault: then the row has no values. `row_place` is file and line.
+    """
+
+    def __init__(self, row: Row, field: str | None, reason: str, remedy: str, detail: str = "") -> None:
+        self.row_place = row.place
+        told = reason if field is None else f"{row.named(field)} {reason}"
+        self.kind = re.sub(r"\[\d+\]", "[]", told)
+        super().__init__(f"{row.place}: {told}{detail}; {remedy}, or leave such rows out with data.bad_rows: lenient.")
+
+
+def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
+    """The rows of a JSONL, Parquet or CSV file, in order, without holding the file in memory.
+
+    A row that cannot be read, while those after it can, comes as a `BadRow` in its place: it is raised or counted by
+    whoever knows what is asked for bad rows. Blank lines are passed over. Cells of a CSV file are texts, and None where
+    they are empty.
+
+    Raises:
+        UserError: the file is missing, of another kind, or damaged.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     written = Path(folder, "pairs.jsonl").write_text('{"margin": 1.5}\\n')
+    ...     [(row.line, row.values) for row in read_rows(Path(folder, "pairs.jsonl"))]
+    [(1, {'margin': 1.5})]
+    """
+    path = source_file(path)
+    rows: Iterator[tuple[int, dict[str, Any] | Fault]]
+    if path.name.endswith(".parquet"):
+        rows = parquet_rows(path)
+    else:
+        rows = csv_rows(path) if path.name.endswith(CSV_ENDINGS) else json_rows(path)
+    file = str(path)
+    for line, values in rows:
+        if isinstance(values, Fault):
+            yield BadRow(Row(file, line, {}), None, values.reason, values.remedy, values.detail)
+        else:
+            yield Row(file, line, values)
+
+
+def source_file(path: str | Path) -> Path:
+    """The path, if there is a readable source behind it.
+
+    Raises:
+        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
+    """
+    path = Path(os.path.expanduser(path))
+    if not exists(path):
+        raise UserError(f"There is no file {path}; {_what_there_is(path)}.")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
+    if path.name.endswith(".json"):
+        raise UserError(
+            f"{path} ends in .json, which may hold anything; rename it to .jsonl if it has one object a line, else "
+            f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl makes lines of an array."
+        )
+    if not path.name.endswith(ENDINGS):
+        raise UserError(
+            f"{path} has an unknown ending; training data are read from a file that ends in {', '.join(ENDINGS)}."
+        )
+    return path
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def content_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _what_there_is(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either"
+    names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
+    near = get_close_matches(path.name, names, n=1)
+    if near:
+        return f"did you mean {path.with_name(near[0])}"
+    return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

@@ -1,0 +1,218 @@
+"""What a user names as data: a file, a folder, a glob or a dataset on the hub, and what is done with it."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lit_pref.data.sources.reading import ENDINGS, HUB_NAME, BadRow, Row, exists, read_rows, source_file
+from lit_pref.errors import UsageError, UserError
+
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|test|valid|val|validation|dev|eval)(?:ing)?(?:[^a-z]|$)")
+
+
+@dataclass
+class Source:
+    """Preference data from one place.
+
+    Args:
+        path: a JSONL, JSONL.gz, Parquet or CSV file, a folder of such files, a pattern like `data/train-*.parquet`, or
+            a dataset on the Hugging Face hub as `owner/name:split`. What exists here, begins with `./`, `../`, `~` or
+            `/`, has `*`, `?` or `[` in its name or an ending of these files is a path; `owner/name:split` with one
+            slash and a colon is on the hub.
+        mapping: where text and strength stand in a row: the name of a shipped mapping, a YAML file, or its content;
+            null recognises the layout from the columns.
+        name: what metrics call this source; null takes the name of the file or folder or dataset.
+        weight: the share of this source among all that have a weight, as pairs are drawn; any positive number.
+        count: pairs that are taken from this source.
+        subset: the configuration of a dataset on the hub that has several.
+        revision: branch, tag or commit of a dataset on the hub.
+    """
+
+    path: str
+    mapping: str | dict[str, Any] | None = None
+    name: str | None = None
+    weight: float | None = None
+    count: int | None = None
+    subset: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What metrics call this source.
+
+        >>> Source("data/pairs.jsonl.gz").label, Source("data/train-*.csv").label, Source("owner/name:train").label
+        ('pairs', 'train', 'owner/name:train')
+        """
+        if self.name is not None or self.hub is not None:
+            return self.name or self.path
+        path = _local(self.path).absolute()
+        name = path.name.removesuffix(_ending(path.name))
+        if glob.has_magic(name) and not exists(path):
+            name = re.sub(r"\W*[*?\[].*", "", name) or path.parent.name
+        return name
+
+    @property
+    def hub(self) -> tuple[str, str] | None:
+        """Name and split on the hub, or None for a path."""
+        if self.path.startswith(("./", "../", "~", "/")) or exists(Path(self.path)):
+            return None
+        found = HUB_NAME.fullmatch(self.path)
+        return (found[1], found[2]) if found else None
+
+
+def check_source(source: Source) -> None:
+    """Refuses early what cannot be read, without reading it; the hub is not asked.
+
+    Raises:
+        UserError: there is no such file or folder (names the nearest), or none that can be read.
+        UsageError: weight, count, subset or revision do not fit.
+    """
+    if source.weight is not None and source.count is not None:
+        raise UsageError(f"{source.path} has a weight and a count, and each says how many pairs it gives; keep one.")
+    for name, value in (("weight", source.weight), ("count", source.count)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{source.path} has the {name} {value}; it must be above 0.")
+    if source.hub is None:
+        for name in ("subset", "revision"):
+            if getattr(source, name) is not None:
+                raise UsageError(
+                    f"{source.path} is a path here, and `{name}` is for datasets on the hub; leave it out."
+                )
+        files_of(source)
+    elif exists(Path(source.hub[0])):
+        raise UserError(
+            f"{source.path} is written as a dataset on the hub, and {source.hub[0]} is here; for its files "
+            f"give ./{source.hub[0]} or a pattern such as ./{source.hub[0]}/{source.hub[1]}*."
+        )
+
+
+def read_source(source: Source) -> Iterator[Row | BadRow]:
+    """The rows of a source, its files one after another in the order of their names; see `read_rows`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    check_source(source)
+    if source.hub is None:
+        for file in files_of(source):
+            yield from read_rows(file)
+    else:
+        from lit_pref.data.sources.hub import hub_rows
+
+        yield from hub_rows(*source.hub, source.subset, source.revision)
+
+
+def source_digest(source: Source) -> str:
+    """sha256, in hex, that changes with the content of a source and not with its place.
+
+    Of files: their contents and endings, in the order in which they are read. Of the hub: commit, subset and split.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    check_source(source)
+    parts: list[Any]
+    if source.hub is None:
+        from lit_pref.models.folder import file_digest
+
+        try:
+            parts = [[_ending(file.name), file_digest(file)] for file in files_of(source)]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} cannot be read ({error.strerror}); see to its rights and its disk."
+            ) from error
+    else:
+        from lit_pref.data.sources.hub import hub_digest
+
+        parts = [source.path, source.subset, hub_digest(*source.hub, source.subset, source.revision)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def files_of(source: Source) -> list[Path]:
+    """The files of a local source, sorted.
+
+    Raises:
+        UserError: there are none, or they should not be read together.
+    """
+    path = _local(source.path)
+    if exists(path):
+        return _readable(path, _entries(path)) if path.is_dir() else [source_file(path)]
+    if glob.has_magic(source.path):
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        if not matches:
+            raise UserError(f"No file matches {source.path}; {_nearest(path.parent / '*')}.")
+        inside = [file for match in matches if match.is_dir() for file in _entries(match)]
+        return _readable(path, [*(match for match in matches if not match.is_dir()), *inside])
+    if source.path.endswith(ENDINGS) or source.path.startswith(("./", "../", "~", "/")):
+        return [source_file(path)] if source.path.endswith(ENDINGS) else _no_such(path)
+    return _no_such(path, "; a dataset on the Hugging Face hub is written owner/name:split")
+
+
+def _readable(place: Path, candidates: list[Path]) -> list[Path]:
+    files = sorted({file for file in candidates if file.is_file() and not file.name.startswith(".")})
+    chosen = [file for file in files if file.name.endswith(ENDINGS)]
+    if not chosen:
+        others = ", ".join(file.name for file in files[:8])
+        found = f"; there are {others}" if others else "; there is no file at all (subfolders are not looked into)"
+        json_files = " (a .json file is renamed to .jsonl if it has one object a line)" if ".json" in others else ""
+        raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}{found}{json_files}.")
+    forms: dict[Path, Path] = {}
+    for file in chosen:
+        stem = file.with_name(file.name.removesuffix(_ending(file.name)))
+        if stem in forms:
+            raise UserError(
+                f"{forms[stem]} and {file.name} look like the same rows in two forms; remove or rename one of them, or "
+                "name the file that is meant."
+            )
+        forms[stem] = file
+    splits = {_split(file.name): file for file in chosen if _split(file.name)}
+    if len(splits) > 1:
+        first, second = list(splits.values())[:2]
+        raise UserError(
+            f"{place} holds {first.name} and {second.name}, which look like different splits of one dataset; name the "
+            "files of one split by a pattern, such as train*."
+        )
+    return chosen
+
+
+def _split(name: str) -> str | None:
+    found = _SPLIT.search(name.lower())
+    return None if found is None else "val" if found[1] in ("valid", "validation", "dev") else found[1]
+
+
+def _ending(name: str) -> str:
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), "")
+
+
+def _no_such(path: Path, otherwise: str = "") -> list[Path]:
+    raise UserError(f"There is no file or folder {path} ({_nearest(path)}){otherwise}.")
+
+
+def _nearest(path: Path) -> str:
+    folder = path.parent
+    while not exists(folder):
+        folder = folder.parent
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
+    files = sorted(entry.name for entry in entries if entry.name.endswith(ENDINGS))
+    near = get_close_matches(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())], n=1)
+    if near and folder == path.parent:
+        return f"did you mean {folder / near[0]}"
+    return f"the folder {folder.absolute()} holds {', '.join(files[:8]) or 'no file of data'}"
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read ({error.strerror}); see to its rights.") from error
+
+
+def _local(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # which never raises, as Path.expanduser does for an unknown user

@@ -1,0 +1,148 @@
+"""Tables row by row: CSV, whose cells are texts, and Parquet, whose cells have types."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lit_pref.data.sources.damage import Fault, refuse_what_is_no_parquet
+from lit_pref.data.sources.lines import MAX_LINE, lines_of
+from lit_pref.errors import UserError
+
+BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
+ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, NotImplementedError)
+"""What pyarrow raises for content that it cannot read or turn into Python's values."""
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    """The rows of a CSV file by the names of its first row, with the number of the line where each begins.
+
+    Every cell is a text, and an empty one is None: whoever wants a number reads it from the text.
+    """
+    records = _Records(path)
+    header: list[str] | None = None
+    for line, cells in records:
+        if not cells:  # a blank line
+            continue
+        if header is None:
+            header = _checked_header(path, cells)
+        elif len(cells) == len(header):
+            yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+        elif len(cells) < len(header) and not records.ended:
+            raise UserError(f"{path}, line {line}: the file ends in the middle of this row; fetch it again.")
+        else:
+            numbers = f" ({len(cells)} cells, {len(header)} columns)"
+            yield line, Fault("has not one cell for each column", "mend its commas and quotes", numbers)
+
+
+class _Records:
+    """The records of a CSV file with the line where each begins; no more than one is held, and that is bounded.
+
+    `ended` says whether the last line that was read has its line end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.ended = path, True
+        self._first = self._last = self._size = 0
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the whole process; the default is 128 KiB
+        reader = csv.reader(self._texts(), strict=True)
+        while True:
+            self._first, self._size = self._last + 1, 0
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise UserError(
+                    f"{self.path}: the quotes of the row that begins in line {self._first} are broken ({error}); write "
+                    "quotes within a cell twice, put such a cell into quotes, and see that the file is whole."
+                ) from error
+            yield self._first, cells
+
+    def _texts(self) -> Iterator[str]:
+        for number, line in lines_of(self.path):
+            self._last, self._size, self.ended = number, self._size + len(line), line.endswith(b"\n")
+            if self._size > MAX_LINE:
+                raise UserError(
+                    f"{self.path}: the row that begins in line {self._first} is longer than {MAX_LINE // 2**20} MiB; "
+                    "close the quotes that it opens, or shorten it."
+                )
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self.path}, line {number}: byte {error.start + 1} is not UTF-8; save the file in UTF-8."
+                ) from error
+
+
+def _checked_header(path: Path, names: list[str]) -> list[str]:
+    def refuse(what: str) -> UserError:
+        return UserError(f"{path}: {what}; the first row must name the columns, separated by commas.")
+
+    for name in names:
+        if len(name) > 200 or "\n" in name:
+            raise refuse(f"the first row holds {name!r:.40}..., which is no name of a column")
+        if name != name.strip():
+            raise refuse(f"the column {name!r:.80} has a blank before or behind its name")
+    if twofold := _twofold(names):
+        raise refuse(f"the column {twofold[0]!r:.80} stands twice")
+    if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
+        raise refuse(f"its columns are separated by {other!r}")
+    return names
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    """The rows of a Parquet file, numbered from 1; in memory are some rows, not a row group."""
+    number = 0
+    try:
+        refuse_what_is_no_parquet(path)
+        # A column is read in pieces of a buffer; by default, the whole row group at once.
+        options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
+        with pq.ParquetFile(path, **options) as file:
+            groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)
+            refuse_twofold(str(path), file.schema_arrow.names)
+            batches = file.iter_batches(batch_size=rows_at_a_time(size, file.metadata.num_rows))
+            for number, values in enumerate(_values(batches), start=1):
+                yield number, values
+            if number != file.metadata.num_rows:
+                raise OSError(f"it should have {file.metadata.num_rows}")
+    except ARROW_ERRORS as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet after row {number} ({in_short(error)}); write or fetch it again."
+        ) from error
+
+
+def rows_at_a_time(size: int, rows: int) -> int:
+    """As many rows as `BATCH_BYTES` hold, where `rows` have `size` bytes; at most `BATCH_ROWS`."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
+
+
+def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def refuse_twofold(place: str, names: list[str]) -> None:
+    """Of two columns with one name, pyarrow keeps the last without a word.
+
+    Raises:
+        UserError: there are two.
+    """
+    if twofold := _twofold(names):
+        raise UserError(f"{place}: the column {twofold[0]!r:.80} stands twice; rename or remove one.")
+
+
+def _twofold(names: list[str]) -> list[str]:
+    return [name for name, count in Counter(names).most_common(1) if count > 1]
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of an error's message, at most 120 characters of it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,43 @@
+"""What an objective leaves open until it has seen the training pairs."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_pref.scoring.layout import address
+from lit_pref.types import Strengths
+
+if TYPE_CHECKING:
+    from lit_pref.modules.preference import PreferenceModule
+
+
+def fit_objective(module: "PreferenceModule") -> list[str]:
+    """Fit the objective to the training pairs; lines for the log, none where it leaves nothing open.
+
+    Args:
+        module: with its Trainer, whose data are prepared.
+
+    Raises:
+        UserError: it cannot be fitted to these pairs.
+    """
+    asked = module.objective.fitted_to
+    if not asked:
+        return []
+    pairs: Any = module.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+
+    def numbers(name: str) -> NDArray[Any] | None:
+        values = pairs.column(name).astype(np.float64)
+        return None if np.isnan(values).all() else values
+
+    own = {"margin", "probability", "responses"}
+    columns = {name: pairs.column(name).astype(np.float64) for name in asked - own}
+    responses = _responses(pairs) if "responses" in asked else None
+    strengths = Strengths(numbers("margin"), numbers("probability"), columns, pairs.column("prompt_id"), responses)
+    return module.objective.fit(strengths)
+
+
+def _responses(pairs: Any) -> NDArray[Any]:
+    made = (pairs[k] for k in range(len(pairs)))
+    named = [(address(pair.prompt, pair.chosen), address(pair.prompt, pair.rejected)) for pair in made]
+    return np.array(named, dtype=object)

@@ -1,0 +1,136 @@
+"""Estimates of gamma, the strength of p = sigmoid(gamma m), with their intervals; `gamma.Fitted` derives them."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UserError
+
+NORMAL_975 = 1.959963984540054
+"""The normal distribution's 97.5 % quantile."""
+
+
+class Estimate(NamedTuple):
+    """A fitted gamma and its 95 % interval."""
+
+    gamma: float
+    low: float
+    high: float
+
+
+def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) -> Tensor:
+    """For each pair the share of the other comparisons of its two texts that prefer its chosen one; see `gamma.Fitted`.
+
+    >>> labels_of_repeats([(b"a", b"b"), (b"b", b"a"), (b"a", b"b"), (b"a", b"c")], torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    tensor([0.5000, 0.0000, 0.5000,    nan], dtype=torch.float64)
+
+    Args:
+        responses: (P, 2) names of the chosen and of the rejected response.
+        margin: (P,); 0 is a tie.
+    """
+    # Of every two texts, in a fixed order: how many comparisons, and how many prefer the first.
+    votes = [0.5 if m == 0 else float((m > 0) == (a < b)) for (a, b), m in zip(responses, margin.tolist(), strict=True)]
+    totals: dict[tuple[bytes, bytes], tuple[int, float]] = {}
+    for (a, b), vote in zip(responses, votes, strict=True):
+        count, first = totals.get((min(a, b), max(a, b)), (0, 0.0))
+        totals[min(a, b), max(a, b)] = count + 1, first + vote
+    labels = []
+    for (a, b), vote in zip(responses, votes, strict=True):
+        count, first = totals[min(a, b), max(a, b)]
+        share = (first - vote) / (count - 1) if count > 1 else math.nan
+        labels.append(share if a < b else 1 - share)
+    return torch.tensor(labels, dtype=torch.float64)
+
+
+def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: str = "the labels") -> Estimate:
+    """The gamma under which the labels are likeliest; see `gamma.Fitted`.
+
+    Args:
+        margin: (P,) float64.
+        labels: (P,) float64, in [0, 1]: how likely the chosen response is better.
+        prompts: of the pairs.
+        name: what the labels are called in a sentence.
+
+    Raises:
+        UserError: the maximum is not above zero and below infinity.
+    """
+    if not bool(((labels >= 0) & (labels <= 1)).all()):
+        raise UserError(
+            f"gamma cannot be fitted to {name}, which has values outside of [0, 1]: give how likely the chosen "
+            "response is better"
+        )
+    if float((margin * (labels - 0.5)).sum()) <= 0:
+        raise UserError(
+            f"gamma cannot be fitted to {name}: larger margins do not make the chosen response likelier there; look "
+            "whether margins and labels are turned the same way, or give gamma as a number"
+        )
+    if not bool((torch.where(margin > 0, 1 - labels, labels)[margin != 0] > 0).any()):
+        raise UserError(
+            f"gamma cannot be fitted to {name}, which contradicts no margin, so that every gamma is too small: take "
+            "labels that were made without the margin, or `gamma: .inf` for hard labels"
+        )
+
+    def terms(gamma: float) -> tuple[Tensor, Tensor]:
+        p = torch.sigmoid(gamma * margin)
+        return margin * (p - labels), margin.square() * p * (1 - p)
+
+    return _solve(terms, 1 / float(margin.abs().mean()), prompts)
+
+
+def by_mean_probability(margin: Tensor, probability: float, prompts: Sequence[str]) -> Estimate:
+    """The gamma under which sigmoid(gamma m) has this mean over the pairs; see `gamma.Fitted`.
+
+    Args:
+        margin: (P,) float64.
+        probability: in (1/2, 1).
+        prompts: of the pairs.
+
+    Raises:
+        UserError: no gamma has it, as too many pairs are ties.
+    """
+    ties = int((margin == 0).sum())
+    highest = (int((margin > 0).sum()) + ties / 2) / len(margin)
+    if highest <= probability:
+        raise UserError(
+            f"gamma cannot be fitted so that the mean probability is {probability:g}: {ties:,} of {len(margin):,} "
+            f"pairs are ties, with which it stays below {highest:.4g}; lower mean_probability, or leave ties out "
+            "(data.ties: drop)"
+        )
+
+    def terms(gamma: float) -> tuple[Tensor, Tensor]:
+        p = torch.sigmoid(gamma * margin)
+        return p - probability, margin * p * (1 - p)
+
+    return _solve(terms, 1 / float(margin.abs().mean()), prompts)
+
+
+def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompts: Sequence[str]) -> Estimate:
+    """The root of sum_i psi_i, which is negative at 0 and positive at infinity, with its interval.
+
+    Args:
+        terms: psi_i and its derivative at a gamma, each (P,).
+        start: a gamma of the right order of magnitude.
+        prompts: of the pairs.
+    """
+    low, high = 0.0, start
+    while float(terms(high)[0].sum()) < 0:
+        low, high = high, 2 * high
+    gamma = high
+    while True:  # Newton's steps, and halves of what is left where one leads out of it
+        psi, slope = terms(gamma)
+        total = float(psi.sum())
+        low, high = (gamma, high) if total < 0 else (low, gamma)
+        step = gamma - total / max(float(slope.sum()), 1e-300)
+        if abs(step - gamma) <= 1e-12 * gamma or high - low <= 1e-12 * high:
+            break
+        gamma = step if low < step < high else (low + high) / 2
+    numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
+    clusters = torch.bincount(torch.tensor([numbers[prompt] for prompt in prompts]), weights=psi)
+    # One prompt says nothing of how prompts differ: 1 / 0 makes the interval infinite.
+    correction = torch.tensor(float(len(clusters))) / (len(clusters) - 1)
+    error = (correction * clusters.square().sum()).sqrt() / slope.sum()
+    factor = float(torch.exp(NORMAL_975 * error / gamma))
+    return Estimate(gamma, gamma / factor, gamma * factor)

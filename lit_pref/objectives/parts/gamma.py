@@ -1,0 +1,152 @@
+"""How strongly the probability grows with the margin, where it is not simply a number."""
+
+import math
+from abc import abstractmethod
+from itertools import compress
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives.parts.estimation import by_likelihood, by_mean_probability, labels_of_repeats
+from lit_pref.objectives.parts.part import Part
+from lit_pref.types import Strengths
+
+
+class Gamma(Part):
+    """The factor gamma of p = sigmoid(gamma m)."""
+
+    @abstractmethod
+    def forward(self) -> float:
+        """gamma, >= 0, per unit of the data's margin."""
+
+
+class UnitMargin(Gamma):
+    """gamma from the probability that the chosen response is better at a margin of one: gamma = log(p / (1 - p)).
+
+    >>> round(UnitMargin(0.75)(), 4)  # ln 3
+    1.0986
+
+    Args:
+        p: in [1/2, 1).
+    """
+
+    def __init__(self, p: float = 0.75) -> None:
+        super().__init__()
+        if not 0.5 <= p < 1:
+            raise UsageError(
+                f"UnitMargin: p is the probability at a margin of one and must be in [0.5, 1), got {p}; "
+                "hard labels are `gamma: .inf`."
+            )
+        self.p = p
+
+    def forward(self) -> float:
+        return math.log(self.p / (1 - self.p))
+
+
+class Fitted(Gamma):
+    """gamma fitted to the training pairs before the first step, and from then on a constant that checkpoints keep.
+
+    Where pairs have labels y_i in [0, 1], made without looking at the margin m_i (another annotator's choice, the share
+    of annotators), it is their maximum-likelihood estimate; else a probability is chosen, and gamma follows from it:
+
+        sum_i m_i (y_i - s_i) = 0            with labels, s_i = sigmoid(gamma m_i):
+                                             the maximum of sum_i y_i log s_i + (1 - y_i) log(1 - s_i)
+        sum_i (s_i - mean_probability) = 0   without
+
+    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability that was computed
+    from the margin is no label: the fit would give back the gamma it was computed with. With `repeats` they come from
+    the rows themselves, where the same two texts were compared more than once: the label of a row is the share of the
+    *other* rows of its two texts that prefer its chosen one (a tie counts one half), so that it knows nothing of the
+    row's own margin. Rows whose texts were compared once have no label.
+
+    Both are roots of a sum of terms psi_i(gamma), and pairs of one prompt are not independent. By Taylor's theorem
+    gamma^ - gamma is sum_i psi_i / |sum_i psi_i'| to first order, and the C prompts' sums of psi_i are independent with
+    mean zero, so
+
+        se(gamma^)^2 = C / (C - 1) sum_c (sum_{i in c} psi_i)^2 / (sum_i psi_i')^2
+
+    (the sandwich; for the second rule the delta method). The 95 % interval is gamma^ exp(+-1.96 se / gamma^): the
+    logarithm keeps it positive, and where the margins' unit changes it changes as gamma does.
+
+    **Source**: own formulation; MMPO (arXiv 2410.03145) tunes gamma by hand.
+
+    Args:
+        labels: a column of the data that says how likely the chosen response is better: 1, 0, or between. A column is
+            turned with the pair where its strength prefers the rejected text, if `data.on_swap` says `complement`.
+        mean_probability: in (1/2, 1); the mean of p over the training pairs, where there are no labels.
+        repeats: the same two texts in several rows are independent comparisons, and labels of each other. Not for
+            data that hold copies of a row.
+    """
+
+    def __init__(self, labels: str | None = None, mean_probability: float = 0.75, repeats: bool = False) -> None:
+        super().__init__()
+        if repeats and labels is not None:
+            raise UsageError(f"Fitted: repeats takes the rows' own labels, and labels the column `{labels}`; give one.")
+        if not 0.5 < mean_probability < 1:
+            raise UsageError(
+                f"Fitted: mean_probability must be in (0.5, 1), got {mean_probability}; one half is `gamma: 0`, and "
+                "one is `gamma: .inf`."
+            )
+        self.labels, self.mean_probability, self.repeats = labels, mean_probability, repeats
+        self.value: Tensor
+        self.register_buffer("value", torch.full((), math.nan, dtype=torch.float64))
+        self._known: tuple[Tensor, int, float] | None = None  # the buffer, its version, and what it held
+
+    @property
+    def required(self) -> frozenset[str]:
+        return frozenset() if self.labels is None else frozenset({self.labels})
+
+    @property
+    def fitted_to(self) -> frozenset[str]:
+        return frozenset({"margin", "responses" if self.repeats else self.labels or "probability"})
+
+    def forward(self) -> float:
+        # Read once and not in every step: a device would be waited for.
+        if self._known is None or self._known[0] is not self.value or self._known[1] != self.value._version:
+            self._known = self.value, self.value._version, float(self.value)
+        gamma = self._known[2]
+        if math.isnan(gamma):
+            raise UserError(
+                "gamma is to be fitted to the training pairs when a run starts, and here is none: give it as a number"
+            )
+        return gamma
+
+    def fit(self, strengths: Strengths) -> list[str]:
+        """Find gamma.
+
+        Returns:
+            The line for the log: gamma, its interval and the rule.
+
+        Raises:
+            UserError: no gamma above zero and below infinity fits, or a label is not in [0, 1].
+        """
+        if strengths.margin is None:
+            raise UserError("gamma cannot be fitted to pairs without margins: say where they are in the data mapping")
+        margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
+        name, labels = self._labels(strengths, margin)
+        if labels is None or bool(labels.isnan().all()):
+            found = by_mean_probability(margin, self.mean_probability, prompts)
+            rule = f"for a mean probability of {self.mean_probability:g}"
+        else:
+            labelled = ~labels.isnan()
+            margin, prompts = margin[labelled], list(compress(prompts, labelled.tolist()))
+            found, rule = by_likelihood(margin, labels[labelled], prompts, name), f"maximum likelihood of {name}"
+        self.value.fill_(found.gamma)
+        pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
+        return [f"gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
+
+    def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
+        """What the labels are called, and these; NaN where a pair has none."""
+        if self.repeats:
+            assert strengths.responses is not None
+            labels = labels_of_repeats(strengths.responses.tolist(), margin)
+            if bool(labels.isnan().all()):
+                raise UserError(
+                    "gamma cannot be fitted to repeated comparisons: no two texts were compared more than once in the "
+                    "training pairs; leave Fitted's `repeats` out"
+                )
+            return "repeated comparisons", labels
+        name = self.labels or "probability"
+        values = strengths.probability if self.labels is None else strengths.columns[self.labels]
+        return f"`{name}`", None if values is None else torch.as_tensor(values, dtype=torch.float64)

@@ -1,0 +1,57 @@
+"""Self-exploring preference optimisation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_pref.errors import UsageError
+from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+
+
+class SELM(Pairwise):
+    """Self-exploring language models: DPO that is pushed away from what the reference would have answered itself.
+
+        L = -log sigmoid(beta (h_w - h_l)) + alpha beta h_y',    h_y = log pi(y | x) - log pi_ref(y | x)
+
+    y' is the reference model's own response, the `third` of every row. Minimising **lowers** its probability: optimism
+    rewards what the reference does not say yet. alpha = 0 is DPO. The last term is unbounded below with a constant
+    gradient: watch `third_change`, h_y' in nats. Where the reference's response is also the chosen one, the two terms
+    fight.
+
+    >>> SELM().sides
+    ('chosen', 'rejected', 'third')
+
+    **Source**: SELM, arXiv 2405.19332, and shenao-zhang/SELM (beta 0.01, alpha 0.001 or 0.0001, a new reference and
+    new pairs each round). There the third responses' reference log-probs cannot be computed beforehand; here they can.
+    With several references h_y' is taken against the first one, without any it is log pi: the reference's share is a
+    constant and moves no weight. y' counts by its plain sum of log-probs, whatever `tokens` and `score` are, and with
+    the beta of its pair, whatever moves it.
+
+    Args:
+        beta: > 0, reward units per nat.
+        alpha: >= 0, the weight of the exploration.
+        parts: the parts of `Pairwise`.
+
+    Raises:
+        UsageError: alpha is negative or not finite.
+    """
+
+    sides = ("chosen", "rejected", "third")
+    faithfulness = "code"
+
+    def __init__(self, beta: float = 0.01, alpha: float = 0.001, **parts: Any) -> None:
+        super().__init__(beta=beta, **parts)
+        if not 0 <= alpha < float("inf"):
+            raise UsageError(f"SELM: alpha weighs the exploration and must be finite and >= 0, got {alpha}.")
+        self.alpha = alpha
+
+    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
+        output = super().forward(policy, references, batch)
+        assert policy.third is not None
+        change = policy.third.scores
+        for first in references[:1]:
+            assert first.third is not None
+            change = change - first.third.scores
+        output.losses = output.losses + self.alpha * output.logged["beta"] * change
+        output.logged["third_change"] = change.detach()
+        return output

@@ -1,0 +1,153 @@
+"""`check --model`: policy and references are read a few times in different ways, and what must be the same is."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, make_policy, write_pairs
+from torch.nn.functional import dropout, scaled_dot_product_attention
+from training_runs import logps
+from transformers import AutoModelForCausalLM
+
+from lit_pref.__main__ import main
+from lit_pref.commands.check import memory, probes
+from lit_pref.models.policy import Policy
+from lit_pref.scoring.sharing import SharedAttention
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+MMPO = ["--config", str(ROOT / "configs" / "mmpo.yaml")]
+MRPO = ["--config", str(ROOT / "configs" / "mrpo.yaml")]
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
+    """Runs `check --model` on 24 pairs; gives its exit code and its findings about models by topic, and the probe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    (tmp_path / "policy").symlink_to(policy_folder)
+    seen: list[probes.Probe] = []
+    monkeypatch.setattr(probes, "memory", lambda probe: (seen.append(probe), memory.memory(probe))[1])
+
+    def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], probes.Probe]:
+        common = ["--model.policy.path", "policy", "--data.train", "pairs.jsonl", "--trainer.accelerator", "cpu"]
+        with pytest.raises(SystemExit) as ended:
+            main(["check", *map(str, arguments), *common, "--model", "--json", "out.json"])
+        report: dict[str, list[dict[str, Any]]] = {}
+        for finding in json.loads(Path("out.json").read_text())["findings"]:
+            report.setdefault(finding["topic"], []).append(finding)
+        return int(ended.value.code or 0), report, seen[-1]
+
+    return run
+
+
+def test_where_the_policy_is_its_own_reference_the_first_loss_is_ln_2(check, tmp_path: Path):
+    code, found, probe = check(*MMPO)
+    (loss,) = found["first_loss"]
+    assert code == 0 and loss["severity"] == "ok" and "ln 2 = 0.6931" in loss["says"]
+    assert loss["numbers"]["expected"] == pytest.approx(math.log(2)) and loss["numbers"]["policy_is_reference"]
+    assert loss["numbers"]["actual"] == pytest.approx(math.log(2), abs=1e-5)
+    assert [f["severity"] for f in found["twice"]] == ["ok", "ok"] and found["layouts"][0]["numbers"]["shared"]
+    # What is scored, by the model's own logits.
+    alone = logps(AutoModelForCausalLM.from_pretrained(tmp_path / "policy"), probe.pairs)
+    right = [a > b for a, b in zip(alone["chosen_logp"], alone["rejected_logp"], strict=True)]
+    assert [f["numbers"]["accuracy"] for f in found["alone"]] == pytest.approx([sum(right) / len(right)] * 2)
+    parameters = sum(p.numel() for p in probe.scorer.parameters())
+    size = found["memory"][0]["numbers"]
+    buffers = sum(b.numel() * b.element_size() for b in probe.scorer.buffers())
+    assert size["weights"] == 4 * parameters + buffers
+    assert (size["gradients"], size["optimiser"]) == (4 * parameters, 8 * parameters)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_with_three_references_the_first_loss_is_that_of_their_mixture(check, tmp_path: Path):
+    folders = ["policy", *(str(make_policy(tmp_path / f"other{k}", seed=k)) for k in (1, 2))]
+    references = [{"class_path": "InitialPolicy"}]
+    references += [{"class_path": "Pretrained", "init_args": {"path": folder}} for folder in folders[1:]]
+    (tmp_path / "three.yaml").write_text(json.dumps({"model": {"references": references}}))
+    options = ["--model.objective.beta", "0.05", "--model.objective.weights", "[0.5, 0.3, 0.2]"]
+    code, found, probe = check(*MRPO, "--config", "three.yaml", *options, "--model.objective.adaptive", "false")
+    (loss,), (mixture,) = found["first_loss"], found["mixture"]
+    scores = []
+    for folder in folders:
+        of = logps(AutoModelForCausalLM.from_pretrained(folder), probe.pairs)
+        scores.append([of["chosen_logp"], of["rejected_logp"]])
+    # -logsumexp_k(log a_k - r^_k), the others within a tenth of the anchor's score, which is the policy's own.
+    losses, edge = [], 0
+    for pair in range(len(probe.pairs)):
+        mixed = []
+        for side in (0, 1):
+            anchor = scores[0][side][pair]
+            held = [anchor] + [max(1.1 * anchor, min(0.9 * anchor, s[side][pair])) for s in scores[1:]]
+            edge += sum(h != s[side][pair] for h, s in zip(held[1:], scores[1:], strict=True))
+            terms = [math.log(a) - h for a, h in zip((0.5, 0.3, 0.2), held, strict=True)]
+            mixed.append(-max(terms) - math.log(sum(math.exp(t - max(terms)) for t in terms)))
+        gap = (scores[0][0][pair] - mixed[0]) - (scores[0][1][pair] - mixed[1])
+        losses.append(math.log1p(math.exp(-0.05 * gap)))
+    expected = sum(losses) / len(losses)
+    assert code == 0 and abs(expected - math.log(2)) > 1e-3
+    assert loss["numbers"]["expected"] == pytest.approx(expected, abs=1e-4)
+    assert loss["numbers"]["actual"] == pytest.approx(expected, abs=1e-4)
+    assert mixture["numbers"]["clipped"] == pytest.approx(edge / (4 * len(losses)), abs=1e-6)
+    assert sum(mixture["numbers"]["weights"]) == pytest.approx(1) and len(mixture["numbers"]["weights"]) == 3
+    right = [sum(a > b for a, b in zip(*of, strict=True)) / len(losses) for of in scores]
+    assert [f["numbers"]["accuracy"] for f in found["alone"][1:]] == pytest.approx(right)
+
+
+def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pytest.MonkeyPatch):
+    build = Policy.build
+
+    def noisy(self: Policy) -> Any:
+        model: Any = build(self)
+        model.get_input_embeddings().register_forward_hook(lambda m, args, out: dropout(out, 0.1, training=True))
+        return model
+
+    monkeypatch.setattr(Policy, "build", noisy)
+    code, found, _ = check(*MMPO)
+    assert code == 1 and found["twice"][0]["severity"] == "stop" and "left to chance" in found["twice"][0]["says"]
+    assert found["first_loss"][0]["severity"] == "stop"
+
+
+def test_dropout_that_was_asked_for_is_a_warning(check):
+    _, found, _ = check(*MMPO, "--model.policy.dropout", "0.2", "--model.reference_store", "false")
+    assert found["twice"][0]["severity"] == "warning" and "dropout is on" in found["twice"][0]["says"]
+    assert found["twice"][1]["severity"] == "ok", "a reference is read without"
+
+
+def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_caught(
+    check, monkeypatch: pytest.MonkeyPatch
+):
+    def leaking(self: SharedAttention, query: Any, key: Any, value: Any, scale: float | None) -> Any:
+        self.calls += 1
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+
+    monkeypatch.setattr(SharedAttention, "__call__", leaking)
+    monkeypatch.setattr(probes, "why_not_shared", lambda policy: None)  # its own probe would have caught it
+    code, found, _ = check(*MMPO, "--model.layout", "padded")
+    assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
+    assert found["first_loss"][0]["severity"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "times"),
+    [
+        (lambda p: torch.optim.AdamW(p), 2.0),
+        (lambda p: torch.optim.SGD(p, lr=0.1), 0.0),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1.0),
+    ],
+)
+def test_the_optimisers_state_is_measured(optimizer: Any, times: float):
+    probe: Any = SimpleNamespace(device="cpu", module=SimpleNamespace(optimizer=optimizer))
+    assert memory._state_per_byte(probe, [torch.nn.Parameter(torch.ones(3))]) == times
+
+
+def test_the_largest_micro_batch_is_made_of_the_longest_pairs():
+    lengths = torch.tensor([[2, 3, 4], [2, 9, 1], [5, 5, 5]]).numpy()
+    data = SimpleNamespace(max_tokens=None, micro_batch=2, global_batch=8, train_pairs=SimpleNamespace(lengths=lengths))
+    padded, shared = (SimpleNamespace(data=data, module=SimpleNamespace(batch_layout=n)) for n in ("padded", "shared"))
+    assert memory.largest_batch(padded) == 2 * 2 * 11 and memory.largest_batch(shared) == 15 + 12
