@@ -367,7 +367,7 @@ def test_a_text_longer_than_its_reference_can_read_is_refused_before_training(ru
     make_policy(tmp_path / "short", seed=1, vocabulary=262, max_position_embeddings=40)
     short = replace(run, references=lambda: [Pretrained(str(tmp_path / "short"))])
     with pytest.raises(
-        UserError, match=r"pair \w+ has \d\d tokens for the reference '.*short', which reads at most 40"
+        UserError, match=r"train.jsonl, line \d+ has \d\d tokens for the reference '.*short', which reads at most 40"
     ):
         fit(short, tmp_path / "run")
 
