@@ -86,7 +86,7 @@ def data_lines(data: Any) -> Iterator[str]:
             if split == "train":
                 yield f"source      {name}: {report.layout}"
                 yield from (f"            {line}" for line in report.example.splitlines())
-            yield f"data        {which}: {report}"
+            yield f"data        {which}: " + str(report).replace("\n", "\n            ")
     for name in data.train_pairs.unshared:
         yield f"note        only some of the sources have a {name}, and it is read of none: pairs of all are mixed"
 

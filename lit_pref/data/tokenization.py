@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -86,6 +87,7 @@ class Tokenization:
                 "prompt and a response; max_prompt_length must be at least 2 and below max_length."
             )
 
+    @cache  # noqa: B019  a tokenization lives as long as its run
     def fingerprint(self) -> str:
         """sha256 over all that decides the ids: tokenizer, special tokens, template, lengths, settings.
 

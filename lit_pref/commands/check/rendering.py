@@ -53,7 +53,8 @@ def _side(prompt: list[int], response: list[int], tokenizer: Any, ends: set[int]
     before, shown = prompt[:-PROMPT], prompt[-PROMPT:]
     pieces: list[tuple[Kind, str]] = []
     if before:  # the begin token too, which is what one looks for
-        pieces += [("prompt", text(before[:2])), ("left out", f"[{len(before[2:])} tokens]")]
+        pieces.append(("prompt", text(before[:2])))
+        pieces += [("left out", f"[{len(before) - 2} tokens]")] if len(before) > 2 else []
     pieces.append(("prompt", text(shown)))
     ended = response[-1] in ends
     body = response[: len(response) - ended]

@@ -124,7 +124,8 @@ def oriented(split: str, source: str, report: PreparationReport, chosen_first: n
     found = [Finding("swapped", turned, words, split, source, numbers)]
     if report.disagreeing:
         severity: Severity = "warning" if share("disagreeing") >= 0.01 else "note"
-        words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have strengths that disagree"
+        words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have strengths that disagree: "
+        words += "the margin is not the difference of the scores beside it, or a probability or label prefers the other"
         numbers = {"disagreeing": report.disagreeing, "share": share("disagreeing")}
         found.append(Finding("disagreeing", severity, words, split, source, numbers))
     kept = report.ties - report.ties_dropped
