@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -44,7 +45,7 @@ from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed, make
 from lit_pref.testbed.report import gold_report
 
-_OF_THE_CHOICE = ("--data.selection", "--data.train", "--data.mapping")
+_OF_THE_CHOICE = ("--data.selection", "--data.train")
 """Options that a run on chosen pairs does not repeat."""
 
 
@@ -154,9 +155,11 @@ class PreferenceCLI(LightningCLI):
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
-            if cause is None:
+            # Where one alternative is no class, only its words are left of it.
+            told = re.findall(r"^\s*- (?!Expected|Not a valid|a )(.+)$", str(error), flags=re.MULTILINE)
+            if cause is None and not told:
                 raise
-            raise cause from None
+            raise cause or UsageError(told[-1]) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -255,7 +258,9 @@ class PreferenceCLI(LightningCLI):
 
     def after_validate(self) -> None:
         if self.trainer.is_global_zero:
-            _say(f"{held_out_table({}, self.model.evaluation.last)}\none record a pair: {self.run_dir / 'records'}")
+            fitted = "".join(f"fitted      {line}\n" for line in self.model.fitted)
+            table = held_out_table({}, self.model.evaluation.last)
+            _say(f"{fitted}{table}\none record a pair: {self.run_dir / 'records'}")
 
     after_test = after_validate
 

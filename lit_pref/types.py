@@ -94,7 +94,8 @@ class Strengths:
 
     `probability` is NaN where a pair has none; `columns` holds the columns that were asked for; `prompts` names the
     prompt of every pair, for pairs of one prompt are not independent; `responses`, where it was asked for, names the
-    chosen and the rejected response of every pair after its prompt: two texts that were compared more than once.
+    chosen and the rejected response of every pair after its prompt: two texts that were compared more than once;
+    `own_margin` is the margin before it was normalised, where it was.
     """
 
     margin: NDArray[Any] | None  # (P,) float64
@@ -102,6 +103,7 @@ class Strengths:
     columns: dict[str, NDArray[Any]]  # name -> (P,) float64
     prompts: NDArray[Any]  # (P,) of str
     responses: NDArray[Any] | None = None  # (P, 2) of bytes
+    own_margin: NDArray[Any] | None = None  # (P,) float64
 
 
 @dataclass

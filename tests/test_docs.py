@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from lit_pref.data.mapping.mapping import load_mapping
 
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"^ *```{language}\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
@@ -134,8 +135,9 @@ def test_generated_pages_are_up_to_date(generator: str):
 def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     said = blocks("docs/data.md", "yaml")
-    assert len(said) == 7
+    assert len(said) == 8
     for text in said:
+        text = textwrap.dedent(text)
         (tmp_path / "said.yaml").write_text(text)
         values = yaml.safe_load(text)
         if "kind" in values:

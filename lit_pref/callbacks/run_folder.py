@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.callbacks.data_lines import data_lines
 from lit_pref.references.stored import Stored
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
@@ -32,12 +32,15 @@ class RunFolder(Callback):
     def __init__(self, config: str) -> None:
         self.config = config
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The data are prepared, and references not yet read: a wrong guess shows before anything takes long.
+        if trainer.is_global_zero:
+            for line in data_lines(trainer.datamodule):  # type: ignore[attr-defined]
+                print(line, flush=True)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for line in data_lines(data):
-            print(line, flush=True)
         for line in pl_module.fitted:  # type: ignore[union-attr]
             print(f"fitted      {line}", flush=True)
         module: Any = pl_module
@@ -76,19 +79,6 @@ class RunFolder(Callback):
             if path.read_text(encoding="utf-8") == self.config:
                 return
             number += 1
-
-
-def data_lines(data: Any) -> Iterator[str]:
-    """How the sources were read, one pair of them in words, and what became of their rows."""
-    for split, (_, reports) in data.describe().items():
-        for name, report in reports.items():
-            which = f"{split} {name}" if len(reports) > 1 else split
-            if split == "train":
-                yield f"source      {name}: {report.layout}"
-                yield from (f"            {line}" for line in report.example.splitlines())
-            yield f"data        {which}: " + str(report).replace("\n", "\n            ")
-    for name in data.train_pairs.unshared:
-        yield f"note        only some of the sources have a {name}, and it is read of none: pairs of all are mixed"
 
 
 def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any]:

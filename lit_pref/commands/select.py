@@ -1,16 +1,15 @@
 """`python -m lit_pref select`: the training pairs that `data.selection` keeps, as a file, and what kind they are."""
 
-import hashlib
 import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
 from lit_pref.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -20,9 +19,11 @@ if TYPE_CHECKING:
 
 HELP = """usage: python -m lit_pref select --config FILE --out CHOSEN [--data.selection CLASS] [options of fit]
 
-Writes the training pairs that data.selection keeps, whole and shuffled, with all their numbers and a column
-`selection_score`: an ordinary file of pairs, which `fit` reads as it is. Beside it a report says what was kept and what
-was left out. A run that has data.selection itself needs no such file.
+Writes the training pairs that data.selection keeps, their texts uncut and shuffled, with what a run reads of them:
+margin (before it is normalised), probability, data.columns, data.token_columns, the group, who wrote the texts; and a
+column `selection_score`. Scores and further columns of a source are written where data.columns names them, and the
+rejected text where the objective reads it. Beside the file a report says what was kept and what was left out. A run
+that has data.selection itself needs no such file.
 
   --config FILE    the configuration of a run, with any option of `fit` after it: its policy before training, its
                    training pairs, and data.selection (AlignmentPotential, ExplicitMargin, ImplicitMargin, Random,
@@ -36,7 +37,6 @@ was left out. A run that has data.selection itself needs no such file.
 """
 
 ENDINGS = (".jsonl", ".parquet")
-CHUNK = 512  # pairs of a Parquet row group
 
 
 def main(arguments: list[str]) -> None:
@@ -97,6 +97,9 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
             "this configuration has no data.selection, by which pairs are chosen: add one, such as "
             "--data.selection AlignmentPotential"
         )
+    if out.pairs.suffix == ".parquet":
+        one_of_every = (part.pairs[int(part.indices[0])] for part in data.unselected.parts if len(part.indices))
+        refuse_mixed({type(pair.text.prompt) for pair in one_of_every})
     pool, choice = chosen_of(module, data.unselected, data.selection)
     if not module.trainer.is_global_zero:
         return
@@ -125,11 +128,13 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
     for part in chosen.parts:
         for id in part.pairs.column("id")[part.indices]:
             places[part.source, id] = len(places)
-    ids, margins, groups = chosen.ids, chosen.column("margin"), chosen.column("group")
+    ids, groups = chosen.ids, chosen.column("group")
+    # Not those of the rows: what only some of the sources have, no pair has.
+    strengths = {"margin": chosen.own_margins, "probability": chosen.column("probability")}
     for source, read in data.read_train():
         place = places.pop((source, read.id), None)
         if place is not None:
-            numbers = {"margin": float(margins[place])} if np.isfinite(margins[place]) else {}
+            numbers = {name: float(of[place]) for name, of in strengths.items() if np.isfinite(of[place])}
             group = {data.group_column or "source": groups[place]} if groups[place] is not None else {}
             score = {"selection_score": float(scores[place])}
             yield place, {"id": ids[place], **_texts(read), **numbers, **_carried(read), **group, **score}
@@ -149,8 +154,7 @@ def _texts(read: "CheckedPair") -> dict[str, Any]:
 
 def _carried(read: "CheckedPair") -> dict[str, Any]:
     text = read.text
-    row: dict[str, Any] = {} if text.probability is None else {"probability": text.probability}
-    row |= text.columns
+    row: dict[str, Any] = dict(text.columns)
     for name, spans in text.spans.items():
         sides = dict(zip(("chosen", "rejected"), spans, strict=True))
         row |= {f"{name}_{side}": [list(span) for span in values] for side, values in sides.items()}
@@ -158,69 +162,42 @@ def _carried(read: "CheckedPair") -> dict[str, Any]:
     return row | {name: writer for name, writer in writers.items() if writer is not None}
 
 
-def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Sequence[str], seed: int) -> None:
-    """Write rows in an order of chance that `seed` and the ids decide, in bounded memory; the file appears whole.
-
-    Args:
-        path: ends in .jsonl or .parquet.
-        rows: each with its place in `ids`, in any order.
-        ids: of the pairs.
-        seed: of the order.
-    """
-    chance = [hashlib.sha256(f"{seed} {id}".encode()).digest() for id in ids]
-    unfinished = path.with_name(path.name + ".unfinished")
-    with TemporaryFile(dir=path.parent) as spool:
-        starts = np.zeros(len(ids), np.int64)
-        fields: dict[str, Any] = {}
-        for place, row in rows:
-            starts[place] = spool.tell()
-            fields |= {name: value for name, value in row.items() if name not in fields}
-            spool.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-        def lines() -> Iterator[bytes]:
-            for place in sorted(range(len(ids)), key=chance.__getitem__):
-                spool.seek(starts[place])
-                yield spool.readline()
-
-        try:
-            if path.suffix == ".jsonl":
-                with unfinished.open("wb") as file:
-                    file.writelines(lines())
-            else:
-                _write_parquet(unfinished, lines(), fields)
-            unfinished.rename(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def _write_parquet(path: Path, lines: Iterator[bytes], fields: dict[str, Any]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    message = pa.struct({"role": pa.string(), "content": pa.string()})
-    kinds = {str: pa.string(), float: pa.float64(), list: pa.list_(pa.list_(pa.float64()))}
-    schema = pa.schema({name: kinds[type(value)] for name, value in fields.items()})
-    if isinstance(fields["prompt"], list):
-        schema = schema.set(schema.get_field_index("prompt"), pa.field("prompt", pa.list_(message)))
-    with pq.ParquetWriter(path, schema) as writer:
-        chunk: list[dict[str, Any]] = []
-        for line in lines:
-            chunk.append(json.loads(line))
-            if len(chunk) == CHUNK:
-                writer.write_table(pa.Table.from_pylist(chunk, schema))
-                chunk = []
-        writer.write_table(pa.Table.from_pylist(chunk, schema))
-
-
 def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
-    """The command that trains on the file."""
-    change = ["--data.train", str(pairs), "--data.selection", "null"]
-    change += [] if data.mapping is None else ["--data.mapping", "null"]
-    command = [Path(sys.executable).name, "-m", "lit_pref", "fit", *again, *change]
-    note = ""
-    if data.val is None and data.val_fraction:
-        note = (
-            "\n  (it holds training prompts only, of which the same split_seed holds none out: name pairs to validate "
-            "on with --data.val, or leave data.selection in the run itself)"
+    """The command that trains on the file, and in which ways it is not the run that chooses itself."""
+    from lit_pref.data.splits import sources_of
+
+    normalised = {mapping.normalise for mapping in data.train_mappings} - {"none"}
+    mixture = len(data.unselected.parts) > 1
+    mapping: Any = "pairs"
+    notes = []
+    if normalised and mixture:
+        notes.append(
+            "its margins are those of the sources, which this run normalised by constants of each, and a file has one "
+            "scale: leave data.selection in the run itself, or bring the margins to one scale"
         )
-    return f"Next: train on them\n  {shlex.join(command)}{note}"
+    elif normalised:
+        mapping = {"base": "pairs", "margin": {"normalise": next(iter(normalised))}}
+        notes.append(
+            "its margins are not normalised: the command does that by constants of the chosen pairs, where a run with "
+            "data.selection takes those of all training pairs"
+        )
+    # The parser would leave the rest of what the configuration says of its sources in place.
+    old = sources_of(data.train, "data.train")
+    said = {field for source in old for field, value in vars(source).items() if value is not None}
+    train: dict[str, Any] = dict.fromkeys(sorted(said)) | {"path": str(pairs), "mapping": mapping}
+    change = ["--data.train", json.dumps(train), "--data.selection", "null"]
+    if mixture and data.group_column is None and data.val is None:
+        change += ["--data.group_column", "source"]
+    elif mixture and data.group_column is None:
+        notes.append(
+            "`source` says where a pair is from: with --data.group_column source metrics are split by it, if the pairs "
+            "of data.val have such a column too"
+        )
+    if data.val is None and data.val_fraction:
+        notes.append(
+            "it holds training prompts alone, of which the same split_seed and val_fraction hold none out, and the "
+            "sources would be validated on whole, training prompts too: name other pairs with --data.val, or leave "
+            "data.selection in the run itself"
+        )
+    command = shlex.join([Path(sys.executable).name, "-m", "lit_pref", "fit", *again, *change])
+    return "\n".join([f"Next: train on them\n  {command}", *(f"  ({note})" for note in notes)])

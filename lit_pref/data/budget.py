@@ -19,21 +19,28 @@ class TokenBudget:
     a pair takes its rows times the longer one, and a cell as much for each of its pairs as for the largest. A window is
     sorted by that and sliced, so that a padded cell holds pairs of like lengths.
 
+    A third response is read apart and kept until the same backward pass: it takes the prompt's tokens once more and its
+    own; padded, one row more, as long as the longest of the pair.
+
     Args:
         tokens: the most of a cell; no pair alone may take more.
         lengths: (pairs, 3), tokens of prompt, chosen and rejected response; rejected 0 for one-sided data.
         layout: of the rows.
+        third: (pairs,), tokens of the third response; None where none is read.
 
     >>> budget = TokenBudget(20, np.array([[2, 1, 1], [2, 4, 3], [3, 2, 1]]), "padded")
     >>> budget.costs.tolist(), budget.least([0, 1, 2]), budget.cut([0, 1, 2], cells=2)
     ([6, 12, 10], 2, [[1], [0, 2]])
     """
 
-    def __init__(self, tokens: int, lengths: NDArray[Any], layout: Layout) -> None:
+    def __init__(self, tokens: int, lengths: NDArray[Any], layout: Layout, third: NDArray[Any] | None = None) -> None:
         prompt, chosen, rejected = lengths.astype(np.int64).T
+        further = np.zeros_like(prompt) if third is None else third.astype(np.int64)
         self.tokens, self.layout = tokens, layout
-        padded = (1 + (rejected > 0)) * (prompt + np.maximum(chosen, rejected))
-        self.costs = prompt + chosen + rejected if layout == "shared" else padded  # (pairs,)
+        rows = 1 + (rejected > 0) + (further > 0)
+        padded = rows * (prompt + np.maximum(np.maximum(chosen, rejected), further))
+        shared = prompt + chosen + rejected + (further > 0) * (prompt + further)
+        self.costs = shared if layout == "shared" else padded  # (pairs,)
 
     def least(self, window: Sequence[int]) -> int:
         """The least number of cells that hold the pairs of a window."""

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import RowReader, TextPair
 from lit_pref.data.sources.reading import BadRow, Row
 from lit_pref.data.sources.source import Source, read_source
+from lit_pref.data.text_pair import canonical
 from lit_pref.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -75,8 +77,9 @@ class CheckedPairs:
         cap = self.mapping.filters.max_pairs_per_prompt
         bounds = {} if cap is None else self._bounds(cap)
         ids = _Ids()
+        lots = _Lots(self.mapping.filters.seed)
         for row, text, split in self._texts(refuse, reports):
-            if cap is not None and self._place(text) > bounds[text.prompt_id]:
+            if cap is not None and lots.draw(text) > bounds[text.prompt_id]:
                 reports[split].capped += 1
                 continue
             id, repeated = ids.of(row, text)
@@ -105,7 +108,7 @@ class CheckedPairs:
             if isinstance(row, BadRow):
                 refuse_line(row)
                 continue
-            held_out = in_validation(row.values.get("prompt"), self.val_fraction, self.split_seed)
+            held_out = in_validation(canonical(row.values.get("prompt")), self.val_fraction, self.split_seed)
             split = "validation" if held_out else "train"
             reports[split].rows += 1
             try:
@@ -123,19 +126,31 @@ class CheckedPairs:
             yield row, text, split
 
     def _bounds(self, cap: int) -> dict[str, bytes]:
-        """Of every prompt, the place of the last pair within the cap."""
+        """Of every prompt, the lot of the last pair within the cap."""
         nearest: dict[str, list[_Last]] = {}
+        lots = _Lots(self.mapping.filters.seed)
         reports = {split: PreparationReport() for split in SPLITS}
         for _, text, _ in self._texts(_pass_over, reports):
             kept = nearest.setdefault(text.prompt_id, [])
             add = heapq.heappush if len(kept) < cap else heapq.heappushpop
-            add(kept, _Last(self._place(text)))
-        return {prompt: kept[0].place for prompt, kept in nearest.items()}
+            add(kept, _Last(lots.draw(text)))
+        return {prompt: kept[0].lot for prompt, kept in nearest.items()}
 
-    def _place(self, text: TextPair) -> bytes:
-        """Where a pair stands among those of its prompt: by chance, the same in every file and order."""
-        parts = [self.mapping.filters.seed, text.chosen, text.rejected]
-        return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+class _Lots:
+    """Where pairs stand among those of their prompt: by chance, the same in every file and order.
+
+    Equal pairs draw one after another, or a cap would keep all or none of them.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._drawn: Counter[bytes] = Counter()
+
+    def draw(self, text: TextPair) -> bytes:
+        pair = hashlib.sha256(json.dumps([self._seed, text.prompt, text.chosen, text.rejected]).encode()).digest()
+        self._drawn[pair] += 1
+        return hashlib.sha256(pair + self._drawn[pair].to_bytes(8)).digest()
 
 
 def _pass_over(bad: BadRow, split: str) -> None:
@@ -143,13 +158,13 @@ def _pass_over(bad: BadRow, split: str) -> None:
 
 
 class _Last:
-    """Orders places from the last to the first, for a heap whose top is the last."""
+    """Orders lots from the last to the first, for a heap whose top is the last."""
 
-    def __init__(self, place: bytes) -> None:
-        self.place = place
+    def __init__(self, lot: bytes) -> None:
+        self.lot = lot
 
     def __lt__(self, other: "_Last") -> bool:
-        return self.place > other.place
+        return self.lot > other.lot
 
 
 class _Ids:

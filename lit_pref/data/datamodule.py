@@ -1,6 +1,7 @@
 """The LightningDataModule: prepares pairs, slices them over ranks, keeps the position, sets accumulation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from lit_pref.data.budget import TokenBudget, refuse_pairs_above
 from lit_pref.data.checked import CheckedPair
 from lit_pref.data.collation import SealedBatch, SealedBatches
 from lit_pref.data.loading import PairLoader, ResumableLoader
-from lit_pref.data.normalisation import Normaliser
+from lit_pref.data.mapping.mapping import RowMapping
+from lit_pref.data.normalisation import Normaliser, constants_for
 from lit_pref.data.preparation import Preparation
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import OnSwap
@@ -50,9 +52,9 @@ class PreferenceDataModule(LightningDataModule):
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
         max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of like lengths are
             taken together, as many as fit, and steps stay what they are. Counted are prompt, chosen and rejected
-            response where a prompt is read once; padded, the rows times the longest. Every step takes as many
-            micro-batches as the one that needs most in the whole run, which must have an end: `trainer.max_epochs` or
-            `trainer.max_steps`.
+            response where a prompt is read once; padded, the rows times the longest; a third response counts with its
+            prompt. Every step takes as many micro-batches as the one that needs most in the whole run, which must have
+            an end: `trainer.max_epochs` or `trainer.max_steps`.
         val_batch: the most pairs per device and forward pass in validation; null is micro_batch or max_tokens.
         max_length: the most tokens of prompt and response together; responses are cut from the right.
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
@@ -189,7 +191,15 @@ class PreferenceDataModule(LightningDataModule):
                     f"from {self.max_length} to {limit} or less."
                 )
 
-    def _open(self) -> None:
+    @property
+    def is_open(self) -> bool:
+        return self._train is not None
+
+    def open_for_any_objective(self) -> None:
+        """Prepare the data as if the objective needed no more than texts: for a report on what is there."""
+        self._open(required=frozenset())
+
+    def _open(self, required: frozenset[str] | None = None) -> None:
         """Prepare both splits, or find them in the cache where another rank or run has."""
         module = self._module
         if self.train is None:
@@ -197,6 +207,8 @@ class PreferenceDataModule(LightningDataModule):
         train = sources_of(self.train, "data.train")
         val = None if self.val is None else sources_of(self.val, "data.val")
         preparation = self._preparation()
+        if required is not None:
+            preparation = replace(preparation, required=required)
         texts = partial(training_texts, train, preparation)
         tokenizer = module.policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))
         self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length, self.special_text)
@@ -239,6 +251,18 @@ class PreferenceDataModule(LightningDataModule):
         """The pairs of the training split as they stand in their sources, uncut, each with its source's name."""
         assert self.train is not None
         return training_pairs(sources_of(self.train, "data.train"), self._preparation())
+
+    @property
+    def train_mappings(self) -> list[RowMapping]:
+        """How each source of the training split is read."""
+        assert self.train is not None
+        preparation = self._preparation()
+        return [preparation.mapping_of(source) for source in sources_of(self.train, "data.train")]
+
+    @property
+    def has_chat_template(self) -> bool:
+        assert self._tokenization is not None, "setup() comes first"
+        return self._tokenization.tokenizer.chat_template is not None
 
     def describe(self) -> dict[str, tuple[str, dict[str, PreparationReport]]]:
         """Fingerprint of both splits, and the reports of their sources."""
@@ -296,7 +320,9 @@ class PreferenceDataModule(LightningDataModule):
         assert self.max_tokens is not None
         split = "train" if pairs is self._train else "val"
         if split not in self._budgets:
-            self._budgets[split] = TokenBudget(self.max_tokens, pairs.lengths, self._module.batch_layout)
+            self._budgets[split] = TokenBudget(
+                self.max_tokens, pairs.lengths, self._module.batch_layout, pairs.third_lengths
+            )
         return self._budgets[split]
 
     def _source(self, pairs: PairView) -> SealedBatches:
@@ -349,4 +375,6 @@ class PreferenceDataModule(LightningDataModule):
         self._position = state_dict
         # Those that the policy was trained under, whatever data.train is now.
         fitted = {name: Normaliser(**values) for name, values in state_dict.get("normalisers", {}).items()}
-        self._val = self.val_pairs.with_normalisers(fitted)
+        if fitted:
+            sources = [part.source for part in self.val_pairs.parts]
+            self._val = self.val_pairs.with_normalisers({name: constants_for(name, fitted) for name in sources})

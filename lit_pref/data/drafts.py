@@ -27,7 +27,8 @@ class Draft:
     """A pair and its whole texts.
 
     `prompts` is one, or several where a template writes another one for each response. `special_texts` counts the names
-    of special tokens in the pair's texts.
+    of special tokens in the pair's texts. `unasked` says that a turn of the assistant does not begin with what the
+    template writes to ask for one.
     """
 
     row: Row
@@ -36,6 +37,7 @@ class Draft:
     prompts: list[Written]
     wholes: list[Whole]
     special_texts: int
+    unasked: bool
 
 
 def draft(encoding: Encoding, row: Row, text: TextPair, id: str) -> Draft:
@@ -50,11 +52,14 @@ def draft(encoding: Encoding, row: Row, text: TextPair, id: str) -> Draft:
     if isinstance(text.prompt, str):
         contents = [text.prompt]
         prompts, wholes = _plain(encoding, text.prompt, responses)
+        unasked = False
     else:
         contents = [message["content"] for message in text.prompt]
         prompts, wholes = _chat(encoding, row, text.prompt, responses)
+        # With blocks that mark what the assistant writes, the prompt is taken from the whole text itself.
+        unasked = len(prompts) == 1 and not all(whole.written.text.startswith(prompts[0].text) for whole in wholes)
     names = sum(len(encoding.names.places(content)) for content in (*contents, *responses.values()))
-    return Draft(row, text, id, prompts, wholes, names)
+    return Draft(row, text, id, prompts, wholes, names, unasked)
 
 
 def _plain(encoding: Encoding, prompt: str, responses: dict[str, str]) -> tuple[list[Written], list[Whole]]:
@@ -70,8 +75,9 @@ def _chat(
 ) -> tuple[list[Written], list[Whole]]:
     if encoding.tokenizer.chat_template is None:
         raise UserError(
-            "The prompts are message lists and the tokenizer has no chat template; give it one, or write the prompts "
-            "as strings."
+            f"{row.place}: the prompt is read as messages, and the tokenizer has no chat template; take one that has "
+            "(model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and responses as "
+            "strings (HH dialogues stay text with data.mapping `as: text`)."
         )
     with _refused(row, "prompt"):
         asked = encoding.chat.asked(prompt)

@@ -1,6 +1,10 @@
 """What one field of a row must hold, and the sentence for a field that does not."""
 
+import ast
+import json
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 from lit_pref.data.sources.reading import BadRow as BadRow
@@ -8,6 +12,8 @@ from lit_pref.data.sources.reading import Row
 from lit_pref.types import Message, Text
 
 Spans = list[tuple[int, int, float]]
+LARGEST = 3.4028234663852886e38  # finite in float32, in which batches are
+LIST_START = re.compile(r"\s*\[\s*\{")
 
 
 class LeftOut(BadRow):
@@ -28,6 +34,32 @@ def text_of(row: Row, field: str, value: Any) -> str:
     return value
 
 
+def plain_text_of(row: Row, field: str, value: Any) -> str:
+    """A whole prompt or response; not the spelling of a message list, as tables of texts hold it."""
+    text = text_of(row, field, value)
+    refuse_written_messages(row, field, text)
+    return text
+
+
+def refuse_written_messages(row: Row, field: str, text: str) -> None:
+    if LIST_START.match(text) and _are_messages(text):
+        raise BadRow(
+            row, field, "is a message list written as text", "give it as a list, as JSONL and Parquet files can hold it"
+        )
+
+
+def _are_messages(text: str) -> bool:
+    readers: list[Callable[[str], Any]] = [json.loads]
+    readers += [ast.literal_eval] if "'role'" in text else []  # as Python prints it: so data frames are saved
+    for read in readers:
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return all(isinstance(entry, dict) and {"role", "content"} <= entry.keys() for entry in found)
+    return False
+
+
 def messages_of(row: Row, field: str, value: list[Any]) -> list[Message]:
     remedy = 'give it messages like {"role": "user", "content": "..."}'
     if not value:
@@ -43,7 +75,7 @@ def messages_of(row: Row, field: str, value: list[Any]) -> list[Message]:
 def response_of(row: Row, field: str, prompt: Text) -> str:
     value = row.values.get(field)
     if not isinstance(value, list):
-        return text_of(row, field, value)
+        return plain_text_of(row, field, value)
     messages = messages_of(row, field, value)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise BadRow(
@@ -58,20 +90,22 @@ def response_of(row: Row, field: str, prompt: Text) -> str:
 
 
 def number_of(row: Row, field: str, truth: bool = False) -> float:
-    """A finite number; with `truth` also true (1) and false (0)."""
+    """A number that is finite in float32; with `truth` also true (1) and false (0)."""
     return number(row, field, row.values.get(field), truth)
 
 
 def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
-    """The value as a finite number; in a table of texts it may be written out."""
+    """The value as a number that is finite in float32; in a table of texts it may be written out."""
     kinds = (int, float, str) if row.is_table else (int, float)
     if isinstance(value, kinds) and (truth or not isinstance(value, bool)) and "_" not in str(value):
         try:
             found = float(value)
         except (ValueError, OverflowError):
             found = math.nan
-        if math.isfinite(found):
+        if abs(found) <= LARGEST:
             return found
+        if math.isfinite(found):
+            raise BadRow(row, field, "is too large for single precision", "give it in another unit", f" ({found:g})")
     shown = "null" if value is None else f"{value!r:.40}"
     raise BadRow(row, field, "is not a finite number", "give it a number", f" ({shown})")
 
@@ -102,8 +136,13 @@ def spans_of(row: Row, field: str, text: str | None) -> Spans:
     if not isinstance(spans, list):
         raise BadRow(row, field, "is no list of spans", remedy)
     for span in spans:
-        if not isinstance(span, list | tuple) or len(span) != 3 or not all(type(place) is int for place in span[:2]):
+        # A Parquet list holds one kind of number: 3.0 is a place too.
+        if not isinstance(span, list | tuple) or len(span) != 3 or not all(map(_is_whole, span[:2])):
             raise BadRow(row, field, "holds what is no span", remedy, f" ({span!r:.40})")
         if not 0 <= span[0] < span[1] <= len(text or ""):
             raise BadRow(row, field, "has a span outside of its text", remedy, f" ({span!r:.40})")
-    return [(start, end, number(row, field, value)) for start, end, value in spans]
+    return [(int(start), int(end), number(row, field, value)) for start, end, value in spans]
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and value.is_integer())

@@ -1,5 +1,6 @@
 """Margins of different scales on one: constants fitted on the training pairs, stored in the checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ class Normaliser:
 
         zscore    m / sqrt(mean m^2)
         minmax    m / max m
-        quantile  P(M < m) + P(M = m) / 2 over the training pairs' margins M, 0 at m = 0
+        quantile  P(M < m) + P(M = m) / 2 at the training pairs' margins M, 0 at m = 0, straight lines between
 
     Subtracting the mean of oriented margins, as z-scores of one list do, would tell every second pair to prefer its
     rejected response.
@@ -59,11 +60,26 @@ class Normaliser:
         if len(values) > POINTS:
             taken = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))
             values, shares = values[taken], shares[taken]
-        return cls(1.0, values.tolist(), shares.tolist())
+        return cls(1.0, [0.0, *values[values > 0].tolist()], [0.0, *shares[values > 0].tolist()])
 
     def apply(self, margins: NDArray[Any]) -> NDArray[Any]:
         """The normalised margins."""
         if not self.margins:
             return margins / self.scale
-        shares = np.interp(np.abs(margins), self.margins, self.shares)
-        return np.where(margins == 0, 0.0, np.sign(margins) * shares)
+        return np.sign(margins) * np.interp(np.abs(margins), self.margins, self.shares)
+
+
+def constants_for(source: str, fitted: Mapping[str, Normaliser]) -> Normaliser:
+    """Those of a source: fitted on the training source of this name, or on the only one.
+
+    Raises:
+        UserError: none has this name, and they differ.
+    """
+    if source in fitted:
+        return fitted[source]
+    if len(set(map(repr, fitted.values()))) == 1:
+        return next(iter(fitted.values()))
+    raise UserError(
+        f"data.val: the margins of {source!r} are to be normalised as those of a training source, and none has this "
+        f"name; give it the `name` of one of {', '.join(fitted)}."
+    )

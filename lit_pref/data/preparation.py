@@ -17,11 +17,11 @@ from lit_pref.data.prepared import PairWriter, PreparedPairs
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.rows import OnSwap, RowReader
 from lit_pref.data.sources.reading import BadRow, Row
-from lit_pref.data.sources.source import Source, read_source, source_digest
+from lit_pref.data.sources.source import Source, files_of, read_source, source_digest
 from lit_pref.data.tokenization import Tokenization
 from lit_pref.errors import UserError
 
-FORMAT = 2  # raise it when the same source and settings would give other pairs
+FORMAT = 3  # raise it when the same source and settings would give other pairs
 CHUNK = 256  # pairs that are tokenised together
 FIRST = 64  # rows by which a layout is recognised
 
@@ -103,8 +103,9 @@ class Preparation:
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
         settings["required"] = sorted(self.required)
-        # The path too: every pair names its place.
-        parts = [FORMAT, source.path, source_digest(source), mapping.fingerprint(), settings]
+        # The names of files too: every pair says where it stands.
+        files = [source.path] if source.hub else [str(file) for file in files_of(source)]
+        parts = [FORMAT, files, source_digest(source), mapping.fingerprint(), settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def pairs_of(self, source: Source, mapping: RowMapping | None = None) -> CheckedPairs:

@@ -42,10 +42,13 @@ class PreparationReport:
     are kept. `layout` says how the source was read and `example` what its first pair became.
 
     `swapped` pairs changed the places of chosen and rejected; `ties` have equal responses by their strength;
-    `disagreeing` ones have a margin that is not the difference of their scores, or a probability that prefers the other
-    text; `clipped` ones have a margin that was cut to the mapping's bound; `merged` ones have a token that spans the
-    boundary between prompt and response; `special_texts` ones hold the name of a special token in a text; lengths are
-    in tokens, after truncation, `longest` that of the longest prompt with one of its responses.
+    `disagreeing` ones have a margin that is not the difference of their scores, or a probability or label that prefers
+    the other text or makes a tie of it; `clipped` ones have a margin that was cut to the mapping's bound.
+
+    `merged` ones have a token that spans the boundary between prompt and response; `plain` ones have a prompt that is
+    no message list, and `joined` ones of them no space between prompt and response; of `unasked` ones the assistant's
+    turn does not begin as the chat template asks for one; `special_texts` ones hold the name of a special token in a
+    text. Lengths are in tokens, after truncation, `longest` that of the longest prompt with one of its responses.
     """
 
     layout: str = ""
@@ -60,6 +63,9 @@ class PreparationReport:
     repeated: int = 0
     clipped: int = 0
     special_texts: int = 0
+    plain: int = 0
+    joined: int = 0
+    unasked: int = 0
     swapped: int = 0
     ties: int = 0
     ties_dropped: int = 0
@@ -84,6 +90,10 @@ class PreparationReport:
         self.disagreeing += text.disagrees
         self.clipped += text.clipped
         self.special_texts += tokenized.special_texts > 0
+        self.unasked += tokenized.unasked
+        if isinstance(text.prompt, str):
+            self.plain += 1
+            self.joined += not (text.prompt[-1].isspace() or text.chosen[0].isspace())
         self.prompts_cut += tokenized.prompt_cut
         self.chosen_cut += tokenized.chosen_cut
         self.rejected_cut += tokenized.rejected_cut

@@ -1,28 +1,27 @@
 """What a row must hold: texts, strength, columns, checked and oriented so that the margin is not negative."""
 
-import math
 from collections.abc import Mapping
-from typing import Literal
 
 from lit_pref.data.fields import (
+    LARGEST,
     BadRow,
     id_of,
     messages_of,
     name_of,
     number,
     number_of,
+    plain_text_of,
     response_of,
     spans_of,
-    text_of,
 )
 from lit_pref.data.fields import Spans as Spans
 from lit_pref.data.sources.reading import Row
 from lit_pref.data.text_pair import TextPair as TextPair
+from lit_pref.data.turning import OnSwap as OnSwap
+from lit_pref.data.turning import group_of, turned
 from lit_pref.errors import UsageError, UserError
 from lit_pref.types import Text
 
-OnSwap = Literal["keep", "negate", "complement"]
-ON_SWAP: dict[str, OnSwap] = {"margin": "negate", "probability": "complement", "p_chosen": "complement"}
 STRENGTH = ("margin", "score_chosen", "score_rejected", "probability", "p_chosen")
 SOURCES = (("chosen_source", "rejected_source"), ("chosen_model", "rejected_model"))
 
@@ -41,7 +40,7 @@ class RowReader:
 
     Args:
         columns: further columns to carry, numbers.
-        group_column: a column whose value names the pair's group.
+        group_column: a column whose value names the pair's group; that of one side turns with the texts.
         required: of `margin`, `probability`, `third` (a further response, else not read) and column names, what the
             objective cannot do without.
         one_sided: only the chosen text is wanted; `rejected` may be missing.
@@ -111,7 +110,7 @@ class RowReader:
             margin=None if margin is None else abs(margin),
             probability=1 - probability if swapped and probability is not None else probability,
             columns={name: self._column(row, name, swapped) for name in self.columns},
-            group=self._group(row),
+            group=None if self.group_column is None else group_of(row, self.group_column, swapped),
             id=id_of(row) if "id" in row.values else None,
             swapped=swapped and row.chosen_first is None,
             disagrees=disagrees,
@@ -151,7 +150,8 @@ class RowReader:
         texts += tuple(f"{name}_{side}" for name in self.token_columns for side in sides)
         carried = (*self.columns, *([self.group_column] if self.group_column else []))
         missing = [name for name in (*texts, *carried) if name not in has]
-        found = f"{row.file} has the columns {', '.join(map(str, row.values)) or '(none)'}"
+        read = ", as its mapping reads it," if row.names else ""
+        found = f"{row.file}{read} has the columns {', '.join(map(str, row.values)) or '(none)'}"
         if missing:
             names = " and ".join(f"`{name}`" for name in missing)
             raise UserError(f"{found}, but not {names}; rename or add what is missing.")
@@ -173,7 +173,7 @@ class RowReader:
     def _prompt(self, row: Row) -> Text:
         prompt = row.values.get("prompt")
         if not isinstance(prompt, list):
-            return text_of(row, "prompt", prompt)
+            return plain_text_of(row, "prompt", prompt)
         messages = messages_of(row, "prompt", prompt)
         if messages[-1]["role"] == "assistant":
             raise BadRow(row, "prompt", "ends with a message of the assistant", "end it with the turn that is answered")
@@ -191,7 +191,7 @@ class RowReader:
                 disagrees = _contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
-            if math.isinf(margin):
+            if abs(margin) > LARGEST:
                 raise BadRow(
                     row, "score_chosen", "and score_rejected are too far apart", "give scores of another scale"
                 )
@@ -200,47 +200,15 @@ class RowReader:
             probability = number_of(row, name)
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
-            disagrees |= margin is not None and margin * (probability - 0.5) < 0
+            disagrees |= margin is not None and _sign(margin) != _sign(probability - 0.5)
+            disagrees |= name == "probability" and "p_chosen" in has and _is_another(row, "p_chosen", probability)
         if row.prefers is not None and row.prefers != "tie":
-            sign = 1 if row.prefers == "chosen" else -1
             strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
-            disagrees |= sign * strength < 0
+            disagrees |= _sign(strength) == (-1 if row.prefers == "chosen" else 1)
         return margin, probability, disagrees
 
     def _column(self, row: Row, name: str, swapped: bool) -> float:
-        turn: OnSwap | None = (self.on_swap.get(name) or ON_SWAP.get(name)) if swapped else "keep"
-        remedy = ""
-        if turn is None and ("chosen" in name) != ("rejected" in name):
-            old, new = ("chosen", "rejected") if "chosen" in name else ("rejected", "chosen")
-            if (partner := name.replace(old, new)) in row.values:
-                return number_of(row, partner, truth=True)
-            remedy = f"add `{partner}`, or "
-        elif turn is None and name.startswith("p_"):
-            turn = "complement"
-        if turn is None:
-            raise UserError(
-                f"{row.place}: the texts swap, as the strength prefers the rejected one, and nothing says what becomes "
-                f"of the column `{name}`; {remedy}set data.on_swap.{name} to keep (it holds for either order), negate "
-                "(a difference, chosen minus rejected) or complement (a probability that chosen is better)."
-            )
-        value = number_of(row, name, truth=True)
-        if turn == "complement" and not 0 <= value <= 1:
-            raise BadRow(
-                row,
-                name,
-                "is not between 0 and 1",
-                f"give P(chosen is better), or say by data.on_swap.{name} what else it is",
-                f" ({value:g})",
-            )
-        return {"keep": value, "negate": -value, "complement": 1 - value}[turn]
-
-    def _group(self, row: Row) -> str | None:
-        if self.group_column is None:
-            return None
-        value = row.values.get(self.group_column)
-        if not isinstance(value, str | int | float) or value == "":
-            raise BadRow(row, self.group_column, "names no group", "give it a word or a number", f" ({value!r:.40})")
-        return str(value)
+        return turned(row, name, self.on_swap.get(name)) if swapped else number_of(row, name, truth=True)
 
     @staticmethod
     def _sources(row: Row, swapped: bool) -> tuple[str | None, str | None]:
@@ -253,9 +221,33 @@ class RowReader:
 
 
 def _contradicts(row: Row, margin: float) -> bool:
-    """Whether the scores beside a margin have another difference."""
+    """Whether the scores beside a margin have another difference.
+
+    Raises:
+        BadRow: one that prefers the other text.
+    """
     try:
         first, second = (number(row, name, row.values.get(name)) for name in ("score_chosen", "score_rejected"))
     except BadRow:
         return False
+    if (first - second) * margin < 0:
+        raise BadRow(
+            row,
+            "margin",
+            "and the difference of the scores prefer different texts",
+            "take out the one that is wrong, or say which is meant by a mapping",
+            f" ({margin:g} against {first:g} - {second:g})",
+        )
     return abs(first - second - margin) > 1e-3 * max(1.0, abs(margin))
+
+
+def _is_another(row: Row, name: str, value: float) -> bool:
+    """Whether a column says another number."""
+    try:
+        return abs(number_of(row, name) - value) > 1e-6
+    except BadRow:
+        return False
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_pref.data.checked import CheckedPair, texts_of
-from lit_pref.data.normalisation import Normaliser
+from lit_pref.data.normalisation import Normaliser, constants_for
 from lit_pref.data.preparation import Preparation
 from lit_pref.data.prepared import PreparedPairs
 from lit_pref.data.sources.source import Source, check_source
@@ -61,8 +61,9 @@ def open_splits(
     """Prepare what is not prepared yet, and put the parts together.
 
     Of a mixture the training split takes as many pairs as the `weight`s allow without taking any twice, or `count` of
-    each source; which ones is a function of `split_seed`. Normalisers are fitted on each source's training pairs; pairs
-    of a validation file take those of the training source of the same name, or of the only one.
+    each source, and so does a mixture of validation files; which ones is a function of `split_seed`. Normalisers are
+    fitted on each source's training pairs; pairs of a validation file take those of the training source of the same
+    name, or of the only one.
 
     Raises:
         UserError: a source cannot be used, has fewer pairs than asked for, or there is nothing to train on.
@@ -75,12 +76,17 @@ def open_splits(
         how = preparation.mapping_of(source).normalise
         margins = np.zeros(0) if how == "none" else pairs.column("margin")
         normalisers[source.label] = Normaliser.fit(how, margins, source.path)
+    for source, pairs in zip(train, whole, strict=True):
+        if not len(pairs):
+            raise UserError(
+                f"{source.path}: all pairs went to validation; lower data.val_fraction ({preparation.val_fraction:g})."
+            )
     taken = _shares(train, whole, preparation.split_seed)
 
     def view(sources: list[Source], prepared: list[PreparedPairs], indices: list[NDArray[Any]]) -> PairView:
         parts = []
         for source, pairs, which in zip(sources, prepared, indices, strict=True):
-            parts.append(Part(source.label, pairs, which, _normaliser(source, normalisers), as_group))
+            parts.append(Part(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
         return PairView(parts)
 
     if val is None:
@@ -91,24 +97,8 @@ def open_splits(
         held_out = [PreparedPairs(everything.prepare(source, tokenization), "train") for source in val]
         sources = val
         as_group = as_group or (len(val) > 1 and preparation.group_column is None)
-    splits = Splits(view(train, whole, taken), view(sources, held_out, [np.arange(len(p)) for p in held_out]))
-    if not len(splits.train):
-        raise UserError(
-            f"{train[0].path}: all pairs went to validation; lower data.val_fraction ({preparation.val_fraction:g})."
-        )
-    return splits
-
-
-def _normaliser(source: Source, fitted: dict[str, Normaliser]) -> Normaliser:
-    known = fitted.get(source.label)
-    if known is not None:
-        return known
-    if len(set(map(repr, fitted.values()))) == 1:
-        return next(iter(fitted.values()))
-    raise UserError(
-        f"data.val: the margins of {source.path} are to be normalised as those of a training source, and none is "
-        f"called {source.label!r}; give it the `name` of one of {', '.join(fitted)}."
-    )
+    kept = [np.arange(len(p)) for p in held_out] if val is None else _shares(val, held_out, preparation.split_seed)
+    return Splits(view(train, whole, taken), view(sources, held_out, kept))
 
 
 def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> list[NDArray[np.int64]]:
@@ -122,8 +112,7 @@ def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> 
     for source, size, count in zip(sources, sizes, counts, strict=True):
         if count > size:
             raise UserError(
-                f"{source.path} has {size} training pairs and its `count` asks for {count}; no pair is taken twice: "
-                "lower it."
+                f"{source.path} has {size} pairs and its `count` asks for {count}; no pair is taken twice: lower it."
             )
     return [_some(pairs, count, seed) for pairs, count in zip(prepared, counts, strict=True)]
 

@@ -1,6 +1,7 @@
 """The one tokenisation: checked texts to a pair of token ids, with one begin token and an end to every whole turn."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class TokenizedPair:
     merged: bool
     third_cut: bool = False
     special_texts: int = 0  # names of special tokens in its texts
+    unasked: bool = False  # its assistant's turns do not begin as the chat template asks for one
 
 
 class Tokenization:
@@ -89,7 +91,7 @@ class Tokenization:
 
     @cache  # noqa: B019  a tokenization lives as long as its run
     def fingerprint(self) -> str:
-        """sha256 over all that decides the ids: tokenizer, special tokens, template, lengths, settings.
+        """sha256 over all that decides the ids: tokenizer, special tokens, template, lengths, settings, libraries.
 
         What a template takes from the clock is not part of it: pairs keep the date on which they were prepared.
         """
@@ -98,7 +100,9 @@ class Tokenization:
         parts = (state, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template)
         names = (tokenizer.special_tokens_map, self._encoding.names.names)
         settings = (self.max_length, self.max_prompt_length, self.special_text)
-        return hashlib.sha256(json.dumps([parts, names, settings], sort_keys=True, default=str).encode()).hexdigest()
+        libraries = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")]
+        said = json.dumps([parts, names, settings, libraries], sort_keys=True, default=str)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def tokenize(self, row: Row, text: TextPair, id: str) -> TokenizedPair:
         """The pair of ids of a checked row.
@@ -226,6 +230,7 @@ class Tokenization:
             merged=start < len(prompts[0]),
             third_cut=third is not None and third.cut,
             special_texts=made.special_texts,
+            unasked=made.unasked,
         )
 
     def _prompt(self, row: Row, ids: list[int]) -> list[int]:

@@ -65,14 +65,15 @@ class PairView(Sequence[PreferencePair]):
         index = index % len(self)
         k = int(np.searchsorted(self._ends, index, side="right"))
         part = self.parts[k]
-        pair = part.pairs[int(part.indices[index - int(self._ends[k])])]
+        place = int(part.indices[index - int(self._ends[k])])
+        pair = part.pairs[place]
         changes: dict[str, Any] = dict.fromkeys(self.unshared)
         if pair.margin is not None and "margin" not in changes and part.normaliser != Normaliser():
             changes["margin"] = float(part.normaliser.apply(np.array(pair.margin)))
         if part.as_group:
             changes["group"] = part.source
-        if index in self._renamed:
-            changes["id"] = self._renamed[index]
+        if place in self._renamed[k]:
+            changes["id"] = self._renamed[k][place]
         return replace(pair, **changes) if changes else pair
 
     @cached_property
@@ -97,31 +98,37 @@ class PairView(Sequence[PreferencePair]):
         return PairView([replace(p, normaliser=normalisers.get(p.source, p.normaliser)) for p in self.parts])
 
     @property
+    def own_margins(self) -> NDArray[Any]:
+        """(pairs,) the margins before normalisation; NaN where a pair has none."""
+        return self.with_normalisers(dict.fromkeys(self.normalisers, Normaliser())).column("margin").astype(np.float64)
+
+    @property
     def normalisers(self) -> dict[str, Normaliser]:
         return {part.source: part.normaliser for part in self.parts}
 
     @cached_property
     def ids(self) -> list[str]:
         """The ids of all pairs, in order; no two are the same."""
-        ids = self._ids_of_parts()
-        for index, name in self._renamed.items():
-            ids[index] = name
-        return ids
-
-    def _ids_of_parts(self) -> list[str]:
-        return [id for part in self.parts for id in part.pairs.column("id")[part.indices].tolist()]
+        return [
+            renamed.get(int(index), name)
+            for part, renamed in zip(self.parts, self._renamed, strict=True)
+            for index, name in zip(part.indices, part.pairs.column("id")[part.indices].tolist(), strict=True)
+        ]
 
     @cached_property
-    def _renamed(self) -> dict[int, str]:
+    def _renamed(self) -> list[dict[int, str]]:
+        """The other ids of each part's pairs, by their places in it: of all its pairs, so that a choice moves none."""
         if len(self.parts) == 1:
-            return {}
+            return [{}]
         seen: dict[str, int] = {}
-        renamed: dict[int, str] = {}
-        for index, name in enumerate(self._ids_of_parts()):
-            before = seen.get(name, 0)
-            seen[name] = before + 1
-            if before:
-                renamed[index] = f"{name}-again{before}"
+        renamed: list[dict[int, str]] = []
+        for part in self.parts:
+            renamed.append({})
+            for index, name in enumerate(part.pairs.ids):
+                before = seen.get(name, 0)
+                seen[name] = before + 1
+                if before:
+                    renamed[-1][index] = f"{name}-again{before}"
         return renamed
 
     @cached_property
@@ -130,10 +137,14 @@ class PairView(Sequence[PreferencePair]):
         return np.concatenate([part.pairs.lengths[part.indices] for part in self.parts])
 
     @cached_property
+    def third_lengths(self) -> NDArray[np.int32]:
+        """(pairs,): tokens of the third response; 0 where the objective reads none."""
+        return np.concatenate([part.pairs.tokens_of("third")[part.indices] for part in self.parts])
+
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest prompt with one of its responses."""
-        third = np.concatenate([part.pairs.tokens_of("third")[part.indices] for part in self.parts])
-        responses = np.maximum(self.lengths[:, 1:].max(1, initial=0), third)
+        responses = np.maximum(self.lengths[:, 1:].max(1, initial=0), self.third_lengths)
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:

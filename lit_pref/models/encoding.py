@@ -203,6 +203,8 @@ def tokenizer_state(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         added = sorted((id, repr(token)) for id, token in tokenizer.added_tokens_decoder.items())
-        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), added]
+        plain = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int | None)}
+        merges = sorted(map(str, getattr(tokenizer, "bpe_ranks", {}).items()))
+        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), added, sorted(plain.items()), merges]
     # Left behind by whoever padded or truncated last.
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}

@@ -24,7 +24,8 @@ def fit_objective(module: "PreferenceModule") -> list[str]:
     asked = module.objective.fitted_to
     if not asked:
         return []
-    pairs: Any = module.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+    pairs = data.train_pairs
 
     def numbers(name: str) -> NDArray[Any] | None:
         values = pairs.column(name).astype(np.float64)
@@ -33,8 +34,18 @@ def fit_objective(module: "PreferenceModule") -> list[str]:
     own = {"margin", "probability", "responses"}
     columns = {name: pairs.column(name).astype(np.float64) for name in asked - own}
     responses = _responses(pairs) if "responses" in asked else None
-    strengths = Strengths(numbers("margin"), numbers("probability"), columns, pairs.column("prompt_id"), responses)
-    return module.objective.fit(strengths)
+    strengths = Strengths(
+        numbers("margin"),
+        numbers("probability"),
+        columns,
+        pairs.column("prompt_id"),
+        responses,
+        pairs.own_margins,
+    )
+    lines = module.objective.fit(strengths)
+    if data.selection is not None and module.trainer.state.fn != "fit":
+        lines = [f"{line}: of all training pairs, as data.selection chooses in `fit` alone" for line in lines]
+    return lines
 
 
 def _responses(pairs: Any) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pref.errors import UserError
 from lit_pref.models.policy import DTYPES, Lora
+from lit_pref.objectives.parts.gamma import Gamma
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
@@ -28,6 +29,7 @@ def provenance(module: "PreferenceModule") -> dict[str, Any]:
         "objective": repr(module.objective),
         "objective_state": sorted(module.objective.state_dict()),
         "fitted": module.fitted,
+        "fitted_by": _fitted_by(module),
         "policy": module.policy.fingerprint(),
         "policy_text": module.policy.describe(),
         "lora": _settings(module.policy.lora),
@@ -38,6 +40,12 @@ def provenance(module: "PreferenceModule") -> dict[str, Any]:
         "sample": module.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
         "trainable": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
     }
+
+
+def _fitted_by(module: "PreferenceModule") -> dict[str, str]:
+    """The parts of the objective that were fitted to the training pairs: their settings say how."""
+    parts = module.objective.named_modules()
+    return {name: repr(part) for name, part in parts if isinstance(part, Gamma) and part.fitted_to}
 
 
 def _settings(lora: Lora | None) -> dict[str, Any] | None:
@@ -74,6 +82,7 @@ def check_provenance(module: "PreferenceModule", checkpoint: dict[str, Any]) -> 
         )
     if module.trainer.state.fn == "fit":
         _check_references(module, saved)
+        _check_fitted(module, saved)
         layout = saved.get("layout", "padded")  # of checkpoints from before there were two
         if layout != module.batch_layout:
             raise UserError(
@@ -90,6 +99,16 @@ def check_provenance(module: "PreferenceModule", checkpoint: dict[str, Any]) -> 
     missing = set(saved["trainable"]) - set(checkpoint.get("state_dict", saved["trainable"]))
     if missing:
         raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
+
+
+def _check_fitted(module: "PreferenceModule", saved: dict[str, Any]) -> None:
+    # What was fitted is state, so that another rule would be printed and not followed.
+    for name, rule in saved.get("fitted_by", {}).items():
+        if (own := _fitted_by(module).get(name)) != rule:
+            raise UserError(
+                f"{name} of the checkpoint was fitted by {rule}, and this run says {own}, which a run that goes on "
+                "does not fit again: give the run the checkpoint's settings, or start a new run from an exported folder"
+            )
 
 
 def _check_policy(module: "PreferenceModule", saved: dict[str, Any]) -> None:

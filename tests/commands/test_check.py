@@ -117,6 +117,53 @@ def test_a_gamma_that_is_fitted_is_fitted_before_it_is_judged(check, tmp_path: P
     assert find(report, "demand")["numbers"]["nats"]["margin 1"] == pytest.approx(target["gamma"] / 0.1)
 
 
+def test_a_selection_that_asks_no_model_is_made_before_numbers_are_told(check, tmp_path: Path):
+    made = rows(tmp_path / "pairs.jsonl", 60)
+    fitted = ["--model.objective.gamma", "Fitted", "--model.objective.gamma.mean_probability", "0.8"]
+    explicit = ["--data.val_fraction", "0", "--data.selection", "ExplicitMargin", "--data.selection.keep", "0.25"]
+    _, _, _, report = check(*MMPO, "--data.train", "pairs.jsonl", *fitted, *explicit)
+    gamma = find(report, "target")["numbers"]["gamma"]
+    # Of the fifteen largest margins, which are the last rows.
+    mean = sum(1 / (1 + math.exp(-gamma * row["margin"])) for row in made[-15:]) / 15
+    assert mean == pytest.approx(0.8, abs=1e-6) and find(report, "prompts")["numbers"]["pairs"] == 15
+    selection = find(report, "selection")
+    assert selection["severity"] == "ok" and selection["numbers"] == {"pairs": 15, "of": 60}
+
+
+def test_a_selection_that_asks_a_model_is_told_of_where_there_is_none(check, tmp_path: Path):
+    rows(tmp_path / "pairs.jsonl", 60)
+    options = ["--data.val_fraction", "0", "--data.selection", "AlignmentPotential", "--data.selection.keep", "0.25"]
+    _, said, _, report = check(*MMPO, "--data.train", "pairs.jsonl", *options)
+    selection = find(report, "selection")
+    assert selection["severity"] == "warning" and selection["numbers"] == {"pairs": 60, "of": 60}
+    assert "numbers are of all 60 pairs, before AlignmentPotential chooses; --model makes the choice" in said
+
+
+def test_how_rows_were_read_is_told_beside_how_the_run_reads_them(check, tmp_path: Path):
+    write_pairs(tmp_path / "pairs.jsonl", 20)
+    _, said, _, _ = check(*DPO, "--data.train", "pairs.jsonl", "--data.max_refused", "0.2")
+    assert "rows were read with data.bad_rows lenient and data.max_refused 1" in said
+    assert "the run reads them with strict and 0.2" in said
+
+
+def test_margins_that_were_cut_to_a_bound_disagree_with_their_scores_for_that_reason(check, tmp_path: Path):
+    made = rows(tmp_path / "pairs.jsonl", 60)
+    for k, row in enumerate(made):
+        row |= {"score_chosen": 1 + k / 5, "score_rejected": 1.0, "margin": min(k / 5, 6.0)}
+    write(tmp_path / "pairs.jsonl", made)
+    options = ["--data.train", "pairs.jsonl", "--data.val_fraction", "0"]
+    _, _, _, report = check(*DPO, *options)
+    found = find(report, "disagreeing")
+    assert found["severity"] == "note" and found["numbers"]["disagreeing"] == 29 and found["numbers"]["bound"] == 6
+    assert "all at the bound of 6" in found["says"]
+    made[3]["margin"] = 2.5
+    write(tmp_path / "pairs.jsonl", made)
+    _, _, _, report = check(*DPO, *options)
+    found = find(report, "disagreeing")
+    assert found["severity"] == "warning" and found["numbers"]["disagreeing"] == 30
+    assert found["numbers"]["bound"] is None and "not the difference of the scores" in found["says"]
+
+
 def test_all_faults_are_met_in_one_go_though_the_run_is_strict(check, tmp_path: Path):
     made = rows(tmp_path / "pairs.jsonl", 40)
     made[3]["chosen"], made[7]["margin"], made[9]["rejected"] = None, float("nan"), made[9]["chosen"]
@@ -148,7 +195,12 @@ def test_prompts_of_a_validation_file_that_are_trained_on_are_found(check, tmp_p
     overlap = find(report, "overlap", "")
     assert code == 0 and overlap["severity"] == "warning"
     assert overlap["numbers"] == {"shared": 5, "same": 0, "pairs": 10, "share": 0.5}
-    write(tmp_path / "val.jsonl", [*others, made[7]])
+    # Numbers that both files give to their rows say nothing.
+    write(tmp_path / "pairs.jsonl", [{**row, "id": k} for k, row in enumerate(made)])
+    write(tmp_path / "val.jsonl", [{**row, "id": k} for k, row in enumerate(others)])
+    code, _, _, report = check(*DPO, "--data.train", "pairs.jsonl", "--data.val", "val.jsonl")
+    assert code == 0 and find(report, "overlap", "")["numbers"]["same"] == 0
+    write(tmp_path / "val.jsonl", [{**row, "id": f"v{k}"} for k, row in enumerate([*others, made[7]])])
     code, _, _, report = check(*DPO, "--data.train", "pairs.jsonl", "--data.val", "val.jsonl")
     assert code == 1 and find(report, "overlap", "")["numbers"]["same"] == 1
 
@@ -220,3 +272,38 @@ def test_help_and_a_file_that_is_not_named(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["check", "--config", "a.yaml", "--html"])
     assert ended.value.code == 2 and "--html takes a file" in capsys.readouterr().err
+
+
+def test_what_the_objective_lacks_keeps_nobody_from_looking_at_the_data(check, tmp_path: Path):
+    made = rows(tmp_path / "pairs.jsonl", 12)
+    write(tmp_path / "pairs.jsonl", [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in made])
+    code, _, _, report = check(*MMPO, "--data.train", "pairs.jsonl", "--data.val_fraction", "0")
+    refused = next(f for f in report["findings"] if f["topic"] == "refused")
+    assert code == 1 and "needs the strength of each preference" in refused["says"]
+    assert find(report, "rows")["numbers"]["pairs"] == 12 and report["pairs"]
+
+
+def test_a_template_that_asks_otherwise_than_it_writes_stops_and_plain_prompts_beside_one_warn(check, tmp_path: Path):
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    for file in (tmp_path / "policy").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}[helper]{% endif %}")
+    made = rows(tmp_path / "pairs.jsonl", 12)
+    options = ["--model.policy.path", "chat", "--data.train", "pairs.jsonl", "--data.val_fraction", "0"]
+    code, _, _, report = check(*DPO, *options)
+    assert (
+        code == 0 and find(report, "plain")["severity"] == "warning" and find(report, "plain")["numbers"]["plain"] == 12
+    )
+    write(tmp_path / "pairs.jsonl", [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in made])
+    code, _, _, report = check(*DPO, *options)
+    assert code == 1 and find(report, "template")["numbers"]["unasked"] == 12
+
+
+def test_normalised_margins_are_said_to_be(check, tmp_path: Path):
+    rows(tmp_path / "pairs.jsonl", 12)
+    scaled = ["--data.mapping", "{margin: {normalise: minmax}}"]
+    _, _, _, report = check(*DPO, "--data.train", "pairs.jsonl", "--data.val_fraction", "0", *scaled)
+    assert find(report, "normalised")["numbers"]["scale"] == pytest.approx(0.21)
+    assert find(report, "margins")["numbers"]["spread"]["max"] == pytest.approx(1.0)

@@ -20,6 +20,7 @@ from lit_pref.scoring.sharing import SharedAttention
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MMPO = ["--config", str(ROOT / "configs" / "mmpo.yaml")]
+DPO = ["--config", str(ROOT / "configs" / "dpo.yaml")]
 MRPO = ["--config", str(ROOT / "configs" / "mrpo.yaml")]
 
 
@@ -32,7 +33,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
     write_pairs(tmp_path / "pairs.jsonl", 24)
     (tmp_path / "policy").symlink_to(policy_folder)
     seen: list[probes.Probe] = []
-    monkeypatch.setattr(probes, "memory", lambda probe: (seen.append(probe), memory.memory(probe))[1])
+    monkeypatch.setattr(probes, "memory", lambda *given: (seen.append(given[0]), memory.memory(*given))[1])
 
     def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], probes.Probe]:
         common = ["--model.policy.path", "policy", "--data.train", "pairs.jsonl", "--trainer.accelerator", "cpu"]
@@ -99,6 +100,38 @@ def test_with_three_references_the_first_loss_is_that_of_their_mixture(check, tm
     assert [f["numbers"]["accuracy"] for f in found["alone"][1:]] == pytest.approx(right)
 
 
+def test_third_responses_are_read_from_the_store_and_counted_in_the_memory(check, tmp_path: Path):
+    made = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    third = [{**row, "third": " " + " ".join(["oak"] * (1 + k % 9))} for k, row in enumerate(made)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in third))
+    options = ["--model.objective", "SELM", "--model.layout", "shared", "--data.val_fraction", "0"]
+    code, found, probe = check(*DPO, *options, "--data.micro_batch", "24")
+    assert code == 0 and [f["severity"] for f in found["twice"]] == ["ok", "ok"]
+    # ln 2, and no change of a third response: the policy is its own reference.
+    assert found["first_loss"][0]["numbers"]["actual"] == pytest.approx(math.log(2), abs=1e-5)
+    tokens = sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) + len(p.third) for p in probe.pairs)
+    assert found["memory"][0]["numbers"]["tokens"] == tokens
+
+
+def test_a_selection_that_asks_a_model_is_made_and_memory_is_that_of_the_runs_devices(check):
+    options = ["--data.selection", "ImplicitMargin", "--data.selection.count", "8", "--data.val_fraction", "0"]
+    devices = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--data.global_batch", "8"]
+    _, found, probe = check(*MMPO, *options, *devices, "--model.layout", "padded")
+    (selection,) = found["selection"]
+    assert selection["severity"] == "ok" and selection["numbers"] == {"pairs": 8, "of": 24}
+    assert "ImplicitMargin" in selection["says"] and len(probe.pairs) == 8
+    # The pairs on which the policy itself is least decided, by mean log-probs.
+    pairs = sorted(probe.data.unselected, key=lambda pair: pair.id)
+    alone = logps(AutoModelForCausalLM.from_pretrained("policy"), pairs)
+    means = zip(alone["chosen_logp"], alone["rejected_logp"], pairs, strict=True)
+    apart = {pair.id: abs(won / len(pair.chosen) - lost / len(pair.rejected)) for won, lost, pair in means}
+    assert {pair.id for pair in probe.pairs} == set(sorted(apart, key=lambda id: apart[id])[:8])
+    size = found["memory"][0]["numbers"]
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in probe.pairs)
+    # Of 8 pairs a step on 4 devices each takes 2, with both responses.
+    assert size["devices"] == 4 and size["tokens"] == 2 * 2 * longest
+
+
 def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pytest.MonkeyPatch):
     build = Policy.build
 
@@ -148,6 +181,13 @@ def test_the_optimisers_state_is_measured(optimizer: Any, times: float):
 
 def test_the_largest_micro_batch_is_made_of_the_longest_pairs():
     lengths = torch.tensor([[2, 3, 4], [2, 9, 1], [5, 5, 5]]).numpy()
-    data = SimpleNamespace(max_tokens=None, micro_batch=2, global_batch=8, train_pairs=SimpleNamespace(lengths=lengths))
+    pairs = SimpleNamespace(lengths=lengths, third_lengths=torch.zeros(3, dtype=int).numpy())
+    data = SimpleNamespace(max_tokens=None, micro_batch=2, global_batch=8, train_pairs=pairs)
     padded, shared = (SimpleNamespace(data=data, module=SimpleNamespace(batch_layout=n)) for n in ("padded", "shared"))
-    assert memory.largest_batch(padded) == 2 * 2 * 11 and memory.largest_batch(shared) == 15 + 12
+    assert memory.largest_batch(padded, 1) == 2 * 2 * 11 and memory.largest_batch(shared, 1) == 15 + 12
+    # A third response is read apart, after its prompt once more.
+    pairs.third_lengths = torch.tensor([8, 1, 1]).numpy()
+    assert memory.largest_batch(padded, 1) == 2 * (2 * 11 + 10) and memory.largest_batch(shared, 1) == 21 + 19
+    # Without a micro-batch the devices divide a step.
+    data.micro_batch = None
+    assert memory.largest_batch(padded, 8) == 2 * 11 + 10 and memory.largest_batch(padded, 4) == 2 * (2 * 11 + 10)

@@ -109,10 +109,10 @@ def test_the_gamma_that_is_suggested_makes_the_median_pair_three_quarters():
     assert 1 / (1 + math.exp(-gamma * 2.0)) == pytest.approx(0.75)
 
 
-def test_pairs_without_any_strength_are_warned_of():
+def test_pairs_without_any_strength_are_noted():
     pairs = Pairs([pair(k, 3, 2) for k in range(5)], [math.nan] * 5)
     finding = found(pair_findings("train", pairs, BEGIN, {END}), "margins")
-    assert finding.severity == "warning" and "neither margin nor probability" in finding.says
+    assert finding.severity == "note" and "neither margin nor probability" in finding.says
 
 
 # The target and what it asks for
@@ -212,6 +212,17 @@ def test_prompts_in_both_splits_are_a_warning_and_pairs_in_both_a_stop():
     assert [f.severity for f in overlap(train, apart)] == ["ok"], "the same id with another prompt is another pair"
 
 
+def test_pairs_in_both_splits_are_told_by_their_tokens_and_not_by_their_ids():
+    train = Pairs([pair(0, 4, 6), pair(1, 4, 6)], [1.0] * 2)
+    renamed = Pairs([pair(1, 4, 6), pair(2, 4, 6)], [1.0] * 2, {"id": np.array(["a", "b"], object)})
+    (finding,) = overlap(train, renamed)
+    assert finding.severity == "stop" and finding.numbers["shared"] == finding.numbers["same"] == 1
+    # The same ids, prompts and lengths, and other words in them.
+    others = Pairs([pair(0, 4, 6, word=20), pair(1, 4, 6, word=20)], [1.0] * 2)
+    (finding,) = overlap(train, others)
+    assert finding.severity == "warning" and (finding.numbers["shared"], finding.numbers["same"]) == (2, 0)
+
+
 def test_no_pairs_to_train_on_stop_and_none_to_validate_do_not():
     assert [f.severity for f in pair_findings("train", Pairs([], []), BEGIN, {END})] == ["stop"]
     assert [f.severity for f in pair_findings("val", Pairs([], []), BEGIN, {END})] == ["note"]
@@ -252,9 +263,9 @@ class Tokenizer:
 def test_a_rendered_pair_marks_what_is_trained_on_and_hides_the_middle():
     ids = [BEGIN, *map(ord, "a" * 40 + "Q:")], [*map(ord, " Yes" + "b" * 60), END], [ord(" "), ord("N")]
     (rendered,) = [render(p, Tokenizer(), {END}) for p in examples(Pairs([ids], [1.0]))]
-    # 43 prompt tokens: the first two, 17 hidden, the last 24. A response of 64: one, 48, 7 hidden, 8, and the end.
+    # 43 prompt tokens: the first eight, 11 hidden, the last 24. A response of 64: one, 48, 7 hidden, 8, and the end.
     line = plain_line(rendered.chosen)
-    assert line == "<s>a[17 tokens]" + "a" * 22 + "Q:« ¦Yes" + "b" * 45 + "[7 tokens]" + "b" * 8 + "</s>»"
+    assert line == "<s>aaaaaaa[11 tokens]" + "a" * 22 + "Q:« ¦Yes" + "b" * 45 + "[7 tokens]" + "b" * 8 + "</s>»"
     assert plain_line(rendered.rejected).endswith("Q:« ¦N»"), "without an end where it was cut"
     assert [kind for kind, _ in rendered.chosen][-1] == "end"
 

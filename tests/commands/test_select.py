@@ -2,21 +2,26 @@
 
 import itertools
 import json
+import math
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
 from lit_pref.__main__ import main
-from lit_pref.commands.select import write_pairs
+from lit_pref.commands.written_pairs import write_pairs
 from lit_pref.data.criteria import AlignmentPotential, ExplicitMargin, ImplicitMargin, Random
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection import Selection
+from lit_pref.errors import UserError
 from lit_pref.parser import Parser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -148,6 +153,122 @@ def test_other_choices_are_compared_with_this_one(select, tmp_path: Path):
     assert len({row["prompt"] for row in chosen}) == len(chosen) < 10
     shared = sum(row["margin"] == best[row["prompt"]] for row in chosen) / len(chosen)
     assert overlap["explicit margin"]["shared"] == shared
+
+
+def command_of(said: list[str]) -> tuple[list[str], str]:
+    """The options of the command that is printed, and what is said of it."""
+    at = said.index("Next: train on them")
+    words = shlex.split(said[at + 1])
+    assert words[1:4] == ["-m", "lit_pref", "fit"]
+    short = ["--run_dir", "next", "--trainer.max_steps", "1", "--closing_words", "false"]
+    return [*words[4:], *short], " ".join(said[at + 2 :])
+
+
+PLAIN = RUN[: RUN.index("--data.columns")]
+HALF = ["--data.selection", "Random", "--data.selection.keep", "0.5"]
+
+
+@pytest.fixture
+def mixture(tmp_path: Path, select) -> list[str]:
+    """Options of two sources of which one alone has probabilities, and the spans of which are ours."""
+    sources = []
+    for name in ("one", "two"):
+        sources.append({"path": f"{name}.jsonl"})
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for k, row in enumerate(rows(tmp_path / "pairs.jsonl")):
+                row |= {"prompt": f"{name} {k}\n", "edit_chosen": [[0, 3, 0.5]], "edit_rejected": []}
+                row |= {"edit_rejected": [[1, 4, 1.0]], "margin": row["margin"] * (1 if name == "one" else 10)}
+                if name == "two":
+                    del row["p_chosen"]
+                file.write(json.dumps(row) + "\n")
+    return [*PLAIN, "--data.train", json.dumps(sources), "--data.token_columns", "[edit]", *HALF]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_strength_that_only_some_sources_have_is_not_written_and_spans_are_read_again(
+    select, mixture: list[str], tmp_path: Path, ending: str
+):
+    code, said, sentence = select(*mixture, "--out", f"best.{ending}")
+    assert (code, sentence) == (0, "")
+    best = rows(tmp_path / f"best.{ending}")
+    assert not any("probability" in row for row in best) and all("margin" in row for row in best)
+    assert {row["source"] for row in best} == {"one", "two"}
+    options, notes = command_of(said)
+    assert options[options.index("--data.group_column") + 1] == "source" and "constants" not in notes
+    code, said, sentence = select(*options, command="fit")
+    assert (code, sentence) == (0, "") and any(f"{len(best)} rows, {len(best)} pairs" in line for line in said)
+
+
+def test_a_mixture_with_a_file_to_validate_on_is_not_split_by_a_column_that_it_lacks(
+    select, mixture: list[str], tmp_path: Path
+):
+    (tmp_path / "val.jsonl").write_text((tmp_path / "one.jsonl").read_text())
+    code, said, _ = select(*mixture, "--data.val", "val.jsonl", "--out", "best.jsonl")
+    options, notes = command_of(said)
+    assert code == 0 and "--data.group_column" not in options
+    assert "with --data.group_column source metrics are split by it, if the pairs of data.val have" in notes
+    assert select(*options, command="fit")[::2] == (0, "")
+
+
+def test_texts_and_messages_do_not_go_into_one_parquet_file(select, tmp_path: Path, policy_folder: Path):
+    (tmp_path / "policy").unlink()
+    shutil.copytree(policy_folder, tmp_path / "policy")
+    (tmp_path / "policy" / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    written = rows(tmp_path / "pairs.jsonl")
+    for row in written:
+        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    (tmp_path / "messages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    mixed = [*PLAIN, "--data.train", "[pairs.jsonl, messages.jsonl]", *HALF]
+    code, said, sentence = select(*mixed, "--out", "best.parquet")
+    assert code == 1 and "some prompts are texts and others lists of messages" in sentence and ".jsonl" in sentence
+    assert not list(tmp_path.glob("best*"))
+    code, said, _ = select(*mixed, "--out", "best.jsonl")
+    assert code == 0 and select(*command_of(said)[0], command="fit")[::2] == (0, "")
+    # In one source too, where the first pair does not show it.
+    some = [(k, {"id": str(k), "prompt": "p" if k else [{"role": "user", "content": "p"}]}) for k in range(2)]
+    with pytest.raises(UserError, match="some prompts are texts and others lists of messages"):
+        write_pairs(tmp_path / "two.parquet", iter(some), ["0", "1"], 0)
+
+
+@pytest.mark.parametrize("val", [[], ["--data.val", "val.jsonl"]])
+def test_margins_are_written_before_they_are_normalised_and_normalised_once(select, tmp_path: Path, val: list[str]):
+    (tmp_path / "val.jsonl").write_text((tmp_path / "pairs.jsonl").read_text())
+    mapping = ["--data.mapping", "{margin: {normalise: zscore, scale: 2, clip: 60}}", *val]
+    train = {"path": "pairs.jsonl", "name": "old", "count": 30 if val else 25}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"train": train}}))
+    run = [*PLAIN[:4], "--config", "data.yaml", *PLAIN[6:]]
+    code, said, _ = select(*run, *mapping, *HALF, "--out", "best.jsonl")
+    assert code == 0
+    source = {frozenset((row["chosen"], row["rejected"])): row["margin"] for row in rows(tmp_path / "pairs.jsonl")}
+    best = rows(tmp_path / "best.jsonl")
+    for row in best:
+        assert row["margin"] == min(60, 2 * abs(source[frozenset((row["chosen"], row["rejected"]))]))
+    options, notes = command_of(said)
+    assert "its margins are not normalised: the command does that by constants of the chosen pairs" in notes
+    assert ("it holds training prompts alone" in notes) == (not val)
+    code, _, sentence = select(*options, command="fit")
+    assert (code, sentence) == (0, "")
+    (checkpoint,) = [path for path in (tmp_path / "next").rglob("*.ckpt") if "last" not in path.name][:1]
+    (state,) = torch.load(checkpoint, weights_only=True)["PreferenceDataModule"]["normalisers"].values()
+    assert state["scale"] == pytest.approx(math.sqrt(np.mean([row["margin"] ** 2 for row in best])))
+    # What a mapping says of the sources is still how data.val is read.
+    config = yaml.safe_load((tmp_path / "next" / "config.yaml").read_text())["data"]
+    assert config["mapping"]["margin"]["scale"] == 2 and config["train"]["mapping"]["base"] == "pairs"
+
+
+def test_margins_of_a_mixture_that_are_normalised_apart_are_not_called_the_same(select, mixture: list[str]):
+    mapping = ["--data.mapping", "{margin: {normalise: minmax}}"]
+    code, said, _ = select(*mixture, *mapping, "--out", "best.jsonl")
+    options, notes = command_of(said)
+    assert code == 0 and "which this run normalised by constants of each, and a file has one scale" in notes
+    assert '"mapping": "pairs"' in options[options.index("--data.selection") - 1]
+
+
+def test_validation_without_a_checkpoint_says_to_which_pairs_gamma_was_fitted(select):
+    gamma = ["--model.objective", "MMPO", "--model.objective.gamma", "Fitted", "--run_dir", "validated"]
+    code, said, _ = select(*PLAIN, *gamma, *HALF, command="validate")
+    (line,) = [line for line in said if line.startswith("fitted ")]
+    assert code == 0 and line.endswith("of all training pairs, as data.selection chooses in `fit` alone")
 
 
 def test_rows_are_shuffled_by_the_seed_and_the_ids_alone(tmp_path: Path):

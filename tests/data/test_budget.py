@@ -82,6 +82,14 @@ def test_a_window_that_does_not_fit_is_a_programming_error():
         TokenBudget(5, np.full((3, 3), 1), "shared").cut([0, 1, 2], cells=2)
 
 
+def test_a_third_response_takes_its_prompt_once_more_and_padded_a_row_of_the_longest():
+    lengths, third = np.array([[3, 2, 5], [4, 6, 1], [4, 6, 0]]), np.array([1, 9, 2])
+    assert TokenBudget(99, lengths, "shared", third).costs.tolist() == [10 + 4, 11 + 13, 10 + 6]
+    assert TokenBudget(99, lengths, "padded", third).costs.tolist() == [3 * 8, 3 * 13, 2 * 10]
+    # One cell may hold both a longest response and a longest third one: of two pairs, rows of 10, 10 and 13 each.
+    assert 2 * TokenBudget(99, lengths, "padded", third).costs.max() >= 2 * (10 + 10 + 13)
+
+
 def test_a_pair_above_the_budget_is_refused_by_its_id():
     lengths = np.array([[3, 2, 5], [4, 6, 1]])
     pairs = [SimpleNamespace(id="first"), SimpleNamespace(id="second")]

@@ -582,3 +582,14 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(tokenizer, written):
     one = str(written([{"prompt": "p5", "chosen": "c", "rejected": "r"}]))
     with pytest.raises(UserError, match=r"all pairs went to validation; lower data\.val_fraction"):
         fit(tokenizer, data(one, val_fraction=0.999))
+
+
+def test_validation_under_a_checkpoint_takes_its_constants(tokenizer, source, held_out, written):
+    normalised = {"mapping": {"margin": {"normalise": "minmax"}}}
+    first = fit(tokenizer, data(source, held_out, **normalised), max_epochs=1).trainer.datamodule
+    other = [{"prompt": f"o{k}", "chosen": "c", "rejected": "r", "margin": 1000} for k in range(8)]
+    second = fit(tokenizer, data(str(written(other, "other.jsonl")), held_out, **normalised), max_epochs=1)
+    module = second.trainer.datamodule
+    assert module.val_pairs.column("margin").max() < first.val_pairs.column("margin").max() / 10
+    module.load_state_dict(first.state_dict())
+    assert module.val_pairs.column("margin").tolist() == first.val_pairs.column("margin").tolist()

@@ -48,7 +48,7 @@ def test_the_second_moment_over_both_orders_is_one_after_zscore():
 def test_quantiles_of_many_margins_are_kept_as_points():
     margins = np.random.default_rng(0).exponential(size=20_000)
     normaliser = Normaliser.fit("quantile", margins, "f")
-    assert len(normaliser.margins) == POINTS
+    assert len(normaliser.margins) == POINTS + 1  # and 0
     exact = (np.argsort(np.argsort(margins)) + 0.5) / len(margins)
     assert np.abs(normaliser.apply(margins) - exact).max() < 1e-3
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from lit_pref.data.fields import BadRow
 from lit_pref.data.rows import RowReader
@@ -65,6 +66,12 @@ def test_ties_are_pairs_of_equal_strength(strength, tie):
         ({"margin": 6, "score_chosen": None, "score_rejected": 1}, False),
         ({"margin": 1.0, "probability": 0.4}, True),
         ({"margin": -1.0, "probability": 0.4}, False),
+        ({"margin": 0, "probability": 0.1}, True),  # a tie, and no tie
+        ({"margin": 1.0, "probability": 0.5}, True),
+        ({"margin": 0, "probability": 0.5}, False),
+        ({"margin": 1.0, "probability": 0.75, "p_chosen": 0.75}, False),
+        ({"margin": 1.0, "probability": 0.75, "p_chosen": 0.875}, True),
+        ({"margin": 1.0, "probability": 0.75, "p_chosen": None}, False),
     ],
 )
 def test_a_margin_wins_over_scores_and_disagreement_is_noted(strength, disagrees):
@@ -144,6 +151,44 @@ def test_on_swap_for_a_column_that_is_not_carried_is_refused():
         RowReader(columns=("p_true",), on_swap={"p_tru": "keep"})
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_group_of_one_side_turns_with_the_texts(side):
+    names = ("chosen_model", "rejected_model")
+    row = {**GOOD, "chosen_model": "m1", "rejected_model": "m2", "domain": "sums"}
+    groups = [read({**row, "margin": margin}, group_column=names[side]).group for margin in (1, -1)]
+    assert groups == [("m1", "m2")[side], ("m2", "m1")[side]]
+    assert read({**row, "margin": -1}, group_column="domain").group == "sums"
+
+
+def test_a_group_of_one_side_without_the_other_stops_even_a_lenient_preparation_where_the_texts_swap():
+    row = {**GOOD, "judge_chosen": "j1"}
+    assert read({**row, "margin": 1}, group_column="judge_chosen").group == "j1"
+    with pytest.raises(
+        UserError, match=r"^pairs.jsonl, line 3: .* the column `judge_chosen`, which .* add `judge_rejected`, or name"
+    ) as caught:
+        read({**row, "margin": -1}, group_column="judge_chosen")
+    assert not isinstance(caught.value, BadRow)
+
+
+def test_what_is_finite_in_a_batch_is_taken_and_what_is_not_is_refused_wherever_it_stands():
+    largest = torch.finfo(torch.float32).max
+    spans = {"w_chosen": [[0, 1, -largest]], "w_rejected": []}
+    pair = read({**GOOD, **spans, "margin": largest, "x": -largest}, columns=("x",), token_columns=("w",))
+    numbers = torch.tensor([pair.margin, pair.columns["x"], pair.spans["w"][0][0][2]], dtype=torch.float32)
+    assert numbers.isfinite().all()
+    for change in ({"x": 1e300}, {"w_chosen": [[0, 1, 1e300]]}):
+        with pytest.raises(BadRow, match=rf"line 3: {next(iter(change))} is too large for single precision"):
+            read({**GOOD, **spans, "x": 1.0, **change}, columns=("x",), token_columns=("w",))
+
+
+@pytest.mark.parametrize("text", ['[{"role": "user"}]', '[{"role": "user", "content": 1}, 2]', "[{x}](y)", "[{'role':"])
+def test_a_text_that_only_begins_like_a_message_list_is_a_text(text):
+    pair = read({**GOOD, "prompt": text, "chosen": f"{text}!"})
+    assert (pair.prompt, pair.chosen) == (text, f"{text}!")
+    asked = 'Mend this: [{"role": "user", "content": "hi"}]'
+    assert read({**GOOD, "prompt": asked}).prompt == asked
+
+
 def test_required_columns_are_carried_without_being_asked_for():
     pair = read({**GOOD, "margin": 1, "p_true": 0.6}, required=frozenset({"margin", "p_true"}))
     assert pair.columns == {"p_true": 0.6}
@@ -188,7 +233,12 @@ USER = [{"role": "user", "content": "hi"}]
         ({"margin": "3"}, r"margin is not a finite number \('3'\)"),
         ({"margin": True}, r"margin is not a finite number \(True\)"),
         ({"score_chosen": 1, "score_rejected": None}, r"score_rejected is not a finite number \(null\)"),
-        ({"score_chosen": 1e308, "score_rejected": -1e308}, "score_chosen and score_rejected are too far apart"),
+        ({"score_chosen": 3e38, "score_rejected": -3e38}, "score_chosen and score_rejected are too far apart"),
+        ({"margin": 1e300}, r"margin is too large for single precision \(1e\+300\); give it in another unit"),
+        ({"margin": -3.5e38}, r"margin is too large for single precision \(-3.5e\+38\)"),
+        ({"prompt": '[{"role": "user", "content": "hi"}]'}, "prompt is a message list written as text; give it as"),
+        ({"chosen": ' [\n{"content": "4", "role": "assistant"}]'}, "chosen is a message list written as text"),
+        ({"rejected": "[{'role': 'user', 'content': \"I'm\"}]"}, "rejected is a message list written as text"),
         ({"probability": 1.5}, r"probability is not between 0 and 1 \(1.5\)"),
         ({"prompt": []}, "prompt is an empty message list"),
         ({"prompt": [{"content": "hi"}]}, "prompt holds a message without a role"),
@@ -358,3 +408,10 @@ def test_a_long_value_is_never_printed_whole():
         with pytest.raises(BadRow) as caught:
             read({**GOOD, field: ["x" * 100_000]}, **options)
         assert len(str(caught.value)) < 300
+
+
+def test_a_margin_that_says_the_opposite_of_the_scores_is_refused_and_another_size_is_counted():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2.0, "score_chosen": 5, "score_rejected": 1}
+    assert RowReader().read(Row("f.jsonl", 1, row)).disagrees
+    with pytest.raises(BadRow, match=r"margin and the difference of the scores .* \(2 against 1 - 5\); take out"):
+        RowReader().read(Row("f.jsonl", 1, {**row, "score_chosen": 1, "score_rejected": 5}))

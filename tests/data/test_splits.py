@@ -109,6 +109,8 @@ def test_a_pair_in_two_sources_has_two_ids(opened, written):
     first = train.ids[:3]
     assert train.ids[3:6] == [f"{id}-again1" for id in first]
     assert train[4].id == train.ids[4] and train[4].prompt_id == train[1].prompt_id
+    chosen = train.subset(np.array([4, 6]))
+    assert chosen.ids == [train.ids[4], train.ids[6]] == [pair.id for pair in chosen]
 
 
 def test_each_source_has_its_own_scale_and_normaliser(opened, written):
@@ -133,10 +135,15 @@ def test_pairs_of_a_validation_file_take_the_training_constants(opened, written)
     assert [pair.margin for pair in val] == [(k + 1) / 4 for k in range(8)]
 
 
+def test_shares_of_validation_files_are_taken_too(opened, written):
+    _, val = opened(str(written(rows(4), "a.jsonl")), [source(written(rows(40, "v"), "v.jsonl"), count=3)])
+    assert len(val) == 3
+
+
 def test_of_two_scales_a_validation_file_says_whose_it_takes(opened, written):
     a, b, v = (written(rows(n, name), f"{name}.jsonl") for n, name in ((4, "a"), (5, "b"), (3, "v")))
     options = {"mapping": normalised("minmax")}
-    with pytest.raises(UserError, match="none is called 'v'; give it the `name` of one of a, b"):
+    with pytest.raises(UserError, match=r"'v' are to be .* none has this name; give it the `name` of one of a, b"):
         opened([str(a), str(b)], str(v), **options)
     _, val = opened([str(a), str(b)], source(v, name="b"), **options)
     assert [pair.margin for pair in val] == [0.2, 0.4, 0.6]
@@ -180,6 +187,25 @@ def test_a_worker_process_opens_the_files_itself(opened, written):
     assert pickle.loads(state)[700] == train[700]
 
 
+def test_a_prompt_is_one_prompt_however_it_is_written(opened, written, tokenizer):
+    def chat(k, **more):
+        return [{"role": "user", "content": f"a{k}", **more}]
+
+    plain = rows(60)
+    named = [{**row, "prompt": chat(k, id=k), "chosen": "other"} for k, row in enumerate(plain)]
+    again = [{**row, "prompt": chat(k, time=2 * k)} for k, row in enumerate(plain)]
+    paths = [written(some, f"{k}.jsonl") for k, some in enumerate((plain, [*named, *again]))]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    try:
+        train, val = opened([str(path) for path in paths], val_fraction=0.4)
+    finally:
+        tokenizer.chat_template = None
+    assert len(train) + len(val) == 180 and len(val) > 20
+    prompts = [{str(pair.text.prompt).rpartition("'a")[2].rstrip("'}]") for pair in pairs} for pairs in (train, val)]
+    ids = [set(pairs.column("prompt_id")) for pairs in (train, val)]
+    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 60, prompts
+
+
 def test_the_tokenizer_reads_the_training_pairs_of_every_source(written):
     a, b = written(rows(30), "a.jsonl"), written(rows(30, "b"), "b.jsonl")
     preparation = Preparation(val_fraction=0.5)
@@ -205,7 +231,7 @@ def test_mixtures_that_cannot_be_are_refused(written, sources, message):
 
 
 def test_no_pair_is_taken_twice(opened, written):
-    with pytest.raises(UserError, match="has 3 training pairs and its `count` asks for 4; no pair is taken twice"):
+    with pytest.raises(UserError, match="has 3 pairs and its `count` asks for 4; no pair is taken twice"):
         opened(source(written(rows(3)), count=4))
 
 
@@ -220,6 +246,28 @@ def test_a_cap_takes_the_same_pairs_of_a_prompt_from_every_order(opened, written
     assert next(iter(first.reports.values())).capped == 6 * 5
     other, _ = opened(str(written(many, "a.jsonl")), mapping={"filters": {"max_pairs_per_prompt": 4, "seed": 4}})
     assert set(other.ids) != set(first.ids)
+
+
+def test_a_cap_counts_equal_pairs_too(opened, written):
+    same = [{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}] * 5
+    train, _ = opened(str(written([*same, *rows(3)])), mapping={"filters": {"max_pairs_per_prompt": 2}})
+    counts = np.unique(train.column("prompt_id"), return_counts=True)[1]
+    assert sorted(counts.tolist()) == [1, 1, 1, 2]
+
+
+def test_a_mixture_of_which_one_source_is_held_out_whole_names_it(opened, written):
+    a, b = written(rows(30), "a.jsonl"), written(rows(1, "b"), "b.jsonl")
+    with pytest.raises(UserError, match=r"b\.jsonl: all pairs went to validation; lower data\.val_fraction"):
+        opened([str(a), str(b)], val_fraction=0.9)
+
+
+def test_a_renamed_file_is_named_by_its_new_name(opened, written, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    written(rows(3), "old.jsonl").rename(folder / "old.jsonl")
+    assert "old.jsonl, line 2" in opened(str(folder)).train[1].place
+    (folder / "old.jsonl").rename(folder / "new.jsonl")
+    assert "new.jsonl, line 2" in opened(str(folder)).train[1].place
 
 
 def test_what_filters_leave_out_is_counted_by_its_reason(opened, written):

@@ -12,6 +12,7 @@ from conftest import write_pairs
 from lightning.pytorch import Trainer
 from training_runs import Run, differences, fit, trained
 
+from lit_pref.data.criteria import Random
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UserError
 from lit_pref.models.policy import Policy
@@ -23,11 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def file_of(folder: Path, name: str, gamma: float | None, number: int = 12) -> str:
-    """Pairs whose probability is that of a gamma, to the last digit."""
+    """Pairs of which a gamma is the likeliest, to the last digit: two of them contradict it, each as much."""
     path = write_pairs(folder / name, number)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if gamma is not None:
         rows = [{**row, "probability": 1 / (1 + math.exp(-gamma * row["margin"]))} for row in rows]
+        rows[0]["probability"] += 0.001 / rows[0]["margin"]
+        rows[1]["probability"] -= 0.001 / rows[1]["margin"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -43,9 +46,9 @@ def test_training_uses_the_fitted_gamma_and_the_checkpoint_keeps_it_with_its_lin
     ran = fit(run, tmp_path / "fitted")
     given = fit(replace(run, objective=lambda: MMPO(gamma=0.4)), tmp_path / "given")
     assert ran.logged.column("train/loss") == pytest.approx(given.logged.column("train/loss"), rel=1e-6)
-    assert ran.module.fitted == [
-        "gamma 0.4 (0.4 to 0.4, 95 %), maximum likelihood of `probability` over 12 pairs of 12 prompts"
-    ]
+    (line,) = ran.module.fitted
+    assert line.startswith("gamma 0.4 (0.39")
+    assert line.endswith("95 %), maximum likelihood of `probability` over 12 pairs of 12 prompts")
     checkpoint = torch.load(ran.checkpoint(3), weights_only=True)
     gamma = checkpoint["state_dict"]["objective.target.gamma.value"]
     assert gamma.dtype == torch.float64 and gamma.item() == pytest.approx(0.4, rel=1e-9)
@@ -87,6 +90,48 @@ def test_other_data_of_a_later_command_leave_the_checkpoint_s_gamma(run: Run, tm
     trainer.validate(module, datamodule=PreferenceDataModule(**other), ckpt_path=str(ran.checkpoint(3)), verbose=False)
     assert module.objective.target.strength == pytest.approx(0.4, rel=1e-9)
     assert module.fitted == ran.module.fitted
+
+
+def test_a_run_does_not_go_on_under_another_rule_for_gamma(run: Run, tmp_path: Path):
+    run.data = {**run.data, "val": None, "val_fraction": 0}
+    part = fit(run, tmp_path / "part", stop_at_step=1)
+    for other in (Fitted(mean_probability=0.9), Fitted(labels="probability")):
+        sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* says Fitted"
+        with pytest.raises(UserError, match=sentence):
+            fit(replace(run, objective=lambda gamma=other: MMPO(gamma=gamma)), tmp_path / "on", ckpt=part.checkpoint(1))
+    with pytest.warns(UserWarning, match="the run goes on with another objective: the checkpoint has MMPO"):
+        fit(replace(run, objective=lambda: MMPO(beta=0.3, gamma=Fitted())), tmp_path / "on", ckpt=part.checkpoint(1))
+
+
+@pytest.mark.parametrize("normalise", ["none", "zscore", "quantile"])
+def test_a_probability_that_the_margin_was_made_of_is_no_label(run: Run, tmp_path: Path, normalise: str):
+    path = Path(file_of(tmp_path, "judged.jsonl", 1.0))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["margin"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    margin = {"transform": "probability", "clip": 3, "scale": 2, "normalise": normalise}
+    data = {**run.data, "train": str(path), "val": None, "val_fraction": 0, "mapping": {"margin": margin}}
+    ran = fit(replace(run, data=data), tmp_path / "mean")
+    (line,) = ran.module.fitted
+    assert line.startswith("the margin is made of `probability`, which is no label of its own: gamma ")
+    assert line.endswith("for a mean probability of 0.75 over 12 pairs of 12 prompts")
+    margins = torch.tensor([pair.margin for pair in ran.trainer.datamodule.train_pairs]).double()
+    assert torch.sigmoid(ran.module.objective.target.strength * margins).mean().item() == pytest.approx(0.75, abs=1e-6)
+
+
+def test_outside_of_fit_the_line_says_that_the_selection_was_not_applied(run: Run, tmp_path: Path):
+    lines = []
+    for selection in (None, Random(keep=0.5)):
+        module = PreferenceModule(Policy(**run.policy), MMPO(gamma=Fitted()), reference_store=False)
+        options: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "barebones": False}
+        trainer = Trainer(**options, default_root_dir=str(tmp_path), use_distributed_sampler=False)
+        trainer.validate(module, datamodule=PreferenceDataModule(**run.data, selection=selection), verbose=False)
+        lines += module.fitted
+    whole, line = lines
+    assert line == f"{whole}: of all training pairs, as data.selection chooses in `fit` alone"
+    chosen = fit(replace(run, data={**run.data, "selection": Random(keep=0.5)}), tmp_path / "fit")
+    assert chosen.module.fitted[0].endswith("over 6 pairs of 6 prompts")
 
 
 def test_pairs_to_which_no_gamma_can_be_fitted_stop_the_run_before_it_begins(run: Run, tmp_path: Path):

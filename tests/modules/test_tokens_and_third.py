@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import WORDS, make_policy, write_pairs
+from lightning.pytorch import Callback
 from training_runs import Ran, Run, fit
 
+from lit_pref.data.budget import TokenBudget
 from lit_pref.data.collation import collate
 from lit_pref.errors import UserError
 from lit_pref.models.sharing import share
@@ -163,6 +165,28 @@ def test_data_without_third_responses_or_token_values_are_refused_by_name(folder
     for objective, missing in ((SELM, "third"), (lambda: DPO(tokens=Weighted("spans")), "spans_chosen")):
         with pytest.raises(UserError, match=f"plain.jsonl.*`{missing}`"):
             fit(run_of(folder, objective=objective, data={"train": str(plain), "global_batch": 4}), tmp_path)
+
+
+class Taken(Callback):
+    """The tokens of every micro-batch, those of the third responses apart."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[int, int]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.tokens.append((batch.input_ids.numel(), batch.third.input_ids.numel()))
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_a_budget_of_tokens_holds_with_the_third_responses_in_it(folder, tmp_path, layout):
+    taken = Taken()
+    data = {"train": str(folder / "pairs.jsonl"), "val_fraction": 0.0, "global_batch": 12, "max_tokens": 250}
+    ran = fit(run_of(folder, objective=SELM, data=data, layout=layout), tmp_path, callbacks=[taken])
+    assert len({id for _, ids in ran.given for id in ids}) == STEPS * 4
+    assert all(pair + third <= 250 for pair, third in taken.tokens)
+    # Not for want of pairs: with the third responses left out, fewer forward passes would do.
+    without = TokenBudget(250, ran.trainer.datamodule.train_pairs.lengths, layout)
+    assert without.least(range(STEPS * 4)) < len(taken.tokens)
 
 
 def test_a_policy_and_its_copy_in_one_forward_have_the_gradient_of_both(explored):

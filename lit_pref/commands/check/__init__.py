@@ -3,7 +3,9 @@
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,8 @@ first. Nothing is written into the run folder. Exit code 1 where something is wr
 
   --config FILE    the configuration of a run, with any option of `fit` after it
   --model          also build the policy, score up to 64 pairs with it and with all references, and compare: twice the
-                   same, both layouts, the first loss with what it must be; estimate the memory of one step. Runs on one
-                   device of the run's accelerator
+                   same, both layouts, the first loss with what it must be; estimate the memory of one step; choose by
+                   data.selection where that reads a model. Runs on one device of the run's accelerator
   --html FILE      write a page with figures, tables and marked tokens: one file that needs nothing beside it
   --json FILE      write everything for machines
 """
@@ -47,6 +49,8 @@ class Check:
     report: Report = field(init=False)
     _strict: bool = field(init=False, default=True)
     _max_refused: float = field(init=False, default=0.0)
+    _not_chosen: str | None = field(init=False, default=None)  # the selection that would need a model, and has none
+    _devices: Any = field(init=False, default=None)
     _strength: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -56,17 +60,21 @@ class Check:
         """Change a run's configuration, before anything is built: one process, and all faults in one go."""
         self._strict, self._max_refused = config.data.bad_rows == "strict", config.data.max_refused
         config.data.bad_rows, config.data.max_refused = "lenient", 1.0
-        config.data.selection = None
+        if config.data.selection is not None and not self.model and _reads_a_model(config.data.selection):
+            self._not_chosen = config.data.selection.class_path.rpartition(".")[2]
+            config.data.selection = None
+        self._devices = config.trainer.devices, config.trainer.num_nodes
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 
     def __call__(self, module: "PreferenceModule") -> None:
         """Look at the data of a run, and at its models where that was asked for."""
         self._look_at_data(module)
         if self.model:
+            from lit_pref.commands.check.memory import Devices
             from lit_pref.commands.check.probes import model_findings
 
             try:
-                self.report.findings += model_findings(module)
+                self.report.findings += model_findings(module, Devices(*self._devices))
             except UserError as error:
                 self._refuse(error)
 
@@ -74,8 +82,12 @@ class Check:
         """A run would not begin: say so beside what is known of its data."""
         self._refuse(error)
         data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-        if data._train is not None:  # pairs that were prepared before something else was refused
-            self._look_at_data(module)
+        try:
+            if not data.is_open:  # what the objective lacks keeps nobody from looking at what there is
+                data.open_for_any_objective()
+        except UserError:
+            return
+        self._look_at_data(module)
 
     def finish(self) -> None:
         """Print the report and write what was asked for.
@@ -121,13 +133,15 @@ class Check:
         tokenizer = module.policy.load_tokenizer()
         ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
         ends.add(tokenizer.eos_token_id)
+        self.report.findings += [self._read(), *self._selection(module)]
         try:
             fitted = fit_objective(module)
             self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
             self._strength = strength_of(module.objective)
         except UserError as error:
             self._refuse(error)
-        found = row_findings(splits, Asked(self._strict, self._max_refused))
+        asked = Asked(self._strict, self._max_refused)
+        found = row_findings(splits, asked, tokenizer.chat_template is not None)
         for split, pairs in splits.items():
             found += pair_findings(split, pairs, tokenizer.bos_token_id, ends)
             if len(pairs):
@@ -136,6 +150,22 @@ class Check:
         self.report.findings += found
         self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
 
+    def _read(self) -> Finding:
+        asked = f"{'strict' if self._strict else 'lenient'} and {self._max_refused:g}"
+        words = "rows were read with data.bad_rows lenient and data.max_refused 1, to meet every fault in one go"
+        return Finding("read", "ok", f"{words}; the run reads them with {asked}")
+
+    def _selection(self, module: "PreferenceModule") -> Iterator[Finding]:
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
+        if module.selected is not None:
+            words = f"train: numbers are of the pairs that are chosen: {module.selected}"
+            yield Finding("selection", "ok", words, "train", numbers=numbers)
+        elif name := self._not_chosen or (data.selection and type(data.selection).__name__):
+            words = f"train: numbers are of all {numbers['of']} pairs, before {name} chooses"
+            words += "; --model makes the choice" if self._not_chosen else ""
+            yield Finding("selection", "warning", words, "train", numbers=numbers)
+
     @staticmethod
     def _write(path: Path, content: str) -> None:
         try:
@@ -143,6 +173,13 @@ class Check:
             path.write_text(content, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def _reads_a_model(selection: Any) -> bool:
+    """Of the configuration of a selection."""
+    module, _, name = selection.class_path.rpartition(".")
+    reference = (selection.get("init_args") or {}).get("reference")
+    return bool(getattr(import_module(module), name).reads_policy or reference)
 
 
 def asked_for(arguments: list[str]) -> tuple[Check, list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_pref.commands.check.numbers import Array, Pairs, evenly, share
+from lit_pref.scoring.layout import address
 from lit_pref.types import PreferencePair
 
 CANDIDATES = 5000
@@ -76,9 +77,22 @@ def overlap(train: Pairs, val: Pairs) -> Overlap:
     """What validation pairs share with training pairs."""
     known = np.unique(train.column("prompt_id").astype(str))
     shared = np.isin(val.column("prompt_id").astype(str), known)
-    # An id that a file gives itself may be in another file by chance, and then has another prompt.
-    ids = np.isin(val.column("id").astype(str), train.column("id").astype(str))
-    return Overlap(int(shared.sum()), int((shared & ids).sum()), len(val))
+    # By their tokens: files number their rows as they like, so that an id says nothing.
+    alike = [_alike(pairs) for pairs in (train, val)]
+    candidates = np.flatnonzero(np.isin(alike[0], alike[1])), np.flatnonzero(np.isin(alike[1], alike[0]))
+    trained = {_digests(train[int(k)]) for k in candidates[0]}
+    same = sum(_digests(val[int(k)]) in trained for k in candidates[1])
+    return Overlap(int(shared.sum()), same, len(val))
+
+
+def _alike(pairs: Pairs) -> Array:
+    """(pairs,) the prompt and the responses' lengths: pairs that are the same have the same."""
+    named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
+    return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
+
+
+def _digests(pair: PreferencePair) -> tuple[bytes, bytes]:
+    return address(pair.prompt, pair.chosen), address(pair.prompt, pair.rejected or ())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,36 @@ TIGHT = 0.9
 """The share of a device from which an estimate is too near to its end: allocator and framework need some too."""
 
 
-def memory(probe: "Probe") -> Finding:
+@dataclass(frozen=True)
+class Devices:
+    """`trainer.devices` and `trainer.num_nodes` of a run.
+
+    >>> [Devices(given, 2).count(auto=4) for given in ("auto", -1, 3, "3", [0, 5], "0,")]
+    [8, 8, 6, 6, 4, 2]
+    """
+
+    given: Any = 1
+    nodes: int = 1
+
+    def count(self, auto: int) -> int:
+        """Over all nodes; `auto` are those of this machine."""
+        given = auto if self.given in ("auto", -1, "-1") else self.given
+        if isinstance(given, str) and "," in given:
+            given = [part for part in given.split(",") if part.strip()]
+        return (len(given) if isinstance(given, list) else int(given)) * self.nodes
+
+
+def memory(probe: "Probe", devices: Devices) -> Finding:
     """Weights + gradients + the optimiser's state + what a forward pass keeps for the backward pass, bytes.
 
     The state is measured: one step of the run's optimiser on a small tensor says how many bytes it keeps for each
     weight. What is kept is measured too: everything that autograd saves in one forward pass over two of the pairs, less
     the weights, for each token; times the tokens of the largest micro-batch. Left out: what an operation needs while it
     runs, and what the allocator wastes.
+
+    Args:
+        probe: with its models.
+        devices: of the run, which divide a step's pairs.
     """
     module = probe.module
     every = list(probe.scorer.parameters())
@@ -35,7 +59,8 @@ def memory(probe: "Probe") -> Finding:
     # A stored reference has none, and that with the adapter off has the policy's.
     references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
     state = int(_state_per_byte(probe, trained) * _bytes(trained))
-    tokens = largest_batch(probe)
+    world = devices.count(probe.module.trainer.accelerator.auto_device_count())
+    tokens = largest_batch(probe, world)
     kept = int(_kept_per_token(probe) * tokens)
     parts = {"weights": weights, "gradients": _bytes(trained), "optimiser": state, "activations": kept}
     parts |= {"references": references}
@@ -44,21 +69,25 @@ def memory(probe: "Probe") -> Finding:
     words = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
     words = f"one step needs about {_gib(total)} ({words}; measured on two pairs, for {tokens} tokens in a micro-batch)"
     words += f" of {_gib(device)} on {probe.device.type}" if device is not None else ""
+    words += f", on each of {world} devices where weights are not sharded" if world > 1 else ""
     if severity == "warning":
         words += ": lower data.micro_batch or data.max_tokens, set policy.gradient_checkpointing, or shard"
-    return Finding("memory", severity, words, numbers={**parts, "total": total, "device": device, "tokens": tokens})
+    further = {"device": device, "devices": world, "tokens": tokens}
+    return Finding("memory", severity, words, numbers={**parts, "total": total, **further})
 
 
-def largest_batch(probe: "Probe") -> int:
+def largest_batch(probe: "Probe", world: int) -> int:
     """Tokens of the largest micro-batch that the run can meet: of its longest pairs, in its layout."""
     data, lengths = probe.data, probe.data.train_pairs.lengths.astype(int)
     if data.max_tokens is not None:
         return int(data.max_tokens)
-    pairs = min(data.micro_batch or data.global_batch, len(lengths))
+    pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
+    third = data.train_pairs.third_lengths.astype(int)
+    further = (third > 0) * (lengths[:, 0] + third)  # read apart, and kept as long
     if probe.module.batch_layout == "shared":
-        return int(sum(sorted(lengths.sum(1), reverse=True)[:pairs]))
+        return int(sum(sorted(lengths.sum(1) + further, reverse=True)[:pairs]))
     sides = 2 if lengths[:, 2].any() else 1
-    return int(sides * pairs * (lengths[:, 0] + lengths[:, 1:].max(1)).max())
+    return int(pairs * (sides * (lengths[:, 0] + lengths[:, 1:].max(1)).max() + further.max()))
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -88,7 +117,8 @@ def _kept_per_token(probe: "Probe") -> float:
     """Bytes that autograd keeps for each token of a forward pass of the policy."""
     module = probe.module
     tokenizer = module.policy.load_tokenizer()
-    batch = collate(probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout).to(probe.device)
+    third = "third" in module.objective.sides
+    batch = collate(probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, third=third).to(probe.device)
     own = {t.untyped_storage().data_ptr() for t in (*probe.scorer.parameters(), *probe.scorer.buffers())}
     seen: dict[int, int] = {}
 
@@ -101,14 +131,15 @@ def _kept_per_token(probe: "Probe") -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with module.trainer.precision_plugin.forward_context():
             scores = probe.scorer(batch)
-        loss = sum(side.scores.sum() for side in (scores.chosen, scores.rejected) if side is not None)
+        sides = (scores.chosen, scores.rejected, scores.third)
+        loss = sum(side.scores.sum() for side in sides if side is not None)
     del loss
     return sum(seen.values()) / _tokens(batch)
 
 
 def _tokens(batch: PreferenceBatch) -> int:
     """Of the rows, with their padding."""
-    return batch.input_ids.numel()
+    return batch.input_ids.numel() + (0 if batch.third is None else batch.third.input_ids.numel())
 
 
 def _bytes(tensors: Any) -> int:

@@ -134,8 +134,9 @@ def margins(split: str, pairs: Pairs) -> list[Finding]:
     values, probability = pairs.column("margin").astype(float), pairs.column("probability").astype(float)
     of = n.margins(values, pairs.column("clipped"))
     if of is None:
-        severity: Severity = "note" if np.isfinite(probability).any() else "warning"
-        words = "a probability and no margin" if severity == "note" else "neither margin nor probability"
+        known = np.isfinite(probability).any()
+        severity: Severity = "note"  # what needs a strength and has none is refused
+        words = "a probability and no margin" if known else "neither margin nor probability"
         missing = f"{split}: the pairs have {words}, so their strength cannot be used as one"
         return [Finding("margins", severity, missing, split, numbers={"pairs": 0})]
     s = of.spread
@@ -184,7 +185,8 @@ def _bound(split: str, of: n.Margins) -> Finding:
         words += "the mapping's clip" if clipped >= 0.5 * of.pile else "a bound that the data came with"
         words += ", above which strengths are not told apart" if severity == "warning" else ""
     else:
-        words = f"{percent(of.pile)} of the margins are the largest ({largest:.4g}), no sign of a bound"
+        words = f"{percent(of.pile)} of the margins are the largest ({largest:.4g}), "
+        words += "no sign of a bound" if of.pairs >= n.ENOUGH else "and there are too few to tell whether by a bound"
     words += f"; the mapping clipped {percent(clipped)}" if of.clipped else ""
     numbers = {"at_largest": of.pile, "largest": largest, "clipped": clipped, "is_clip": of.is_clip}
     return Finding("clip", severity, f"{split}: {words}", split, numbers=numbers)
@@ -202,6 +204,7 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
         words = f"{split}: “{rule.rule}” is right in {percent(rule.accuracy)} of {rule.pairs} pairs"
         words += f" ({percent(rule.prompts)} of the prompts)"
         words += f"; ties left out: {ties}" if ties else ""
+        words += "; too few pairs to tell" if rule.pairs < n.ENOUGH else ""
         words += ": a policy can learn this and nothing else" if worrying else ""
         numbers = {**vars(rule), "ties": ties}
         found.append(Finding("shortcut", severity, words, split, numbers=numbers))

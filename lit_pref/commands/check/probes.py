@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_pref.commands.check.findings import Finding, Severity
 from lit_pref.commands.check.first_loss import first_loss, references_alone
-from lit_pref.commands.check.memory import memory
+from lit_pref.commands.check.memory import Devices, memory
 from lit_pref.commands.check.numbers import evenly
 from lit_pref.commands.score import COARSE, TOLERANCE
 from lit_pref.data.collation import collate
@@ -33,8 +33,12 @@ PER_TOKEN = {torch.float64: 1e-8, torch.float32: 1e-3}
 COARSE_PER_TOKEN = 0.05
 
 
-def model_findings(module: "PreferenceModule") -> list[Finding]:
+def model_findings(module: "PreferenceModule", devices: Devices) -> list[Finding]:
     """Build the models of a run and compare what they say of up to PAIRS training pairs.
+
+    Args:
+        module: with its Trainer, whose data are prepared.
+        devices: of the run.
 
     Raises:
         UserError: a model cannot be built, or cannot score what it is to score.
@@ -46,7 +50,7 @@ def model_findings(module: "PreferenceModule") -> list[Finding]:
     stored = list(probe.open_stored())
     probe.build()
     findings = [*probe.twice(), *stored, *probe.layouts(), *first_loss(probe), *references_alone(probe)]
-    return [*findings, memory(probe)]
+    return [*findings, memory(probe, devices)]
 
 
 class Probe:
@@ -69,19 +73,12 @@ class Probe:
         for k, reference in enumerate(self.module.references):
             if not isinstance(reference, Stored):
                 continue
-            opening = Opening.of(self.module, reference, f"reference {k} ({reference.label})", self._seen(splits))
+            opening = Opening.of(self.module, reference, f"reference {k} ({reference.label})", splits)
             wanted = opening.fill()
             reference.open(opening.store.identity, wanted, opening.encoding is not None)
             stored, again = opening.differences(COMPARED // 2, seed=0)
             allowed = TOLERANCE.get(opening.store.identity.numerics.partition("-from-")[0], COARSE)
             yield _same(opening.label, f"its stored scores and {len(again)} computed again", stored, again, allowed)
-
-    def _seen(self, splits: list[Any]) -> list[Any]:
-        from lit_pref.references.addresses import ThirdResponses
-
-        if "third" not in self.module.objective.sides:
-            return splits
-        return [*splits, *((ThirdResponses(pairs), which) for pairs, which in splits)]
 
     def build(self) -> None:
         """The policy as a run builds it, and its live references, on the device."""

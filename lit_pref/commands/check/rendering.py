@@ -10,8 +10,8 @@ from lit_pref.commands.check.numbers import Pairs, evenly
 from lit_pref.types import PreferencePair
 
 Kind = Literal["prompt", "boundary", "trained", "end", "left out"]
-PROMPT, HEAD, TAIL = 24, 48, 8
-"""Tokens that are shown: the last of a prompt, the first and the last of a response."""
+BEGIN, PROMPT, HEAD, TAIL = 8, 24, 48, 8
+"""Tokens that are shown: the first and the last of a prompt, the first and the last of a response."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ def _side(prompt: list[int], response: list[int], tokenizer: Any, ends: set[int]
     def text(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    before, shown = prompt[:-PROMPT], prompt[-PROMPT:]
+    # The begin token and the template's head are what one looks for.
+    before, shown = (prompt[:-PROMPT], prompt[-PROMPT:]) if len(prompt) > BEGIN + PROMPT else ([], prompt)
     pieces: list[tuple[Kind, str]] = []
-    if before:  # the begin token too, which is what one looks for
-        pieces.append(("prompt", text(before[:2])))
-        pieces += [("left out", f"[{len(before) - 2} tokens]")] if len(before) > 2 else []
+    if before:
+        pieces.append(("prompt", text(before[:BEGIN])))
+        pieces += [("left out", f"[{len(before) - BEGIN} tokens]")] if len(before) > BEGIN else []
     pieces.append(("prompt", text(shown)))
     ended = response[-1] in ends
     body = response[: len(response) - ended]

@@ -9,6 +9,7 @@ import numpy as np
 
 from lit_pref.commands.check import numbers as n
 from lit_pref.commands.check.findings import Finding, Severity, percent
+from lit_pref.data.normalisation import Normaliser
 from lit_pref.data.report import PreparationReport
 from lit_pref.data.view import PairView, Part
 
@@ -21,7 +22,7 @@ class Asked:
     max_refused: float
 
 
-def row_findings(splits: dict[str, PairView], asked: Asked) -> list[Finding]:
+def row_findings(splits: dict[str, PairView], asked: Asked, template: bool) -> list[Finding]:
     """Of every split and source: how it was read, and what became of its rows."""
     # The two splits of one source are refused together, as they are when a run prepares them.
     totals: dict[Path, list[PreparationReport]] = {}
@@ -39,8 +40,42 @@ def row_findings(splits: dict[str, PairView], asked: Asked) -> list[Finding]:
                 found.append(layout(split, part.source, report))
             found.append(rows(split, part.source, report, asked, totals[part.pairs.folder]))
             found.append(source_row(split, part))
-            found += oriented(split, part.source, report, part.pairs.column("chosen_first"))
+            found += normalised(split, part)
+            found += read_as(split, part.source, report, template)
+            found += oriented(split, part.source, report, part.pairs)
     return found
+
+
+def read_as(split: str, source: str, report: PreparationReport, template: bool) -> list[Finding]:
+    """Whether prompts go through the chat template, and whether it asks for an answer as it writes one."""
+    found = []
+    if report.unasked:
+        words = (
+            f"{split} {source}: in {report.unasked} of {report.pairs} pairs the assistant's turn does not begin as the "
+            "chat template asks for one, so that the head of the turn is trained on; mend the template"
+        )
+        found.append(Finding("template", "stop", words, split, source, {"unasked": report.unasked}))
+    if report.plain and template:
+        words = (
+            f"{split} {source}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which "
+            "stays as it is; data.mapping {format: messages} makes messages of them"
+        )
+        found.append(Finding("plain", "warning", words, split, source, {"plain": report.plain}))
+    if report.joined:
+        words = f"{split} {source}: {report.joined} pairs have no space between prompt and response"
+        words += ", and are read as they stand"
+        found.append(Finding("joined", "note", words, split, source, {"joined": report.joined}))
+    return found
+
+
+def normalised(split: str, part: Part) -> list[Finding]:
+    """By what the margins of a source were divided, or that they are quantiles."""
+    scale = part.normaliser
+    if scale == Normaliser():
+        return []
+    how = "quantiles of its training pairs" if scale.margins else f"divided by {scale.scale:.4g}, fitted on them"
+    words = f"{split} {part.source}: margins here are normalised ({how}); the example is as the source has it"
+    return [Finding("normalised", "ok", words, split, part.source, {"scale": scale.scale})]
 
 
 def layout(split: str, source: str, report: PreparationReport) -> Finding:
@@ -80,9 +115,9 @@ def rows(split: str, source: str, report: PreparationReport, asked: Asked, both:
     parts = [f"{report.rows} rows, {report.pairs} pairs kept"]
     parts += [f"refused {refused.total()} ({_reasons(refused)})"] if refused else []
     parts += [f"left out {left_out.total()} ({_reasons(left_out)})"] if left_out else []
-    parts += [f"the first of each: {' | '.join(f.partition(';')[0] for f in report.refused_first.values())}"] * bool(
-        refused
-    )
+    parts += [
+        f"the first of each: {' | '.join(f.rpartition(', or leave')[0] for f in report.refused_first.values())}"
+    ] * bool(refused)
     numbers = {
         "rows": report.rows,
         "pairs": report.pairs,
@@ -107,13 +142,13 @@ def _judge(report: PreparationReport, asked: Asked, both: list[PreparationReport
     return ("note" if report.left_out or report.capped or report.ties_dropped else "ok"), ""
 
 
-def oriented(split: str, source: str, report: PreparationReport, chosen_first: n.Array) -> list[Finding]:
+def oriented(split: str, source: str, report: PreparationReport, pairs: n.Pairs) -> list[Finding]:
     """Rows whose strength prefers the rejected text, strengths that disagree, ties, and repeated pairs."""
     if not report.pairs:
         return []
     where, share = f"{split} {source}", report.share
     # In layouts of two texts with a label (A and B, lists) half of all rows have the better text second.
-    told = not np.isfinite(chosen_first.astype(float)).any()
+    told = not np.isfinite(pairs.column("chosen_first").astype(float)).any()
     turned: Severity = "ok" if not report.swapped or not told else "warning" if share("swapped") >= 0.05 else "note"
     words = (
         f"{where}: {report.swapped} of {report.pairs} pairs ({percent(share('swapped'))}) exchange chosen and rejected"
@@ -123,17 +158,32 @@ def oriented(split: str, source: str, report: PreparationReport, chosen_first: n
     numbers = {"swapped": report.swapped, "share": share("swapped")}
     found = [Finding("swapped", turned, words, split, source, numbers)]
     if report.disagreeing:
-        severity: Severity = "warning" if share("disagreeing") >= 0.01 else "note"
-        words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have strengths that disagree: "
-        words += "the margin is not the difference of the scores beside it, or a probability or label prefers the other"
-        numbers = {"disagreeing": report.disagreeing, "share": share("disagreeing")}
-        found.append(Finding("disagreeing", severity, words, split, source, numbers))
+        bound = _cut_to(pairs)
+        severity: Severity = "warning" if share("disagreeing") >= 0.01 and bound is None else "note"
+        words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have strengths that disagree"
+        if bound is None:
+            words += ": the margin is not the difference of the scores beside it, "
+            words += "or a probability or label prefers the other"
+        else:
+            words += f", all at the bound of {bound:.4g}: as if differences of scores had been cut to it"
+        disagreeing = {"disagreeing": report.disagreeing, "share": share("disagreeing"), "bound": bound}
+        found.append(Finding("disagreeing", severity, words, split, source, disagreeing))
     kept = report.ties - report.ties_dropped
     tied: Severity = "warning" if kept / report.pairs >= 0.2 else "note" if kept else "ok"
     words = f"{where}: {kept} pairs ({percent(kept / report.pairs)}) are tied"
     numbers = {"ties": kept, "share": kept / report.pairs}
     words += f", {report.ties_dropped} more were dropped" if report.ties_dropped else ""
     return [*found, Finding("ties", tied, words, split, source, numbers)]
+
+
+def _cut_to(pairs: n.Pairs) -> float | None:
+    """The bound at which all pairs lie whose strengths disagree; None where they do not, or there is none."""
+    margins = pairs.column("margin").astype(float)
+    of = n.margins(margins, pairs.column("clipped"))
+    if of is None or not of.is_clip:
+        return None
+    largest, disagreeing = of.spread["max"], margins[pairs.column("disagrees").astype(bool)]
+    return largest if len(disagreeing) and (disagreeing == largest).all() else None
 
 
 def _reasons(counts: Counter[str]) -> str:

@@ -5,17 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from lit_pref.data.fields import BadRow, LeftOut
 from lit_pref.data.mapping.dialogues import Dialogues
-from lit_pref.data.mapping.lists import Answers, groups, in_row, of_group, of_tree
+from lit_pref.data.mapping.lists import Answers, Asked, groups, in_row, of_group, of_tree
 from lit_pref.data.mapping.paths import ValuePath
 from lit_pref.data.mapping.strength import Judged, PairStrength
-from lit_pref.data.rows import STRENGTH
+from lit_pref.data.rows import SOURCES, STRENGTH
 from lit_pref.data.sources.reading import Row
 
 if TYPE_CHECKING:
     from lit_pref.data.mapping.row_mapping import RowMapping
 
 TEXTS = ("prompt", "chosen", "rejected", "third")
-OWN = (*TEXTS, *STRENGTH, "id", "chosen_source", "rejected_source")
 SIDES = {"pair": ("chosen", "rejected"), "none": ("chosen", "rejected"), "ab": ("a", "b"), "ab_signed": ("a", "b")}
 
 
@@ -25,9 +24,8 @@ class Conversion:
     def __init__(self, mapping: "RowMapping") -> None:
         self.mapping = mapping
         self.dialogues = Dialogues(mapping.format, mapping.as_ == "text", mapping.prompt_repeated)
-        self.prompt, self.system, self.third, self.id = map(
-            _path, (mapping.prompt, mapping.system, mapping.third, mapping.id)
-        )
+        self.prompt, self.system, self.id = map(_path, (mapping.prompt, mapping.system, mapping.id))
+        self.third = ValuePath(mapping.third or "third")
         sides = [getattr(mapping, side) for side in SIDES.get(mapping.kind, ())]
         self.texts = [ValuePath(path) for path in sides if path is not None]
         self.names = dict(zip(("chosen", "rejected"), (path.text for path in self.texts), strict=False))
@@ -39,7 +37,9 @@ class Conversion:
             self.names["margin"] = said
         if mapping.probability:
             self.names["probability"] = mapping.probability.column
-        self.dropped = frozenset(OWN if self.judged else (*TEXTS, "id", "chosen_source", "rejected_source"))
+        self.dropped = frozenset((*TEXTS, "id", *(STRENGTH if self.judged else ())))
+        if mapping.kind not in ("pair", "none"):  # where the source calls no text chosen, they are of other texts
+            self.dropped |= frozenset(SOURCES[0])
         self.plain, self.sided = self._carried()
         if not self.judged and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
             raise ValueError("a margin transform needs to know where the strength is: `mapping_of` looks at the rows")
@@ -98,15 +98,19 @@ class Conversion:
         sides = ["chosen", "rejected"]
         if len(texts) < 2 or (texts[1][1] is None and not self.texts[1].within(values)):  # data of one side
             del texts[1:], sides[1:]
-        if self.third and self.third.within(values):
-            texts.append((self.third.text, self.third.of(values)))
+        third = self.third.of(values)
+        # One that nobody named is read if it is written as the texts beside it are, else left to whoever needs it.
+        if self.third.within(values) and (self.mapping.third or type(third) is type(texts[0][1])):
+            texts.append((self.third.text, third))
             sides.append("third")
         prompt, responses = self.dialogues.read(row, _named(self.prompt, values), texts, _named(self.system, values))
         native = {name: value for name, value in values.items() if name not in self.dropped}
+        if self.third.within(values):
+            native["third"] = third
         native["prompt"] = prompt
         native.update(zip(sides, responses, strict=True))
         for name, first, second in self.sided:
-            side = ("chosen_source", "rejected_source") if name == "source" else (f"{name}_chosen", f"{name}_rejected")
+            side = SOURCES[0] if name == "source" else (f"{name}_chosen", f"{name}_rejected")
             native[side[0]], native[side[1]] = first.of(values), second.of(values)
         for name, path in self.plain:
             native[name] = path.of(values)
@@ -120,13 +124,14 @@ class Conversion:
     def _lists(self, rows: Iterable[Row]) -> Iterator[Answers | BadRow]:
         mapping = self.mapping
         response, score = ValuePath(str(mapping.responses)), ValuePath(str(mapping.score and mapping.score.path))
-        if mapping.tree:
-            for members in groups(rows, ValuePath(mapping.tree.tree)):
-                yield from of_tree(members, mapping.tree, response, score)
-            return
-        if mapping.group:
-            for members in groups(rows, ValuePath(mapping.group)):
-                yield of_group(members, *self._asked(members[0]), response, score)
+        if together := mapping.tree.tree if mapping.tree else mapping.group:
+            for members in groups(rows, ValuePath(together)):
+                if isinstance(members, BadRow):
+                    yield members
+                elif mapping.tree:
+                    yield from of_tree(members, mapping.tree, response, score)
+                else:
+                    yield from of_group(members, self._asked, response, score)
             return
         for row in rows:
             try:
@@ -134,7 +139,7 @@ class Conversion:
             except BadRow as bad:
                 yield bad
 
-    def _asked(self, row: Row) -> tuple[tuple[str, Any], tuple[str, Any] | None]:
+    def _asked(self, row: Row) -> Asked:
         prompt = ValuePath(str(self.mapping.prompt))
         return (prompt.text, prompt.of(row.values)), _named(self.system, row.values)
 

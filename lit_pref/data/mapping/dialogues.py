@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_pref.data.fields import BadRow
+from lit_pref.data.fields import BadRow, refuse_written_messages
 from lit_pref.data.sources.reading import Row
 from lit_pref.types import Message
 
@@ -84,6 +84,8 @@ class Dialogues:
             if self.format in ("text", "hh"):
                 raise BadRow(row, name, "is a message list", "the mapping's format says text; set it to auto")
             return messages_in(row, name, value)
+        if isinstance(value, str):
+            refuse_written_messages(row, name, value)
         if self.format == "hh" and isinstance(value, str) and not self.as_text:
             return value if alone and not HH_START.match(value) else hh_messages(row, name, value)
         return value

@@ -1,5 +1,6 @@
 """Known layouts: the mappings that come with this package, and which of them a file is in."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,6 +15,7 @@ from lit_pref.data.sources.reading import Row
 from lit_pref.errors import UserError
 
 NATIVE = ("margin", "probability", "p_chosen", "score_chosen", "score_rejected")
+LIKE_STRENGTH = re.compile("score|rating|reward|margin|rank|preference|prob(?!lem)|logit", re.IGNORECASE)
 CHOOSE = "say which by data.mapping, or by `mapping` of the source"
 
 
@@ -56,12 +58,38 @@ def recognise(first_rows: Sequence[Row]) -> RowMapping:
 def _refuse_unread_strength(file: str, rows: Sequence[Row], mapping: RowMapping) -> None:
     if mapping.kind == "pair" and not mapping.has_strength:
         return
-    unread = [name for name in NATIVE if name in rows[0].values and name not in mapping.paths.values()]
+    unread = [name for name in NATIVE if _somewhere(name, rows) and name not in mapping.paths.values()]
     if unread:
         raise UserError(
             f"{file} is in the layout {mapping.name}, which does not read its column `{unread[0]}`; set data.mapping "
             f"to {mapping.name} if its strength is meant, to pairs if `{unread[0]}` is, or remove the column."
         )
+
+
+def refuse_nameless_strength(rows: Sequence[Row], mapping: RowMapping) -> None:
+    """Refuses pairs without strength beside numbers that by their names are strength, and that nothing reads.
+
+    Raises:
+        UserError: names the columns, and the ways to have them read or passed over.
+    """
+    if mapping.kind != "pair" or mapping.has_strength or not _somewhere(str(mapping.rejected), rows):
+        return
+    if any(_somewhere(name, rows) for name in NATIVE):
+        return
+    read = {name for path in mapping.paths.values() for name in (path, ValuePath(path).column)}
+    found = {str(name) for row in rows for name, value in row.values.items() if _is_number(value)} - read
+    if unread := sorted(filter(LIKE_STRENGTH.search, found)):
+        raise UserError(
+            f"{rows[0].file} is in the layout {mapping.name}, in which nothing reads "
+            f"{' and '.join(f'`{name}`' for name in unread[:4])}; if that is the strength of the preferences, rename "
+            "it to score_chosen and score_rejected, margin or probability, or say by the mapping's score, signed or "
+            "probability where it is, as data.mapping: {score: {chosen: ..., rejected: ...}} does, and if it is not, "
+            f"set data.mapping to {mapping.name} (in a mapping of your own `base: {mapping.name}`)."
+        )
+
+
+def _somewhere(path: str, rows: Sequence[Row]) -> bool:
+    return any(ValuePath(path).within(row.values) for row in rows)
 
 
 def _demands(signature: dict[str, str]) -> frozenset[str]:

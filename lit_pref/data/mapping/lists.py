@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,37 +112,68 @@ def in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath,
     return Answers(row, prompt, system, named, [(score.entry(k), value) for k, value in enumerate(scores)])
 
 
-def groups(rows: Iterable[Row], path: ValuePath) -> Iterator[list[Row]]:
-    """Consecutive rows with the same value at `path`.
+def groups(rows: Iterable[Row], path: ValuePath) -> Iterator[list[Row] | BadRow]:
+    """Consecutive rows with the same value at `path`; a `BadRow` for each that has none.
 
     Raises:
         UserError: a value comes again after another one, or too many rows share one.
     """
     closed: dict[bytes, str] = {}
-    for value, group in itertools.groupby(rows, key=lambda row: json.dumps(path.of(row.values), default=str)):
-        members = list(itertools.islice(group, LONGEST + 1))
-        first = members[0]
+    members: list[Row] = []
+    last = ""
+    for row in rows:
+        if (found := path.of(row.values)) is None:
+            yield BadRow(row, path.text, "is missing or null", "give the rows of one list the same value")
+            continue
+        if (value := json.dumps(found, default=str)) != last:
+            if members:
+                yield members
+            key = hashlib.blake2b(value.encode(), digest_size=8).digest()
+            if key in closed:
+                raise UserError(
+                    f"{row.place}: its `{path.text}` is that of {closed[key]} too, with others in between; sort the "
+                    f"rows by `{path.text}`, so that those of one list follow each other."
+                )
+            closed[key] = row.place
+            members, last = [], value
+        members.append(row)
         if len(members) > LONGEST:
             raise UserError(
-                f"{first.place}: more than {LONGEST} rows from here on have the same `{path.text}`; make shorter "
+                f"{members[0].place}: more than {LONGEST} rows from here on have the same `{path.text}`; make shorter "
                 "lists, or mend the column."
             )
-        key = hashlib.blake2b(value.encode(), digest_size=8).digest()
-        if value != "null" and key in closed:
-            raise UserError(
-                f"{first.place}: its `{path.text}` is that of {closed[key]} too, with others in between; sort the rows "
-                f"by `{path.text}`, so that those of one list follow each other."
-            )
-        closed[key] = first.place
+    if members:
         yield members
 
 
+Asked = tuple[tuple[str, Any], tuple[str, Any] | None]
+"""What the source calls prompt and system text, and both."""
+
+
 def of_group(
-    members: list[Row], prompt: tuple[str, Any], system: Any, response: ValuePath, score: ValuePath
-) -> Answers:
-    """The answers of rows that share a prompt."""
-    texts = [(response.text, response.of(row.values)) for row in members]
-    return Answers(members[0], prompt, system, texts, [(score.text, score.of(row.values)) for row in members], members)
+    members: list[Row], asked: Callable[[Row], Asked], response: ValuePath, score: ValuePath
+) -> Iterator[Answers | BadRow]:
+    """The answers of rows that share a prompt; a `BadRow` for each that has another one than the first."""
+    first = asked(members[0])
+    kept = []
+    for row in members:
+        other = next((one for one, its in zip(asked(row), first, strict=True) if one is not None and one != its), None)
+        if other is None:
+            kept.append(row)
+        else:
+            yield BadRow(
+                row,
+                other[0],
+                "differs within a list",
+                "give the rows of one list one prompt and system text, or group them by another column",
+                f" from that of {members[0].place}",
+            )
+    yield _of_rows(kept, first, response, score)
+
+
+def _of_rows(rows: list[Row], asked: Asked, response: ValuePath, score: ValuePath) -> Answers:
+    texts, scores = ([(path.text, path.of(row.values)) for row in rows] for path in (response, score))
+    return Answers(rows[0], *asked, texts, scores, rows)
 
 
 def of_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -> Iterator[Answers | BadRow]:
@@ -159,7 +190,7 @@ def of_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -
         except BadRow as bad:
             yield bad
             continue
-        yield of_group(answers, (text.text, prompt), None, text, score)
+        yield _of_rows(answers, ((text.text, prompt), None), text, score)
 
 
 def _path_to(row: Row, parent: str, ids: dict[Any, Row], tree: Tree, text: ValuePath) -> list[Message]:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.mapping.layouts import recognise, shipped
+from lit_pref.data.mapping.layouts import recognise, refuse_nameless_strength, shipped
 from lit_pref.data.mapping.mapping_file import mapping_from, read_yaml
 from lit_pref.data.mapping.paths import ValuePath
 from lit_pref.data.mapping.row_mapping import RowMapping as RowMapping
@@ -59,6 +59,8 @@ def mapping_of(given: str | Mapping[str, Any] | None, first_rows: Callable[[], S
         found = recognise(rows) if base is None else _named(str(base), f"{place}: `base`")
         if values and rows:
             found = mapping_from(values, found.name, place, _with_strength(found, rows, values))
+        if base is None:
+            refuse_nameless_strength(rows, found)
     if rows:
         _check_paths(found, rows, given)
     return found

@@ -15,7 +15,7 @@ from lit_pref.data.rows import TextPair
 from lit_pref.data.sources.reading import Row
 
 Kind = Literal["pair", "ab", "ab_signed", "list", "none"]
-FORMAT = 1  # raise it when the same mapping would give other rows
+FORMAT = 2  # raise it when the same mapping would give other rows
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RowMapping:
         responses: path to the answers of a `list`, as `answers[].text`; with `group` or `tree` that of one row.
         group: consecutive rows with the same value here are one list.
         tree: consecutive rows are the messages of a tree.
-        third: path to a further response.
+        third: path to a further response; None takes the column `third`, if there is one.
         format: how texts are written (`Dialogues`); `as` (here `as_`): HH text becomes messages or stays text.
         prompt_repeated: the response strings begin with the prompt, which is cut off.
         score, signed, probability, label: where strength is; `margin`: what is made of it.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lit_pref.data.fields import BadRow, number
+from lit_pref.data.fields import LARGEST, BadRow, number
 from lit_pref.data.mapping.paths import ValuePath
 from lit_pref.data.sources.reading import Row
 
@@ -66,8 +66,13 @@ class Margin:
         value *= self.scale
         if self.clip is not None and abs(value) > self.clip:
             return math.copysign(self.clip, value), True
-        if not math.isfinite(value):
-            raise BadRow(row, name, "gives a margin that is not finite", "set the mapping's margin.clip or scale")
+        if not abs(value) <= LARGEST:
+            raise BadRow(
+                row,
+                name,
+                "gives a margin that is not finite in single precision",
+                "set the mapping's margin.clip or scale",
+            )
         return value, False
 
 

@@ -1,6 +1,5 @@
 """Source files, row by row, with the place of every row."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ HUB_NAME = re.compile(
 class Row:
     """One row of a source; `line` counts from 1 (in Parquet and hub datasets: the row).
 
-    A mapping makes rows of this project's own fields out of those of a source (`data/mapping.py`). Of such a row,
+    A mapping makes rows of this project's own fields out of those of a source (`data/mapping/`). Of such a row,
     `names` says what a field was called in the source, `clipped` that its margin was cut to the mapping's bound, and
     `chosen_first` whether the text that the row calls chosen came first in the source; None where the source itself
     calls the texts chosen and rejected. `prefers` is what a label beside the strength says.
@@ -128,12 +127,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name that is too long
         return False
-
-
-def content_digest(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _what_there_is(path: Path) -> str:

@@ -45,6 +45,34 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
     return torch.tensor(labels, dtype=torch.float64)
 
 
+def is_made_of(margin: Tensor, labels: Tensor) -> bool:
+    """Whether the margins are the labels' log-odds, times one factor and cut to a bound: the same numbers twice.
+
+    Both may be rounded: with the factor that the pairs below the bound have in the median, every label must be
+    sigmoid(factor m) to four digits; at the bound it may be further from one half. Below the bound there must be
+    margins of two sizes, or one factor says nothing.
+
+    >>> labels = torch.tensor([0.6, 0.7, 0.9, 0.999])
+    >>> is_made_of((2 * labels.logit()).clamp(max=5), labels), is_made_of(torch.tensor([1.0, 2.0, 3.0, 4.0]), labels)
+    (True, False)
+
+    Args:
+        margin: (P,).
+        labels: (P,), NaN where a pair has none.
+    """
+    known = ~labels.isnan()
+    margin, labels = margin[known].double(), labels[known].double()
+    size = margin.abs()
+    bound = size.max() * (1 - 1e-6)
+    below = (size < bound) & (margin != 0) & (labels > 0) & (labels < 1)
+    if len(size[below].unique()) < 2:
+        return False
+    factor = (labels[below].logit() / margin[below]).median()
+    expected = torch.sigmoid(factor * margin)
+    beyond = torch.where(margin > 0, labels - expected, expected - labels) >= -1e-4
+    return bool(((labels - expected).abs() <= 1e-4).logical_or((size >= bound) & beyond).all()) and float(factor) > 0
+
+
 def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: str = "the labels") -> Estimate:
     """The gamma under which the labels are likeliest; see `gamma.Fitted`.
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.objectives.parts.estimation import by_likelihood, by_mean_probability, labels_of_repeats
+from lit_pref.objectives.parts.estimation import (
+    by_likelihood,
+    by_mean_probability,
+    is_made_of,
+    labels_of_repeats,
+)
 from lit_pref.objectives.parts.part import Part
 from lit_pref.types import Strengths
 
@@ -54,8 +59,10 @@ class Fitted(Gamma):
                                              the maximum of sum_i y_i log s_i + (1 - y_i) log(1 - s_i)
         sum_i (s_i - mean_probability) = 0   without
 
-    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability that was computed
-    from the margin is no label: the fit would give back the gamma it was computed with. With `repeats` they come from
+    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability of which the margin
+    was made, or that was made of the margin, is no label: the fit would give back the gamma of their making. Where the
+    margin is the probability's log-odds up to one factor and a bound, the second rule is taken, unless `labels` names
+    the column (`probability` too). With `repeats` they come from
     the rows themselves, where the same two texts were compared more than once: the label of a row is the share of the
     *other* rows of its two texts that prefer its chosen one (a tie counts one half), so that it knows nothing of the
     row's own margin. Rows whose texts were compared once have no label.
@@ -125,6 +132,10 @@ class Fitted(Gamma):
             raise UserError("gamma cannot be fitted to pairs without margins: say where they are in the data mapping")
         margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
         name, labels = self._labels(strengths, margin)
+        note = ""
+        if labels is not None and self._says_nothing_new(strengths, margin, labels):
+            note = f"the margin is made of {name}, which is no label of its own: "
+            labels = labels if self.labels is not None else None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)
             rule = f"for a mean probability of {self.mean_probability:g}"
@@ -134,7 +145,11 @@ class Fitted(Gamma):
             found, rule = by_likelihood(margin, labels[labelled], prompts, name), f"maximum likelihood of {name}"
         self.value.fill_(found.gamma)
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
-        return [f"gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
+        return [f"{note}gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
+
+    def _says_nothing_new(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
+        own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)
+        return not self.repeats and not bool(labels.isnan().all()) and is_made_of(own, labels)
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
         """What the labels are called, and these; NaN where a pair has none."""
@@ -148,5 +163,5 @@ class Fitted(Gamma):
                 )
             return "repeated comparisons", labels
         name = self.labels or "probability"
-        values = strengths.probability if self.labels is None else strengths.columns[self.labels]
+        values = strengths.probability if name == "probability" else strengths.columns[name]
         return f"`{name}`", None if values is None else torch.as_tensor(values, dtype=torch.float64)

@@ -151,6 +151,13 @@ def test_what_is_no_pair_of_answers_to_one_prompt_is_refused_by_its_own_name(pro
         read(prompt, *responses, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"format": "messages"}, {"system": ["be brief"]}])
+def test_a_message_list_written_as_text_never_becomes_the_text_of_a_message(options):
+    written = '[{"role": "user", "content": "hi"}]'
+    with pytest.raises(BadRow, match="q is a message list written as text; give it as a list"):
+        read(written, "4", "5", **options)
+
+
 @pytest.mark.parametrize("value", [None, 5, True])
 def test_what_is_neither_text_nor_messages_never_becomes_text(value):
     assert read("hi", value, "no") == ("hi", [value, "no"])

@@ -367,6 +367,54 @@ def test_a_strength_column_that_the_layout_does_not_read_is_never_passed_over():
     assert (own.margin, scores.margin, own.prompt, own.chosen) == (0.125, 2.5, ASKED, " 4")
 
 
+PAIR = {"prompt": "2+2=", "chosen": "5", "rejected": "4"}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"chosen_score": 1, "rejected_score": 3.5},
+        {"chosen-rating": 1, "rejected-rating": 3},
+        {"rating_chosen": 2.0},
+        {"rank": 2},
+        {"preference": -1},
+        {"chosenReward": 0.25},
+        {"P_logits": 0.5},
+    ],
+)
+@pytest.mark.parametrize("layout, texts, chosen", [("pairs", PAIR, "5"), ("implicit", CHAT, " 4")])
+def test_strength_under_a_name_of_its_own_is_never_passed_over(layout, texts, chosen, columns):
+    values = texts | columns
+    first = dict.fromkeys(values, None) | texts  # a null says nothing: the next rows are looked at too
+    named = " and ".join(f"`{name}`" for name in sorted(columns))
+    with pytest.raises(UserError, match=f"^some.jsonl is in the layout {layout}, in which nothing reads {named}; if"):
+        mapping_of(None, lambda: rows_of(first, values))
+    with pytest.raises(UserError, match="nothing reads"):
+        mapping_of({"filters": {"drop_ties": True}}, lambda: rows_of(values))
+    for given in (layout, {"base": layout, "filters": {"drop_ties": True}}):
+        _, (pair,), _ = read([values], given)
+        assert (pair.margin, pair.chosen) == (None, chosen)
+
+
+def test_strength_under_a_name_of_its_own_is_read_where_a_mapping_says_so():
+    values = PAIR | {"chosen_score": 1, "rejected_score": 3.5}
+    _, (pair,), _ = read([values], {"score": {"chosen": "chosen_score", "rejected": "rejected_score"}})
+    assert (pair.chosen, pair.margin) == ("4", 2.5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        PAIR | {"reward_chosen": 1, "reward_rejected": 3, "margin": 1},
+        PAIR | {"reward_chosen": 1, "reward_rejected": 3, "p_chosen": 0.75},
+        PAIR | {"problem_id": 7, "tokens": 3, "score": "high", "difficulty": 0.5, "rating": None, "preferred": True},
+        {"prompt": "2+2=", "chosen": "4", "score": 3},  # of one side: no order to be wrong
+    ],
+)
+def test_columns_beside_known_strength_or_of_other_names_are_nobodys_fault(values):
+    assert mapping_of(None, lambda: rows_of(values)).name == "pairs"
+
+
 def test_a_file_in_no_known_layout_is_refused_with_its_columns_and_what_the_nearest_lack():
     values = {"history": "a", "human_ref_A": "b", "human_ref_B": "c", "score_A": 1, "score_B": 2, "likes": 3}
     with pytest.raises(UserError) as caught:

@@ -138,6 +138,27 @@ def test_consecutive_rows_of_a_prompt_are_one_list():
     assert [row.kind for row in bad] == ["t has fewer than two answers with a score"]
 
 
+def test_rows_of_a_list_with_another_prompt_or_system_text_than_the_first_are_refused_and_the_others_paired():
+    lines = [("a", "", "a1", 1), ("b", "", "b1", 9), ("a", "", "a2", 2), ("a", "rude", "a3", 9)]
+    rows = [{"g": 7, "q": q, "sys": system, "t": t, "s": s} for q, system, t, s in lines]
+    pairs, bad = read(*rows, **GROUP | {"group": "g", "system": "sys"})
+    assert pairs == [("a2", "a1", 1.0)]
+    assert [(row.row_place, row.kind) for row in bad] == [
+        ("some.jsonl, line 2", "q differs within a list"),
+        ("some.jsonl, line 4", "sys differs within a list"),
+    ]
+    assert "from that of some.jsonl, line 1; give the rows of one list one prompt and system text" in str(bad[0])
+
+
+def test_rows_without_a_group_are_refused_and_divide_no_list():
+    rows = [{"g": g, "q": "a", "t": t, "s": s} for g, t, s in [(None, "x", 1), (1, "a1", 1), (None, "y", 9)]]
+    pairs, bad = read(
+        *rows, {"q": "a", "t": "z", "s": 9}, {"g": 1, "q": "a", "t": "a2", "s": 2}, **GROUP | {"group": "g"}
+    )
+    assert pairs == [("a2", "a1", 1.0)]
+    assert [(row.row_place[-1], row.kind) for row in bad] == [(k, "g is missing or null") for k in "134"]
+
+
 def test_a_prompt_that_comes_again_later_is_refused_with_both_places():
     rows = [{"q": q, "t": q, "s": 1} for q in ("a", "b", "a")]
     with pytest.raises(

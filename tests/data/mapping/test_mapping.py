@@ -143,6 +143,35 @@ def test_columns_sources_ids_spans_and_a_third_text_turn_with_the_texts():
     assert read.spans == {"edits": ([], [(0, 1, 2.5)])}
 
 
+def dialogue(*contents):
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), contents, strict=True)]
+
+
+DIALOGUES = {"chosen": dialogue("2+2=", "4"), "rejected": dialogue("2+2=", "5")}
+
+
+@pytest.mark.parametrize("kind", ["source", "model"])
+def test_dialogues_keep_who_wrote_them(kind):
+    values = DIALOGUES | {f"chosen_{kind}": "m1", f"rejected_{kind}": "m2", "margin": -1}
+    for given in (None, "implicit", {"base": "implicit", "signed": {"column": "margin", "positive_means": "chosen"}}):
+        assert pair(values, given).sources == ("m2", "m1")
+    assert pair(VALUES | {"chosen_source": "m1", "rejected_source": "m2"}, AB).sources == (None, None)
+
+
+@pytest.mark.parametrize("third", ["6", dialogue("2+2=", "6")])
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "2+2="}])
+def test_a_third_text_beside_dialogues_is_read_as_they_are(third, prompt):
+    read = pair(DIALOGUES | prompt | {"third": third}, required=frozenset({"third"}))
+    assert (read.prompt, read.chosen, read.third) == (dialogue("2+2=", "4")[:1], "4", "6")
+
+
+def test_a_third_value_that_nobody_needs_costs_no_pair():
+    for value in (None, 7, "", {"a": 1}):
+        assert pair(DIALOGUES | {"third": value}).chosen == "4"
+        with pytest.raises(BadRow, match="line 1: third is"):
+            pair(DIALOGUES | {"third": value}, required=frozenset({"third"}))
+
+
 def test_a_sources_own_columns_stay_under_their_names_but_never_pass_for_strength():
     found = native(VALUES | {"margin": 99, "p_chosen": 0.1, "lang": "en", "rejected": "?", "id": "?"}, AB)
     assert found.values["lang"] == "en" and found.values["sx"] == 1

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ from lit_pref.errors import UserError
 
 quick = settings(max_examples=60, deadline=None)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-scores = st.floats(-1e6, 1e6)
-positive = st.floats(1e-6, 1e6)
+positive = st.floats(1e-30, 1e30)
+huge = st.sampled_from([3.4028234663852886e38, -3.5e38, 1e39, -1e300])  # about the largest that a batch can hold
 transforms = st.sampled_from(["diff", "log_ratio", "rank_gap", "const"])
 MESSAGE_KEYS = ["role", "content", "from", "value", "type", "text", "answer", "rank", "response", "overall_score"]
 AB = {"kind": "ab", "prompt": "q", "a": "x", "b": "y", "score": {"a": "sx", "b": "sy"}}
@@ -145,6 +146,7 @@ junk = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
+    | huge
     | st.text(max_size=5)
     | st.just("\n\nHuman: a\n\nAssistant: b"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(MESSAGE_KEYS), inner, max_size=3),
@@ -171,6 +173,6 @@ def test_no_value_of_a_row_ends_in_another_error_than_a_sentence(data):
             except BadRow:
                 continue
             assert isinstance(pair.chosen, str) and isinstance(pair.rejected, str)
-            assert pair.margin is None or 0 <= pair.margin < math.inf
+            assert pair.margin is None or 0 <= torch.tensor(pair.margin, dtype=torch.float32) < math.inf
     except UserError as error:
         assert len(str(error)) < 1500

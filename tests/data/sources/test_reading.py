@@ -1,7 +1,6 @@
 """Rows with their places, and one sentence for every way in which a file can be wrong."""
 
 import gzip
-import hashlib
 import json
 import math
 import re
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_pref.data.sources.reading import BadRow, Row, content_digest, read_rows
+from lit_pref.data.sources.reading import BadRow, Row, read_rows
 from lit_pref.errors import UserError
 
 
@@ -134,8 +133,3 @@ def test_numbers_beyond_all_bounds_are_read_as_what_they_are(tmp_path):
     [(_, values)] = rows(tmp_path / "a.jsonl")
     assert math.isnan(values["a"]) and values["b"] == -math.inf and values["c"] == math.inf
     assert values["d"] == 123456789012345678901234567890
-
-
-def test_the_digest_is_sha256_of_the_bytes(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b"abc")
-    assert content_digest(tmp_path / "a.jsonl") == hashlib.sha256(b"abc").hexdigest()

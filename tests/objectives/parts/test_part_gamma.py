@@ -215,6 +215,35 @@ def test_a_column_comes_before_the_probability_and_the_probability_before_the_me
     assert (MMPO().fitted_to, MMPO().fit(strengths(margin))) == (frozenset(), [])
 
 
+@pytest.mark.parametrize("rounding", [16, 4])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, rounding):
+    """Log-odds of 0 to 8, written with digits, times a scale and cut at log-odds of 4."""
+    odds = np.linspace(0, 8, 40)
+    probability = np.round(1 / (1 + np.exp(-odds)), rounding)
+    margin = scale * np.minimum(odds, 4)
+    (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
+    mean = by_mean_probability(tensor(margin), 0.75, names(40))
+    said = f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, 95 %), for a mean probability of 0.75 over 40"
+    note = "the margin is made of `probability`, which is no label of its own: "
+    assert line == f"{note}{said} pairs of 40 prompts"
+    # Who names the column is followed, and told.
+    (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
+    assert line.startswith(note) and "maximum likelihood of `probability` over 40 pairs" in line
+    (line,) = MMPO(gamma=Fitted(labels="judge")).fit(strengths(margin, judge=probability))
+    assert line.startswith("the margin is made of `judge`, ") and "maximum likelihood of `judge`" in line
+    # Normalised margins no longer are the log-odds, and were made of them.
+    ranks = strengths(np.arange(40) / 40, probability)
+    ranks.own_margin = margin
+    assert MMPO(gamma=Fitted()).fit(ranks)[0].startswith(note)
+    # One pair that says something else, or shares of five votes, are labels.
+    other = np.where(np.arange(40) == 9, 0.5, probability)
+    votes = np.round(5 * probability) / 5
+    for labels in (other, votes):
+        (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, labels))
+        assert line.startswith("gamma ") and "maximum likelihood of `probability`" in line
+
+
 def test_what_was_fitted_is_state_and_neither_rounded_nor_printed(make):
     objective, inputs = MMPO(gamma=Fitted()), make.g0(margin=1.0)
     with pytest.raises(UserError, match="gamma is to be fitted to the training pairs when a run starts"):

@@ -1,0 +1,73 @@
+"""What a run says of its data before anything takes long: a wrong guess must not be missed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lit_pref.data.normalisation import Normaliser
+from lit_pref.data.report import PreparationReport
+from lit_pref.data.view import PairView
+
+
+def data_lines(data: Any) -> Iterator[str]:
+    """How the sources were read, one pair of them in words, what became of their rows, and what to look at.
+
+    Args:
+        data: the data module, whose pairs are prepared.
+    """
+    for split, (_, reports) in data.describe().items():
+        for name, report in reports.items():
+            which = f"{split} {name}" if len(reports) > 1 else split
+            if split == "train":
+                yield f"source      {name}: {report.layout}"
+                yield from (f"            {line}" for line in report.example.splitlines())
+            yield f"data        {which}: " + str(report).replace("\n", "\n            ")
+    yield from _of_parts(data.train_pairs)
+    yield from (f"note        {note}" for note in _notes(data))
+
+
+def _of_parts(pairs: PairView) -> Iterator[str]:
+    taken = [(part.source, len(part.indices), len(part.pairs)) for part in pairs.parts]
+    if any(some < every for _, some, every in taken):
+        told = ", ".join(f"{name} {some} of {every}" for name, some, every in taken)
+        yield f"mixture     {len(pairs)} training pairs: {told}"
+    for part in pairs.parts:
+        if part.normaliser == Normaliser():
+            continue
+        margins = part.normaliser.apply(part.pairs.column("margin")[part.indices])
+        how = "made quantiles" if part.normaliser.margins else f"divided by {part.normaliser.scale:.4g}"
+        yield (
+            f"normalised  {part.source}: margins are {how}, fitted on its {len(part.pairs)} training pairs; then mean "
+            f"{margins.mean():.4g}, largest {margins.max():.4g}"
+        )
+
+
+def _notes(data: Any) -> Iterator[str]:
+    train, val = data.train_pairs, data.val_pairs
+    for name, report in train.reports.items():
+        yield from _of_tokens(name, report, data.has_chat_template)
+    held_out = val.column("prompt_id").astype(str)
+    if not len(held_out):
+        yield "no pair is held out, so there is no validation"
+    elif shared := int(np.isin(held_out, train.column("prompt_id").astype(str)).sum()):
+        yield f"{shared} of {len(held_out)} validation pairs have a prompt that is trained on"
+    for name in train.unshared:
+        yield f"only some of the sources have a {name}, and it is read of none: pairs of all are mixed"
+
+
+def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator[str]:
+    if report.unasked:
+        yield (
+            f"{name}: in {report.unasked} pairs the assistant's turn does not begin as the chat template asks for one, "
+            "so that the head of the turn is trained on: mend the template"
+        )
+    if report.plain and template:
+        yield (
+            f"{name}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which stays as it "
+            "is; data.mapping {format: messages} makes messages of them"
+        )
+    if report.joined:
+        yield (
+            f"{name}: {report.joined} pairs have no space between prompt and response, and they are read as they stand"
+        )

@@ -1,0 +1,86 @@
+"""A file of pairs, written in an order of chance."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+
+from lit_pref.errors import UserError
+
+CHUNK = 512  # pairs of a Parquet row group
+
+
+def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Sequence[str], seed: int) -> None:
+    """Write rows in an order of chance that `seed` and the ids decide, in bounded memory; the file appears whole.
+
+    Args:
+        path: ends in .jsonl or .parquet.
+        rows: each with its place in `ids`, in any order.
+        ids: of the pairs.
+        seed: of the order.
+
+    Raises:
+        UserError: some prompts are texts and others messages, and the file is Parquet.
+    """
+    chance = [hashlib.sha256(f"{seed} {id}".encode()).digest() for id in ids]
+    unfinished = path.with_name(path.name + ".unfinished")
+    with TemporaryFile(dir=path.parent) as spool:
+        starts = np.zeros(len(ids), np.int64)
+        fields: dict[str, Any] = {}
+        for place, row in rows:
+            starts[place] = spool.tell()
+            if path.suffix == ".parquet":
+                refuse_mixed({type(row["prompt"]), type(fields.get("prompt", row["prompt"]))})
+            fields |= {name: value for name, value in row.items() if name not in fields}
+            spool.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+        def lines() -> Iterator[bytes]:
+            for place in sorted(range(len(ids)), key=chance.__getitem__):
+                spool.seek(starts[place])
+                yield spool.readline()
+
+        try:
+            if path.suffix == ".jsonl":
+                with unfinished.open("wb") as file:
+                    file.writelines(lines())
+            else:
+                _write_parquet(unfinished, lines(), fields)
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def refuse_mixed(prompts: set[type]) -> None:
+    """Refuse prompts of both kinds in one Parquet file.
+
+    Raises:
+        UserError: there are texts and messages.
+    """
+    if len(prompts) > 1:
+        raise UserError(
+            "some prompts are texts and others lists of messages, and a column of a Parquet file holds one kind: "
+            "write the chosen pairs to a .jsonl file (--out)"
+        )
+
+
+def _write_parquet(path: Path, lines: Iterator[bytes], fields: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct({"role": pa.string(), "content": pa.string()})
+    kinds = {str: pa.string(), float: pa.float64(), list: pa.list_(pa.list_(pa.float64()))}
+    schema = pa.schema({name: kinds[type(value)] for name, value in fields.items()})
+    if isinstance(fields["prompt"], list):
+        schema = schema.set(schema.get_field_index("prompt"), pa.field("prompt", pa.list_(message)))
+    with pq.ParquetWriter(path, schema) as writer:
+        chunk: list[dict[str, Any]] = []
+        for line in lines:
+            chunk.append(json.loads(line))
+            if len(chunk) == CHUNK:
+                writer.write_table(pa.Table.from_pylist(chunk, schema))
+                chunk = []
+        writer.write_table(pa.Table.from_pylist(chunk, schema))
