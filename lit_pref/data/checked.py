@@ -29,6 +29,8 @@ def in_validation(prompt: Any, val_fraction: float, split_seed: int) -> bool:
     >>> sum(in_validation(f"prompt {k}", val_fraction=0.1, split_seed=0) for k in range(1000))
     94
     """
+    if not val_fraction:
+        return False
     text = json.dumps([split_seed, prompt], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < val_fraction * 2**64
 

@@ -109,6 +109,8 @@ class Encoding:
         if plain and not self.tokenizer.is_fast:
             # Tokenizers written in Python would leave ordinary added words apart too.
             return [self._read_slow(Written(text, ())) for text in texts]
+        if self.tokenizer.is_fast and not places:
+            return [Encoded(ids, None) for ids in self._read_fast(texts, plain)]
         with _readable():
             read = self.tokenizer(
                 texts,
@@ -121,6 +123,19 @@ class Encoding:
             )
         offsets = read["offset_mapping"] if places else [None] * len(texts)
         return [Encoded(ids, where) for ids, where in zip(read["input_ids"], offsets, strict=True)]
+
+    def _read_fast(self, texts: list[str], plain: bool) -> list[list[int]]:
+        """What `tokenizer(texts)` gives, without the masks that it makes beside the ids."""
+        backend = self.tokenizer.backend_tokenizer
+        # Left behind by whoever padded or truncated last.
+        backend.no_padding()
+        backend.no_truncation()
+        before, backend.encode_special_tokens = backend.encode_special_tokens, plain
+        try:
+            with _readable():
+                return [read.ids for read in backend.encode_batch(texts, add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = before
 
     def _read_mixed(self, written: Written) -> Encoded:
         if not self.tokenizer.is_fast:
