@@ -1,8 +1,13 @@
-"""Folders that are made once, keyed by what determines their content."""
+"""Folders of the cache that are built once under a key, and digests of files."""
 
+import functools
+import hashlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -43,3 +48,32 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         build(unfinished)
         unfinished.rename(folder)
     return folder
+
+
+def file_digest(file: Path) -> str:
+    """Return the sha256 of a file's content; large files are hashed again only if size or times changed."""
+    stat = file.stat()
+    return _digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.cache
+def _digest(file: Path, *state: int) -> str:
+    key = hashlib.sha256(json.dumps([str(file), *state]).encode()).hexdigest()
+    kept = cache_folder("digests", key[:32])
+    # A large file only: the others are read as quickly as their digest.
+    if state[0] >= _WORTH_KEEPING and kept.is_file() and len(digest := kept.read_text()) == 64:
+        return digest
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    # What changed just now may change again within one tick of the file system's clock.
+    if state[0] >= _WORTH_KEEPING and time.time_ns() - max(state[1:]) > _SETTLED:
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = kept.with_name(f"{kept.name}.{os.getpid()}")
+            unfinished.write_text(digest)
+            unfinished.rename(kept)
+    return digest
+
+
+_WORTH_KEEPING = 2**20  # bytes
+_SETTLED = 10**10  # nanoseconds

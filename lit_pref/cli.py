@@ -36,14 +36,14 @@ from lit_pref.commands.export import export
 from lit_pref.commands.score import fill, rows_to_verify, verify
 from lit_pref.commands.select import out_of, write
 from lit_pref.commands.summary import closing_words, held_out_table, opening_words
-from lit_pref.data import criteria  # noqa: F401  their short names resolve once they are imported
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.selection import criteria  # noqa: F401  their short names resolve once they are imported
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices, refuse_fsdp1
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.parser import Parser
+from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
-from lit_pref.testbed.report import gold_report
 
 _OF_THE_CHOICE = ("--data.selection", "--data.train")
 """Options that a run on chosen pairs does not repeat."""

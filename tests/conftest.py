@@ -57,11 +57,11 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
 
 def make_policy(folder: Path, seed: int, vocabulary: int = 300, **config: object) -> Path:
     """An HF folder with random weights that are large enough for references to disagree."""
-    from lit_pref.models.policy import Corpus, Policy
+    from lit_pref.models.spec import Corpus, ModelSpec
 
     small = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2, **config}
-    policy = Policy(config=small, vocabulary=vocabulary, seed=seed)
+    policy = ModelSpec(config=small, vocabulary=vocabulary, seed=seed)
     tokenizer = policy.load_tokenizer(Corpus("tests", lambda: [" ".join(WORDS), "good bad 0 1 2 3 4 5 6 7 8 9 :"]))
     policy.build().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

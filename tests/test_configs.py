@@ -22,7 +22,7 @@ from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.objectives.sft import SFT
-from lit_pref.references.live import InitialPolicy, Pretrained
+from lit_pref.references.reference import InitialPolicy, Pretrained
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = ["--data.train", "pairs.jsonl", "--model.policy.path", "policy"]

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
 
 from lit_pref.__main__ import main
-from lit_pref.data.mapping.mapping import load_mapping
+from lit_pref.data.formats.load import load_mapping
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path
 
 OWN = '''
 from lit_pref.objectives.base import Objective
-from lit_pref.types import ObjectiveOutput
+from lit_pref.scores import ObjectiveOutput
 
 
 class Gap(Objective):

@@ -94,7 +94,7 @@ def test_a_run_that_reached_its_last_step_in_mid_epoch_goes_on_when_it_is_given_
 @pytest.mark.parametrize("interval, validated_at", [(1.0, [3, 6, 9]), (3, [1, 2, 4])])
 def test_early_stopping_decides_the_same_after_a_resume(run: Run, tmp_path: Path, interval, validated_at):
     def stopping() -> dict:
-        # The third validation is the second that is not ten nats better than the first.
+        # The extra_response validation is the second that is not ten nats better than the first.
         watching = EarlyStopping("val/loss", patience=2, min_delta=10.0)
         return {"max_epochs": 5, "val_check_interval": interval, "every": 1, "callbacks": [watching]}
 

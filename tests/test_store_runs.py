@@ -26,17 +26,17 @@ from training_runs import Ran, Run, environment, fit
 from transformers import AutoTokenizer
 
 from lit_pref.errors import UserError
-from lit_pref.models.policy import Lora, Policy
-from lit_pref.modules.opening import Opening, to_open
+from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.opening import ReferencePreparation, to_open
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
-from lit_pref.references.live import InitialPolicy, Pretrained
+from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.references.store import kept
-from lit_pref.references.stored import Stored, Weights
-from lit_pref.scoring.score import Scorer
-from lit_pref.types import TokenLogps
+from lit_pref.references.stored import LazyScorer, Stored
+from lit_pref.scores import TokenLogps
+from lit_pref.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TRAIN, VAL = 40, 6
@@ -57,15 +57,15 @@ class Counted:
 
 
 def counting(patch: pytest.MonkeyPatch, seconds: float = 0.0) -> Counted:
-    counted, score = Counted(), Weights.score
+    counted, score = Counted(), LazyScorer.score
 
-    def counted_score(weights: Weights, batch: Any, device: torch.device) -> Any:
-        counted.pairs += batch.pair_ids
+    def counted_score(weights: LazyScorer, batch: Any, device: torch.device) -> Any:
+        counted.pairs += batch.pairs.ids
         counted.built += weights._scorer is None
         time.sleep(seconds)
         return score(weights, batch, device)
 
-    patch.setattr(Weights, "score", counted_score)
+    patch.setattr(LazyScorer, "score", counted_score)
     return counted
 
 
@@ -324,8 +324,8 @@ def test_a_reference_gives_the_scores_dtypes_and_lengths_of_the_live_one(run: Ru
 
 
 def test_with_a_full_store_no_reference_is_built(run: Run, counted: Counted, tmp_path: Path, monkeypatch):
-    build, built = Policy.build, []
-    monkeypatch.setattr(Policy, "build", lambda policy: built.append(policy) or build(policy))
+    build, built = ModelSpec.build, []
+    monkeypatch.setattr(ModelSpec, "build", lambda policy: built.append(policy) or build(policy))
     assert counted.during(run, tmp_path / "run") == 0
     assert built == [counted.ran.module.policy]
 
@@ -333,16 +333,16 @@ def test_with_a_full_store_no_reference_is_built(run: Run, counted: Counted, tmp
 def test_a_reference_is_freed_when_its_scores_are_there(run: Run, made: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
     alive: list[int] = []
-    fill = Opening.fill
+    fill = ReferencePreparation.fill
 
-    def counting_fill(opening: Opening) -> Any:
+    def counting_fill(opening: ReferencePreparation) -> Any:
         gc.collect()
         before = sum(isinstance(thing, Scorer) for thing in gc.get_objects())
         result = fill(opening)
         alive.append(sum(isinstance(thing, Scorer) for thing in gc.get_objects()) - before)
         return result
 
-    monkeypatch.setattr(Opening, "fill", counting_fill)
+    monkeypatch.setattr(ReferencePreparation, "fill", counting_fill)
     references = [Pretrained(str(made / "sister")), Pretrained(str(made / "stranger"))]
     fit(replace(run, objective=MRPO, references=lambda: references), tmp_path / "run")
     assert alive == [0, 0]
@@ -352,7 +352,7 @@ def test_a_score_that_is_not_there_is_a_sentence(run: Run, counted: Counted, tmp
     ran = fit(replace(run, trainer={"max_steps": 1, "limit_val_batches": 0}), tmp_path)
     batch = next(iter(ran.trainer.datamodule.val_dataloader())).batch
     with pytest.raises(
-        UserError, match=rf"no score of the reference 'initial policy' for {re.escape(batch.places[0])}: fill it"
+        UserError, match=rf"no score of the reference 'initial policy' for {re.escape(batch.pairs.places[0])}: fill it"
     ):
         ran.module.references[0].score(batch)
 

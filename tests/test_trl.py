@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
 
+from lit_pref.batch import PreferenceBatch
+from lit_pref.data.batching.sampling import epoch_order
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.data.sampling import epoch_order
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
+from lit_pref.scores import ObjectiveOutput, PairScores
 from lit_pref.scoring.layout import as_padded
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Two micro-batches of such a window hold 4 and 5 pairs: their means must not count alike.
@@ -157,7 +158,7 @@ def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def run(objective: DPO, micro_batch: int | None = None, layout: Any = "auto") -> Run:
         module = PreferenceModule(
-            Policy(path=str(folder / "policy")),
+            ModelSpec(path=str(folder / "policy")),
             objective,
             layout=layout,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW),
@@ -194,8 +195,10 @@ def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
 def _our_rows(batches: Sequence[PreferenceBatch]) -> list[Row]:
     chosen, rejected = [], []
     for batch in map(as_padded, batches):
-        kept = [ids[mask == 1].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-        own = [batch.targets[batch.sequences == k].tolist() for k in range(batch.num_sequences)]
+        kept = [
+            ids[mask == 1].tolist() for ids, mask in zip(batch.rows.input_ids, batch.rows.attention_mask, strict=True)
+        ]
+        own = [batch.rows.targets[batch.rows.sequences == k].tolist() for k in range(batch.rows.num_sequences)]
         rows = list(zip(kept, own, strict=True))
         chosen += rows[: len(batch)]
         rejected += rows[len(batch) :]
@@ -211,7 +214,7 @@ def test_trl_itself_learns_the_pairs(theirs: Run):
     assert theirs.losses[-1] < 0.4
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
 @pytest.mark.parametrize(("micro_batch", "passes"), [(None, 1), (5, 2)], ids=["whole windows", "two micro-batches"])
 def test_dpo_is_trls(
     layout: str,

@@ -14,11 +14,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
-from lit_pref.references.live import Reference
+from lit_pref.references.reference import Reference
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 from kill_test import differences
@@ -50,7 +50,7 @@ class History(Callback):
         self.given: list[tuple[int, list[str]]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        ids = [name for name, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
         self.given.append((trainer.current_epoch, ids))
 
 
@@ -94,7 +94,7 @@ def fit(
     **trainer: Any,
 ) -> Ran:
     """Train, with a checkpoint every `every` steps and at the end, all of them kept."""
-    policy, objective = Policy(**run.policy), run.objective()
+    policy, objective = ModelSpec(**run.policy), run.objective()
     arguments: Any = {"optimizer": run.optimizer, "schedule": run.schedule, "layout": run.layout}
     arguments["reference_store"] = run.reference_store
     module = PreferenceModule(policy, objective, run.references(), **arguments)

@@ -49,7 +49,7 @@ CONTENDERS: dict[str, Ours | Trl] = {
     OURS: Ours(),
     LIVE: Ours(stored=False),
     PADDED: Ours(layout="padded"),
-    SHARED: Ours(layout="shared"),
+    SHARED: Ours(layout="prefix_shared"),
     LIVE_2: Ours(stored=False, references=2),
     LIVE_3: Ours(stored=False, references=3),
     COMPACT: Trl(),

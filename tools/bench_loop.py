@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
+from lit_pref.batch import PairData, PreferenceBatch, Rows
 from lit_pref.metrics.accumulator import TrainAccumulator
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
-from lit_pref.references.live import Reference
-from lit_pref.types import PairScores, PreferenceBatch, SequenceScores
+from lit_pref.references.reference import Reference
+from lit_pref.scores import PairScores, SequenceScores
 
 FEATURES, PAIRS, STEPS, CLIP, LOG_EVERY = 16, 4, 600, 1.0, 10
 
@@ -33,8 +34,8 @@ class Scorer(nn.Module):
         self.linear = nn.Linear(FEATURES, 1)
 
     def forward(self, batch: PreferenceBatch, *needs: Any) -> PairScores:
-        values = self.linear(batch.columns["features"]).unflatten(0, (2, PAIRS)).squeeze(-1)  # (2, B)
-        return PairScores(*(SequenceScores(side, batch.chosen_lengths) for side in values))
+        values = self.linear(batch.pairs.columns["features"]).unflatten(0, (2, PAIRS)).squeeze(-1)  # (2, B)
+        return PairScores(*(SequenceScores(side, batch.pairs.chosen_lengths) for side in values))
 
 
 class Fixed(Reference):
@@ -52,14 +53,14 @@ class Fixed(Reference):
         return "fixed scores"
 
     def score(self, batch: PreferenceBatch, needs: Any = frozenset()) -> PairScores:
-        return PairScores(*(SequenceScores(torch.zeros(PAIRS), batch.chosen_lengths) for _ in range(2)))
+        return PairScores(*(SequenceScores(torch.zeros(PAIRS), batch.pairs.chosen_lengths) for _ in range(2)))
 
 
 class TinyModule(PreferenceModule):
     """lit_pref's own module with all its hooks around the small model."""
 
     def __init__(self) -> None:
-        super().__init__(Policy(path="none"), DPO(), [Fixed()], optimizer=adamw, reference_store=False)
+        super().__init__(ModelSpec(path="none"), DPO(), [Fixed()], optimizer=adamw, reference_store=False)
 
     def configure_model(self) -> None:
         self.scorer = Scorer()  # type: ignore[assignment]
@@ -94,7 +95,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 def loss_of(scorer: Scorer, batch: PreferenceBatch) -> Tensor:
     policy = scorer(batch)
-    return DPO()(policy, [Fixed().score(batch)], batch).losses.mean()
+    return DPO()(policy, [Fixed().score(batch)], batch.pairs).losses.mean()
 
 
 def tiny_batch(seed: int) -> PreferenceBatch:
@@ -102,9 +103,8 @@ def tiny_batch(seed: int) -> PreferenceBatch:
     empty, length = torch.zeros(0, dtype=torch.long), torch.full((PAIRS,), 100)
     ids = [f"{seed}/{k}" for k in range(PAIRS)]
     features = torch.randn(2 * PAIRS, FEATURES, generator=torch.Generator().manual_seed(seed))
-    real = torch.ones(PAIRS, dtype=torch.bool)
-    layout = (empty, None, empty, empty, empty)
-    return PreferenceBatch(ids, *layout, length, length, None, None, real, PAIRS, {"features": features})
+    rows = Rows(empty, None, empty, empty, empty, empty)
+    return PreferenceBatch(PairData(ids, length, length, columns={"features": features}), rows)
 
 
 class Marks:

@@ -13,7 +13,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mrpo import MRPO
-from lit_pref.references.live import AdapterOff, InitialPolicy, Pretrained, Reference
+from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained, Reference
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ours:
     the reference store, which is filled before the first step.
     """
 
-    layout: Literal["auto", "shared", "padded"] = "auto"
+    layout: Literal["auto", "prefix_shared", "padded"] = "auto"
     references: int = 1
     stored: bool = True
     epochs: int = 1

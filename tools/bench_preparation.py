@@ -19,11 +19,12 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM
 
 from transformers import AutoTokenizer
 
-from lit_pref.data.preparation import Preparation
-from lit_pref.data.sources.reading import Row, read_rows
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.prepared.splits import open_splits
+from lit_pref.data.sources.reading import read_rows
+from lit_pref.data.sources.row import Row
 from lit_pref.data.sources.source import Source
-from lit_pref.data.splits import open_splits
-from lit_pref.data.tokenization import Tokenization
+from lit_pref.data.tokenizing.tokenization import Tokenization
 
 
 def main() -> None:

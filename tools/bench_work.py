@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from lit_pref.data.sampling import epoch_order
-from lit_pref.models.policy import Lora, Policy
+from lit_pref.data.batching.sampling import epoch_order
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
 
 BETA, CLIP, LOG_EVERY = 0.1, 1.0, 10
@@ -106,8 +106,8 @@ class Work:
         drawn = self.draw()
         return [drawn[k] for epoch in range(epochs) for k in epoch_order(len(drawn), self.seed, epoch)]
 
-    def policy(self, folder: Path) -> Policy:
-        return Policy(path=str(folder / "policy"), lora=self.adapters)
+    def policy(self, folder: Path) -> ModelSpec:
+        return ModelSpec(path=str(folder / "policy"), lora=self.adapters)
 
     def write(self, folder: Path, references: int = 0) -> None:
         """`policy/` and further `reference-1/`, ...: random weights and a tokenizer, one word an id; `pairs.jsonl`."""
@@ -115,7 +115,7 @@ class Work:
         save_word_tokenizer(folder / "tokenizer", words, *SPECIAL)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         for seed, name in enumerate(["policy", *(f"reference-{k}" for k in range(1, references))]):
-            model: Any = Policy(config=MODELS[self.model], tokenizer=str(folder / "tokenizer"), seed=seed).build()
+            model: Any = ModelSpec(config=MODELS[self.model], tokenizer=str(folder / "tokenizer"), seed=seed).build()
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
         with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:

@@ -39,7 +39,7 @@ class History(Callback):
         self.folder = Path(folder)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        ids = [name for name, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
         line = json.dumps([trainer.global_step, trainer.current_epoch, batch_idx, ids])
         with (self.folder / f"history-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(line + "\n")

@@ -5,12 +5,12 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from lit_pref.data.mapping.layouts import shipped
+from lit_pref.data.formats.known import shipped
 
 PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
 HEAD = """# Known layouts
 
-Written by `make docs` from `lit_pref/data/mapping/mappings/`. A layout is recognised where most of the first rows have
+Written by `make docs` from `lit_pref/data/formats/mappings/`. A layout is recognised where most of the first rows have
 what stands under *recognised by*; the others go by name only (`data.mapping: NAME`).
 
 | name | what it is | recognised by |
@@ -31,7 +31,7 @@ def page() -> str:
 
 def comment(name: str) -> str:
     """What a mapping says of itself in its first lines."""
-    text = (files("lit_pref.data.mapping") / "mappings" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (files("lit_pref.data.formats") / "mappings" / f"{name}.yaml").read_text(encoding="utf-8")
     first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in first)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.data.normalisation import Normaliser
-from lit_pref.data.report import PreparationReport
-from lit_pref.data.view import PairView
+from lit_pref.data.prepared.normalisation import Normaliser
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def data_lines(data: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pref.errors import UsageError
-from lit_pref.models.generate import generate
+from lit_pref.models.generation import generate
 
 
 class SampleTexts(Callback):

@@ -10,16 +10,16 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from lit_pref.callbacks.checkpointing import check_complete
-from lit_pref.data.collation import collate
+from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.policy import Lora, Policy
 from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
-from lit_pref.modules.provenance import FORMAT
-from lit_pref.scoring.score import Scorer
-from lit_pref.types import KeptText, PreferencePair
+from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.checkpoint_info import FORMAT
+from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.scoring.scorer import Scorer
 
 PREFIX = "scorer.model."
-NO_TEXT = KeptText("", "", None, True, True)
+NO_TEXT = TruncatedText("", "", None, True, True)
 AFTER_A_BREAK = (
     "take an earlier checkpoint, or train with a lower learning rate or clipped gradients (trainer.gradient_clip_val)"
 )
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def policy_of(config: dict[str, Any], checkpoint_path: Path) -> Policy:
+def policy_of(config: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
     """The policy that a saved configuration describes, with the tokenizer that its run folder kept."""
     fields = dict(config["model"]["policy"])
     if fields.get("lora"):
@@ -113,10 +113,10 @@ def policy_of(config: dict[str, Any], checkpoint_path: Path) -> Policy:
     kept = checkpoint_path.parent.parent / "tokenizer"
     if kept.is_dir():
         fields["tokenizer"] = str(kept)
-    return Policy(**fields)
+    return ModelSpec(**fields)
 
 
-def tokenizer_of(policy: Policy, checkpoint_path: Path) -> Any:
+def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
     """The policy's tokenizer.
 
     Raises:
@@ -131,7 +131,7 @@ def tokenizer_of(policy: Policy, checkpoint_path: Path) -> Any:
         ) from error
 
 
-def trained(policy: Policy, saved: dict[str, Any], weights: dict[str, Tensor], checkpoint_path: Path) -> nn.Module:
+def trained(policy: ModelSpec, saved: dict[str, Any], weights: dict[str, Tensor], checkpoint_path: Path) -> nn.Module:
     """The model with the weights of the checkpoint.
 
     Raises:
@@ -153,7 +153,7 @@ def trained(policy: Policy, saved: dict[str, Any], weights: dict[str, Tensor], c
     return model
 
 
-def untrained(policy: Policy, saved: dict[str, Any]) -> nn.Module:
+def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
     """The model that the checkpoint's tensors go into; what they do not fill is as it was when the run began.
 
     Raises:

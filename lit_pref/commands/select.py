@@ -13,8 +13,8 @@ from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
 from lit_pref.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from lit_pref.data.checked import CheckedPair
-    from lit_pref.data.view import PairView
+    from lit_pref.data.checking.checked_pairs import CheckedPair
+    from lit_pref.data.prepared.pair_view import PairView
     from lit_pref.modules.preference import PreferenceModule
 
 HELP = """usage: python -m lit_pref select --config FILE --out CHOSEN [--data.selection CLASS] [options of fit]
@@ -148,7 +148,7 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
 
 def _texts(read: "CheckedPair") -> dict[str, Any]:
     text = read.text
-    texts = {"prompt": text.prompt, "chosen": text.chosen, "rejected": text.rejected, "third": text.third}
+    texts = {name: getattr(text, name) for name in ("prompt", "chosen", "rejected", "extra_response")}
     return {name: value for name, value in texts.items() if value is not None}
 
 
@@ -164,7 +164,7 @@ def _carried(read: "CheckedPair") -> dict[str, Any]:
 
 def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
     """The command that trains on the file, and in which ways it is not the run that chooses itself."""
-    from lit_pref.data.splits import sources_of
+    from lit_pref.data.prepared.splits import sources_of
 
     normalised = {mapping.normalise for mapping in data.train_mappings} - {"none"}
     mixture = len(data.unselected.parts) > 1

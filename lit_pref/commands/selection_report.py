@@ -11,7 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from lit_pref.commands.summary import as_text
-from lit_pref.data.criteria import (
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.selection.criteria import (
     AlignmentPotential,
     Certainty,
     ExplicitMargin,
@@ -19,8 +20,7 @@ from lit_pref.data.criteria import (
     PredictiveEntropy,
     Random,
 )
-from lit_pref.data.selection import Choice, Pool, Selection
-from lit_pref.data.view import PairView
+from lit_pref.data.selection.selection import Choice, Pool, Selection
 from lit_pref.modules.selecting import summary
 
 MOST_NAMES = 12

@@ -14,7 +14,7 @@ from rich.table import Table
 from lit_pref.commands.export import Exported
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.references.stored import Stored
-from lit_pref.types import COMPARING_NEEDS
+from lit_pref.scores import COMPARING_NEEDS
 
 HELD_OUT = {
     "loss minus the target's entropy (nats)": "val/kl_to_target",

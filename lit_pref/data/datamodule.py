@@ -10,25 +10,25 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ParallelStrategy
 
-from lit_pref.data.budget import TokenBudget, refuse_pairs_above
-from lit_pref.data.checked import CheckedPair
-from lit_pref.data.collation import SealedBatch, SealedBatches
-from lit_pref.data.loading import PairLoader, ResumableLoader
-from lit_pref.data.mapping.mapping import RowMapping
-from lit_pref.data.normalisation import Normaliser, constants_for
-from lit_pref.data.preparation import Preparation
-from lit_pref.data.report import PreparationReport
-from lit_pref.data.rows import OnSwap
-from lit_pref.data.sampling import WindowSampler, evaluation_batches
-from lit_pref.data.selection import Selection
+from lit_pref.batch import PreferenceBatch
+from lit_pref.data.batching.collation import UncastBatch, UncastBatches
+from lit_pref.data.batching.lightning import align_with_windows, epochs_of_run, settle_epoch_of_checkpoint
+from lit_pref.data.batching.loaders import PairLoader, ResumableLoader
+from lit_pref.data.batching.sampling import WindowSampler, evaluation_batches
+from lit_pref.data.batching.token_budget import TokenBudget, refuse_pairs_above
+from lit_pref.data.checking.checked_pairs import CheckedPair
+from lit_pref.data.checking.row_reader import OnSwap
+from lit_pref.data.formats.load import RowMapping
+from lit_pref.data.prepared.normalisation import Normaliser, constants_for
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.prepared.preparation_report import PreparationReport
+from lit_pref.data.prepared.splits import digest_of_split, open_splits, sources_of, training_pairs, training_texts
+from lit_pref.data.selection.selection import Selection
 from lit_pref.data.sources.source import Source
-from lit_pref.data.splits import digest_of_split, open_splits, sources_of, training_pairs, training_texts
-from lit_pref.data.tokenization import SpecialText, Tokenization
-from lit_pref.data.view import PairView
-from lit_pref.data.windows import align_with_windows, epochs_of_run, settle_epoch_of_checkpoint
+from lit_pref.data.tokenizing.tokenization import SpecialText, Tokenization
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.policy import Corpus
-from lit_pref.types import PreferenceBatch
+from lit_pref.models.spec import Corpus
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -52,7 +52,7 @@ class PreferenceDataModule(LightningDataModule):
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
         max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of like lengths are
             taken together, as many as fit, and steps stay what they are. Counted are prompt, chosen and rejected
-            response where a prompt is read once; padded, the rows times the longest; a third response counts with its
+            response where a prompt is read once; padded, the rows times the longest; an extra response counts with its
             prompt. Every step takes as many micro-batches as the one that needs most in the whole run, which must have
             an end: `trainer.max_epochs` or `trainer.max_steps`.
         val_batch: the most pairs per device and forward pass in validation; null is micro_batch or max_tokens.
@@ -181,8 +181,8 @@ class PreferenceDataModule(LightningDataModule):
         assert self._tokenization is not None
         module = self._module
         tokenizer = self._tokenization.tokenizer
-        limits = {"the policy": module.policy.positions()}
-        limits |= {f"the reference '{r.label}'": r.positions(tokenizer) for r in module.references}
+        limits = {"the policy": module.policy.max_length()}
+        limits |= {f"the reference '{r.label}'": r.max_length(tokenizer) for r in module.references}
         longest = max(pairs.longest for pairs in splits)
         for model, limit in limits.items():
             if limit is not None and longest > limit:
@@ -219,14 +219,14 @@ class PreferenceDataModule(LightningDataModule):
 
     def _preparation(self) -> Preparation:
         objective = self._module.objective
-        third = {"third"} if "third" in objective.sides else set()
+        extra_response = {"extra_response"} if "extra_response" in objective.sides else set()
         return Preparation(
             mapping=self.mapping,
             columns=tuple(self.columns),
             on_swap=self.on_swap,
             token_columns=tuple(sorted({*self.token_columns, *objective.token_columns})),
             group_column=self.group_column,
-            required=frozenset(objective.required) | third,
+            required=frozenset(objective.required) | extra_response,
             one_sided="rejected" not in objective.sides,
             ties=self.ties,
             bad_rows=self.bad_rows,
@@ -321,17 +321,17 @@ class PreferenceDataModule(LightningDataModule):
         split = "train" if pairs is self._train else "val"
         if split not in self._budgets:
             self._budgets[split] = TokenBudget(
-                self.max_tokens, pairs.lengths, self._module.batch_layout, pairs.third_lengths
+                self.max_tokens, pairs.lengths, self._module.batch_layout, pairs.extra_response_lengths
             )
         return self._budgets[split]
 
-    def _source(self, pairs: PairView) -> SealedBatches:
+    def _source(self, pairs: PairView) -> UncastBatches:
         assert self._tokenization is not None
         tokenizer = self._tokenization.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         objective = self._module.objective
-        return SealedBatches(
-            pairs, pad_id, self._module.batch_layout, objective.token_functions, "third" in objective.sides
+        return UncastBatches(
+            pairs, pad_id, self._module.batch_layout, objective.token_functions, "extra_response" in objective.sides
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -360,7 +360,7 @@ class PreferenceDataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(
-        self, batch: SealedBatch, device: torch.device, dataloader_idx: int
+        self, batch: UncastBatch, device: torch.device, dataloader_idx: int
     ) -> PreferenceBatch:
         return batch.batch.to(device)
 

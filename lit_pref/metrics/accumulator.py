@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lit_pref.metrics.preference import measures
+from lit_pref.batch import PairData
+from lit_pref.metrics.pair_metrics import measures
 from lit_pref.metrics.records import pair_values
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 SLOTS = 64
 """The flushed tensor has a multiple of SLOTS rows, so that ranks that saw different names still meet in one all_reduce
@@ -21,13 +22,12 @@ class TrainAccumulator:
     `self.log` costs 0.3 ms a metric and step; here a step costs one stack and one masked sum for all metrics
     together, and nothing reaches the host before `flush`. The metrics are those of `measures`, under `train/`.
 
-    >>> from lit_pref.types import SequenceScores
-    >>> none, length = torch.zeros(0, dtype=torch.long), torch.tensor([3, 5])
-    >>> batch = PreferenceBatch(["a", "b"], none, none, none, none, none, length, None, None, None,
-    ...                         torch.tensor([True, True]), window_pairs=2)
+    >>> from lit_pref.scores import SequenceScores
+    >>> length = torch.tensor([3, 5])
+    >>> pairs = PairData(["a", "b"], chosen_lengths=length, rejected_lengths=None)
     >>> policy = PairScores(SequenceScores(torch.tensor([-4.0, -5.0]), length), None)
     >>> accumulator = TrainAccumulator()
-    >>> accumulator.add(ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None), policy, [], batch)
+    >>> accumulator.add(ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None), policy, [], pairs)
     >>> metrics = accumulator.flush(lambda tensor: tensor)
     >>> metrics["train/loss"], metrics["train/pairs"], metrics["train/response_tokens"]
     (4.5, 2.0, 8.0)
@@ -38,17 +38,17 @@ class TrainAccumulator:
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def add(
-        self, output: ObjectiveOutput, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch
+        self, output: ObjectiveOutput, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> None:
         """Add the real pairs of a micro-batch; fillers count nowhere.
 
         Raises:
             ValueError: as `pair_values` and `measures`.
         """
-        values = measures(pair_values(policy, references, output, len(batch)))
+        values = measures(pair_values(policy, references, output, len(pairs)))
         columns = [value if value.is_floating_point() else value.float() for value in values.values()]
         rows = torch.stack([*columns, torch.ones_like(columns[0])])
-        sums = torch.where(batch.real, rows, 0).sum(1, dtype=torch.float64)  # times `real` would keep a filler's NaN
+        sums = torch.where(pairs.is_real, rows, 0).sum(1, dtype=torch.float64)  # times `real` would keep a filler's NaN
         names = tuple(values)
         if names in self._sums:
             self._sums[names] += sums

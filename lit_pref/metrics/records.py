@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UserError
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch, Text
+from lit_pref.pairs import Text
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 Records = dict[str, list[Any]]
 """Column name -> one entry a pair: a number, a string, or None where the pair has no
@@ -72,13 +74,13 @@ class PairRecords:
     `probability` (of chosen being better), `group`, and `prompt` (a digest by which pairs of one prompt are known).
 
     >>> import torch
-    >>> from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
-    >>> none, length = torch.zeros(0, dtype=torch.long), torch.tensor([3, 3])
-    >>> batch = PreferenceBatch(["a", "b"], none, none, none, none, none, length, None, None, None,
-    ...                         torch.tensor([True, False]), window_pairs=1)
+    >>> from lit_pref.batch import PairData
+    >>> from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores
+    >>> length = torch.tensor([3, 3])
+    >>> pairs = PairData(["a", "b"], length, None, is_real=torch.tensor([True, False]))
     >>> policy = PairScores(SequenceScores(torch.tensor([-4.0, -5.0]), length), None)
     >>> records = PairRecords()
-    >>> records.add(batch, policy, [], ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None))
+    >>> records.add(pairs, policy, [], ObjectiveOutput(torch.tensor([4.0, 5.0]), torch.zeros(2), None))
     >>> records.collect()  # "b" is a filler
     {'id': ['a'], 'loss': [4.0], 'chosen_reward': [0.0], 'chosen_logp': [-4.0], 'chosen_length': [3]}
     """
@@ -88,7 +90,7 @@ class PairRecords:
         self._batches: list[tuple[dict[str, Tensor | list[Any]], Tensor]] = []
 
     def add(
-        self, batch: PreferenceBatch, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
+        self, pairs: PairData, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
     ) -> None:
         """Keep the pairs of a micro-batch. Nothing is copied to the host here, so the device is not waited for.
 
@@ -96,27 +98,27 @@ class PairRecords:
             UserError: an asked column that the batch does not have.
             ValueError: as `pair_values`, or an asked column whose name the record uses already.
         """
-        values: dict[str, Tensor | list[Any]] = {"id": list(batch.pair_ids)}
-        values.update(pair_values(policy, references, output, len(batch)))
-        if batch.margin is not None:
-            values["margin"] = batch.margin
-        if batch.probability is not None:
-            values["probability"] = batch.probability
-        if batch.groups is not None:
-            values["group"] = list(batch.groups)
-        if batch.texts is not None:
-            values["prompt"] = [_digest(text.prompt) for text in batch.texts]
+        values: dict[str, Tensor | list[Any]] = {"id": list(pairs.ids)}
+        values.update(pair_values(policy, references, output, len(pairs)))
+        if pairs.margin is not None:
+            values["margin"] = pairs.margin
+        if pairs.probability is not None:
+            values["probability"] = pairs.probability
+        if pairs.groups is not None:
+            values["group"] = list(pairs.groups)
+        if pairs.texts is not None:
+            values["prompt"] = [_digest(text.prompt) for text in pairs.texts]
         for name in self.columns:
-            if name not in batch.columns:
-                known = ", ".join(sorted(batch.columns)) or "none"
+            if name not in pairs.columns:
+                known = ", ".join(sorted(pairs.columns)) or "none"
                 raise UserError(
                     f"The validation records ask for the column '{name}', which the data do not have (columns: "
                     f"{known}): map it in the data or leave it out."
                 )
             if name in values:
                 raise ValueError(f"the column '{name}' has a name that the pair's record uses itself")
-            values[name] = batch.columns[name]
-        self._batches.append((values, batch.real))
+            values[name] = pairs.columns[name]
+        self._batches.append((values, pairs.is_real))
 
     def collect(self) -> Records:
         """The records since the last call, without fillers, as plain lists; a pair without a value has None there."""

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lit_pref.models.special_text import Place, SpecialNames, Written, unused
-from lit_pref.types import Message
+from lit_pref.models.special_text import EncodableText, Place, SpecialNames, unused
+from lit_pref.pairs import Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a chat template raises where it refuses a conversation, or was not written for one like it."""
@@ -18,7 +18,7 @@ REMEMBERED = 1024  # prompts, many pairs share one
 
 
 @dataclass(frozen=True)
-class Answered:
+class RenderedChat:
     """A conversation with its answer.
 
     Args:
@@ -28,7 +28,7 @@ class Answered:
         place: of the answer's own text, without whitespace before it; None where the template rewrites the answer.
     """
 
-    whole: Written
+    whole: EncodableText
     prompt: int | None
     place: Place | None
 
@@ -49,7 +49,7 @@ class Chat:
         self._tail: str | None = None
         self._remembered = lru_cache(REMEMBERED)(self._ask)
 
-    def asked(self, messages: Sequence[Message]) -> Written:
+    def asked(self, messages: Sequence[Message]) -> EncodableText:
         """The conversation up to where the assistant answers.
 
         Raises:
@@ -57,11 +57,11 @@ class Chat:
         """
         return self._remembered(tuple((message["role"], message["content"]) for message in messages))
 
-    def _ask(self, messages: tuple[tuple[str, str], ...]) -> Written:
+    def _ask(self, messages: tuple[tuple[str, str], ...]) -> EncodableText:
         turns = [{"role": role, "content": content} for role, content in messages]
         return self._read(turns, self._render(turns, asks=True)[0], asks=True)
 
-    def answered(self, messages: Sequence[Message], response: str) -> Answered:
+    def answered(self, messages: Sequence[Message], response: str) -> RenderedChat:
         """The conversation with its answer, without what the template writes after the turn's end (a line break).
 
         A model is to stop at the turn's end: what comes after it is never generated. Where the template says by
@@ -76,14 +76,14 @@ class Chat:
         place = self._place(messages, response, text.rstrip())
         whole = self._read(turns, text)
         if not blocks:
-            return Answered(whole.upto(len(text.rstrip())), None, place)
+            return RenderedChat(whole.upto(len(text.rstrip())), None, place)
         start, end = blocks[-1]
         if place is not None:
             holding = [block for block in blocks if block[0] <= place[0] and place[1] <= block[1]]
             if not holding:
                 raise ValueError("its generation block does not hold the answer")
             start, end = holding[-1]
-        return Answered(whole.upto(self._end_of_turn(text, start, end, place)), start, place)
+        return RenderedChat(whole.upto(self._end_of_turn(text, start, end, place)), start, place)
 
     def keeps_leading_space(self, messages: Sequence[Message], response: str) -> bool:
         """Whether the whitespace that a response begins with is written too."""
@@ -129,11 +129,11 @@ class Chat:
         except TEMPLATE_ERRORS:
             return ""
 
-    def _read(self, turns: list[Message], text: str, asks: bool = False) -> Written:
+    def _read(self, turns: list[Message], text: str, asks: bool = False) -> EncodableText:
         """How a rendered text is to be read: the template's own special tokens are tokens, those of messages not."""
         contents = [turn["content"] for turn in turns]
         if not self._plain or not any(map(self._names.first, contents)):
-            return Written(text)
+            return EncodableText(text)
         marks = unused([text, *contents], 2)
         marked = [{**turn, "content": self._names.marked(turn["content"], marks)} for turn in turns]
         written = self._names.unmarked(self._render(marked, asks)[0], marks)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_pref.models.chat import TEMPLATE_ERRORS as TEMPLATE_ERRORS
 from lit_pref.models.chat import Chat
-from lit_pref.models.special_text import Place, PlainReader, SpecialNames, Written, unused
+from lit_pref.models.special_text import EncodableText, Place, PlainReader, SpecialNames, unused
 
 
 class Unreadable(Exception):
@@ -54,18 +54,18 @@ class Encoding:
         """The tokenizer's chat template; only where it has one."""
         return Chat(self.tokenizer, self.names, self.plain)
 
-    def written(self, text: str) -> Written:
+    def written(self, text: str) -> EncodableText:
         """A text without a chat template."""
-        return Written(text, () if self.plain else None)
+        return EncodableText(text, () if self.plain else None)
 
-    def followed(self, written: Written, text: str) -> Written:
+    def followed(self, written: EncodableText, text: str) -> EncodableText:
         """A text and more of it, in which no name is a special token."""
         special = written.special
         if special is None and self.names.first(text):
             special = self.names.places(written.text)
-        return Written(written.text + text, special)
+        return EncodableText(written.text + text, special)
 
-    def encode(self, texts: Sequence[Written], places: bool = False) -> list[Encoded]:
+    def encode(self, texts: Sequence[EncodableText], places: bool = False) -> list[Encoded]:
         """Ids without a begin token, whoever would have written it: tokenizer or template.
 
         Args:
@@ -82,7 +82,7 @@ class Encoding:
             found.update(zip(which, read, strict=True))
         return [self._begun(text, found.get(k) or self._read_mixed(text)) for k, text in enumerate(texts)]
 
-    def ids(self, text: Written) -> list[int]:
+    def ids(self, text: EncodableText) -> list[int]:
         """Ids of one text, without a begin token.
 
         Raises:
@@ -108,7 +108,7 @@ class Encoding:
             return []
         if plain and not self.tokenizer.is_fast:
             # Tokenizers written in Python would leave ordinary added words apart too.
-            return [self._read_slow(Written(text, ())) for text in texts]
+            return [self._read_slow(EncodableText(text, ())) for text in texts]
         if self.tokenizer.is_fast and not places:
             return [Encoded(ids, None) for ids in self._read_fast(texts, plain)]
         with _readable():
@@ -137,7 +137,7 @@ class Encoding:
         finally:
             backend.encode_special_tokens = before
 
-    def _read_mixed(self, written: Written) -> Encoded:
+    def _read_mixed(self, written: EncodableText) -> Encoded:
         if not self.tokenizer.is_fast:
             return self._read_slow(written)
         with _readable():
@@ -146,7 +146,7 @@ class Encoding:
                 self._reader = characters, PlainReader(self.tokenizer, self.names.names, characters)
             return Encoded(*self._reader[1].read(written))
 
-    def _read_slow(self, written: Written) -> Encoded:
+    def _read_slow(self, written: EncodableText) -> Encoded:
         ids: list[int] = []
         end, trims = 0, False
         added = {token.content: token for token in self.tokenizer.added_tokens_decoder.values()}
@@ -164,7 +164,7 @@ class Encoding:
             end = stop
         return Encoded(ids)
 
-    def _begun(self, text: Written, encoded: Encoded) -> Encoded:
+    def _begun(self, text: EncodableText, encoded: Encoded) -> Encoded:
         ids, places = encoded.ids, encoded.places
         if text.special is not None and not self._special.isdisjoint(ids):
             self._refuse_read_as_token(text, ids)
@@ -173,7 +173,7 @@ class Encoding:
             start += 1
         return Encoded(ids[start:], places and places[start:]) if start else encoded
 
-    def _refuse_read_as_token(self, text: Written, ids: list[int]) -> None:
+    def _refuse_read_as_token(self, text: EncodableText, ids: list[int]) -> None:
         """A vocabulary of words can hold the name of a special token as a word."""
         named = Counter(text.text[start:end] for start, end in self.names.places(text.text))
         named.subtract(text.text[start:end] for start, end in text.special or ())

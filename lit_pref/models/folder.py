@@ -1,18 +1,12 @@
 """From what the user wrote to a folder on disk: a local path as it is, a hub name by download."""
 
 import difflib
-import functools
-import hashlib
-import json
 import os
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lit_pref.cache import cache_folder
 from lit_pref.errors import UserError
 
 HUB_TIMEOUT = 5.0
@@ -112,32 +106,3 @@ def _nearest(path: Path) -> str:
     siblings = {p.name: p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")}
     near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.6)
     return f" (nearest: {', '.join(str(siblings[n]) for n in near)})" if near else ""
-
-
-def file_digest(file: Path) -> str:
-    """The sha256 of a file's content, computed once as long as size and times of change stay, and kept on disk."""
-    stat = file.stat()
-    return _digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@functools.cache
-def _digest(file: Path, *state: int) -> str:
-    key = hashlib.sha256(json.dumps([str(file), *state]).encode()).hexdigest()
-    kept = cache_folder("digests", key[:32])
-    # A large file only: the others are read as quickly as their digest.
-    if state[0] >= _WORTH_KEEPING and kept.is_file() and len(digest := kept.read_text()) == 64:
-        return digest
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    # What changed just now may change again within one tick of the file system's clock.
-    if state[0] >= _WORTH_KEEPING and time.time_ns() - max(state[1:]) > _SETTLED:
-        with suppress(OSError):  # a cache that cannot be written costs time only
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = kept.with_name(f"{kept.name}.{os.getpid()}")
-            unfinished.write_text(digest)
-            unfinished.rename(kept)
-    return digest
-
-
-_WORTH_KEEPING = 2**20  # bytes
-_SETTLED = 10**10  # nanoseconds

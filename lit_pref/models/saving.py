@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
-from lit_pref.models.policy import DTYPES, Policy
+from lit_pref.models.spec import DTYPES, ModelSpec
 
 MARKER = "lit_pref.json"
 """The file by which a folder is known as an export: where it came from, and which files were written."""
@@ -37,7 +37,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     return whole
 
 
-def reopen(folder: Path, policy: Policy) -> nn.Module:
+def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     """The model in a folder that `save_folder` wrote, as a user would open it."""
     AutoTokenizer.from_pretrained(folder)
     if (folder / "config.json").exists():
@@ -47,7 +47,7 @@ def reopen(folder: Path, policy: Policy) -> nn.Module:
     return PeftModel.from_pretrained(plain, folder)
 
 
-def from_architecture(architecture: dict[str, Any], policy: Policy) -> nn.Module:
+def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Module:
     """The policy's model, without its weights, from the `config.json` that a checkpoint kept.
 
     Raises:

@@ -15,7 +15,7 @@ PRIVATE_CHARACTER = re.compile(f"[{chr(PRIVATE.start)}-{chr(PRIVATE.stop - 1)}]"
 
 
 @dataclass(frozen=True)
-class Written:
+class EncodableText:
     """A text as a tokenizer is to read it.
 
     `special` says where the names of special tokens stand that are those tokens: any other is the characters that it
@@ -25,7 +25,7 @@ class Written:
     text: str
     special: tuple[Place, ...] | None = None
 
-    def upto(self, end: int) -> "Written":
+    def upto(self, end: int) -> "EncodableText":
         """Its first `end` characters."""
         special = None if self.special is None else tuple(place for place in self.special if place[1] <= end)
         return replace(self, text=self.text[:end], special=special)
@@ -57,7 +57,7 @@ class SpecialNames:
         """The text with one mark before and one after every name."""
         return self._pattern.sub(lambda found: marks[0] + found.group() + marks[1], text)
 
-    def unmarked(self, text: str, marks: str) -> Written:
+    def unmarked(self, text: str, marks: str) -> EncodableText:
         """A marked text without its marks: a name between marks is its characters, any other is the token."""
         plain: list[str] = []
         special: list[Place] = []
@@ -72,7 +72,7 @@ class SpecialNames:
                 special += [(length + start, length + end) for start, end in self.places(piece)]
             plain.append(piece)
             length += len(piece)
-        return Written("".join(plain), tuple(special))
+        return EncodableText("".join(plain), tuple(special))
 
 
 def unused(texts: Sequence[str], number: int) -> str:
@@ -118,7 +118,7 @@ class PlainReader:
             for name, alias in self._aliases.items()
         }
 
-    def read(self, written: Written) -> tuple[list[int], list[Place]]:
+    def read(self, written: EncodableText) -> tuple[list[int], list[Place]]:
         """The ids of a text, and where in it each stands."""
         text, end, pieces = written.text, 0, []
         for start, stop in written.special or ():

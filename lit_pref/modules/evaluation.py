@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.batch import PairData
 from lit_pref.metrics.calibration import calibrate, reliability_diagram
-from lit_pref.metrics.preference import margin_quantiles, split_by_group, split_by_margin, summarise
+from lit_pref.metrics.pair_metrics import margin_quantiles, split_by_group, split_by_margin, summarise
 from lit_pref.metrics.records import PairRecords, Records, merge, read_parquet, write_parquet
 from lit_pref.modules.distributed import gather_objects, refuse_nonfinite
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
@@ -39,10 +40,10 @@ class Evaluation:
         self._records = PairRecords(columns)
 
     def add(
-        self, batch: PreferenceBatch, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
+        self, pairs: PairData, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
     ) -> None:
-        """Keep the pairs of one batch."""
-        self._records.add(batch, policy, references, output)
+        """Keep the records of one batch."""
+        self._records.add(pairs, policy, references, output)
 
     def finish(self, module: "PreferenceModule", stage: str) -> None:
         """Merge the records of all ranks, write them to the run folder, and log what they say."""

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.scoring.layout import address
-from lit_pref.types import Strengths
+from lit_pref.pairs import Strengths
+from lit_pref.response_key import response_key
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
@@ -21,7 +21,7 @@ def fit_objective(module: "PreferenceModule") -> list[str]:
     Raises:
         UserError: it cannot be fitted to these pairs.
     """
-    asked = module.objective.fitted_to
+    asked = module.objective.fit_inputs
     if not asked:
         return []
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
@@ -50,5 +50,5 @@ def fit_objective(module: "PreferenceModule") -> list[str]:
 
 def _responses(pairs: Any) -> NDArray[Any]:
     made = (pairs[k] for k in range(len(pairs)))
-    named = [(address(pair.prompt, pair.chosen), address(pair.prompt, pair.rejected)) for pair in made]
+    named = [(response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected)) for pair in made]
     return np.array(named, dtype=object)

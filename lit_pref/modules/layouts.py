@@ -6,13 +6,13 @@ import numpy
 from numpy.typing import NDArray
 
 from lit_pref.errors import UsageError
-from lit_pref.models.policy import Policy
-from lit_pref.models.sharing import why_not_shared
+from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.layout import Layout
 
 
 def decide_layout(
-    asked: Literal["auto", "shared", "padded"], policy: Policy, lengths: NDArray[Any]
+    asked: Literal["auto", "prefix_shared", "padded"], policy: ModelSpec, lengths: NDArray[Any]
 ) -> tuple[Layout, str]:
     """The layout, and why in words.
 
@@ -30,10 +30,10 @@ def decide_layout(
     """
     if asked == "padded":
         return "padded", "as asked"
-    reason = why_not_shared(policy)
-    if reason is None and asked == "shared":
-        return "shared", "as asked"
-    if asked == "shared":
+    reason = prefix_sharing_obstacle(policy)
+    if reason is None and asked == "prefix_shared":
+        return "prefix_shared", "as asked"
+    if asked == "prefix_shared":
         raise UsageError(f"model.layout is shared, and {policy.describe()} cannot: {reason}; set it to padded or auto")
     if reason is not None:
         return "padded", reason
@@ -41,7 +41,7 @@ def decide_layout(
     width = policy.configuration().get_text_config().hidden_size
     if saved * (width**2 + 7_000) < 200_000:
         return "padded", f"pairs this short ({saved:.0f} tokens saved a pair) are read faster with padding"
-    return "shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens a pair"
+    return "prefix_shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens a pair"
 
 
 def tokens_saved(lengths: NDArray[Any]) -> float:

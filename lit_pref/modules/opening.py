@@ -16,38 +16,42 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_pref.data.collation import collate
+from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import Encoding
-from lit_pref.models.sharing import why_not_shared
+from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.modules.distributed import gather_objects, refuse, shard
 from lit_pref.modules.seen_pairs import Split, seen_pairs
-from lit_pref.references.addresses import Pairs, ThirdResponses, address_table, in_own_ids
-from lit_pref.references.filling import Filling, Ranks, load
-from lit_pref.references.live import Pretrained
+from lit_pref.pairs import PreferencePair
+from lit_pref.references.addresses import ExtraResponses, Pairs, address_table, in_own_ids
+from lit_pref.references.filling import Ranks, StoreFiller, load
 from lit_pref.references.own_tokenizer import same_tokenizer
+from lit_pref.references.reference import Pretrained
 from lit_pref.references.store import Identity, ReferenceStore, Scores
-from lit_pref.references.stored import Stored, Weights
-from lit_pref.references.wanted import Array, Wanted
+from lit_pref.references.stored import LazyScorer, Stored
+from lit_pref.references.wanted import Array, NeededScores
+from lit_pref.scores import TokenLogps
 from lit_pref.scoring.layout import Layout
-from lit_pref.scoring.score import Scorer
-from lit_pref.types import PreferencePair, TokenLogps
+from lit_pref.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
 
 
-def to_open(module: "PreferenceModule", stage: str) -> list["Opening"]:
+def to_open(module: "PreferenceModule", stage: str) -> list["ReferencePreparation"]:
     """What is to be read of each stored reference; see `references.open_references`."""
     references = [(k, reference) for k, reference in enumerate(module.references) if isinstance(reference, Stored)]
     if not references:
         return []
     splits = seen_pairs(module, stage)
-    return [Opening.of(module, reference, f"reference {k} ({reference.label})", splits) for k, reference in references]
+    return [
+        ReferencePreparation.of(module, reference, f"reference {k} ({reference.label})", splits)
+        for k, reference in references
+    ]
 
 
 @dataclass
-class Opening:
+class ReferencePreparation:
     """One stored reference, what is wanted of it, and how what is missing is computed.
 
     Args:
@@ -68,10 +72,10 @@ class Opening:
     encoding: Encoding | None
     store: ReferenceStore
     table: Any
-    wanted: Wanted
+    wanted: NeededScores
 
     @classmethod
-    def of(cls, module: "PreferenceModule", reference: Stored, label: str, seen: list[Split]) -> "Opening":
+    def of(cls, module: "PreferenceModule", reference: Stored, label: str, seen: list[Split]) -> "ReferencePreparation":
         source, policy_tokenizer = reference.source, module.policy.load_tokenizer()
         own = source.load_tokenizer()
         tokenizer = None if own is policy_tokenizer or same_tokenizer(own, policy_tokenizer) else own
@@ -81,16 +85,16 @@ class Opening:
                 "tokenizer of its own: take a reference with the policy's tokenizer"
             )
         splits: list[tuple[Pairs, Array]] = [*seen]
-        if "third" in module.objective.sides:
-            splits += [(ThirdResponses(pairs), which) for pairs, which in seen]
+        if "extra_response" in module.objective.sides:
+            splits += [(ExtraResponses(pairs), which) for pairs, which in seen]
         tables = [address_table(pairs, tokenizer, say)[which] for pairs, which in splits]
         table = np.concatenate(tables)
         encoding = None if tokenizer is None else Encoding(tokenizer)
-        opening = cls(module, reference, label, splits, encoding, _store(module, reference), table, Wanted(table))
+        opening = cls(module, reference, label, splits, encoding, _store(module, reference), table, NeededScores(table))
         opening._refuse_too_long()
         return opening
 
-    def fill(self) -> Wanted:
+    def fill(self) -> NeededScores:
         """Compute what is missing; the scores of all that is wanted.
 
         Raises:
@@ -105,14 +109,14 @@ class Opening:
             ranks = Ranks(trainer.global_rank, trainer.world_size, strategy.broadcast, strategy.barrier)
         score = partial(self._score, self._weights())
         wanted = self.wanted
-        if Filling(self.store, wanted, score, self.label, say, terminal, ranks).run():
+        if StoreFiller(self.store, wanted, score, self.label, say, terminal, ranks).run():
             del score  # and the weights with it
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             # Read as every later run will: of what was computed twice, the first stands.
-            wanted = Wanted(self.table)
+            wanted = NeededScores(self.table)
             load(self.store, wanted, set())
         if missing := sum(gather_objects(trainer, wanted.missing)):
             refuse(
@@ -136,14 +140,14 @@ class Opening:
         stored = self.wanted.pairs[drawn].reshape(-1)
         return self.wanted.scores[stored[stored >= 0]], again
 
-    def _weights(self) -> Weights:
+    def _weights(self) -> LazyScorer:
         trainer = self.module.trainer
         needs = self.module.objective.reference_needs & {TokenLogps()}
         follows = not isinstance(self.reference.reference, Pretrained)
         # Under `bf16-true` the context is for models that were rounded to it; others keep the dtype they were given.
         context = trainer.precision_plugin.forward_context if follows or _mixed(trainer) else nullcontext
         layout = layout_of(self.module, self.reference)
-        return Weights(self.reference.source, self._place, context, frozenset(needs), layout)
+        return LazyScorer(self.reference.source, self._place, context, frozenset(needs), layout)
 
     def _place(self, scorer: Scorer) -> Scorer:
         strategy = self.module.trainer.strategy
@@ -154,7 +158,7 @@ class Opening:
             shard(scorer, strategy)
         return scorer.to(strategy.root_device)
 
-    def _score(self, weights: Weights, pairs: Array) -> Scores:
+    def _score(self, weights: LazyScorer, pairs: Array) -> Scores:
         tokenizer = self.module.policy.load_tokenizer() if self.encoding is None else self.encoding.tokenizer
         # Only their ids: numbers that the pairs of one split have, those of the other may not.
         bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
@@ -179,7 +183,7 @@ class Opening:
         raise IndexError(at)
 
     def _refuse_too_long(self) -> None:
-        limit = None if self.encoding is None else self.reference.source.positions()
+        limit = None if self.encoding is None else self.reference.source.max_length()
         if limit is not None and len(self.table) and (longest := int(self.table["tokens"].max())) > limit:
             pair = self._pair(int(self.table["tokens"].argmax()))
             raise UserError(
@@ -201,8 +205,8 @@ def _store(module: "PreferenceModule", reference: Stored) -> ReferenceStore:
 
 def layout_of(module: "PreferenceModule", reference: Stored) -> Layout:
     """In which the reference reads what the store lacks: the run's, where that model can."""
-    shares = module.batch_layout == "shared" and why_not_shared(reference.source) is None
-    return "shared" if shares else "padded"
+    shares = module.batch_layout == "prefix_shared" and prefix_sharing_obstacle(reference.source) is None
+    return "prefix_shared" if shares else "padded"
 
 
 ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
@@ -220,7 +224,7 @@ def numerics(module: "PreferenceModule", reference: Stored) -> str:
     dtype = ROUNDED.get(precision, source.dtype) if follows else source.dtype
     mixed = _mixed(module.trainer)
     matmul = torch.get_float32_matmul_precision()
-    # Weights that were rounded on their way are others.
+    # LazyScorer that were rounded on their way are others.
     rounded = "" if dtype == source.dtype else f"-from-{source.dtype}"
     if dtype == "float64":  # autocast leaves it alone
         return "fp64" + rounded

@@ -13,12 +13,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_pref.data.selection import Selection
-from lit_pref.data.view import PairView
+from lit_pref.batch import PreferenceBatch
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.selection.selection import Selection
 from lit_pref.errors import UsageError
 from lit_pref.metrics.accumulator import TrainAccumulator
-from lit_pref.models.policy import Policy
-from lit_pref.models.sharing import share, why_not_shared
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.checkpoint_info import check_provenance, provenance
 from lit_pref.modules.distributed import (
     data_parallel_size,
     gather_objects,
@@ -30,16 +32,15 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layouts import decide_layout
-from lit_pref.modules.provenance import check_provenance, provenance
 from lit_pref.modules.references import open_references, references_of, through_store
 from lit_pref.modules.schedules import Schedule
 from lit_pref.modules.selecting import chosen_of, say_choice
 from lit_pref.modules.throughput import Throughput
 from lit_pref.objectives.base import Objective
-from lit_pref.references.live import Reference
+from lit_pref.references.reference import Reference
+from lit_pref.scores import COMPARING_NEEDS, ObjectiveOutput, PairScores
 from lit_pref.scoring.layout import Layout
-from lit_pref.scoring.score import Scorer, score_readout
-from lit_pref.types import COMPARING_NEEDS, ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.scoring.scorer import Scorer, score_readout
 
 
 class PreferenceModule(LightningModule):
@@ -53,8 +54,8 @@ class PreferenceModule(LightningModule):
         optimizer: A callable from parameters to a torch optimiser.
         schedule: The learning rate over optimiser steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
-        layout: `shared` reads a prompt once for both responses and pads nothing, `padded` gives each response a row;
-            `auto` shares where the model can and where that pays.
+        layout: `prefix_shared` reads a prompt once for both responses and has no padding, `padded` gives each response
+            a row; `auto` shares the prefix if the model can and if it is faster.
         reference_store: Scores of references are kept on disk and computed once for all runs, and no reference is in
             memory during training; true: of all references, false: of none, null: of all but those of which the
             objective reads more than scores.
@@ -66,13 +67,13 @@ class PreferenceModule(LightningModule):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ModelSpec,
         objective: Objective,
         references: list[Reference] | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         schedule: Schedule | None = None,
         margin_bins: int = 0,
-        layout: Literal["auto", "shared", "padded"] = "auto",
+        layout: Literal["auto", "prefix_shared", "padded"] = "auto",
         reference_store: bool | None = None,
     ) -> None:
         super().__init__()
@@ -140,9 +141,9 @@ class PreferenceModule(LightningModule):
             return
         tokenizer = self.policy.load_tokenizer()
         scorer = Scorer(self.policy.build())
-        if self.layout != "padded" and why_not_shared(self.policy) is None:
+        if self.layout != "padded" and prefix_sharing_obstacle(self.policy) is None:
             # Also where these data are read padded: others, in a later validation, may not be.
-            share(scorer.model)
+            enable_prefix_sharing(scorer.model)
         scorer.probe()
         # Before sharding and before a checkpoint is restored, so that a reference cannot drift when a run resumes.
         for reference in self.references:
@@ -177,12 +178,12 @@ class PreferenceModule(LightningModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         policy, references, output = self._scores(batch)
-        self._window.append((~torch.isfinite(output.losses.detach()) & batch.real, batch.names))
-        self.accumulator.add(output, policy, references, batch)
+        self._window.append((~torch.isfinite(output.losses.detach()) & batch.pairs.is_real, batch.pairs.names))
+        self.accumulator.add(output, policy, references, batch.pairs)
         # The mean over the window's pairs, whatever the ranks, micro-batches and ragged ends: Lightning divides by the
         # accumulation and the strategies by the ranks.
-        scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.window_pairs
-        return (output.losses * batch.real).sum() * scale
+        scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
+        return (output.losses * batch.pairs.is_real).sum() * scale
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         # Random state is a function of the step, so that a resumed run draws what the uninterrupted one drew.
@@ -260,11 +261,11 @@ class PreferenceModule(LightningModule):
         if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs):
             against = self.references[0].readout(batch)
             references.append(score_readout(against, batch, needs))
-            if batch.third is not None:
-                references[0].third = self.references[0].score(batch.third).chosen
+            if batch.extra_response is not None:
+                references[0].extra_response = self.references[0].score(batch.extra_response).chosen
         references += [reference.score(batch, needs) for reference in self.references[len(references) :]]
         policy = self.scorer(batch, self.objective.needs, against)
-        return policy, references, self.objective(policy, references, batch)
+        return policy, references, self.objective(policy, references, batch.pairs)
 
     def _refuse_nonfinite(self) -> None:
         # Once a window and on all ranks, before the weights are touched: a rank that stopped alone would leave the
@@ -283,7 +284,7 @@ class PreferenceModule(LightningModule):
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         policy, references, output = self._scores(batch)
-        self.evaluation.add(batch, policy, references, output)
+        self.evaluation.add(batch.pairs, policy, references, output)
 
     test_step = predict_step = validation_step
 

@@ -3,18 +3,18 @@
 from typing import TYPE_CHECKING
 
 from lit_pref.errors import UsageError
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.opening import to_open
 from lit_pref.objectives.base import Objective
-from lit_pref.references.live import AdapterOff, InitialPolicy, Reference
+from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
 from lit_pref.references.stored import Stored
-from lit_pref.types import COMPARING_NEEDS
+from lit_pref.scores import COMPARING_NEEDS
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
 
 
-def references_of(objective: Objective, references: list[Reference] | None, policy: Policy) -> list[Reference]:
+def references_of(objective: Objective, references: list[Reference] | None, policy: ModelSpec) -> list[Reference]:
     """The references that were named; where none were, what the objective needs.
 
     That is none, or the policy as it was before training: under LoRA the policy with its adapter switched off.
@@ -41,7 +41,7 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
 
 
 def through_store(
-    references: list[Reference], objective: Objective, policy: Policy, reference_store: bool | None
+    references: list[Reference], objective: Objective, policy: ModelSpec, reference_store: bool | None
 ) -> list[Reference]:
     """The references, those whose scores are kept on disk as `Stored`.
 
@@ -60,7 +60,7 @@ def through_store(
                 "reference, and the store holds scores only: leave model.reference_store out, and that reference stays "
                 "live"
             )
-        source = reference.source(policy)
+        source = reference.frozen_spec(policy)
         live = live or source is None or source.trust_remote_code
         if reference_store and live:
             why = "moves" if source is None else "runs code of its own, by which no score can be named"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.data.sampling import epoch_order, evaluation_batches
-from lit_pref.data.view import PairView
+from lit_pref.data.batching.sampling import epoch_order, evaluation_batches
+from lit_pref.data.prepared.pair_view import PairView
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule

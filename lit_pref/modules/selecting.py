@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_pref.data.selection import Choice, Logps, Pool, Selection
-from lit_pref.data.view import PairView
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.selection.selection import Choice, Logps, Pool, Selection
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import refuse
-from lit_pref.modules.opening import Opening, say
-from lit_pref.references.live import InitialPolicy, Pretrained, Reference
+from lit_pref.modules.opening import ReferencePreparation, say
+from lit_pref.references.reference import InitialPolicy, Pretrained, Reference
 from lit_pref.references.stored import Stored
 
 if TYPE_CHECKING:
@@ -88,20 +88,20 @@ def say_choice(pool: Pool, choice: Choice, selection: Selection) -> str:
 
 def _logps(module: "PreferenceModule", reference: Reference, label: str, pairs: PairView) -> Logps:
     """What a frozen model says of all responses, from the store; what it lacks is computed first, shared by ranks."""
-    limit = reference.positions(module.policy.load_tokenizer())
+    limit = reference.max_length(module.policy.load_tokenizer())
     if limit is not None and pairs.longest > limit:
         raise UserError(
             f"the longest pair has {pairs.longest} tokens, and {reference.describe()}, which data.selection reads, "
             f"takes at most {limit}: lower data.max_length"
         )
-    source = reference.source(module.policy)
+    source = reference.frozen_spec(module.policy)
     if source is None or source.trust_remote_code:
         why = "moves" if source is None else "runs code of its own, by which no score can be named"
         raise UsageError(
             f"data.selection reads scores through the store, and the {label} {why}: choose the pairs with a model that "
             "does not"
         )
-    opening = Opening.of(module, Stored(reference, module.policy), label, [(pairs, np.arange(len(pairs)))])
+    opening = ReferencePreparation.of(module, Stored(reference, module.policy), label, [(pairs, np.arange(len(pairs)))])
     wanted = opening.fill()
     keys = opening.table["keys"][: len(pairs)]  # further responses to the same prompts may follow
     rows = np.stack([wanted.rows(list(side)) for side in keys.T], axis=1)
@@ -119,7 +119,7 @@ def _reference(module: "PreferenceModule", selection: Selection) -> Reference:
     else:
         first = module.references[0]
         reference = first.reference if isinstance(first, Stored) else first
-    source = reference.source(module.policy)
+    source = reference.frozen_spec(module.policy)
     if source is not None and source.fingerprint() == module.policy.base().fingerprint():
         raise UsageError(
             "data.selection: the reference is the policy itself before its first step, so every implicit margin is 0; "

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores, Strengths, TokenFunction
+from lit_pref.batch import PairData
+from lit_pref.pairs import Strengths, TokenFunction
+from lit_pref.scores import Need, ObjectiveOutput, PairScores, SequenceScores
 
 Faithfulness = Literal["code", "derived", "reconstruction"]
 """How far a method is checked: against the authors' code, derived from the paper's equations, or reconstructed."""
@@ -29,7 +31,7 @@ class Objective(nn.Module, ABC):
     Subclasses write `forward` and, where the defaults are wrong, say what they need. A subclass may replace any of the
     properties below by a plain class attribute. State belongs in float64 buffers: they follow the device, never a dtype
     cast. Sums gathered between two calls of `update` must be plain tensor attributes, filled only when `self.training`
-    and only from `batch.real` pairs: DDP overwrites buffers from rank 0 at every forward.
+    and only from `pairs.is_real` pairs: DDP overwrites buffers from rank 0 at every forward.
 
     Shapes:
         every score, loss, reward and logged value: (B,)
@@ -37,7 +39,7 @@ class Objective(nn.Module, ABC):
 
     sides: tuple[str, ...] = ("chosen", "rejected")
     """Which responses are read: both, or `("chosen",)`, and then `rejected` may be absent everywhere, or both and
-    `"third"`, and then every row of the data must have a third one."""
+    `"extra_response"`, and then every row of the data must have one."""
 
     faithfulness: Faithfulness
     """See `Faithfulness`."""
@@ -78,12 +80,12 @@ class Objective(nn.Module, ABC):
         return frozenset()
 
     @property
-    def fitted_to(self) -> frozenset[str]:
+    def fit_inputs(self) -> frozenset[str]:
         """What `fit` looks at: `margin`, `probability`, `responses`, names of columns; nothing where none is fitted."""
         return frozenset()
 
     @abstractmethod
-    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
+    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
         """The unreduced losses of the B pairs; the mean over pairs is taken elsewhere."""
 
     def fit(self, strengths: Strengths) -> list[str]:
@@ -108,7 +110,7 @@ class Objective(nn.Module, ABC):
         """The state, for the log."""
         return {}
 
-    def check_inputs(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> None:
+    def check_inputs(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> None:
         """Refuse what would broadcast into a wrong loss without a word; call it first in `forward`.
 
         Raises:
@@ -121,11 +123,12 @@ class Objective(nn.Module, ABC):
             for side in self.sides:
                 response: SequenceScores | None = getattr(pair, side)
                 if response is None:
-                    raise ValueError(f"{type(self).__name__} reads the {side} responses, the {origin} has none")
+                    which = side.replace("_response", "")
+                    raise ValueError(f"{type(self).__name__} reads the {which} responses, the {origin} has none")
                 for name, value in (("scores", response.scores), ("lengths", response.lengths)):
-                    if value.shape != (len(batch),):
+                    if value.shape != (len(pairs),):
                         raise ValueError(
-                            f"{name} of the {origin} ({side}) must be (B,) = ({len(batch)},), got {tuple(value.shape)}"
+                            f"{name} of the {origin} ({side}) must be (B,) = ({len(pairs)},), got {tuple(value.shape)}"
                         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Objective":

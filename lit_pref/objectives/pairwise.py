@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.base import Faithfulness, Objective, call_text, constructor_values
 from lit_pref.objectives.parts.link import Link, Logistic, ReverseKL, Squared
@@ -20,7 +21,8 @@ from lit_pref.objectives.parts.temperature import Constant, EpsilonStep, Tempera
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.tokens import Sum, TokenSum
 from lit_pref.objectives.parts.weight import NoWeight, Weight
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, Strengths, TokenFunction
+from lit_pref.pairs import Strengths, TokenFunction
+from lit_pref.scores import Need, ObjectiveOutput, PairScores
 
 PARTS = ("reference", "temperature", "target", "link", "tokens", "score", "offset", "weight")
 
@@ -125,30 +127,30 @@ class Pairwise(Objective):
         return frozenset[str]().union(*(part.token_columns for part in self._parts()))
 
     @property
-    def fitted_to(self) -> frozenset[str]:
-        return frozenset[str]().union(*(part.fitted_to for part in self._parts()))
+    def fit_inputs(self) -> frozenset[str]:
+        return frozenset[str]().union(*(part.fit_inputs for part in self._parts()))
 
     def fit(self, strengths: Strengths) -> list[str]:
         return [line for part in self._parts() for line in part.fit(strengths)]
 
-    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
-        self.check_inputs(policy, references, batch)
-        scores = self.tokens(policy, policy, batch)
+    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
+        self.check_inputs(policy, references, pairs)
+        scores = self.tokens(policy, policy, pairs)
         with torch.no_grad():
-            own = [self.tokens(reference, policy, batch) for reference in references]
+            own = [self.tokens(reference, policy, pairs) for reference in references]
             mixed, mix_log = self.reference(own, scores)
         ratios: Sides = (scores[0] - mixed[0], scores[1] - mixed[1])
         with torch.no_grad():
-            beta, beta_log = self.temperature(self.beta, ratios, policy, references, batch)
-            target = self.target(policy, batch)
-            weight = self.weight(policy, batch)
+            beta, beta_log = self.temperature(self.beta, ratios, policy, references, pairs)
+            target = self.target(policy, pairs)
+            weight = self.weight(policy, pairs)
         chosen, rejected = self.score(ratios)
-        logits = beta * (chosen - rejected) - self.offset(policy, batch)
+        logits = beta * (chosen - rejected) - self.offset(policy, pairs)
         preference = self.link(logits, target, beta)
         rewards: Sides = (beta * chosen, beta * rejected)
         losses = weight * preference
         for term in self.terms:
-            losses = losses + term.coefficient * term(policy, rewards, batch)
+            losses = losses + term.coefficient * term(policy, rewards, pairs)
 
         logged = {"logits": logits, "beta": beta, **self._fit_log(preference, target), **beta_log, **mix_log}
         return ObjectiveOutput(

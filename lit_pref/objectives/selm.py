@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 
 class SELM(Pairwise):
@@ -13,16 +14,16 @@ class SELM(Pairwise):
 
         L = -log sigmoid(beta (h_w - h_l)) + alpha beta h_y',    h_y = log pi(y | x) - log pi_ref(y | x)
 
-    y' is the reference model's own response, the `third` of every row. Minimising **lowers** its probability: optimism
-    rewards what the reference does not say yet. alpha = 0 is DPO. The last term is unbounded below with a constant
-    gradient: watch `third_change`, h_y' in nats. Where the reference's response is also the chosen one, the two terms
-    fight.
+    y' is the reference model's own response, the `extra_response` of every row. Minimising **lowers** its probability:
+    optimism rewards responses that the reference does not give yet. alpha = 0 is DPO. The last term is unbounded below
+    with a constant gradient: watch `extra_response_change`, h_y' in nats. If the reference's response is also the
+    chosen one, the two terms oppose each other.
 
     >>> SELM().sides
-    ('chosen', 'rejected', 'third')
+    ('chosen', 'rejected', 'extra_response')
 
     **Source**: SELM, arXiv 2405.19332, and shenao-zhang/SELM (beta 0.01, alpha 0.001 or 0.0001, a new reference and
-    new pairs each round). There the third responses' reference log-probs cannot be computed beforehand; here they can.
+    new pairs each round). There the extra responses' reference log-probs cannot be computed beforehand; here they can.
     With several references h_y' is taken against the first one, without any it is log pi: the reference's share is a
     constant and moves no weight. y' counts by its plain sum of log-probs, whatever `tokens` and `score` are, and with
     the beta of its pair, whatever moves it.
@@ -36,7 +37,7 @@ class SELM(Pairwise):
         UsageError: alpha is negative or not finite.
     """
 
-    sides = ("chosen", "rejected", "third")
+    sides = ("chosen", "rejected", "extra_response")
     faithfulness = "code"
 
     def __init__(self, beta: float = 0.01, alpha: float = 0.001, **parts: Any) -> None:
@@ -45,13 +46,13 @@ class SELM(Pairwise):
             raise UsageError(f"SELM: alpha weighs the exploration and must be finite and >= 0, got {alpha}.")
         self.alpha = alpha
 
-    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
-        output = super().forward(policy, references, batch)
-        assert policy.third is not None
-        change = policy.third.scores
+    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
+        output = super().forward(policy, references, pairs)
+        assert policy.extra_response is not None
+        change = policy.extra_response.scores
         for first in references[:1]:
-            assert first.third is not None
-            change = change - first.third.scores
+            assert first.extra_response is not None
+            change = change - first.extra_response.scores
         output.losses = output.losses + self.alpha * output.logged["beta"] * change
-        output.logged["third_change"] = change.detach()
+        output.logged["extra_response_change"] = change.detach()
         return output

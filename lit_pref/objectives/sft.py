@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from lit_pref.batch import PairData
 from lit_pref.objectives.base import Objective
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 
 class SFT(Objective):
@@ -17,7 +18,7 @@ class SFT(Objective):
     ('chosen',)
 
     **Source**: cross-entropy on the response, as in DPO's first stage (arXiv 2305.18290, section 4). TRL averages over
-    all tokens of the batch, so that long responses count more; here every pair counts the same, whatever the batches,
+    all tokens of the pairs, so that long responses count more; here every pair counts the same, whatever the batches,
     ranks and accumulation are.
     """
 
@@ -26,8 +27,8 @@ class SFT(Objective):
     min_references = 0
     max_references = 0
 
-    def forward(self, policy: PairScores, references: Sequence[PairScores], batch: PreferenceBatch) -> ObjectiveOutput:
-        self.check_inputs(policy, references, batch)
+    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
+        self.check_inputs(policy, references, pairs)
         logps = policy.chosen.scores
         return ObjectiveOutput(
             losses=-logps / policy.chosen.lengths, chosen_rewards=logps.detach(), rejected_rewards=None

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.models.encoding import Encoding, tokenizer_state
+from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.references.own_tokenizer import ids_of
 from lit_pref.references.store import ADDRESS
-from lit_pref.scoring.layout import address
-from lit_pref.types import KeptText, PreferencePair
+from lit_pref.response_key import response_key
 
 FORMAT = 2  # raise it when the same pairs would get other addresses
 NOWHERE = b""
@@ -38,11 +38,11 @@ class Pairs(Protocol):
     def __getitem__(self, index: int, /) -> PreferencePair: ...
 
 
-class ThirdResponses:
-    """The third responses of a split, as one-sided pairs: for the store they are pairs like others.
+class ExtraResponses:
+    """The extra responses of a split, as one-sided pairs: for the store they are pairs like others.
 
     Args:
-        pairs: each with a third response.
+        pairs: each with an extra response.
     """
 
     def __init__(self, pairs: Pairs) -> None:
@@ -56,7 +56,7 @@ class ThirdResponses:
         return len(self._pairs)
 
     def __getitem__(self, index: int, /) -> PreferencePair:
-        return self._pairs[index].of_third()
+        return self._pairs[index].of_extra_response()
 
 
 def address_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) -> NDArray[Any]:
@@ -92,8 +92,8 @@ def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
         pair = pairs[k] if encoding is None else in_own_ids(pairs[k], encoding)
         rejected = pair.rejected
         addresses = (
-            address(pair.prompt, pair.chosen),
-            NOWHERE if rejected is None else address(pair.prompt, rejected),
+            response_key(pair.prompt, pair.chosen),
+            NOWHERE if rejected is None else response_key(pair.prompt, rejected),
         )
         tokens = len(pair.prompt) + max(len(pair.chosen), len(rejected or ()))
         yield addresses if encoding is None else text_keys(pair.text), addresses, tokens
@@ -105,7 +105,7 @@ def in_own_ids(pair: PreferencePair, encoding: Encoding) -> PreferencePair:
     return replace(pair, prompt=prompt, chosen=chosen, rejected=None if pair.rejected is None else rejected)
 
 
-def text_keys(text: KeptText) -> tuple[bytes, bytes]:
+def text_keys(text: TruncatedText) -> tuple[bytes, bytes]:
     """What the two responses of a kept text are looked up by.
 
     Of the whole pair: where a prompt ends in another tokenizer's ids is decided by both responses.

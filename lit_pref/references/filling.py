@@ -1,4 +1,4 @@
-"""Filling the store: the scores that are missing are computed once, whoever asks for them at the same time."""
+"""Compute the missing scores of a store, each once, also when several processes ask at the same time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from lit_pref.errors import UserError
 from lit_pref.references.store import ReferenceStore, Scores
-from lit_pref.references.wanted import Array, Wanted
+from lit_pref.references.wanted import Array, NeededScores
 
 BATCH_TOKENS = 8192
 """The most tokens of a micro-batch of several pairs, padding included. Fixed: company decides a score's last bits."""
@@ -53,7 +53,7 @@ def batches(pairs: Array, tokens: Array) -> list[Array]:
     return [np.array(batch) for batch in cut]
 
 
-def load(store: ReferenceStore, wanted: Wanted, seen: set[str]) -> None:
+def load(store: ReferenceStore, wanted: NeededScores, seen: set[str]) -> None:
     """Take what is wanted from the files of the store that were not `seen` yet."""
     for name in store.parts():
         if name not in seen:
@@ -62,7 +62,7 @@ def load(store: ReferenceStore, wanted: Wanted, seen: set[str]) -> None:
                 wanted.take(part)
 
 
-class Filling:
+class StoreFiller:
     """One pass over the blocks of what is wanted.
 
     A block is claimed by a lock of the operating system, so that simultaneous runs and ranks share the work without
@@ -81,7 +81,7 @@ class Filling:
     def __init__(
         self,
         store: ReferenceStore,
-        wanted: Wanted,
+        wanted: NeededScores,
         score: Callable[[Array], Scores],
         label: str,
         say: Callable[[str], None],

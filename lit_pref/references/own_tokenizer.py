@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, Unreadable, boundary, tokenizer_state
-from lit_pref.scoring.layout import Layout, padded, shared
-from lit_pref.types import KeptText, Message, PreferenceBatch, Text
+from lit_pref.pairs import Message, Text, TruncatedText
+from lit_pref.scoring.layout import Layout, padded, prefix_shared
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
@@ -18,7 +19,7 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 
 
 def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded") -> PreferenceBatch:
-    """`batch` in the ids of another tokenizer, made from `batch.texts` and in the same order of pairs.
+    """`batch` in the ids of another tokenizer, made from `batch.pairs.texts` and in the same order of pairs.
 
     Token columns are left out: they are values of the policy's tokens.
 
@@ -26,30 +27,34 @@ def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded
         ValueError: for a batch without texts.
         UserError: where a conversation does not go through the tokenizer's chat template.
     """
-    if batch.texts is None:
-        raise ValueError("a reference with its own tokenizer reads `batch.texts`, and this batch has none")
+    if batch.pairs.texts is None:
+        raise ValueError("a reference with its own tokenizer reads `batch.pairs.texts`, and this batch has none")
     encoding = _encoding(tokenizer)
-    ids = [ids_of(text, encoding) for text in batch.texts]
+    ids = [ids_of(text, encoding) for text in batch.pairs.texts]
     prompts, chosen, rejected = (list(part) for part in zip(*ids, strict=True))
-    two_sided = batch.rejected_lengths is not None
+    two_sided = batch.pairs.rejected_lengths is not None
     answers = (chosen, rejected if two_sided else None)
-    rows = shared(prompts, *answers) if layout == "shared" else padded(prompts, *answers, tokenizer.pad_token_id)
+    rows = (
+        prefix_shared(prompts, *answers)
+        if layout == "prefix_shared"
+        else padded(prompts, *answers, tokenizer.pad_token_id)
+    )
 
     def lengths(responses: list[list[int]]) -> torch.Tensor:
         return torch.tensor([len(response) for response in responses])
 
-    return replace(
-        batch,
-        **rows._asdict(),
+    pairs = replace(
+        batch.pairs,
         chosen_lengths=lengths(chosen),
         rejected_lengths=lengths(rejected) if two_sided else None,
-        addresses=[],
+        response_keys=[],
         token_columns={},
-        third=None if batch.third is None else retokenized(batch.third, tokenizer, layout),
-    ).to(batch.input_ids.device)
+    )
+    extra = None if batch.extra_response is None else retokenized(batch.extra_response, tokenizer, layout)
+    return PreferenceBatch(pairs, rows, extra).to(batch.rows.input_ids.device)
 
 
-def ids_of(text: KeptText, encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
+def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
     """Ids of prompt, chosen and rejected response (empty for one-sided data).
 
     One begin token where the tokenizer has one, whether it writes it by itself or not. The boundary is the longest

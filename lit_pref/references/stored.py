@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError
-from lit_pref.models.policy import Policy
-from lit_pref.models.sharing import share
+from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.models.spec import ModelSpec
 from lit_pref.references.addresses import NOWHERE, text_keys
-from lit_pref.references.live import Reference
+from lit_pref.references.reference import Reference
 from lit_pref.references.store import ADDRESS, Identity, Scores
-from lit_pref.references.wanted import Wanted
+from lit_pref.references.wanted import NeededScores
+from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout
 from lit_pref.scoring.layout import Layout
-from lit_pref.scoring.score import Scorer
-from lit_pref.types import Need, PairScores, PreferenceBatch, SequenceScores, TokenLogps
+from lit_pref.scoring.scorer import Scorer
 
 Side = Literal["chosen", "rejected"]
 
@@ -31,22 +32,22 @@ class Stored(Reference):
         policy: what the policy is built from.
     """
 
-    def __init__(self, reference: Reference, policy: Policy) -> None:
+    def __init__(self, reference: Reference, policy: ModelSpec) -> None:
         super().__init__()
         self.reference, self._policy = reference, policy
         self.label = reference.label
         self.own_tokenizer = False
-        self._wanted: Wanted | None = None
+        self._wanted: NeededScores | None = None
         self._dtype = torch.float32
 
     @property
-    def source(self) -> Policy:  # type: ignore[override]
+    def source(self) -> ModelSpec:
         """The model that it is."""
-        source = self.reference.source(self._policy)
+        source = self.reference.frozen_spec(self._policy)
         assert source is not None
         return source
 
-    def open(self, identity: Identity, wanted: Wanted, own_tokenizer: bool) -> None:
+    def open(self, identity: Identity, wanted: NeededScores, own_tokenizer: bool) -> None:
         """Be ready to score.
 
         Args:
@@ -57,17 +58,17 @@ class Stored(Reference):
         self._wanted, self.own_tokenizer = wanted, own_tokenizer
         self._dtype = torch.float64 if identity.numerics.startswith("fp64") else torch.float32
 
-    def attach(self, policy: Policy, scorer: Scorer, tokenizer: Any) -> None:
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         """Nothing: it needs no weights."""
 
     def to(self, device: torch.device | str) -> None:
         """Nothing: its scores go where the batch is."""
 
-    def positions(self, tokenizer: Any) -> int | None:
-        return self.reference.positions(tokenizer)
+    def max_length(self, tokenizer: Any) -> int | None:
+        return self.reference.max_length(tokenizer)
 
     def describe(self) -> str:
-        self.reference.source(self._policy)  # from here on it knows which policy's it is
+        self.reference.frozen_spec(self._policy)  # from here on it knows which policy's it is
         return self.reference.describe() + (", reads the text with its own tokenizer" if self.own_tokenizer else "")
 
     def fingerprint(self) -> str:
@@ -80,22 +81,24 @@ class Stored(Reference):
             UserError: the store holds no score of a response.
         """
         if self.own_tokenizer:
-            assert batch.texts is not None
-            keys: Sequence[tuple[bytes, bytes | None]] = [text_keys(text) for text in batch.texts]
+            assert batch.pairs.texts is not None
+            keys: Sequence[tuple[bytes, bytes | None]] = [text_keys(text) for text in batch.pairs.texts]
         else:
-            keys = batch.addresses
+            keys = batch.pairs.response_keys
         chosen, rejected = (list(side) for side in zip(*keys, strict=True))
         first = self._side(chosen, batch, needs)
-        second = None if batch.rejected_lengths is None else self._side(rejected, batch, needs)
-        return PairScores(first, second, None if batch.third is None else self.score(batch.third).chosen)
+        second = None if batch.pairs.rejected_lengths is None else self._side(rejected, batch, needs)
+        return PairScores(
+            first, second, None if batch.extra_response is None else self.score(batch.extra_response).chosen
+        )
 
     def _side(self, keys: list[Any], batch: PreferenceBatch, needs: frozenset[Need]) -> SequenceScores:
         if self._wanted is None:
             raise RuntimeError(f"the stored reference {self.label} has not been opened")
-        wanted, device = self._wanted, batch.input_ids.device
+        wanted, device = self._wanted, batch.rows.input_ids.device
         rows = wanted.rows(keys)
         if (rows < 0).any():
-            pair = batch.names[int(np.flatnonzero(rows < 0)[0])]
+            pair = batch.pairs.names[int(np.flatnonzero(rows < 0)[0])]
             raise UserError(
                 f"the store holds no score of the reference '{self.label}' for {pair}: fill it with "
                 "`python -m lit_pref score` and this configuration, or set model.reference_store to false"
@@ -116,7 +119,7 @@ class Stored(Reference):
         raise RuntimeError(f"the stored reference {self.label} has scores and no hidden states")
 
 
-class Weights:
+class LazyScorer:
     """The model of a reference, built where a first batch has to be scored and not before.
 
     Args:
@@ -129,7 +132,7 @@ class Weights:
 
     def __init__(
         self,
-        source: Policy,
+        source: ModelSpec,
         place: Callable[[Scorer], Scorer],
         context: Callable[[], AbstractContextManager[Any]],
         needs: frozenset[Need],
@@ -143,14 +146,14 @@ class Weights:
         """The scores of both responses of a batch: first the chosen ones, then the rejected ones."""
         if self._scorer is None:
             scorer = Scorer(self._source.build()).eval().requires_grad_(False)
-            if self.layout == "shared":
-                share(scorer.model)
+            if self.layout == "prefix_shared":
+                enable_prefix_sharing(scorer.model)
             scorer.probe()
             self._scorer = self._place(scorer)
         with torch.no_grad(), self._context():
             pairs: PairScores = self._scorer(batch.to(device), self._needs)
         sides = [side for side in (pairs.chosen, pairs.rejected) if side is not None]
-        addresses = [a for side in zip(*batch.addresses, strict=True) for a in side if a is not None]
+        addresses = [a for side in zip(*batch.pairs.response_keys, strict=True) for a in side if a is not None]
         lengths = torch.cat([side.lengths for side in sides])
         return Scores(
             np.array([address or NOWHERE for address in addresses], ADDRESS),

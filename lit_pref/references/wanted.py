@@ -13,7 +13,7 @@ Array = NDArray[Any]
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 512
 
 
-class Wanted:
+class NeededScores:
     """The distinct responses of some pairs, in sorted arrays: a million pairs take some 200 MB.
 
     Args:
@@ -84,7 +84,7 @@ class Wanted:
 
         So a run that was killed, or shares the work, reads every pair in the same company as one that did neither: the
         same bits. The longest first, because memory runs out at once or never. Pairs of two responses and single
-        ones, such as third responses, are read apart: a batch is of one kind.
+        ones, such as extra responses, are read apart: a batch is of one kind.
         """
         order = np.lexsort((np.arange(len(self.pairs)), -self.tokens))
         single = self.pairs[order, 1] < 0

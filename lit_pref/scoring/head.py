@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_pref.scores import COMPARING_NEEDS, Need
 from lit_pref.scoring.statistics import LogProbs, Statistics
 from lit_pref.scoring.tiles import Place, Workspace, few_tiles, slices, tile_shape
-from lit_pref.types import COMPARING_NEEDS, Need
 
 
 @dataclass
@@ -87,7 +87,7 @@ def token_values(
     Raises:
         ValueError: for shapes that do not belong together, or comparisons with nothing to compare against.
 
-    >>> from lit_pref.types import Kl
+    >>> from lit_pref.scores import Kl
     >>> eye = torch.eye(3)
     >>> logps, (kl,) = token_values(Readout(torch.tensor([[2.0, 0.0, 0.0]]), eye), torch.tensor([0]), [Kl()],
     ...                             against=Readout(torch.zeros(1, 3), eye))

@@ -4,30 +4,16 @@ Which hidden state predicts which token is part of the layout (`PreferenceBatch`
 were made.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy
 import torch
 from torch import Tensor
 
-from lit_pref.types import PreferenceBatch
+from lit_pref.batch import PreferenceBatch, Rows
 
-Layout = Literal["shared", "padded"]
-
-
-class Rows(NamedTuple):
-    """What a layout decides of a `PreferenceBatch`, under the names that it has there. All tensors are int64."""
-
-    input_ids: Tensor  # (R, T)
-    attention_mask: Tensor | None  # (R, T)
-    predictors: Tensor  # (N,)
-    targets: Tensor  # (N,)
-    sequences: Tensor  # (N,)
-    position_ids: Tensor | None = None  # (R, T)
-    segments: tuple[tuple[int, int, int], ...] | None = None
+Layout = Literal["prefix_shared", "padded"]
 
 
 Ids = Sequence[Sequence[int]]
@@ -62,6 +48,7 @@ def padded(prompts: Ids, chosen: Ids, rejected: Ids | None, pad_id: int) -> Rows
     predictors: list[int] = []
     targets: list[int] = []
     sequences: list[int] = []
+    ends: list[int] = []
     for row, (prompt, response) in enumerate(rows):
         length = len(prompt) + len(response)
         input_ids[row, :length] = torch.tensor([*prompt, *response])
@@ -70,10 +57,11 @@ def padded(prompts: Ids, chosen: Ids, rejected: Ids | None, pad_id: int) -> Rows
         predictors.extend(range(start, start + len(response)))
         targets.extend(response)
         sequences.extend([row] * len(response))
-    return Rows(input_ids, attention_mask, _int64(predictors), _int64(targets), _int64(sequences))
+        ends.append(row * width + length - 1)
+    return Rows(input_ids, attention_mask, _int64(predictors), _int64(targets), _int64(sequences), _int64(ends))
 
 
-def shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
+def prefix_shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
     """One row without padding, `[prompt | chosen | rejected]` pair after pair: a prompt is read once.
 
     The last position of a prompt predicts the first token of both responses, so it is named twice. Positions restart at
@@ -83,7 +71,7 @@ def shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
     Raises:
         ValueError: as `padded`.
 
-    >>> rows = shared([[5, 6]], [[7]], [[8, 9]])
+    >>> rows = prefix_shared([[5, 6]], [[7]], [[8, 9]])
     >>> rows.input_ids.tolist(), rows.predictors.tolist(), rows.position_ids.tolist(), rows.segments
     ([[5, 6, 7, 8, 9]], [1, 1, 3], [[0, 1, 2, 2, 3]], ((2, 1, 2),))
     """
@@ -95,6 +83,7 @@ def shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
     targets: list[int] = []
     sequences: list[int] = []
     segments: list[tuple[int, int, int]] = []
+    ends: tuple[list[int], list[int]] = ([], [])  # of the chosen, of the rejected responses
     for k, (prompt, first) in enumerate(zip(prompts, chosen, strict=True)):
         second = () if rejected is None else rejected[k]
         last, p, c, r = len(ids) + len(prompt) - 1, len(prompt), len(first), len(second)
@@ -103,55 +92,45 @@ def shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
         predictors += range(last, last + c)
         targets += first
         sequences += [k] * c
+        ends[0].append(last + c)
         if r:
             predictors += [last, *range(last + c + 1, last + c + r)]
             targets += second
             sequences += [pairs + k] * r
+            ends[1].append(last + c + r)
         segments.append((p, c, r))
-    named = (_int64(predictors), _int64(targets), _int64(sequences))
+    named = (_int64(predictors), _int64(targets), _int64(sequences), _int64([*ends[0], *ends[1]]))
     return Rows(_int64(ids)[None], None, *named, _int64(positions)[None], tuple(segments))
 
 
 def as_padded(batch: PreferenceBatch, pad_id: int = 0) -> PreferenceBatch:
-    """The same pairs in the padded layout, for a model that cannot read the shared one."""
-    if batch.segments is None:
+    """Return the same pairs in the padded layout, for a model that cannot read prefix-shared rows."""
+    rows = batch.rows
+    if rows.segments is None:
         return batch
-    ids = batch.input_ids[0].tolist()
+    ids = rows.input_ids[0].tolist()
     prompts: list[list[int]] = []
     chosen: list[list[int]] = []
     rejected: list[list[int]] = []
     end = 0
-    for lengths in batch.segments:
+    for lengths in rows.segments:
         for part, length in zip((prompts, chosen, rejected), lengths, strict=True):
             part.append(ids[end : end + length])
             end += length
-    rows = padded(prompts, chosen, None if batch.rejected_lengths is None else rejected, pad_id)
-    moved = {name: value.to(batch.input_ids.device) for name, value in rows._asdict().items() if value is not None}
-    order = torch.argsort(batch.sequences, stable=True)  # rows run through one response after another
+    one_sided = batch.pairs.rejected_lengths is None
     return replace(
         batch,
-        **{**dict.fromkeys(Rows._fields), **moved},
-        token_columns={name: values[order] for name, values in batch.token_columns.items()},
-        third=None if batch.third is None else as_padded(batch.third, pad_id),
+        rows=padded(prompts, chosen, None if one_sided else rejected, pad_id).to(rows.input_ids.device),
+        extra_response=None if batch.extra_response is None else as_padded(batch.extra_response, pad_id),
     )
 
 
 def tokens_of_pairs(batch: PreferenceBatch) -> list[int]:
     """Of each pair, the tokens of its prompt and its longer response: what a model must be able to read."""
-    if batch.segments is not None:
-        return [p + max(c, r) for p, c, r in batch.segments]
-    assert batch.attention_mask is not None
-    return batch.attention_mask.sum(1).view(-1, len(batch)).amax(0).tolist()
-
-
-def address(prompt: Sequence[int], response: Sequence[int]) -> bytes:
-    """16 bytes that name a response after a prompt, by nothing but their ids: where the reference store keeps it.
-
-    >>> address([5, 6], [7]) == address([5, 6], [7]), address([5, 6], [7]) == address([5], [6, 7])
-    (True, False)
-    """
-    ids = numpy.array([len(prompt), *prompt, *response], dtype="<i4")
-    return hashlib.sha256(ids.tobytes()).digest()[:16]
+    if batch.rows.segments is not None:
+        return [p + max(c, r) for p, c, r in batch.rows.segments]
+    assert batch.rows.attention_mask is not None
+    return batch.rows.attention_mask.sum(1).view(-1, len(batch)).amax(0).tolist()
 
 
 def _int64(numbers: list[int]) -> Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TopOne
 from lit_pref.scoring.tiles import Place, Workspace
-from lit_pref.types import Entropy, Kl, Need, SumSquares, Tilt, TopOne
 
 
 class LogProbs:

@@ -22,7 +22,7 @@ import yaml
 import lit_pref
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
 from lit_pref.testbed import samples, world
 from lit_pref.testbed.samples import SampledPair, sample_pairs
@@ -186,7 +186,7 @@ def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft_configuration(testbed), sort_keys=False))
     fit("sft.yaml", "sft", folder)
     shutil.copytree(folder / "sft" / "hf", folder / "policy")
-    policy = Policy(path=str(folder / "policy"))
+    policy = ModelSpec(path=str(folder / "policy"))
     model, tokenizer = policy.build(), policy.load_tokenizer()
     for name, number in (("val", testbed.held_out_pairs), ("train", testbed.pairs)):
         rows = _pairs(testbed, name, number, prompts, partial(sample_pairs, model, tokenizer))

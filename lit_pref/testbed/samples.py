@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_pref.models.generate import generate
+from lit_pref.models.generation import generate
 from lit_pref.testbed.world import (
     END,
     LONGEST_RESPONSE,

@@ -9,11 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lit_pref.callbacks.data_lines import data_lines
-from lit_pref.data.preparation import Preparation
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.prepared.splits import open_splits
 from lit_pref.data.sources.source import Source
-from lit_pref.data.splits import open_splits
-from lit_pref.data.tokenization import Tokenization
-from lit_pref.models.policy import Policy
+from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.models.spec import ModelSpec
 
 HONEST = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 HONEST += "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -21,7 +21,7 @@ HONEST += "{% if add_generation_prompt %}[assistant]{% endif %}"
 
 @pytest.fixture
 def tokenizer(policy_folder: Path) -> PreTrainedTokenizerBase:
-    return Policy(path=str(policy_folder)).load_tokenizer()
+    return ModelSpec(path=str(policy_folder)).load_tokenizer()
 
 
 @pytest.fixture

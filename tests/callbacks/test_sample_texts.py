@@ -8,14 +8,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pref.callbacks.sample_texts import SampleTexts
 from lit_pref.errors import UsageError
-from lit_pref.models.policy import Policy
-from lit_pref.scoring.score import Scorer
+from lit_pref.models.spec import ModelSpec
+from lit_pref.scoring.scorer import Scorer
 
 
 def test_the_page_holds_the_greedy_response_to_each_prompt(policy_folder):
     import torch
 
-    policy = Policy(path=str(policy_folder))
+    policy = ModelSpec(path=str(policy_folder))
     tokenizer, model = policy.load_tokenizer(), policy.build().eval()
     prompt = [tokenizer.bos_token_id, *tokenizer("red blue :", add_special_tokens=False).input_ids]
     expected = list(prompt)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_pref.__main__ import main
 from lit_pref.commands.check import memory, probes
-from lit_pref.models.policy import Policy
-from lit_pref.scoring.sharing import SharedAttention
+from lit_pref.models.spec import ModelSpec
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MMPO = ["--config", str(ROOT / "configs" / "mmpo.yaml")]
@@ -102,14 +102,14 @@ def test_with_three_references_the_first_loss_is_that_of_their_mixture(check, tm
 
 def test_third_responses_are_read_from_the_store_and_counted_in_the_memory(check, tmp_path: Path):
     made = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    third = [{**row, "third": " " + " ".join(["oak"] * (1 + k % 9))} for k, row in enumerate(made)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in third))
-    options = ["--model.objective", "SELM", "--model.layout", "shared", "--data.val_fraction", "0"]
+    extra_response = [{**row, "extra_response": " " + " ".join(["oak"] * (1 + k % 9))} for k, row in enumerate(made)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in extra_response))
+    options = ["--model.objective", "SELM", "--model.layout", "prefix_shared", "--data.val_fraction", "0"]
     code, found, probe = check(*DPO, *options, "--data.micro_batch", "24")
     assert code == 0 and [f["severity"] for f in found["twice"]] == ["ok", "ok"]
-    # ln 2, and no change of a third response: the policy is its own reference.
+    # ln 2, and no change of an extra response: the policy is its own reference.
     assert found["first_loss"][0]["numbers"]["actual"] == pytest.approx(math.log(2), abs=1e-5)
-    tokens = sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) + len(p.third) for p in probe.pairs)
+    tokens = sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) + len(p.extra_response) for p in probe.pairs)
     assert found["memory"][0]["numbers"]["tokens"] == tokens
 
 
@@ -133,14 +133,14 @@ def test_a_selection_that_asks_a_model_is_made_and_memory_is_that_of_the_runs_de
 
 
 def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pytest.MonkeyPatch):
-    build = Policy.build
+    build = ModelSpec.build
 
-    def noisy(self: Policy) -> Any:
+    def noisy(self: ModelSpec) -> Any:
         model: Any = build(self)
         model.get_input_embeddings().register_forward_hook(lambda m, args, out: dropout(out, 0.1, training=True))
         return model
 
-    monkeypatch.setattr(Policy, "build", noisy)
+    monkeypatch.setattr(ModelSpec, "build", noisy)
     code, found, _ = check(*MMPO)
     assert code == 1 and found["twice"][0]["severity"] == "stop" and "left to chance" in found["twice"][0]["says"]
     assert found["first_loss"][0]["severity"] == "stop"
@@ -155,12 +155,12 @@ def test_dropout_that_was_asked_for_is_a_warning(check):
 def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_caught(
     check, monkeypatch: pytest.MonkeyPatch
 ):
-    def leaking(self: SharedAttention, query: Any, key: Any, value: Any, scale: float | None) -> Any:
+    def leaking(self: PrefixSharedAttention, query: Any, key: Any, value: Any, scale: float | None) -> Any:
         self.calls += 1
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
-    monkeypatch.setattr(SharedAttention, "__call__", leaking)
-    monkeypatch.setattr(probes, "why_not_shared", lambda policy: None)  # its own probe would have caught it
+    monkeypatch.setattr(PrefixSharedAttention, "__call__", leaking)
+    monkeypatch.setattr(probes, "prefix_sharing_obstacle", lambda policy: None)  # its own probe would have caught it
     code, found, _ = check(*MMPO, "--model.layout", "padded")
     assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
     assert found["first_loss"][0]["severity"] == "ok"
@@ -181,12 +181,14 @@ def test_the_optimisers_state_is_measured(optimizer: Any, times: float):
 
 def test_the_largest_micro_batch_is_made_of_the_longest_pairs():
     lengths = torch.tensor([[2, 3, 4], [2, 9, 1], [5, 5, 5]]).numpy()
-    pairs = SimpleNamespace(lengths=lengths, third_lengths=torch.zeros(3, dtype=int).numpy())
+    pairs = SimpleNamespace(lengths=lengths, extra_response_lengths=torch.zeros(3, dtype=int).numpy())
     data = SimpleNamespace(max_tokens=None, micro_batch=2, global_batch=8, train_pairs=pairs)
-    padded, shared = (SimpleNamespace(data=data, module=SimpleNamespace(batch_layout=n)) for n in ("padded", "shared"))
+    padded, shared = (
+        SimpleNamespace(data=data, module=SimpleNamespace(batch_layout=n)) for n in ("padded", "prefix_shared")
+    )
     assert memory.largest_batch(padded, 1) == 2 * 2 * 11 and memory.largest_batch(shared, 1) == 15 + 12
-    # A third response is read apart, after its prompt once more.
-    pairs.third_lengths = torch.tensor([8, 1, 1]).numpy()
+    # An extra response is read apart, after its prompt once more.
+    pairs.extra_response_lengths = torch.tensor([8, 1, 1]).numpy()
     assert memory.largest_batch(padded, 1) == 2 * (2 * 11 + 10) and memory.largest_batch(shared, 1) == 21 + 19
     # Without a micro-batch the devices divide a step.
     data.micro_batch = None

@@ -19,7 +19,7 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.link import Hinge
 from lit_pref.objectives.parts.tokens import Mean
-from lit_pref.types import KeptText, PreferencePair
+from lit_pref.pairs import PreferencePair, TruncatedText
 
 BEGIN, END = 1, 2
 
@@ -36,7 +36,7 @@ class Pairs:
         return len(self.ids)
 
     def __getitem__(self, k: int) -> PreferencePair:
-        text = KeptText("", "", "", True, True)
+        text = TruncatedText("", "", "", True, True)
         return PreferencePair(str(k), *self.ids[k], self.margins[k], None, {}, None, text)
 
     @property

@@ -20,7 +20,7 @@ from lit_pref.commands.export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models import saving
-from lit_pref.models.policy import Lora
+from lit_pref.models.spec import Lora
 from lit_pref.objectives.sft import SFT
 
 pytestmark = pytest.mark.filterwarnings("ignore")

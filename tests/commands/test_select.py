@@ -18,9 +18,9 @@ from conftest import ROOT
 
 from lit_pref.__main__ import main
 from lit_pref.commands.written_pairs import write_pairs
-from lit_pref.data.criteria import AlignmentPotential, ExplicitMargin, ImplicitMargin, Random
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.data.selection import Selection
+from lit_pref.data.selection.criteria import AlignmentPotential, ExplicitMargin, ImplicitMargin, Random
+from lit_pref.data.selection.selection import Selection
 from lit_pref.errors import UserError
 from lit_pref.parser import Parser
 

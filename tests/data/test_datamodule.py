@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ParallelStrategy
 
+from lit_pref.batch import PreferenceBatch
+from lit_pref.data.batching.sampling import epoch_order
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.data.sampling import epoch_order
 from lit_pref.errors import UsageError, UserError
-from lit_pref.types import PreferenceBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -51,13 +51,13 @@ class Recorder(LightningModule):
     def training_step(self, batch, batch_idx):
         assert isinstance(batch, PreferenceBatch)
         self.batches.append(batch)
-        ids = [id for id, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        ids = [id for id, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
         self.seen.append((self.current_epoch, ids))
-        losses = self.weight * batch.margin.double() + self.weight**2 * 0.1
-        return (losses * batch.real).sum() * self.trainer.accumulate_grad_batches / batch.window_pairs
+        losses = self.weight * batch.pairs.margin.double() + self.weight**2 * 0.1
+        return (losses * batch.pairs.is_real).sum() * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
 
     def validation_step(self, batch, batch_idx):
-        self.evaluated += [id for id, real in zip(batch.pair_ids, batch.real.tolist(), strict=True) if real]
+        self.evaluated += [id for id, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
 
     test_step = predict_step = validation_step
 
@@ -134,7 +134,7 @@ def test_an_epoch_is_the_order_of_seed_and_epoch_and_steps_are_windows(tokenizer
         ids = [id for at, batch in module.seen if at == epoch for id in batch]
         assert ids == [str(k) for k in epoch_order(PAIRS, 3, epoch)]
     assert module.steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
-    assert [batch.window_pairs for batch in module.batches[:5]] == [4, 4, 4, 4, 2]
+    assert [batch.pairs.window_pairs for batch in module.batches[:5]] == [4, 4, 4, 4, 2]
     assert module.trainer.accumulate_grad_batches == 2
 
 
@@ -265,7 +265,7 @@ def test_ranks_slice_the_same_windows(tokenizer, source):
         one.trainer = Mock(
             strategy=strategy, fit_loop=Mock(restarting=False, is_resuming=False), lightning_module=module
         )
-        seen.append([id for sealed in one.train_dataloader() for id in sealed.batch.pair_ids])
+        seen.append([id for sealed in one.train_dataloader() for id in sealed.batch.pairs.ids])
     order = [str(k) for k in epoch_order(PAIRS, 3, 0)]
     assert seen == [order[0::2], order[1::2]]
     one.global_batch = 1
@@ -276,9 +276,9 @@ def test_ranks_slice_the_same_windows(tokenizer, source):
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_precision_plugins_round_no_number_and_meet_no_text(tokenizer, source, precision):
     module = fit(tokenizer, data(source), precision=precision, max_epochs=1)
-    margins = sorted(float(m) for batch in module.batches for m in batch.margin)
+    margins = sorted(float(m) for batch in module.batches for m in batch.pairs.margin)
     assert margins == pytest.approx([k + 0.28 for k in range(PAIRS)], rel=1e-7)
-    assert {batch.margin.dtype for batch in module.batches} == {torch.float32}
+    assert {batch.pairs.margin.dtype for batch in module.batches} == {torch.float32}
 
 
 def test_the_objective_decides_sides_and_columns(tokenizer, written):
@@ -406,7 +406,7 @@ def uneven(written):
 
 
 def tokens_of(pair, layout):
-    return 8 + 2 * int(pair) if layout == "shared" else 2 * (6 + 2 * int(pair))
+    return 8 + 2 * int(pair) if layout == "prefix_shared" else 2 * (6 + 2 * int(pair))
 
 
 def budgeted(source, held_out=None, tokens=64, **options):
@@ -419,7 +419,7 @@ def fit_within(tokenizer, datamodule, *callbacks, layout="padded", ckpt=None, **
     return module
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
 def test_within_a_budget_steps_are_those_of_one_batch_and_no_forward_is_above_it(tokenizer, uneven, layout):
     one = fit(tokenizer, data(uneven, micro_batch=None))
     module = fit_within(tokenizer, budgeted(uneven), layout=layout)
@@ -427,9 +427,9 @@ def test_within_a_budget_steps_are_those_of_one_batch_and_no_forward_is_above_it
     windows = [sorted(id for _, ids in module.seen[a:b] for id in ids) for a, b in pairwise([0, *module.steps])]
     assert windows == [sorted(ids) for _, ids in one.seen]
     for batch in module.batches:
-        costs = [tokens_of(pair, layout) for pair in batch.pair_ids]
-        assert (sum(costs) if layout == "shared" else len(costs) * max(costs)) <= 64
-        assert (batch.segments is not None) == (layout == "shared")
+        costs = [tokens_of(pair, layout) for pair in batch.pairs.ids]
+        assert (sum(costs) if layout == "prefix_shared" else len(costs) * max(costs)) <= 64
+        assert (batch.rows.segments is not None) == (layout == "prefix_shared")
     # The least that works: with fewer, 3 epochs would have a window above 64.
     every = module.trainer.accumulate_grad_batches
     assert len(module.steps) == 9 and every > 1
@@ -449,10 +449,10 @@ def test_resuming_within_a_budget_gives_exactly_the_rest(
 ):
     held_out = held_out if validates else None
     save = Save(where, tmp_path)
-    whole = fit_within(tokenizer, budgeted(uneven, held_out), save, layout="shared", **options)
+    whole = fit_within(tokenizer, budgeted(uneven, held_out), save, layout="prefix_shared", **options)
     assert len(save.points) >= points
     for path, given in save.points:
-        resumed = fit_within(tokenizer, budgeted(uneven, held_out), layout="shared", ckpt=path, **options)
+        resumed = fit_within(tokenizer, budgeted(uneven, held_out), layout="prefix_shared", ckpt=path, **options)
         assert resumed.seen == whole.seen[given:]
         assert resumed.weight.item() == whole.weight.item()
 
@@ -486,7 +486,7 @@ def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
 
 
 def test_a_pair_above_the_budget_is_refused_before_training(tokenizer, uneven, held_out):
-    for layout, tokens in (("shared", 26), ("padded", 48)):
+    for layout, tokens in (("prefix_shared", 26), ("padded", 48)):
         module = Recorder(tokenizer, layout=layout)
         sentence = f"Pair 9 alone takes {tokens} tokens .*{layout} rows.*max_tokens 25; raise that to {tokens} or more"
         with pytest.raises(UserError, match=sentence):
@@ -520,14 +520,14 @@ def test_validation_is_cut_by_the_budget_or_by_its_own_batch(tokenizer, uneven, 
 def test_the_budget_is_counted_in_the_rows_of_the_module_that_runs(tokenizer, uneven):
     datamodule = budgeted(uneven)
     every = {}
-    for layout in ("padded", "shared", "padded"):
+    for layout in ("padded", "prefix_shared", "padded"):
         module = Recorder(tokenizer, layout=layout)
         trainer(max_epochs=1).fit(module, datamodule=datamodule)
         every.setdefault(layout, set()).add(module.trainer.accumulate_grad_batches)
         alone = fit_within(tokenizer, budgeted(uneven), layout=layout, max_epochs=1)
-        assert [batch.pair_ids for batch in module.batches] == [batch.pair_ids for batch in alone.batches]
+        assert [batch.pairs.ids for batch in module.batches] == [batch.pairs.ids for batch in alone.batches]
     # Padded rows take more: 6 + 2k tokens twice, and not 8 + 2k.
-    assert max(every["shared"]) < min(every["padded"])
+    assert max(every["prefix_shared"]) < min(every["padded"])
 
 
 def test_ranks_within_a_budget_share_the_same_windows(tokenizer, uneven):
@@ -541,7 +541,9 @@ def test_ranks_within_a_budget_share_the_same_windows(tokenizer, uneven):
         loader = one.train_dataloader()
         batches = [sealed.batch for sealed in loader]
         assert len(batches) == len(loader)
-        seen.append([id for b in batches for id, real in zip(b.pair_ids, b.real.tolist(), strict=True) if real])
+        seen.append(
+            [id for b in batches for id, real in zip(b.pairs.ids, b.pairs.is_real.tolist(), strict=True) if real]
+        )
     assert sorted(seen[0] + seen[1]) == [str(k) for k in range(PAIRS)]
     assert abs(len(seen[0]) - len(seen[1])) < PAIRS // 2
 

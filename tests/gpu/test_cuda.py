@@ -16,11 +16,12 @@ from training_runs import Ran, Run, fit
 
 from lit_pref.__main__ import main
 from lit_pref.commands.export import read_checkpoint
-from lit_pref.data.collation import collate
-from lit_pref.models.policy import Policy
-from lit_pref.models.sharing import share
-from lit_pref.scoring.score import Scorer
-from lit_pref.types import KeptText, PreferencePair, TokenLogps
+from lit_pref.data.batching.collation import collate
+from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.models.spec import ModelSpec
+from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.scores import TokenLogps
+from lit_pref.scoring.scorer import Scorer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 DEVICE = "cuda"
@@ -32,17 +33,17 @@ def _device() -> None:
         pytest.fail("-m gpu asks for the tests that need a CUDA device, and torch sees none here")
 
 
-TEXT = KeptText("", "", "", True, True)
+TEXT = TruncatedText("", "", "", True, True)
 IDS = [([5, 6, 7], [9, 10, 11, 12], [14, 15]), ([8], [13], [16, 17, 18]), ([5] * 9, [6, 7], [8])]
 PAIRS = [PreferencePair(str(k), *ids, None, None, {}, None, TEXT) for k, ids in enumerate(IDS)]
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-1)])
 def test_token_logps_are_those_of_the_cpu(layout: Any, dtype: str, tolerance: float, policy_folder: Path):
     # Shared rows go through a mask in float32, and through the kernel for sequences of different lengths in bfloat16.
-    scorer, needs = Scorer(Policy(path=str(policy_folder), dtype=dtype).build()).eval(), frozenset({TokenLogps()})
-    share(scorer.model)
+    scorer, needs = Scorer(ModelSpec(path=str(policy_folder), dtype=dtype).build()).eval(), frozenset({TokenLogps()})
+    enable_prefix_sharing(scorer.model)
     with torch.no_grad():
         there = scorer(collate(PAIRS, 0), needs)
         here = scorer.to(DEVICE)(collate(PAIRS, 0, layout=layout).to(DEVICE), needs)
@@ -54,10 +55,10 @@ def test_token_logps_are_those_of_the_cpu(layout: Any, dtype: str, tolerance: fl
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-1)])
 def test_gradients_of_both_layouts_agree(dtype: str, tolerance: float, policy_folder: Path):
-    scorer = Scorer(Policy(path=str(policy_folder), dtype=dtype).build()).to(DEVICE)
-    share(scorer.model)
+    scorer = Scorer(ModelSpec(path=str(policy_folder), dtype=dtype).build()).to(DEVICE)
+    enable_prefix_sharing(scorer.model)
     gradients = []
-    for layout in ("shared", "padded"):
+    for layout in ("prefix_shared", "padded"):
         scores = scorer(collate(PAIRS, 0, layout=layout).to(DEVICE))  # type: ignore[arg-type]
         sums = (scores.chosen.scores - scores.rejected.scores).sum()
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(sums, list(scorer.parameters()))]))

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_pref.types import KeptText, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores
+from lit_pref.batch import PairData
+from lit_pref.pairs import TruncatedText
+from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores
 
 
 @dataclass
 class Step:
     """What metrics are given of one micro-batch."""
 
-    batch: PreferenceBatch
+    pairs: PairData
     policy: PairScores
     references: list[PairScores]
     output: ObjectiveOutput
@@ -35,31 +37,25 @@ def make_take(size: int, seed: int = 0, references: int = 2) -> Take:
     data["rejected_reward"][3] = data["chosen_reward"][3]  # a tie
     others = [(draw(), draw()) for _ in range(references)]
     lengths = torch.randint(1, 40, (2, size), generator=generator)
-    empty = torch.zeros(0, dtype=torch.long)
 
-    def take(indices: Sequence[int], real: Sequence[bool] | None = None) -> Step:
+    def take(indices: Sequence[int], is_real: Sequence[bool] | None = None) -> Step:
         at = torch.tensor(indices)
-        kept = torch.tensor([True] * len(indices) if real is None else real)
-        texts = [KeptText(f"prompt {i % 5}", "yes", "no", True, True) for i in indices]
-        batch = PreferenceBatch(
-            pair_ids=[f"pair-{i:03d}" for i in indices],
-            input_ids=empty,
-            attention_mask=empty,
-            predictors=empty,
-            targets=empty,
-            sequences=empty,
+        kept = torch.tensor([True] * len(indices) if is_real is None else is_real)
+        texts = [TruncatedText(f"prompt {i % 5}", "yes", "no", True, True) for i in indices]
+        pairs = PairData(
+            ids=[f"pair-{i:03d}" for i in indices],
             chosen_lengths=lengths[0][at],
             rejected_lengths=lengths[1][at],
             margin=data["margin"][at].abs(),
             probability=data["margin"][at].abs().sigmoid(),
-            real=kept,
+            is_real=kept,
             window_pairs=int(kept.sum()),
             columns={"p_true": data["beta"][at].sigmoid()},
             groups=[f"source {i % 3}" for i in indices],
             texts=texts,
         )
         return Step(
-            batch,
+            pairs,
             PairScores(
                 SequenceScores(data["chosen"][at], lengths[0][at]), SequenceScores(data["rejected"][at], lengths[1][at])
             ),

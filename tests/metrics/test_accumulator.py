@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_pref.metrics.accumulator import SLOTS, TrainAccumulator
-from lit_pref.metrics.preference import summarise
+from lit_pref.metrics.pair_metrics import summarise
 from lit_pref.metrics.records import PairRecords, merge
 
 
@@ -16,7 +16,7 @@ def alone(tensor):
 def accumulate(steps):
     accumulator = TrainAccumulator()
     for step in steps:
-        accumulator.add(step.output, step.policy, step.references, step.batch)
+        accumulator.add(step.output, step.policy, step.references, step.pairs)
     return accumulator
 
 
@@ -35,7 +35,7 @@ def test_training_metrics_are_those_of_the_records_of_the_same_pairs(deal, world
     for steps in ranks:
         kept = PairRecords()
         for step in steps:
-            kept.add(step.batch, step.policy, step.references, step.output)
+            kept.add(step.pairs, step.policy, step.references, step.output)
         records.append(kept.collect())
     expected = summarise(merge(records), prefix="train")
     del expected["train/non_finite_pairs"]
@@ -56,7 +56,7 @@ def test_a_flush_starts_anew(take):
     accumulator = accumulate([take([0, 1])])
     accumulator.flush(alone)
     step = take([2, 3, 4])
-    accumulator.add(step.output, step.policy, step.references, step.batch)
+    accumulator.add(step.output, step.policy, step.references, step.pairs)
     metrics = accumulator.flush(alone)
     assert metrics["train/pairs"] == 3
     assert metrics["train/loss"] == pytest.approx(step.output.losses.mean().item(), rel=1e-12)
@@ -114,16 +114,16 @@ def test_many_logged_names_find_room(take):
 
 
 def test_a_rank_of_fillers_only_changes_nothing(take):
-    step, filler = take([0, 1]), take([2, 3], real=[False, False])
+    step, filler = take([0, 1]), take([2, 3], is_real=[False, False])
     with_filler = flush_together([accumulate([step]), accumulate([filler])])[1]
     assert with_filler == accumulate([step]).flush(alone)
 
 
 def test_a_filler_that_is_not_finite_counts_nowhere_but_a_pair_shows(take):
-    step = take([0, 1], real=[True, False])
+    step = take([0, 1], is_real=[True, False])
     step.output.losses = torch.tensor([0.25, math.nan])
     assert accumulate([step]).flush(alone)["train/loss"] == 0.25
-    step.batch.real = torch.tensor([True, True])
+    step.pairs.is_real = torch.tensor([True, True])
     step.output.chosen_rewards = torch.tensor([math.nan, 1.0])
     metrics = accumulate([step]).flush(alone)
     for name in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies"):

@@ -6,13 +6,13 @@ import torch
 
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import PairRecords, merge, pair_values, read_parquet, select, write_parquet
-from lit_pref.types import PairScores, SequenceScores
+from lit_pref.scores import PairScores, SequenceScores
 
 
 def collect(steps, columns=()):
     records = PairRecords(columns)
     for step in steps:
-        records.add(step.batch, step.policy, step.references, step.output)
+        records.add(step.pairs, step.policy, step.references, step.output)
     return records.collect()
 
 
@@ -29,7 +29,7 @@ def test_a_record_holds_the_values_of_its_pair_against_reference_0(take):
     step.output.losses = torch.tensor([0.625])
     step.output.chosen_rewards, step.output.rejected_rewards = torch.tensor([0.125]), torch.tensor([-0.5])
     step.output.logged = {"target": torch.tensor([0.75]), "clipped": torch.tensor([True])}
-    step.batch.margin, step.batch.probability = torch.tensor([2.0]), torch.tensor([0.5])
+    step.pairs.margin, step.pairs.probability = torch.tensor([2.0]), torch.tensor([0.5])
     records = collect([step])
     prompt = records.pop("prompt")
     assert records == {
@@ -61,7 +61,7 @@ def test_with_one_reference_the_accuracy_under_it_alone_is_not_recorded(take):
 
 
 def test_fillers_are_left_out(take):
-    assert collect([take([4, 5, 6], real=[True, False, True])])["id"] == ["pair-004", "pair-006"]
+    assert collect([take([4, 5, 6], is_real=[True, False, True])])["id"] == ["pair-004", "pair-006"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -88,12 +88,12 @@ def test_one_sided_pairs_have_only_what_exists(one_sided):
 
 def test_a_value_that_a_pair_does_not_have_is_none_and_not_a_number(take):
     with_margin, without = take([0]), take([1])
-    without.batch.margin = None
+    without.pairs.margin = None
     without.output.logged = {}
     records = collect([without, with_margin])
     assert records["margin"][0] is None and records["beta"][0] is None
-    assert records["margin"][1] == with_margin.batch.margin.item()
-    assert merge([collect([without]), collect([with_margin])])["margin"] == [with_margin.batch.margin.item(), None]
+    assert records["margin"][1] == with_margin.pairs.margin.item()
+    assert merge([collect([without]), collect([with_margin])])["margin"] == [with_margin.pairs.margin.item(), None]
 
 
 def test_pairs_of_one_prompt_share_its_digest(take):
@@ -104,7 +104,7 @@ def test_pairs_of_one_prompt_share_its_digest(take):
 def test_collect_starts_anew(take):
     records = PairRecords()
     step = take([0])
-    records.add(step.batch, step.policy, step.references, step.output)
+    records.add(step.pairs, step.policy, step.references, step.output)
     assert records.collect()["id"] == ["pair-000"]
     assert records.collect() == {"id": []}
 
@@ -116,7 +116,7 @@ def test_an_asked_column_that_the_data_lack_is_refused_by_name(take):
 
 def test_an_asked_column_with_a_name_of_the_record_is_refused(take):
     step = take([0])
-    step.batch.columns["loss"] = torch.zeros(1)
+    step.pairs.columns["loss"] = torch.zeros(1)
     with pytest.raises(ValueError, match="'loss'"):
         collect([step], ["loss"])
 
@@ -149,7 +149,7 @@ def test_nothing_recorded_holds_on_to_the_graph(take):
 
 def test_parquet_gives_back_what_was_written(take, tmp_path):
     step = take([0, 1, 2])
-    step.batch.margin = None
+    step.pairs.margin = None
     records = merge([collect([step]), collect([take([3])])])
     records["loss"][1] = math.nan
     path = tmp_path / "records" / "step_10.parquet"

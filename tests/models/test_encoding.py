@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lit_pref.models.encoding import Encoding, Unreadable, boundary, tokenizer_state
-from lit_pref.models.special_text import Written
+from lit_pref.models.special_text import EncodableText
 
 BOS, EOS, SPACES = 0, 1, 2
 
@@ -22,7 +22,7 @@ def encoding(bos="<s>"):
 
 
 def ids(encoding, text, special=None):
-    return encoding.ids(Written(text, special))
+    return encoding.ids(EncodableText(text, special))
 
 
 def test_no_begin_token_is_left_and_special_tokens_are_plain_text_where_that_is_asked():
@@ -49,18 +49,18 @@ def test_special_tokens_are_those_that_stand_where_they_are_said_to():
 
 def test_places_are_those_in_the_text_as_it_was_given():
     read, told, plain = encoding().encode(
-        [Written("<s>a</s>é"), Written("<s>a</s>é", ((0, 3),)), Written("a", ())], True
+        [EncodableText("<s>a</s>é"), EncodableText("<s>a</s>é", ((0, 3),)), EncodableText("a", ())], True
     )
     assert read.places == [(3, 4), (4, 8), (8, 9), (8, 9)]
     assert told.places == [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (8, 9)]
     assert plain.places == [(0, 1)]
-    assert encoding().encode([Written("a")])[0].places is None
+    assert encoding().encode([EncodableText("a")])[0].places is None
 
 
 def test_more_text_holds_no_special_token():
-    assert encoding().followed(Written("<s>"), "a") == Written("<s>a")
-    assert encoding().followed(Written("<s>"), "</s>") == Written("<s></s>", ((0, 3),))
-    assert encoding().followed(Written("a", ()), "</s>") == Written("a</s>", ())
+    assert encoding().followed(EncodableText("<s>"), "a") == EncodableText("<s>a")
+    assert encoding().followed(EncodableText("<s>"), "</s>") == EncodableText("<s></s>", ((0, 3),))
+    assert encoding().followed(EncodableText("a", ()), "</s>") == EncodableText("a</s>", ())
     assert (encoding().written("a").special, Encoding(encoding().tokenizer, plain=False).written("a").special) == (
         (),
         None,

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
+from lit_pref.cache import file_digest
 from lit_pref.errors import UserError
 from lit_pref.models import folder as folders
-from lit_pref.models.folder import file_digest, model_folder, tokenizer_folder
-from lit_pref.models.policy import Policy
+from lit_pref.models.folder import model_folder, tokenizer_folder
+from lit_pref.models.spec import ModelSpec
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_the_digest_of_a_large_file_is_kept_on_disk_until_the_file_changes(tmp_p
 
 def test_a_fingerprint_is_of_all_files_that_decide_a_models_numbers(folder):
     def fingerprint(trust=False):
-        return Policy(path=str(folder), trust_remote_code=trust).fingerprint()
+        return ModelSpec(path=str(folder), trust_remote_code=trust).fingerprint()
 
     seen = {fingerprint()}
     (folder / "README.md").write_text("words")

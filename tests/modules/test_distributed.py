@@ -19,14 +19,14 @@ from training_runs import Ran, Run, differences, environment, fit, logps, traine
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.commands.export import export, read_checkpoint
-from lit_pref.data.criteria import AlignmentPotential
+from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
-from lit_pref.models.policy import Lora
+from lit_pref.models.spec import Lora
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
-from lit_pref.references.live import Pretrained
+from lit_pref.references.reference import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.
@@ -38,9 +38,9 @@ MARGINS = torch.tensor([])  # of the training pairs, once they are written
 class Explosive(DPO):
     """Gives one pair, which only one of the ranks has, an infinite loss."""
 
-    def forward(self, policy, references, batch):
-        output = super().forward(policy, references, batch)
-        output.losses = output.losses / (batch.margin != MARGINS[3])
+    def forward(self, policy, references, pairs):
+        output = super().forward(policy, references, pairs)
+        output.losses = output.losses / (pairs.margin != MARGINS[3])
         return output
 
 
@@ -56,7 +56,7 @@ def cases(folder: Path) -> dict[str, Run]:
         data=data,
         objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
         trainer={"max_epochs": 2, "gradient_clip_val": 0.5},
-        layout="shared",
+        layout="prefix_shared",
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
     potential = AlignmentPotential(count=17)
@@ -72,7 +72,7 @@ def cases(folder: Path) -> dict[str, Run]:
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
-        "bf16": replace(rounded, trainer={**single.trainer, "precision": "bf16-mixed"}, layout="shared"),
+        "bf16": replace(rounded, trainer={**single.trainer, "precision": "bf16-mixed"}, layout="prefix_shared"),
     }
 
 

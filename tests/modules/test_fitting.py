@@ -12,10 +12,10 @@ from conftest import write_pairs
 from lightning.pytorch import Trainer
 from training_runs import Run, differences, fit, trained
 
-from lit_pref.data.criteria import Random
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.selection.criteria import Random
 from lit_pref.errors import UserError
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.gamma import Fitted
@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(run: Run, tmp_path: Path):
 
 def test_other_data_of_a_later_command_leave_the_checkpoint_s_gamma(run: Run, tmp_path: Path):
     ran = fit(run, tmp_path / "fitted")
-    module = PreferenceModule(Policy(**run.policy), MMPO(gamma=Fitted()), reference_store=False)
+    module = PreferenceModule(ModelSpec(**run.policy), MMPO(gamma=Fitted()), reference_store=False)
     other = {**run.data, "train": file_of(tmp_path, "other.jsonl", 2.0)}
     options: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "barebones": False}
     trainer = Trainer(**options, default_root_dir=str(tmp_path / "validated"), use_distributed_sampler=False)
@@ -123,7 +123,7 @@ def test_a_probability_that_the_margin_was_made_of_is_no_label(run: Run, tmp_pat
 def test_outside_of_fit_the_line_says_that_the_selection_was_not_applied(run: Run, tmp_path: Path):
     lines = []
     for selection in (None, Random(keep=0.5)):
-        module = PreferenceModule(Policy(**run.policy), MMPO(gamma=Fitted()), reference_store=False)
+        module = PreferenceModule(ModelSpec(**run.policy), MMPO(gamma=Fitted()), reference_store=False)
         options: Any = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "barebones": False}
         trainer = Trainer(**options, default_root_dir=str(tmp_path), use_distributed_sampler=False)
         trainer.validate(module, datamodule=PreferenceDataModule(**run.data, selection=selection), verbose=False)

@@ -11,9 +11,9 @@ import torch
 from conftest import make_policy, write_pairs
 from training_runs import Ran, Run, fit
 
-from lit_pref.data.collation import collate
+from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.policy import Lora, Policy
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.layouts import decide_layout
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -23,7 +23,7 @@ from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.sft import SFT
-from lit_pref.references.live import InitialPolicy, Pretrained
+from lit_pref.references.reference import InitialPolicy, Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 20
@@ -60,7 +60,10 @@ def weights(ran: Ran) -> torch.Tensor:
 
 
 def both(folder: Path, policy_folder: Path, tmp_path: Path, **changes: Any) -> list[Ran]:
-    return [fit(run_of(folder, policy_folder, layout, **changes), tmp_path / layout) for layout in ("shared", "padded")]
+    return [
+        fit(run_of(folder, policy_folder, layout, **changes), tmp_path / layout)
+        for layout in ("prefix_shared", "padded")
+    ]
 
 
 def three_papers() -> DPO:
@@ -79,7 +82,7 @@ def references(folder: Path) -> list[Any]:
 def test_objectives_train_alike_over_twenty_steps(objective, several, folder, policy_folder, tmp_path):
     changes = {"references": lambda: references(folder)} if several else {}
     shared, padded = both(folder, policy_folder, tmp_path, objective=objective, **changes)
-    assert (shared.module.batch_layout, padded.module.batch_layout) == ("shared", "padded")
+    assert (shared.module.batch_layout, padded.module.batch_layout) == ("prefix_shared", "padded")
     ours, theirs = (ran.logged.column("train/loss") for ran in (shared, padded))
     assert len(ours) == STEPS and len(set(theirs)) == STEPS
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -108,7 +111,7 @@ def test_a_policy_of_any_form_trains_alike(form, folder, policy_folder, tmp_path
         )
         assert (weights(shared) - weights(padded)).norm() < 1e-6 * moved.norm()
     if form == "gradient checkpointing":
-        plain = fit(run_of(folder, policy_folder, "shared", objective=MMPO), tmp_path / "plain")
+        plain = fit(run_of(folder, policy_folder, "prefix_shared", objective=MMPO), tmp_path / "plain")
         assert torch.equal(weights(plain), weights(shared))
 
 
@@ -116,46 +119,46 @@ def test_a_policy_of_any_form_trains_alike(form, folder, policy_folder, tmp_path
 
 
 def test_auto_is_a_matter_of_lengths_and_configuration(policy_folder: Path):
-    policy = Policy(path=str(policy_folder))
-    assert decide_layout("auto", policy, LONG) == ("shared", "saves about 540 of 1280 tokens a pair")
+    policy = ModelSpec(path=str(policy_folder))
+    assert decide_layout("auto", policy, LONG) == ("prefix_shared", "saves about 540 of 1280 tokens a pair")
     layout, reason = decide_layout("auto", policy, TEN)
     assert layout == "padded" and "short" in reason
-    assert decide_layout("shared", policy, TEN)[0] == "shared"
+    assert decide_layout("prefix_shared", policy, TEN)[0] == "prefix_shared"
     assert decide_layout("padded", policy, LONG)[0] == "padded"
 
 
 def test_a_wide_model_shares_shorter_pairs(tmp_path: Path):
-    wide = Policy(path=str(make_policy(tmp_path / "wide", 0, hidden_size=128, num_hidden_layers=1)))
-    assert decide_layout("auto", wide, TEN)[0] == "shared"
+    wide = ModelSpec(path=str(make_policy(tmp_path / "wide", 0, hidden_size=128, num_hidden_layers=1)))
+    assert decide_layout("auto", wide, TEN)[0] == "prefix_shared"
 
 
 def test_a_model_that_cannot_share_falls_back_and_says_why(tmp_path: Path):
     path = make_policy(tmp_path / "window", 0, model_type="mistral", num_key_value_heads=2, sliding_window=16)
-    layout, reason = decide_layout("auto", Policy(path=str(path)), LONG)
+    layout, reason = decide_layout("auto", ModelSpec(path=str(path)), LONG)
     assert layout == "padded" and "window of 16 tokens" in reason
     with pytest.raises(UsageError, match=r"model\.layout is shared, and .* cannot: its attention looks back"):
-        decide_layout("shared", Policy(path=str(path)), LONG)
+        decide_layout("prefix_shared", ModelSpec(path=str(path)), LONG)
 
 
 def test_a_reference_that_cannot_share_reads_padded_rows(folder, policy_folder, tmp_path):
     path = make_policy(tmp_path / "window", 9, model_type="mistral", num_key_value_heads=2, sliding_window=6)
     shared, padded = both(folder, policy_folder, tmp_path, references=lambda: [Pretrained(str(path))])
-    assert shared.module.batch_layout == "shared"
+    assert shared.module.batch_layout == "prefix_shared"
     assert shared.logged.column("train/loss") == pytest.approx(padded.logged.column("train/loss"), rel=1e-5)
 
 
 def test_a_module_trained_on_short_pairs_reads_long_ones_rightly(folder, policy_folder, tmp_path):
     ran = fit(replace(run_of(folder, policy_folder, "auto"), data=short_pairs(folder, 4)), tmp_path / "short")
     assert ran.module.batch_layout == "padded"
-    ran.module.batch_layout = "shared"  # as other data would have it
+    ran.module.batch_layout = "prefix_shared"  # as other data would have it
     pairs = list(ran.trainer.datamodule.val_pairs)
-    shared, padded = (ran.module.scorer(collate(pairs, 0, layout=layout)) for layout in ("shared", "padded"))
+    shared, padded = (ran.module.scorer(collate(pairs, 0, layout=layout)) for layout in ("prefix_shared", "padded"))
     assert (shared.chosen.scores - padded.chosen.scores).abs().max() < 1e-4
     assert (shared.rejected.scores - padded.rejected.scores).abs().max() < 1e-4
 
 
 def test_a_run_does_not_go_on_in_another_layout(folder, policy_folder, tmp_path):
-    run = run_of(folder, policy_folder, "shared")
+    run = run_of(folder, policy_folder, "prefix_shared")
     ran = fit(run, tmp_path / "first", stop_at_step=2)
     with pytest.raises(UserError, match=r"trained in the shared layout.*set model\.layout to shared"):
         fit(replace(run, layout="padded"), tmp_path / "second", ckpt=ran.checkpoint(2))

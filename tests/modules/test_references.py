@@ -3,7 +3,7 @@
 import pytest
 
 from lit_pref.errors import UsageError
-from lit_pref.models.policy import Lora, Policy
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
@@ -13,13 +13,13 @@ from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.sft import SFT
-from lit_pref.references.live import AdapterOff, InitialPolicy, Pretrained
+from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained
 from lit_pref.references.stored import Stored
 
-PLAIN, ADAPTED = Policy(path="policy"), Policy(path="policy", lora=Lora())
+PLAIN, ADAPTED = ModelSpec(path="policy"), ModelSpec(path="policy", lora=Lora())
 
 
-def kinds(policy: Policy, objective: Objective, **store: bool) -> list[type]:
+def kinds(policy: ModelSpec, objective: Objective, **store: bool) -> list[type]:
     return [type(reference) for reference in PreferenceModule(policy, objective, **store).references]
 
 
@@ -44,7 +44,7 @@ def test_references_are_stored_unless_they_are_to_be_live_or_the_objective_reads
 
 def test_a_reference_that_moves_stays_live():
     class Moving(InitialPolicy):
-        def source(self, policy: Policy) -> None:
+        def frozen_spec(self, policy: ModelSpec) -> None:
             return None
 
     assert type(PreferenceModule(PLAIN, DPO(), [Moving()]).references[0]) is Moving

@@ -10,10 +10,10 @@ import torch
 from conftest import make_policy, write_pairs
 from training_runs import Run, fit, logps
 
-from lit_pref.data.criteria import AlignmentPotential, Certainty, ExplicitMargin, ImplicitMargin, Random
-from lit_pref.data.selection import Selection
+from lit_pref.data.selection.criteria import AlignmentPotential, Certainty, ExplicitMargin, ImplicitMargin, Random
+from lit_pref.data.selection.selection import Selection
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.policy import Lora, Policy
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.sft import SFT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,7 +74,7 @@ def test_a_reference_can_be_another_model(folder: Path, tmp_path: Path):
     ran = fit(run_of(folder, Certainty(count=3, reference=str(folder / "other"))), tmp_path, max_epochs=0)
     pairs = list(ran.trainer.datamodule.unselected)
     policy = logps(ran.module.policy.build(), pairs)
-    other = logps(Policy(path=str(folder / "other")).build(), pairs)
+    other = logps(ModelSpec(path=str(folder / "other")).build(), pairs)
     ratios = [np.subtract(policy[f"{side}_logp"], other[f"{side}_logp"]) for side in ("chosen", "rejected")]
     largest = np.argsort(np.abs(ratios[0] - ratios[1]))[-3:]
     assert {pair.id for pair in ran.trainer.datamodule.train_pairs} == {policy["id"][k] for k in largest}
@@ -141,7 +141,7 @@ def test_a_score_that_is_no_number_is_named_by_file_and_line(folder: Path, tmp_p
 
 def save_broken(source: Path, target: Path, word: str) -> None:
     """The model with an embedding that is no number."""
-    policy = Policy(path=str(source))
+    policy = ModelSpec(path=str(source))
     model, tokenizer = policy.build(), policy.load_tokenizer()
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer.encode(word, add_special_tokens=False)[0]] = torch.nan

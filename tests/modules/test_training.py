@@ -12,9 +12,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, fit
 
-from lit_pref.data.budget import TokenBudget
+from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
-from lit_pref.models.policy import Lora
+from lit_pref.models.spec import Lora
 from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -66,7 +66,7 @@ def test_k_micro_batches_of_b_are_one_of_k_times_b(run: Run, tmp_path: Path, obj
     assert whole.logged.column("train/pairs") == [8, 8, 4]
 
 
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
 def test_micro_batches_by_tokens_are_one_of_all_pairs(run: Run, tmp_path: Path, layout):
     run = replace(run, objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05), layout=layout)
     whole, start = fit(micro(run, GLOBAL), tmp_path / "whole"), fit(run, tmp_path / "start", max_epochs=0)
@@ -161,7 +161,7 @@ def test_validation_in_mid_epoch_changes_nothing(run: Run, tmp_path: Path):
 
 
 def test_early_stopping_watches_the_validation_loss(run: Run, tmp_path: Path):
-    # Every loss of an epoch is worse than half the one before it, so that patience 1 ends after the third.
+    # Every loss of an epoch is worse than half the one before it, so that patience 1 ends after the extra_response.
     stop = EarlyStopping("val/loss", patience=2, min_delta=10.0)
     ran = fit(run, tmp_path, max_epochs=9, callbacks=[stop])
     assert ran.trainer.current_epoch == 3
@@ -219,9 +219,9 @@ def test_a_lora_checkpoint_over_another_base_is_refused(run: Run, tmp_path: Path
 @pytest.mark.parametrize("micro_batch", [8, 3])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pairs(run: Run, tmp_path: Path, micro_batch):
     class Explosive(DPO):
-        def forward(self, policy, references, batch):
-            output = super().forward(policy, references, batch)
-            bad = torch.tensor([float(name == bad_id) for name in batch.pair_ids])
+        def forward(self, policy, references, pairs):
+            output = super().forward(policy, references, pairs)
+            bad = torch.tensor([float(name == bad_id) for name in pairs.ids])
             output.losses = output.losses / (1 - bad)
             return output
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.objectives import Objective
-from lit_pref.types import Need, ObjectiveOutput, PairScores, PreferenceBatch, SequenceScores, TokenLogps
+from lit_pref.scores import Need, ObjectiveOutput, PairScores, SequenceScores, TokenLogps
 
 CHOSEN, REJECTED = 10, 12  # tokens of every response of a fabricated batch
 
@@ -23,20 +24,14 @@ def make_pair(chosen, rejected, lengths=None, rejected_lengths=None) -> PairScor
     return PairScores(make_side(chosen, lengths), make_side(rejected, rejected_lengths))
 
 
-def make_batch(size: int, margin=None, probability=None, real=None, **columns: Sequence[float]) -> PreferenceBatch:
-    empty = torch.zeros(0, dtype=torch.int64)
-    return PreferenceBatch(
-        pair_ids=[f"pair-{i}" for i in range(size)],
-        input_ids=empty.view(0, 0),
-        attention_mask=empty.view(0, 0),
-        predictors=empty,
-        targets=empty,
-        sequences=empty,
+def make_batch(size: int, margin=None, probability=None, is_real=None, **columns: Sequence[float]) -> PairData:
+    return PairData(
+        ids=[f"pair-{i}" for i in range(size)],
         chosen_lengths=torch.full((size,), CHOSEN),
         rejected_lengths=torch.full((size,), REJECTED),
         margin=None if margin is None else torch.tensor(margin, dtype=torch.float64),
         probability=None if probability is None else torch.tensor(probability, dtype=torch.float64),
-        real=torch.ones(size, dtype=torch.bool) if real is None else torch.tensor(real),
+        is_real=torch.ones(size, dtype=torch.bool) if is_real is None else torch.tensor(is_real),
         window_pairs=size,
         columns={name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()},
     )
@@ -46,38 +41,30 @@ def make_batch(size: int, margin=None, probability=None, real=None, **columns: S
 class Inputs:
     policy: PairScores
     references: list[PairScores]
-    batch: PreferenceBatch
+    pairs: PairData
 
     def into(self, objective: Objective) -> ObjectiveOutput:
-        return objective(self.policy, self.references, self.batch)
+        return objective(self.policy, self.references, self.pairs)
 
     def select(self, index: Sequence[int]) -> "Inputs":
         """The pairs `index`, in that order."""
-        tokens = {name: self.batch.token_column(name) for name in self.batch.token_columns}
+        tokens = {name: self.pairs.token_column(name) for name in self.pairs.token_columns}
 
         def side(scores: SequenceScores) -> SequenceScores:
             statistics = {need: value[index] for need, value in scores.statistics.items()}
             return SequenceScores(scores.scores[index], scores.lengths[index], statistics)
 
         def pair(scores: PairScores) -> PairScores:
-            others = (None if own is None else side(own) for own in (scores.rejected, scores.third))
+            others = (None if own is None else side(own) for own in (scores.rejected, scores.extra_response))
             return PairScores(side(scores.chosen), *others)
 
-        batch = make_batch(len(index), **{name: value[index].tolist() for name, value in self.batch.columns.items()})
-        batch.pair_ids = [self.batch.pair_ids[i] for i in index]
-        for name in ("margin", "probability", "real"):
-            value = getattr(self.batch, name)
-            setattr(batch, name, None if value is None else value[index])
-        add_token_columns(batch, {name: (first[index], second[index]) for name, (first, second) in tokens.items()})
-        return Inputs(pair(self.policy), [pair(reference) for reference in self.references], batch)
-
-
-def add_token_columns(batch: PreferenceBatch, columns: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Of chosen (B, 10) and rejected responses (B, 12), as rows in the padded layout have them."""
-    batch.sequences = torch.arange(2 * len(batch)).repeat_interleave(
-        torch.tensor([CHOSEN] * len(batch) + [REJECTED] * len(batch))
-    )
-    batch.token_columns = {name: torch.cat([side.flatten() for side in sides]) for name, sides in columns.items()}
+        pairs = make_batch(len(index), **{name: value[index].tolist() for name, value in self.pairs.columns.items()})
+        pairs.ids = [self.pairs.ids[i] for i in index]
+        for name in ("margin", "probability", "is_real"):
+            value = getattr(self.pairs, name)
+            setattr(pairs, name, None if value is None else value[index])
+        pairs.token_columns = {name: (first[index], second[index]) for name, (first, second) in tokens.items()}
+        return Inputs(pair(self.policy), [pair(reference) for reference in self.references], pairs)
 
 
 def random_inputs(objective: Objective, size: int = 5, references: int | None = None, seed: int = 0) -> Inputs:
@@ -102,13 +89,13 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
     def pair(needs: frozenset[Need], trained: bool = False) -> PairScores:
         rejected = side(needs, REJECTED, trained) if "rejected" in objective.sides else None
         chosen = side(needs, CHOSEN, trained)
-        third = side(frozenset(), CHOSEN, trained) if "third" in objective.sides else None
-        return PairScores(chosen, rejected, third)
+        extra_response = side(frozenset(), CHOSEN, trained) if "extra_response" in objective.sides else None
+        return PairScores(chosen, rejected, extra_response)
 
     count = objective.min_references if references is None else references
     policy = pair(objective.needs, trained=True)
     columns = objective.required - {"margin", "probability"}
-    batch = make_batch(
+    pairs = make_batch(
         size,
         margin=(normal(1.0).abs() + 0.1).tolist(),
         probability=torch.rand(size, generator=generator, dtype=torch.float64).tolist(),
@@ -116,11 +103,10 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
     )
     names = sorted(objective.token_columns | objective.token_functions.keys())
     widths = (CHOSEN, REJECTED)
-    add_token_columns(
-        batch,
-        {name: tuple(torch.rand(size, tokens, generator=generator).round() for tokens in widths) for name in names},
-    )
-    return Inputs(policy, [pair(objective.reference_needs) for _ in range(count)], batch)
+    pairs.token_columns = {
+        name: tuple(torch.rand(size, tokens, generator=generator).round() for tokens in widths) for name in names
+    }
+    return Inputs(policy, [pair(objective.reference_needs) for _ in range(count)], pairs)
 
 
 def g0(margin: float | None = 2.0, probability: float | None = None, **columns: float) -> Inputs:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.objectives import DPO, EpsilonDPO, EpsilonStep, Harmonic
-from lit_pref.types import Kl, Tilt
+from lit_pref.scores import Kl, Tilt
 
 EPSILON, BETA = 0.01, 0.1
 

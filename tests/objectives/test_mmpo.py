@@ -72,7 +72,7 @@ def test_the_minimum_is_at_a_logit_of_gamma_times_the_margin_with_the_entropy_as
 
 def test_a_negative_margin_prefers_the_rejected_response_and_a_huge_one_overflows_nowhere(make):
     inputs = make.random(MMPO(), size=3)
-    inputs.batch.margin = torch.tensor([-2.0, -1e6, 1e6], dtype=torch.float64)
+    inputs.pairs.margin = torch.tensor([-2.0, -1e6, 1e6], dtype=torch.float64)
     output = inputs.into(MMPO(gamma=1.1))
     assert output.logged["target"].tolist() == pytest.approx([1 / (1 + math.exp(2.2)), 0.0, 1.0])
     assert bool(output.losses.isfinite().all())

@@ -32,7 +32,7 @@ BUILDS = {kind.__name__: kind for kind in KINDS} | {
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
     "tokens of the data": lambda: DPO(tokens=Weighted("spans"), target=MarginTarget(UnitMargin(0.9))),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
-    "third, composed": lambda: SELM(
+    "extra_response, composed": lambda: SELM(
         alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()
     ),
 }
@@ -108,7 +108,7 @@ def test_the_order_of_the_pairs_does_not_matter(make, build):
 def test_fillers_leave_no_trace_in_the_state(make, build):
     padded, plain = build(), build()
     inputs = make.random(padded, size=40, references=several(padded))
-    inputs.batch.real[15:] = False
+    inputs.pairs.is_real[15:] = False
     inputs.into(padded)
     inputs.select(list(range(15))).into(plain)
     for objective in (padded, plain):

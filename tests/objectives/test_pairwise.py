@@ -34,7 +34,7 @@ from lit_pref.objectives import (
 )
 from lit_pref.objectives.parts.temperature import Temperature
 from lit_pref.objectives.parts.weight import Weight
-from lit_pref.types import Tilt
+from lit_pref.scores import Tilt
 
 EVERYTHING = {"target": MarginTarget(0.7), "reference": Harmonic(0.2), "temperature": EpsilonStep(0.05)}
 
@@ -155,7 +155,7 @@ def test_three_methods_compose_into_one_loss_whichever_of_them_is_named(make, ob
     output = inputs.into(objective)
 
     # Written out once more, from the three papers.
-    margin, policy = inputs.batch.margin, inputs.policy
+    margin, policy = inputs.pairs.margin, inputs.policy
     (mixed_chosen, mixed_rejected), _ = Harmonic(0.2)(
         [(r.chosen.scores, r.rejected.scores) for r in inputs.references], None
     )

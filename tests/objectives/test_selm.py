@@ -15,23 +15,23 @@ def three_pairs(make):
         [make.pair([-11, -20.5, -5], [-11.5, -20, -6])],
         make.batch(3, margin=[4.0, 0.0, 0.5]),
     )
-    inputs.policy.third = make.side([-8.0, -9.0, -7.0])
-    inputs.references[0].third = make.side([-8.5, -8.0, -7.0])
+    inputs.policy.extra_response = make.side([-8.0, -9.0, -7.0])
+    inputs.references[0].extra_response = make.side([-8.5, -8.0, -7.0])
     return inputs
 
 
 def test_selm_has_the_golden_losses_and_lowers_what_the_reference_says_itself(make):
     inputs = three_pairs(make)
-    inputs.policy.third.scores.requires_grad_()
+    inputs.policy.extra_response.scores.requires_grad_()
     output = inputs.into(SELM(beta=0.01, alpha=0.001))
     assert output.losses.tolist() == pytest.approx(GOLDEN, abs=1e-15)
     assert output.losses.mean().item() == pytest.approx(0.6865267623981387, abs=1e-15)
     # -log sigmoid(0.01 x 1.5) + 1e-5 x 0.5
     assert output.losses[0].item() == pytest.approx(math.log1p(math.exp(-0.015)) + 5e-6, abs=1e-15)
-    assert output.logged["third_change"].tolist() == [0.5, -1.0, 0.0]
+    assert output.logged["extra_response_change"].tolist() == [0.5, -1.0, 0.0]
     output.losses.sum().backward()
-    # Positive: a step against the gradient makes the third response less likely, and the same for every pair.
-    assert inputs.policy.third.scores.grad.tolist() == pytest.approx([1e-5] * 3, abs=1e-20)
+    # Positive: a step against the gradient makes the extra response less likely, and the same for every pair.
+    assert inputs.policy.extra_response.scores.grad.tolist() == pytest.approx([1e-5] * 3, abs=1e-20)
 
 
 def test_selm_without_exploration_is_dpo(make):
@@ -44,11 +44,11 @@ def test_the_gradient_is_that_of_finite_differences(make):
     inputs = make.random(objective, size=3)
 
     def losses(*scores):
-        for name, value in zip(("chosen", "rejected", "third"), scores, strict=True):
+        for name, value in zip(("chosen", "rejected", "extra_response"), scores, strict=True):
             getattr(inputs.policy, name).scores = value
         return inputs.into(objective).losses
 
-    sides = (inputs.policy.chosen, inputs.policy.rejected, inputs.policy.third)
+    sides = (inputs.policy.chosen, inputs.policy.rejected, inputs.policy.extra_response)
     assert torch.autograd.gradcheck(losses, [own.scores for own in sides])
 
 
@@ -63,26 +63,26 @@ def test_the_other_parts_stay_open_and_the_term_takes_the_beta_of_its_pair(make)
     inputs = make.random(stepping, size=8)
     output, without = inputs.into(stepping), inputs.into(SELM(beta=0.01, alpha=0.0, temperature=EpsilonStep(0.5)))
     assert len(output.logged["beta"].unique()) > 1
-    expected = 2.0 * output.logged["beta"] * output.logged["third_change"]
+    expected = 2.0 * output.logged["beta"] * output.logged["extra_response_change"]
     torch.testing.assert_close(output.losses - without.losses, expected.detach(), rtol=0, atol=1e-14)
 
 
 def test_of_several_references_the_first_and_of_none_nothing_is_taken_off(make):
     inputs = three_pairs(make)
     inputs.references = [inputs.references[0], make.pair([-1, -2, -3], [-1, -2, -3])]
-    inputs.references[1].third = make.side([-1.0, -1.0, -1.0])
-    assert inputs.into(SELM(reference=Geometric())).logged["third_change"].tolist() == [0.5, -1.0, 0.0]
+    inputs.references[1].extra_response = make.side([-1.0, -1.0, -1.0])
+    assert inputs.into(SELM(reference=Geometric())).logged["extra_response_change"].tolist() == [0.5, -1.0, 0.0]
     inputs.references = []
-    assert inputs.into(SELM(reference=NoReference())).logged["third_change"].tolist() == [-8.0, -9.0, -7.0]
+    assert inputs.into(SELM(reference=NoReference())).logged["extra_response_change"].tolist() == [-8.0, -9.0, -7.0]
 
 
 def test_third_responses_that_are_missing_are_refused(make):
     inputs = three_pairs(make)
-    inputs.references[0].third = None
-    with pytest.raises(ValueError, match="SELM reads the third responses, the reference 0 has none"):
+    inputs.references[0].extra_response = None
+    with pytest.raises(ValueError, match="SELM reads the extra responses, the reference 0 has none"):
         inputs.into(SELM())
-    inputs.policy.third = None
-    with pytest.raises(ValueError, match="SELM reads the third responses, the policy has none"):
+    inputs.policy.extra_response = None
+    with pytest.raises(ValueError, match="SELM reads the extra responses, the policy has none"):
         inputs.into(SELM())
 
 

@@ -5,10 +5,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lit_pref.batch import PairData, PreferenceBatch, Rows
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import Encoding
+from lit_pref.pairs import TruncatedText
 from lit_pref.references.own_tokenizer import ids_of, retokenized, same_tokenizer
-from lit_pref.types import KeptText, PreferenceBatch
 
 CHAT = (
     "{{ '<bos>' }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
@@ -37,7 +38,7 @@ def words(tokenizer, ids):
 
 
 def kept(prompt="ab", chosen="cd", rejected="ef", chosen_complete=True, rejected_complete=True):
-    return KeptText(prompt, chosen, rejected, chosen_complete, rejected_complete)
+    return TruncatedText(prompt, chosen, rejected, chosen_complete, rejected_complete)
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -163,21 +164,10 @@ def test_tokenizers_are_the_same_by_what_they_do():
 def batch_of(texts, two_sided=True):
     b = len(texts)
     nothing = torch.zeros(0, dtype=torch.int64)
-    return PreferenceBatch(
-        pair_ids=[str(i) for i in range(b)],
-        input_ids=torch.zeros(b * (1 + two_sided), 1, dtype=torch.int64),
-        attention_mask=torch.ones(b * (1 + two_sided), 1, dtype=torch.int64),
-        predictors=nothing,
-        targets=nothing,
-        sequences=nothing,
-        chosen_lengths=torch.ones(b, dtype=torch.int64),
-        rejected_lengths=torch.ones(b, dtype=torch.int64) if two_sided else None,
-        margin=torch.ones(b),
-        probability=None,
-        real=torch.ones(b, dtype=torch.bool),
-        window_pairs=b,
-        texts=texts,
-    )
+    ids, lengths = torch.zeros(b * (1 + two_sided), 1, dtype=torch.int64), torch.ones(b, dtype=torch.int64)
+    names = [str(i) for i in range(b)]
+    pairs = PairData(names, lengths, lengths.clone() if two_sided else None, margin=torch.ones(b), texts=texts)
+    return PreferenceBatch(pairs, Rows(ids, torch.ones_like(ids), nothing, nothing, nothing, nothing))
 
 
 @pytest.mark.parametrize("two_sided", [True, False])
@@ -188,17 +178,21 @@ def test_a_batch_keeps_its_pairs_and_gets_new_rows_and_lengths(two_sided):
         texts[1] = kept(prompt="x", chosen="y", rejected=None, chosen_complete=False)
     batch = batch_of(texts, two_sided)
     again = retokenized(batch, tokenizer)
-    rows = [words(tokenizer, row[mask.bool()]) for row, mask in zip(again.input_ids, again.attention_mask, strict=True)]
+    rows = [
+        words(tokenizer, row[mask.bool()])
+        for row, mask in zip(again.rows.input_ids, again.rows.attention_mask, strict=True)
+    ]
     assert rows[:2] == [["<bos>", "a", "b", "c", "d", "<eos>"], ["<bos>", "x", "y"]]
-    assert again.chosen_lengths.tolist() == [3, 1]
+    assert again.pairs.chosen_lengths.tolist() == [3, 1]
     if two_sided:
         assert rows[2:] == [["<bos>", "a", "b", "e", "f", "g", "<eos>"], ["<bos>", "x", "e", "f", "<eos>"]]
-        assert again.rejected_lengths.tolist() == [4, 3]
+        assert again.pairs.rejected_lengths.tolist() == [4, 3]
     else:
-        assert len(rows) == 2 and again.rejected_lengths is None
-    assert (again.pair_ids, again.margin is batch.margin, again.texts) == (["0", "1"], True, texts)
+        assert len(rows) == 2 and again.pairs.rejected_lengths is None
+    assert (again.pairs.ids, again.pairs.margin is batch.pairs.margin, again.pairs.texts) == (["0", "1"], True, texts)
 
 
 def test_a_batch_without_texts_is_refused():
     with pytest.raises(ValueError, match="this batch has none"):
-        retokenized(replace(batch_of([kept()]), texts=None), letters())
+        batch = batch_of([kept()])
+        retokenized(replace(batch, pairs=replace(batch.pairs, texts=None)), letters())

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from lit_pref.errors import UserError
+from lit_pref.pairs import TruncatedText
 from lit_pref.references.addresses import NOWHERE, TABLE, text_keys
-from lit_pref.references.filling import Filling, batches, load
+from lit_pref.references.filling import StoreFiller, batches, load
 from lit_pref.references.store import ADDRESS, Identity, ReferenceStore, Scores, in_use, kept, tidy
-from lit_pref.references.wanted import Wanted
-from lit_pref.types import KeptText
+from lit_pref.references.wanted import NeededScores
 
 SUM = Identity("weights", "fp32", "sum", "a reference")
 
@@ -52,8 +52,8 @@ def table_of(pairs: list[tuple[int, int | None]], tokens: list[int] | None = Non
     return np.array(rows, TABLE)
 
 
-def loaded(store: ReferenceStore, pairs: list[tuple[int, int | None]]) -> Wanted:
-    wanted = Wanted(table_of(pairs))
+def loaded(store: ReferenceStore, pairs: list[tuple[int, int | None]]) -> NeededScores:
+    wanted = NeededScores(table_of(pairs))
     load(store, wanted, set())
     return wanted
 
@@ -152,11 +152,11 @@ def test_a_store_that_cannot_be_written_is_a_sentence(tmp_path: Path):
 
 
 def test_text_is_looked_up_by_all_that_decides_how_another_tokenizer_reads_it():
-    texts = [KeptText(*fields) for fields in (("a", "b", "c", True, True), ("a", "b", "c", False, True))]
-    texts += [KeptText(*fields) for fields in (("a", "b", "d", True, True), ("ab", "", "c", True, True))]
+    texts = [TruncatedText(*fields) for fields in (("a", "b", "c", True, True), ("a", "b", "c", False, True))]
+    texts += [TruncatedText(*fields) for fields in (("a", "b", "d", True, True), ("ab", "", "c", True, True))]
     keys = [key for text in texts for key in text_keys(text)]
     assert len(set(keys)) == 8 and {len(key) for key in keys} == {16}
-    assert text_keys(KeptText("a", "b", None, True, True))[1] == NOWHERE
+    assert text_keys(TruncatedText("a", "b", None, True, True))[1] == NOWHERE
 
 
 # Blocks and batches
@@ -166,18 +166,18 @@ def test_blocks_hold_each_distinct_pair_once_the_longest_first_whatever_the_orde
     rng = np.random.default_rng(0)
     pairs = [(int(a), int(b)) for a, b in rng.integers(1, 400, (300, 2))]
     tokens = [chosen % 50 + rejected % 7 for chosen, rejected in pairs]
-    wanted = Wanted(table_of(pairs + pairs[:30], tokens + tokens[:30]))
+    wanted = NeededScores(table_of(pairs + pairs[:30], tokens + tokens[:30]))
     blocks = wanted.blocks()
     assert [len(block) for block in blocks] == [64] * (len(set(pairs)) // 64) + [len(set(pairs)) % 64]
     widths = np.concatenate([wanted.tokens[block] for block in blocks])
     assert (np.diff(widths) <= 0).all()
     order = rng.permutation(300)
-    again = Wanted(table_of([pairs[k] for k in order], [tokens[k] for k in order]))
+    again = NeededScores(table_of([pairs[k] for k in order], [tokens[k] for k in order]))
     assert [wanted.name(block) for block in blocks] == [again.name(block) for block in again.blocks()]
 
 
 def test_a_large_set_is_cut_into_five_hundred_blocks_or_so():
-    wanted = Wanted(table_of([(k, 70_000 + k) for k in range(1, 66_000)]))
+    wanted = NeededScores(table_of([(k, 70_000 + k) for k in range(1, 66_000)]))
     sizes = [len(block) for block in wanted.blocks()]
     assert sum(sizes) == 65_999 and set(sizes[:-1]) == {129} and len(sizes) <= 512
 
@@ -190,13 +190,13 @@ def test_a_micro_batch_holds_at_most_8192_tokens_with_padding_and_at_least_one_p
     assert np.concatenate(cut).tolist() == list(range(len(tokens)))
 
 
-# Filling, with a reference whose score of a response depends on the company it is read in
+# Filling the store, with a reference whose score of a response depends on the company it is read in
 
 
 class Reader:
     """Scores a micro-batch; each call is kept, and the call `dies_at` never returns."""
 
-    def __init__(self, wanted: Wanted, dies_at: int | None = None, sleep: float = 0.0) -> None:
+    def __init__(self, wanted: NeededScores, dies_at: int | None = None, sleep: float = 0.0) -> None:
         self.wanted, self.dies_at, self.sleep = wanted, dies_at, sleep
         self.calls: list[list[int]] = []
 
@@ -219,10 +219,10 @@ PAIRS: list[tuple[int, int | None]] = [(k, 1000 + k) for k in range(1, 251)]
 TOKENS = [100 + k % 90 for k in range(250)]
 
 
-def filling(store: ReferenceStore, said: list[str] | None = None, **options) -> tuple[Filling, Reader]:
-    wanted = Wanted(table_of(PAIRS, TOKENS))
+def filling(store: ReferenceStore, said: list[str] | None = None, **options) -> tuple[StoreFiller, Reader]:
+    wanted = NeededScores(table_of(PAIRS, TOKENS))
     reader = Reader(wanted, **options)
-    return Filling(store, wanted, reader, "reference 0", (said if said is not None else []).append), reader
+    return StoreFiller(store, wanted, reader, "reference 0", (said if said is not None else []).append), reader
 
 
 def test_a_fill_that_was_cut_off_goes_on_with_its_last_block_and_ends_with_the_same_bits():
@@ -238,7 +238,7 @@ def test_a_fill_that_was_cut_off_goes_on_with_its_last_block_and_ends_with_the_s
     rest.run()
     assert len(before.pairs) - 64 <= kept_rows // 2 <= len(before.pairs)
     assert sorted(after.pairs) == sorted(set(range(250)) - set(before.pairs[: kept_rows // 2]))
-    first, second = (Wanted(table_of(PAIRS, TOKENS)) for _ in range(2))
+    first, second = (NeededScores(table_of(PAIRS, TOKENS)) for _ in range(2))
     load(whole.store, first, set())
     load(other, second, set())
     assert second.missing == 0 and np.array_equal(first.scores, second.scores)
@@ -249,9 +249,9 @@ def test_nothing_is_computed_where_nothing_is_missing_and_a_row_more_costs_a_row
     filling(store)[0].run()
     again, reader = filling(store, said)
     assert again.run() is False and reader.calls == [] and said == []
-    wanted = Wanted(table_of([*PAIRS, (7000, 3)], [*TOKENS, 50]))
+    wanted = NeededScores(table_of([*PAIRS, (7000, 3)], [*TOKENS, 50]))
     more = Reader(wanted)
-    Filling(store, wanted, more, "reference 0", said.append).run()
+    StoreFiller(store, wanted, more, "reference 0", said.append).run()
     assert len(more.pairs) == 1  # whose second response is another pair's too
     assert said[0] == "reference 0: 1 of 501 scores are missing from the store and are computed first"
 

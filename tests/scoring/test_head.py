@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lit_pref.scores import Entropy, Kl, SumSquares, Tilt, TopOne
 from lit_pref.scoring import head
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.tiles import tile_shape
-from lit_pref.types import Entropy, Kl, SumSquares, Tilt, TopOne
 
 # More rows and columns than one CPU tile has, and a multiple of neither.
 N, V, H = 520, 4513, 6

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from lit_pref.models.policy import Policy
+from lit_pref.models.spec import ModelSpec
 from lit_pref.testbed.samples import (
     GoldEvaluation,
     Interval,
@@ -26,7 +26,7 @@ EMPTY = ["<eos>"]  # 1
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory, write_policy):
     folder = tmp_path_factory.mktemp("policy")
-    written = Policy(path=str(write_policy(folder, {"zinc": 0.5, "tin": 0.25, ".": 0.15, "<eos>": 0.1})))
+    written = ModelSpec(path=str(write_policy(folder, {"zinc": 0.5, "tin": 0.25, ".": 0.15, "<eos>": 0.1})))
     return written.build(), written.load_tokenizer()
 
 

@@ -51,7 +51,7 @@ def theirs(folder: Path) -> list[float]:
     return losses(Trl(), folder)
 
 
-@pytest.mark.parametrize("ours", [Ours(layout="shared"), Ours(layout="padded"), Ours(stored=False)])
+@pytest.mark.parametrize("ours", [Ours(layout="prefix_shared"), Ours(layout="padded"), Ours(stored=False)])
 def test_the_losses_of_both_sides_are_equal(ours: Ours, folder: Path, theirs: list[float]):
     own = losses(ours, folder)
     assert len(own) == WORK.windows
@@ -77,7 +77,7 @@ def test_both_sides_read_the_same_responses_in_the_same_batches(folder: Path, mo
     forward, compute = DPO.forward, bench_trl._Tokenized.compute_loss
 
     def keep_ours(self: Any, policy: Any, references: Any, batch: Any) -> Any:
-        ours.append([batch.targets[batch.sequences == k].tolist() for k in range(batch.num_sequences)])
+        ours.append([batch.rows.targets[batch.rows.sequences == k].tolist() for k in range(batch.rows.num_sequences)])
         return forward(self, policy, references, batch)
 
     def keep_theirs(self: Any, model: Any, inputs: dict[str, Tensor], *arguments: Any, **options: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lit_pref.commands.check.numbers import Array, Pairs, evenly, share
-from lit_pref.scoring.layout import address
-from lit_pref.types import PreferencePair
+from lit_pref.pairs import PreferencePair
+from lit_pref.response_key import response_key
 
 CANDIDATES = 5000
 """The most pairs that are compared text by text when repeated ones are looked for."""
@@ -92,7 +92,7 @@ def _alike(pairs: Pairs) -> Array:
 
 
 def _digests(pair: PreferencePair) -> tuple[bytes, bytes]:
-    return address(pair.prompt, pair.chosen), address(pair.prompt, pair.rejected or ())
+    return response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected or ())
 
 
 @dataclass(frozen=True)

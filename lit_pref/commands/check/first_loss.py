@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.commands.check.findings import Finding, Severity, percent
-from lit_pref.references.live import AdapterOff, InitialPolicy
+from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored
+from lit_pref.scores import PairScores, SequenceScores
 from lit_pref.scoring.layout import as_padded
-from lit_pref.scoring.score import evaluating
-from lit_pref.types import PairScores, PreferenceBatch, SequenceScores
+from lit_pref.scoring.scorer import evaluating
 
 if TYPE_CHECKING:
     from lit_pref.commands.check.probes import Probe
@@ -39,7 +40,7 @@ def first_loss(probe: "Probe") -> Iterator[Finding]:
     for batch, policy, references, output in probe.outputs:
         actual.append(output.losses)
         known = policy if itself else _plainly(probe, batch, policy)
-        expected.append(module.objective(known, [known] if itself else references, batch).losses)
+        expected.append(module.objective(known, [known] if itself else references, batch.pairs).losses)
         for name, values in output.logged.items():
             if name.startswith(("reference_weights/", "clipped")):
                 logged.setdefault(name, []).append(values)
@@ -100,7 +101,7 @@ def _is_itself(probe: "Probe") -> bool:
 @torch.no_grad()
 def _plainly(probe: "Probe", batch: PreferenceBatch, scores: PairScores) -> PairScores:
     """The same scores, the sums from the model's own logits; further statistics stay as they are."""
-    rows = as_padded(batch)
+    rows = as_padded(batch).rows
     model = probe.scorer.model
     sums = []
     with evaluating(model), probe.module.trainer.precision_plugin.forward_context():

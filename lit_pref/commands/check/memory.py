@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.commands.check.findings import Finding, Severity
-from lit_pref.data.collation import collate
-from lit_pref.types import PreferenceBatch
+from lit_pref.data.batching.collation import collate
 
 if TYPE_CHECKING:
     from lit_pref.commands.check.probes import Probe
@@ -82,9 +82,9 @@ def largest_batch(probe: "Probe", world: int) -> int:
     if data.max_tokens is not None:
         return int(data.max_tokens)
     pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
-    third = data.train_pairs.third_lengths.astype(int)
-    further = (third > 0) * (lengths[:, 0] + third)  # read apart, and kept as long
-    if probe.module.batch_layout == "shared":
+    extra_response = data.train_pairs.extra_response_lengths.astype(int)
+    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # read apart, and kept as long
+    if probe.module.batch_layout == "prefix_shared":
         return int(sum(sorted(lengths.sum(1) + further, reverse=True)[:pairs]))
     sides = 2 if lengths[:, 2].any() else 1
     return int(pairs * (sides * (lengths[:, 0] + lengths[:, 1:].max(1)).max() + further.max()))
@@ -117,8 +117,10 @@ def _kept_per_token(probe: "Probe") -> float:
     """Bytes that autograd keeps for each token of a forward pass of the policy."""
     module = probe.module
     tokenizer = module.policy.load_tokenizer()
-    third = "third" in module.objective.sides
-    batch = collate(probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, third=third).to(probe.device)
+    extra_response = "extra_response" in module.objective.sides
+    batch = collate(
+        probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, extra_response=extra_response
+    ).to(probe.device)
     own = {t.untyped_storage().data_ptr() for t in (*probe.scorer.parameters(), *probe.scorer.buffers())}
     seen: dict[int, int] = {}
 
@@ -131,7 +133,7 @@ def _kept_per_token(probe: "Probe") -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with module.trainer.precision_plugin.forward_context():
             scores = probe.scorer(batch)
-        sides = (scores.chosen, scores.rejected, scores.third)
+        sides = (scores.chosen, scores.rejected, scores.extra_response)
         loss = sum(side.scores.sum() for side in sides if side is not None)
     del loss
     return sum(seen.values()) / _tokens(batch)
@@ -139,7 +141,9 @@ def _kept_per_token(probe: "Probe") -> float:
 
 def _tokens(batch: PreferenceBatch) -> int:
     """Of the rows, with their padding."""
-    return batch.input_ids.numel() + (0 if batch.third is None else batch.third.input_ids.numel())
+    return batch.rows.input_ids.numel() + (
+        0 if batch.extra_response is None else batch.extra_response.rows.input_ids.numel()
+    )
 
 
 def _bytes(tensors: Any) -> int:

@@ -8,18 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.commands.check.findings import Finding, Severity
 from lit_pref.commands.check.first_loss import first_loss, references_alone
 from lit_pref.commands.check.memory import Devices, memory
 from lit_pref.commands.check.numbers import evenly
 from lit_pref.commands.score import COARSE, TOLERANCE
-from lit_pref.data.collation import collate
-from lit_pref.models.sharing import share, why_not_shared
-from lit_pref.modules.opening import Opening
+from lit_pref.data.batching.collation import collate
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.modules.opening import ReferencePreparation
 from lit_pref.references.stored import Stored
+from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
 from lit_pref.scoring.layout import Layout
-from lit_pref.scoring.score import evaluating
-from lit_pref.types import ObjectiveOutput, PairScores, PreferenceBatch, TokenLogps
+from lit_pref.scoring.scorer import evaluating
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
@@ -73,7 +74,7 @@ class Probe:
         for k, reference in enumerate(self.module.references):
             if not isinstance(reference, Stored):
                 continue
-            opening = Opening.of(self.module, reference, f"reference {k} ({reference.label})", splits)
+            opening = ReferencePreparation.of(self.module, reference, f"reference {k} ({reference.label})", splits)
             wanted = opening.fill()
             reference.open(opening.store.identity, wanted, opening.encoding is not None)
             stored, again = opening.differences(COMPARED // 2, seed=0)
@@ -86,16 +87,16 @@ class Probe:
         plugin = module.trainer.precision_plugin
         with plugin.module_init_context():
             module.configure_model()
-        if self.why_not_shared is None:
-            share(module.scorer.model)  # type: ignore[union-attr]
+        if self.prefix_sharing_obstacle is None:
+            enable_prefix_sharing(module.scorer.model)  # type: ignore[union-attr]
         module.scorer = cast(Any, plugin.convert_module(module.scorer)).to(self.device)  # type: ignore[arg-type]
         module.objective.to(self.device).eval()
         for reference in module.references:
             reference.to(self.device)
 
     @cached_property
-    def why_not_shared(self) -> str | None:
-        return why_not_shared(self.module.policy)
+    def prefix_sharing_obstacle(self) -> str | None:
+        return prefix_sharing_obstacle(self.module.policy)
 
     @property
     def scorer(self) -> Any:
@@ -119,7 +120,7 @@ class Probe:
                 pad,
                 layout=layout or self.module.batch_layout,
                 token_functions=objective.token_functions,
-                third="third" in objective.sides,
+                extra_response="extra_response" in objective.sides,
             ).to(self.device)
 
     @cached_property
@@ -170,12 +171,12 @@ class Probe:
 
     def layouts(self) -> Iterator[Finding]:
         """The padded and the shared layout, token by token."""
-        if self.why_not_shared is not None:
-            words = f"layout padded, and nothing to compare it with: {self.why_not_shared}"
+        if self.prefix_sharing_obstacle is not None:
+            words = f"layout padded, and nothing to compare it with: {self.prefix_sharing_obstacle}"
             yield Finding("layouts", "ok", words, numbers={"shared": False})
             return
         with evaluating(self.scorer):
-            both = [torch.cat(self.policy_scores(layout, tokens=True)) for layout in ("padded", "shared")]
+            both = [torch.cat(self.policy_scores(layout, tokens=True)) for layout in ("padded", "prefix_shared")]
         apart = (both[0] - both[1]).abs()
         largest, mean = float(apart.max()), float(apart.mean())
         allowed = PER_TOKEN.get(self.dtype)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_pref.commands.check.numbers import Pairs, evenly
-from lit_pref.types import PreferencePair
+from lit_pref.pairs import PreferencePair
 
 Kind = Literal["prompt", "boundary", "trained", "end", "left out"]
 BEGIN, PROMPT, HEAD, TAIL = 8, 24, 48, 8

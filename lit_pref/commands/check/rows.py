@@ -9,9 +9,9 @@ import numpy as np
 
 from lit_pref.commands.check import numbers as n
 from lit_pref.commands.check.findings import Finding, Severity, percent
-from lit_pref.data.normalisation import Normaliser
-from lit_pref.data.report import PreparationReport
-from lit_pref.data.view import PairView, Part
+from lit_pref.data.prepared.normalisation import Normaliser
+from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 @dataclass(frozen=True)

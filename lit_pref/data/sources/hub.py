@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lit_pref.data.sources.reading import Row
+from lit_pref.data.sources.row import Row
 from lit_pref.data.sources.tables import ARROW_ERRORS, in_short, refuse_twofold, rows_at_a_time
 from lit_pref.errors import UserError
 

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.sources.reading import ENDINGS, HUB_NAME, BadRow, Row, exists, read_rows, source_file
+from lit_pref.data.sources.reading import ENDINGS, exists, read_rows, source_file
+from lit_pref.data.sources.row import HUB_NAME, BadRow, Row
 from lit_pref.errors import UsageError, UserError
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|valid|val|validation|dev|eval)(?:ing)?(?:[^a-z]|$)")
@@ -120,7 +121,7 @@ def source_digest(source: Source) -> str:
     check_source(source)
     parts: list[Any]
     if source.hub is None:
-        from lit_pref.models.folder import file_digest
+        from lit_pref.cache import file_digest
 
         try:
             parts = [[_ending(file.name), file_digest(file)] for file in files_of(source)]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_pref.data.sources.damage import Fault, refuse_what_is_no_parquet
-from lit_pref.data.sources.lines import MAX_LINE, lines_of
+from lit_pref.data.sources.jsonl import MAX_LINE, lines_of
 from lit_pref.errors import UserError
 
 BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20

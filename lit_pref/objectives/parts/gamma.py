@@ -15,7 +15,7 @@ from lit_pref.objectives.parts.estimation import (
     labels_of_repeats,
 )
 from lit_pref.objectives.parts.part import Part
-from lit_pref.types import Strengths
+from lit_pref.pairs import Strengths
 
 
 class Gamma(Part):
@@ -105,7 +105,7 @@ class Fitted(Gamma):
         return frozenset() if self.labels is None else frozenset({self.labels})
 
     @property
-    def fitted_to(self) -> frozenset[str]:
+    def fit_inputs(self) -> frozenset[str]:
         return frozenset({"margin", "responses" if self.repeats else self.labels or "probability"})
 
     def forward(self) -> float:

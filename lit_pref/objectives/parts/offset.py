@@ -6,23 +6,24 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.part import DataPart
-from lit_pref.types import PairScores, PreferenceBatch
+from lit_pref.scores import PairScores
 
 
 class Offset(DataPart):
     """o_i of every pair, (B,), in units of the logit: x_i = beta_i (phi(h_w) - phi(h_l)) - o_i."""
 
     @abstractmethod
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """o_i, (B,), in the dtype of the scores."""
 
 
 class NoOffset(Offset):
     """o = 0."""
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.zeros_like(policy.chosen.scores)
 
 
@@ -40,7 +41,7 @@ class ConstantOffset(Offset):
         super().__init__()
         self.gamma = finite(gamma, "ConstantOffset: gamma")
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.full_like(policy.chosen.scores, self.gamma)
 
 
@@ -64,12 +65,12 @@ class MarginOffset(Offset):
     def required(self) -> frozenset[str]:
         return frozenset({"margin"})
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
-        margin = self.read("margin", policy, batch)
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        margin = self.read("margin", policy, pairs)
         if not bool((margin > 0).all()):
             worst = int(margin.argmin())
             raise UserError(
-                f"MarginOffset takes the logarithm of the margin, and {batch.names[worst]} has the margin "
+                f"MarginOffset takes the logarithm of the margin, and {pairs.names[worst]} has the margin "
                 f"{float(margin[worst])}: drop ties and orient the pairs in the data, or choose `target: MarginTarget`."
             )
         return self.alpha * margin.log()
@@ -91,7 +92,7 @@ class LengthOffset(Offset):
         super().__init__()
         self.alpha = finite(alpha, "LengthOffset: alpha")
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         assert policy.rejected is not None
         return self.alpha * (policy.rejected.lengths - policy.chosen.lengths).to(policy.chosen.scores.dtype)
 
@@ -115,8 +116,8 @@ class ColumnOffset(Offset):
     def required(self) -> frozenset[str]:
         return frozenset({self.column})
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
-        return self.scale * self.read(self.column, policy, batch)
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        return self.scale * self.read(self.column, policy, pairs)
 
 
 def finite(value: float, name: str) -> float:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UserError
 from lit_pref.objectives.base import call_text, constructor_values
-from lit_pref.types import Need, PairScores, PreferenceBatch, Strengths, TokenFunction
+from lit_pref.pairs import Strengths, TokenFunction
+from lit_pref.scores import Need, PairScores
 
 Sides = tuple[Tensor, Tensor]
 """A value of the chosen and of the rejected response of every pair, each (B,)."""
@@ -46,7 +48,7 @@ class Part(nn.Module, ABC):
         return frozenset()
 
     @property
-    def fitted_to(self) -> frozenset[str]:
+    def fit_inputs(self) -> frozenset[str]:
         """What `fit` looks at: `margin`, `probability`, `responses`, names of columns; nothing where none is fitted."""
         return frozenset()
 
@@ -61,19 +63,19 @@ class Part(nn.Module, ABC):
 class DataPart(Part):
     """A part that gives one value a pair, from the data or from the policy's scores: target, offset, weight."""
 
-    def read(self, field: str, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def read(self, field: str, policy: PairScores, pairs: PairData) -> Tensor:
         """The `margin`, the `probability` or the column `field` of every pair, (B,), in the dtype of the scores.
 
         Raises:
             UserError: the batch does not have it.
         """
-        known = {"margin": batch.margin, "probability": batch.probability}
-        value = known[field] if field in known else batch.columns.get(field)
+        known = {"margin": pairs.margin, "probability": pairs.probability}
+        value = known[field] if field in known else pairs.columns.get(field)
         if value is None:
             raise UserError(
                 f"{type(self).__name__} needs the field `{field}` of every pair, and this data has none: "
                 f"name its source in the data mapping, or choose another part than {type(self).__name__}."
             )
-        if value.shape != (len(batch),):
-            raise ValueError(f"`{field}` must be (B,) = ({len(batch)},), got {tuple(value.shape)}")
+        if value.shape != (len(pairs),):
+            raise ValueError(f"`{field}` must be (B,) = ({len(pairs)},), got {tuple(value.shape)}")
         return value.to(policy.chosen.scores.dtype)

@@ -5,10 +5,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.gamma import Gamma
 from lit_pref.objectives.parts.part import DataPart
-from lit_pref.types import PairScores, PreferenceBatch
+from lit_pref.scores import PairScores
 
 
 class Target(DataPart):
@@ -25,7 +26,7 @@ class Target(DataPart):
         return True
 
     @abstractmethod
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """p_i, (B,), in the dtype of the scores."""
 
 
@@ -36,7 +37,7 @@ class Hard(Target):
     def hard(self) -> bool:
         return True
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.ones_like(policy.chosen.scores)
 
 
@@ -76,8 +77,8 @@ class MarginTarget(Target):
     def required(self) -> frozenset[str]:
         return frozenset({"margin"})
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
-        margin = self.read("margin", policy, batch)
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        margin = self.read("margin", policy, pairs)
         # inf * 0 is NaN, and a tie is 1/2 whatever gamma is.
         return torch.where(margin == 0, 0.5, torch.sigmoid(self.strength * margin))
 
@@ -99,7 +100,7 @@ class Smoothed(Target):
     def hard(self) -> bool:
         return self.epsilon == 0
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.full_like(policy.chosen.scores, 1 - self.epsilon)
 
 
@@ -110,8 +111,8 @@ class ProbabilityColumn(Target):
     def required(self) -> frozenset[str]:
         return frozenset({"probability"})
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
-        return self.read("probability", policy, batch)
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        return self.read("probability", policy, pairs)
 
 
 class Unbiased(Target):
@@ -143,7 +144,7 @@ class Unbiased(Target):
     def proper(self) -> bool:
         return self.epsilon == 0
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.full_like(policy.chosen.scores, (1 - self.epsilon) / (1 - 2 * self.epsilon))
 
 

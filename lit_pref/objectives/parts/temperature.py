@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.types import Kl, Need, PairScores, PreferenceBatch, Tilt
+from lit_pref.scores import Kl, Need, PairScores, Tilt
 
 TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
 """beta_i (B,), and values to log, each (B,)."""
@@ -30,7 +31,7 @@ class Temperature(Part):
         ratios: Sides,
         policy: PairScores,
         references: Sequence[PairScores],
-        batch: PreferenceBatch,
+        pairs: PairData,
     ) -> TemperatureOutput:
         """beta_i of every pair; `ratios` are the log-ratios h_w and h_l against the mixed reference."""
 
@@ -51,7 +52,7 @@ class Constant(Temperature):
         ratios: Sides,
         policy: PairScores,
         references: Sequence[PairScores],
-        batch: PreferenceBatch,
+        pairs: PairData,
     ) -> TemperatureOutput:
         return torch.full_like(ratios[0], beta), {}
 
@@ -116,11 +117,11 @@ class EpsilonStep(Temperature):
         ratios: Sides,
         policy: PairScores,
         references: Sequence[PairScores],
-        batch: PreferenceBatch,
+        pairs: PairData,
     ) -> TemperatureOutput:
         step = self._step(policy, references[0])
         if self.training:
-            seen = torch.stack([(step > 0) & batch.real, (step < 0) & batch.real, batch.real]).sum(1).double()
+            seen = torch.stack([(step > 0) & pairs.is_real, (step < 0) & pairs.is_real, pairs.is_real]).sum(1).double()
             self._window = seen if self._window is None else self._window + seen
         betas = beta * self.scale / (1 + self.epsilon * step)
         return betas.to(ratios[0].dtype), {"epsilon_step": step.to(ratios[0].dtype)}

@@ -6,9 +6,10 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.types import PairScores, PreferenceBatch
+from lit_pref.scores import PairScores
 
 
 class Term(Part):
@@ -25,7 +26,7 @@ class Term(Part):
         self.coefficient = coefficient
 
     @abstractmethod
-    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         """A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
 
 
@@ -35,7 +36,7 @@ class ChosenNLL(Term):
     **Source**: iterative RPO, arXiv 2404.19733. CPO and TRL average over the tokens of the batch instead of over pairs.
     """
 
-    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths
 
 
@@ -45,5 +46,5 @@ class Anchor(Term):
     **Source**: mDPO, arXiv 2406.11839, with the anchor at 0.
     """
 
-    def forward(self, policy: PairScores, rewards: Sides, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -F.logsigmoid(rewards[0])

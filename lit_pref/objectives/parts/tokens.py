@@ -7,9 +7,11 @@ from difflib import SequenceMatcher
 
 import torch
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.types import Need, PairScores, PreferenceBatch, TokenFunction, TokenLogps, TokenValues
+from lit_pref.pairs import TokenFunction, TokenValues
+from lit_pref.scores import Need, PairScores, TokenLogps
 
 
 class TokenSum(Part):
@@ -21,14 +23,14 @@ class TokenSum(Part):
     """
 
     @abstractmethod
-    def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
+    def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         """The scores of both responses, each (B,)."""
 
 
 class Sum(TokenSum):
     """The sum over the response's tokens, nats; a reward model's score as it is."""
 
-    def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
+    def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         assert scores.rejected is not None
         return scores.chosen.scores, scores.rejected.scores
 
@@ -40,7 +42,7 @@ class Mean(TokenSum):
     one text differently.
     """
 
-    def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
+    def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         assert scores.rejected is not None and policy.rejected is not None
         return scores.chosen.scores / policy.chosen.lengths, scores.rejected.scores / policy.rejected.lengths
 
@@ -57,12 +59,12 @@ class TokenWeights(TokenSum):
         return frozenset({TokenLogps()})
 
     @abstractmethod
-    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
+    def weights(self, policy: Sides, pairs: PairData) -> Sides:
         """w of chosen (B, T) and rejected (B, T); `policy` are the policy's log-probs without gradient, zero-padded."""
 
-    def forward(self, scores: PairScores, policy: PairScores, batch: PreferenceBatch) -> Sides:
+    def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         own, of_policy = _token_logps(scores), _token_logps(policy)
-        chosen, rejected = self.weights((of_policy[0].detach(), of_policy[1].detach()), batch)
+        chosen, rejected = self.weights((of_policy[0].detach(), of_policy[1].detach()), pairs)
         for logps, weights in zip(own, (chosen, rejected), strict=True):
             if logps.shape != weights.shape:
                 raise ValueError(f"{tuple(weights.shape)} weights for token log-probs of shape {tuple(logps.shape)}")
@@ -90,8 +92,8 @@ class Weighted(TokenWeights):
     def token_columns(self) -> frozenset[str]:
         return frozenset({self.column})
 
-    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
-        return _column(self.column, policy, batch)
+    def weights(self, policy: Sides, pairs: PairData) -> Sides:
+        return _column(self.column, policy, pairs)
 
 
 class EditWeighted(TokenWeights):
@@ -123,8 +125,8 @@ class EditWeighted(TokenWeights):
     def token_functions(self) -> Mapping[str, TokenFunction]:
         return {"edits": edits}
 
-    def weights(self, policy: Sides, batch: PreferenceBatch) -> Sides:
-        marks = _column("edits", policy, batch)
+    def weights(self, policy: Sides, pairs: PairData) -> Sides:
+        marks = _column("edits", policy, pairs)
         chosen, rejected = (
             1 + mark * torch.exp(-logps).clamp(max=self.delta) for mark, logps in zip(marks, policy, strict=True)
         )
@@ -151,7 +153,7 @@ def _token_logps(scores: PairScores) -> Sides:
     return scores.chosen.statistics[TokenLogps()], scores.rejected.statistics[TokenLogps()]
 
 
-def _column(name: str, policy: Sides, batch: PreferenceBatch) -> Sides:
-    chosen, rejected = batch.token_column(name)
+def _column(name: str, policy: Sides, pairs: PairData) -> Sides:
+    chosen, rejected = pairs.token_column(name)
     assert rejected is not None
     return chosen.to(policy[0].dtype), rejected.to(policy[1].dtype)

@@ -5,22 +5,23 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from lit_pref.batch import PairData
 from lit_pref.objectives.parts.part import DataPart
-from lit_pref.types import PairScores, PreferenceBatch
+from lit_pref.scores import PairScores
 
 
 class Weight(DataPart):
     """omega_i of every pair, (B,); constant, called without gradient. It weighs the preference loss, not the terms."""
 
     @abstractmethod
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """omega_i, (B,), in the dtype of the scores."""
 
 
 class NoWeight(Weight):
     """omega = 1."""
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.ones_like(policy.chosen.scores)
 
 
@@ -39,5 +40,5 @@ class ColumnWeight(Weight):
     def required(self) -> frozenset[str]:
         return frozenset({self.column})
 
-    def forward(self, policy: PairScores, batch: PreferenceBatch) -> Tensor:
-        return self.read(self.column, policy, batch)
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        return self.read(self.column, policy, pairs)

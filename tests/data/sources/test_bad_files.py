@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_pref.data.sources.lines import MAX_BLANK, MAX_DEPTH, MAX_LINE
-from lit_pref.data.sources.reading import BadRow, read_rows
+from lit_pref.data.sources.jsonl import MAX_BLANK, MAX_DEPTH, MAX_LINE
+from lit_pref.data.sources.reading import read_rows
+from lit_pref.data.sources.row import BadRow
 from lit_pref.errors import UserError
 
 ROWS = [{"prompt": f"p{k}", "chosen": "ä", "rejected": "r", "margin": k / 8} for k in range(50)]

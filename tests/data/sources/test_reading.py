@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_pref.data.sources.reading import BadRow, Row, read_rows
+from lit_pref.data.sources.reading import read_rows
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UserError
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_pref.data.sources.reading import BadRow, read_rows
+from lit_pref.data.sources.reading import read_rows
+from lit_pref.data.sources.row import BadRow
 from lit_pref.data.sources.tables import rows_at_a_time
 from lit_pref.errors import UserError
 

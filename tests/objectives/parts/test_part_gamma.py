@@ -9,7 +9,7 @@ import torch
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import DPO, MMPO, Fitted, MarginTarget, UnitMargin
 from lit_pref.objectives.parts.estimation import by_likelihood, by_mean_probability, labels_of_repeats
-from lit_pref.types import Strengths
+from lit_pref.pairs import Strengths
 
 
 def strengths(margin, probability=None, prompts=None, **columns) -> Strengths:
@@ -200,11 +200,11 @@ def test_a_mean_that_ties_keep_out_of_reach_is_refused():
 def test_a_column_comes_before_the_probability_and_the_probability_before_the_mean():
     margin, half = [1.0] * 4, [0.9, 0.9, np.nan, 0.9]
     by_column = MMPO(gamma=Fitted(labels="votes"))
-    assert by_column.required == {"margin", "votes"} and by_column.fitted_to == {"margin", "votes"}
+    assert by_column.required == {"margin", "votes"} and by_column.fit_inputs == {"margin", "votes"}
     (line,) = by_column.fit(strengths(margin, half, votes=[1, 1, 0.5, 0.5]))
     assert line.startswith("gamma 1.099 (") and "maximum likelihood of `votes` over 4 pairs of 4 prompts" in line
     by_probability = MMPO(gamma=Fitted())
-    assert by_probability.required == {"margin"} and by_probability.fitted_to == {"margin", "probability"}
+    assert by_probability.required == {"margin"} and by_probability.fit_inputs == {"margin", "probability"}
     (line,) = by_probability.fit(strengths(margin, half, prompts=["a", "a", "b", "c"]))
     assert line == "gamma 2.197 (2.197 to 2.197, 95 %), maximum likelihood of `probability` over 3 pairs of 2 prompts"
     for none in (None, [np.nan] * 4):
@@ -212,7 +212,7 @@ def test_a_column_comes_before_the_probability_and_the_probability_before_the_me
         assert line == "gamma 1.386 (1.386 to 1.386, 95 %), for a mean probability of 0.8 over 4 pairs of 4 prompts"
     with pytest.raises(UserError, match="without margins"):
         MMPO(gamma=Fitted()).fit(Strengths(None, None, {}, np.array([])))
-    assert (MMPO().fitted_to, MMPO().fit(strengths(margin))) == (frozenset(), [])
+    assert (MMPO().fit_inputs, MMPO().fit(strengths(margin))) == (frozenset(), [])
 
 
 @pytest.mark.parametrize("rounding", [16, 4])

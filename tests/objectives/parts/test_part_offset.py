@@ -84,7 +84,7 @@ def test_columns_are_required_and_a_missing_one_is_named(make, part):
 
 def test_a_column_of_another_shape_is_refused_instead_of_broadcast(make):
     inputs = make.g0(trust=1.0)
-    inputs.batch.columns["trust"] = inputs.batch.columns["trust"].unsqueeze(1)
+    inputs.pairs.columns["trust"] = inputs.pairs.columns["trust"].unsqueeze(1)
     with pytest.raises(ValueError, match=r"`trust` must be \(B,\) = \(1,\), got \(1, 1\)"):
         inputs.into(DPO(weight=ColumnWeight("trust")))
 

@@ -3,7 +3,7 @@ import torch
 
 from lit_pref.errors import UsageError
 from lit_pref.objectives import DPO, EpsilonStep
-from lit_pref.types import Kl
+from lit_pref.scores import Kl
 
 EPSILON = 0.01
 
@@ -12,10 +12,10 @@ def build(beta=0.1, **arguments):
     return DPO(beta=beta, temperature=EpsilonStep(epsilon=EPSILON, first_order=True, **arguments))
 
 
-def steps(make, *signs, real=None):
+def steps(make, *signs, is_real=None):
     """Pairs whose first-order statistic D - (KL_w - KL_l) has the given signs: D = sign, KL = 0."""
     zero = torch.zeros(len(signs), dtype=torch.float64)
-    inputs = make.inputs(make.pair(signs, zero), [make.pair(zero, zero)], make.batch(len(signs), real=real))
+    inputs = make.inputs(make.pair(signs, zero), [make.pair(zero, zero)], make.batch(len(signs), is_real=is_real))
     for side in (inputs.policy.chosen, inputs.policy.rejected):
         side.statistics[Kl()] = zero
     return inputs
@@ -84,7 +84,7 @@ def test_every_rank_reduces_even_where_it_saw_no_pair():
 
 def test_fillers_are_not_counted(make):
     objective = build()
-    steps(make, 1, -1, -1, real=[True, False, False]).into(objective)
+    steps(make, 1, -1, -1, is_real=[True, False, False]).into(objective)
     objective.update(alone)
     assert objective.progress["beta"] == pytest.approx(0.1 / 1.01, abs=1e-16)
 

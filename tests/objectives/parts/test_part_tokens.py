@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import DPO, MMPO, EditWeighted, EpsilonStep, Geometric, Harmonic, NoReference, Weighted
 from lit_pref.objectives.parts.tokens import edits
-from lit_pref.types import PairScores, SequenceScores, TokenLogps
+from lit_pref.scores import PairScores, SequenceScores, TokenLogps
 
 POLICY = ([-0.2, -0.5, -0.1, -0.9], [-0.4, -0.6, -0.3])
 REFERENCE = ([-0.3, -0.7, -0.2, -0.4], [-0.3, -0.35, -0.4])
@@ -35,9 +36,8 @@ def inputs(make, policy, references, **columns):
     batch = make.batch(len(policy), margin=[1.0] * len(policy))
     chosen, rejected = ([len(pair[k]) for pair in policy] for k in range(2))
     batch.chosen_lengths, batch.rejected_lengths = torch.tensor(chosen), torch.tensor(rejected)
-    batch.sequences = torch.arange(2 * len(policy)).repeat_interleave(torch.tensor(chosen + rejected))
     batch.token_columns = {
-        name: torch.tensor([value for k in range(2) for pair in pairs for value in pair[k]])
+        name: tuple(pad_sequence([torch.tensor(pair[k]) for pair in pairs], batch_first=True) for k in range(2))
         for name, pairs in columns.items()
     }
     return make.inputs(scores(*policy), [scores(*reference) for reference in references], batch)
@@ -60,7 +60,7 @@ def test_a_token_of_probability_zero_weighs_one_plus_delta(make):
     policy = ([-0.2, -1e6, -0.1, -0.9], POLICY[1])
     made = inputs(make, [policy], [[REFERENCE]], edits=[MARKS])
     logps = [own.statistics[TokenLogps()] for own in (made.policy.chosen, made.policy.rejected)]
-    weights, _ = EditWeighted(1.5).weights(tuple(logps), made.batch)
+    weights, _ = EditWeighted(1.5).weights(tuple(logps), made.pairs)
     assert weights.tolist() == [[1.0, 2.5, 1.0, 2.5]]
     assert bool(made.into(DPO(tokens=EditWeighted(1.5))).losses.isfinite())
 

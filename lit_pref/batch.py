@@ -1,0 +1,147 @@
+"""A batch of pairs: the data that objectives and metrics read, and the rows that a model reads.
+
+Letters: **B** pairs, **R** rows, **T** tokens of a row or response, **N** response tokens (see `lit_pref.pairs`).
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lit_pref.errors import UserError
+from lit_pref.pairs import TruncatedText
+
+TokenTable = tuple[Tensor, Tensor | None]
+"""Values of the response tokens, zero-padded: chosen (B, T) and rejected (B, T); None for one-sided data."""
+
+
+class _OnDevice:
+    """Base of the batch dataclasses: moves every tensor they hold."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same data with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor | _OnDevice):
+                return value.to(device)
+            if isinstance(value, dict):
+                return {name: move(entry) for name, entry in value.items()}
+            if isinstance(value, tuple):
+                return tuple(move(entry) for entry in value)
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+
+@dataclass
+class PairData(_OnDevice):
+    """B pairs without their token ids: what objectives and metrics read.
+
+    `is_real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the
+    number of real pairs in the optimizer step of this batch, over all ranks and micro-batches.
+
+    `response_keys` identify a pair's two responses in the reference store; `texts` serve references with another
+    tokenizer.
+
+    >>> PairData(["a", "b"], chosen_lengths=torch.tensor([3, 4]), rejected_lengths=torch.tensor([2, 5])).window_pairs
+    2
+    """
+
+    ids: list[str]
+    chosen_lengths: Tensor  # (B,) int64, tokens
+    rejected_lengths: Tensor | None  # (B,) int64, tokens
+    margin: Tensor | None = None  # (B,) fp32
+    probability: Tensor | None = None  # (B,) fp32
+    is_real: Tensor = None  # type: ignore[assignment]  # (B,) bool; all True by default
+    window_pairs: int = -1  # B by default
+    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,) fp32
+    token_columns: dict[str, TokenTable] = field(default_factory=dict)  # fp32
+    groups: list[str] | None = None
+    places: list[str] = field(default_factory=list)
+    texts: list[TruncatedText] | None = None
+    response_keys: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.is_real is None:
+            self.is_real = torch.ones(len(self.ids), dtype=torch.bool)
+        if self.window_pairs < 0:
+            self.window_pairs = int(self.is_real.sum())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each pair in messages: its file and line, or its id."""
+        return self.places or [f"pair {name}" for name in self.ids]
+
+    def token_column(self, name: str) -> TokenTable:
+        """Return a token column, in the shape of `TokenLogps`.
+
+        Raises:
+            UserError: the batch does not have it.
+        """
+        if name not in self.token_columns:
+            raise UserError(
+                f"the objective reads the token column `{name}`, and this data has none (token columns: "
+                f"{', '.join(sorted(self.token_columns)) or 'none'}): give `{name}_chosen` and `{name}_rejected` as "
+                f"lists of [start, end, value], and name {name} in data.token_columns"
+            )
+        return self.token_columns[name]
+
+
+@dataclass
+class Rows(_OnDevice):
+    """B pairs laid out as R rows of T tokens for a model. All tensors are int64.
+
+    Hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the response token `targets[n]`
+    of response `sequences[n]`; response b < B is the chosen one of pair b, and response B + b its rejected one.
+    `ends[s]` is the position of the last token of response s, which a scalar head reads.
+
+    Padded layout: one row per response, `[prompt | response]`, with `attention_mask`. Prefix-shared layout: one row
+    without padding, `[prompt | chosen | rejected]` pair after pair, with `position_ids` that restart at the prompt end
+    for the rejected response, and `segments`, by which attention separates pairs and the responses of a pair.
+    """
+
+    input_ids: Tensor  # (R, T)
+    attention_mask: Tensor | None  # (R, T), None in the prefix-shared layout
+    predictors: Tensor  # (N,)
+    targets: Tensor  # (N,)
+    sequences: Tensor  # (N,)
+    ends: Tensor  # (2B,), or (B,) for one-sided data
+    position_ids: Tensor | None = None  # (R, T), None in the padded layout
+    segments: tuple[tuple[int, int, int], ...] | None = None  # tokens of prompt, chosen, rejected of each pair
+
+    @property
+    def num_sequences(self) -> int:
+        """The number of responses: 2B, or B for one-sided data."""
+        return len(self.ends)
+
+    def by_response(self, values: Tensor, pairs: int) -> TokenTable:
+        """Return values of the response tokens, (N,), as one zero-padded row per response.
+
+        Args:
+            values: one value for each of `targets`.
+            pairs: B.
+        """
+        order = torch.argsort(self.sequences, stable=True)
+        counts = torch.bincount(self.sequences, minlength=self.num_sequences)
+        starts = counts.cumsum(0) - counts
+        responses = self.sequences[order]
+        positions = torch.arange(len(order), device=order.device) - starts[responses]
+        table = values.new_zeros(self.num_sequences, int(counts.max())).index_put((responses, positions), values[order])
+        chosen = table[:pairs, : int(counts[:pairs].max())]
+        return chosen, None if self.num_sequences == pairs else table[pairs:, : int(counts[pairs:].max())]
+
+
+@dataclass
+class PreferenceBatch(_OnDevice):
+    """B pairs as data and as rows; `extra_response` holds the same prompts with a further response, as `chosen`."""
+
+    pairs: PairData
+    rows: Rows
+    extra_response: "PreferenceBatch | None" = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)

@@ -1,0 +1,164 @@
+"""Pairs to a batch: laid out as rows, numbers as tensors, the stamps of the sampler."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lit_pref.batch import PairData, PreferenceBatch, TokenTable
+from lit_pref.data.batching.sampling import MicroBatch
+from lit_pref.errors import UsageError
+from lit_pref.pairs import PreferencePair, TokenFunction, TokenValues
+from lit_pref.response_key import response_key
+from lit_pref.scoring.layout import Layout, padded, prefix_shared
+
+
+def collate(
+    pairs: Sequence[PreferencePair],
+    pad_id: int,
+    is_real: Sequence[bool] | None = None,
+    window_pairs: int | None = None,
+    layout: Layout = "padded",
+    token_functions: Mapping[str, TokenFunction] | None = None,
+    extra_response: bool = False,
+) -> PreferenceBatch:
+    """B pairs laid out for a model.
+
+    Args:
+        pairs: all with or all without rejected responses, and with the same columns.
+        pad_id: the id that fills rows; it is masked out.
+        is_real: (B,), False for fillers; None means that all are real.
+        window_pairs: real pairs of the optimiser window; None means those of this batch.
+        layout: shared rows read a prompt once and hold no padding; padded rows suit every model.
+        token_functions: further token columns, by name, each made of the ids of a pair.
+        extra_response: whether the extra responses are laid out too.
+
+    Raises:
+        UsageError: a token function has the name of a token column of the data.
+        ValueError: no pairs, or pairs of different kinds.
+
+    >>> from lit_pref.pairs import TruncatedText
+    >>> text = TruncatedText("a", "b", "c", True, True)
+    >>> batch = collate([PreferencePair("1", [5, 6], [7], [8, 9], 0.5, None, {}, None, text)], pad_id=0)
+    >>> batch.rows.input_ids.tolist(), batch.pairs.margin.tolist(), batch.pairs.probability, batch.pairs.window_pairs
+    ([[5, 6, 7, 0], [5, 6, 8, 9]], [0.5], 1)
+    """
+    rejected = [pair.rejected for pair in pairs if pair.rejected is not None]
+    if rejected and len(rejected) != len(pairs):
+        raise ValueError("some pairs have a rejected response and others not")
+    ids = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None)
+    rows = prefix_shared(*ids) if layout == "prefix_shared" else padded(*ids, pad_id)
+    is_real = [True] * len(pairs) if is_real is None else list(is_real)
+    groups = [pair.group for pair in pairs if pair.group is not None]
+    places = [pair.place for pair in pairs if pair.place]
+    data = PairData(
+        ids=[pair.id for pair in pairs],
+        chosen_lengths=torch.tensor([len(pair.chosen) for pair in pairs]),
+        rejected_lengths=torch.tensor([len(ids) for ids in rejected]) if rejected else None,
+        margin=_numbers([pair.margin for pair in pairs], "margin"),
+        probability=_numbers([pair.probability for pair in pairs], "probability"),
+        is_real=torch.tensor(is_real),
+        window_pairs=sum(is_real) if window_pairs is None else window_pairs,
+        columns={name: torch.tensor([pair.columns[name] for pair in pairs]) for name in pairs[0].columns},
+        token_columns=_token_columns(pairs, token_functions or {}),
+        groups=groups if len(groups) == len(pairs) else None,
+        places=places if len(places) == len(pairs) else [],
+        texts=[pair.text for pair in pairs],
+        response_keys=[_response_keys(pair) for pair in pairs],
+    )
+    if not extra_response:
+        return PreferenceBatch(data, rows)
+    extra = [pair.of_extra_response() for pair in pairs]
+    return PreferenceBatch(data, rows, collate(extra, pad_id, is_real, window_pairs, layout))
+
+
+def _token_columns(pairs: Sequence[PreferencePair], functions: Mapping[str, TokenFunction]) -> dict[str, TokenTable]:
+    """Return every token column as one zero-padded row per response."""
+    values: dict[str, list[TokenValues]] = {
+        name: [pair.token_columns[name] for pair in pairs] for name in pairs[0].token_columns
+    }
+    if taken := sorted(values.keys() & functions.keys()):
+        raise UsageError(
+            f"the objective computes the token column `{taken[0]}` from the ids, and the data bring one of that name: "
+            "give that of the data another name"
+        )
+    for name, function in functions.items():
+        values[name] = [function(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    two_sided = pairs[0].rejected is not None
+    columns = {}
+    for name, sides in values.items():
+        chosen, rejected = ([side[k] or [] for side in sides] for k in range(2))
+        _check_lengths(name, pairs, chosen, rejected)
+        columns[name] = (_zero_padded(chosen), _zero_padded(rejected) if two_sided else None)
+    return columns
+
+
+def _zero_padded(rows: Sequence[Sequence[float]]) -> Tensor:
+    return pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)
+
+
+def _check_lengths(
+    name: str, pairs: Sequence[PreferencePair], chosen: Iterable[list[float]], rejected: Iterable[list[float]]
+) -> None:
+    for pair, first, second in zip(pairs, chosen, rejected, strict=True):
+        if (len(first), len(second)) != (len(pair.chosen), len(pair.rejected or ())):
+            raise ValueError(
+                f"the token column {name} of {pair.place or pair.id} has {len(first)} and {len(second)} values for "
+                f"{len(pair.chosen)} and {len(pair.rejected or ())} tokens"
+            )
+
+
+def _response_keys(pair: PreferencePair) -> tuple[bytes, bytes | None]:
+    second = None if pair.rejected is None else response_key(pair.prompt, pair.rejected)
+    return response_key(pair.prompt, pair.chosen), second
+
+
+def _numbers(values: list[float | None], name: str) -> Tensor | None:
+    known = [value for value in values if value is not None]
+    if known and len(known) != len(values):
+        raise ValueError(f"some pairs have a {name} and others not")
+    return torch.tensor(known, dtype=torch.float32) if known else None
+
+
+class Pairs(Protocol):
+    def __getitem__(self, index: int, /) -> PreferencePair: ...
+
+
+class UncastBatch:
+    """A batch into which Lightning's precision plugins do not look.
+
+    They would cast every number under `bf16-true`: a margin of 6.28 became 6.2812 and a probability of 0.999 became 1.
+    """
+
+    def __init__(self, batch: PreferenceBatch) -> None:
+        self.batch = batch
+
+
+class UncastBatches:
+    """`batches[micro_batch]` is the sealed batch of those pairs; what a loader (worker) calls.
+
+    Args:
+        pairs: pairs by index.
+        pad_id: the id that fills rows.
+        layout: of the rows.
+        token_functions: see `collate`.
+        extra_response: see `collate`.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        pad_id: int,
+        layout: Layout = "padded",
+        token_functions: Mapping[str, TokenFunction] | None = None,
+        extra_response: bool = False,
+    ) -> None:
+        self.pairs, self.pad_id, self.layout = pairs, pad_id, layout
+        self.token_functions, self.extra_response = dict(token_functions or {}), extra_response
+
+    def __getitem__(self, cell: MicroBatch) -> UncastBatch:
+        pairs = [self.pairs[k] for k in cell.indices]
+        made = (self.layout, self.token_functions, self.extra_response)
+        return UncastBatch(collate(pairs, self.pad_id, cell.real, cell.window_pairs, *made))

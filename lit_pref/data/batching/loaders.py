@@ -1,0 +1,138 @@
+"""Loaders over micro-batches, and the position of the training loader, kept in pairs."""
+
+from collections.abc import Iterator, Sized
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from lit_pref.data.batching.sampling import MicroBatch, WindowSampler
+from lit_pref.errors import UserError
+
+
+class BatchSource(Protocol):
+    """Makes the batch of a micro-batch (in a loader worker)."""
+
+    def __getitem__(self, index: MicroBatch, /) -> Any: ...
+
+
+class MicroBatches(Sized, Protocol):
+    def __iter__(self) -> Iterator[MicroBatch]: ...
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class PairLoader:
+    """One batch for every one of `micro_batches`, made by `source[micro_batch]`, in `workers` processes if any.
+
+    It has a DataLoader and is none: Lightning rebuilds DataLoaders with samplers of its own (distributed, prediction,
+    overfitting), which would undo the slices of the ranks.
+    """
+
+    def __init__(self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0) -> None:
+        self._micro_batches = micro_batches
+        # A generator of its own: a DataLoader draws a seed at every start, which would shift the global random state.
+        self._loader: DataLoader[Any] = DataLoader(
+            source,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=micro_batches,
+            num_workers=workers,
+            # Forked once: a fork while the last epoch's threads end can hang for ever in CPython 3.11.
+            persistent_workers=workers > 0,
+            collate_fn=_as_it_is,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+
+class ResumableLoader(PairLoader):
+    """The training loader, whose position is kept in pairs and checkpointed.
+
+    The state is that of all ranks, and it counts what was given to the loop, not what workers fetched ahead. It resumes
+    at a window's start; after the last batch of an epoch it is the start of the next epoch.
+
+    Args:
+        source: makes batches.
+        sampler: whose order is followed.
+        fingerprint: of the training data; another one is refused on resume.
+        workers: processes that make batches ahead.
+    """
+
+    def __init__(self, source: BatchSource, sampler: WindowSampler, fingerprint: str, workers: int = 0) -> None:
+        super().__init__(source, sampler, workers)
+        self.sampler = sampler  # where Lightning looks for set_epoch
+        self._identity = {
+            "fingerprint": fingerprint,
+            "length": sampler.pairs,
+            "seed": sampler.seed,
+            "global_batch": sampler.global_batch,
+            "accumulation": sampler.accumulation,
+            "micro_batches": len(sampler),
+        }
+        self._position = (0, 0)  # (epoch, pairs), the next pair to give
+        self._resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator, because Lightning calls iter() before it sets the epoch and next() after.
+        sampler = self.sampler
+        first = 0
+        if self._resume is not None:
+            epoch, pairs = self._resume
+            if sampler.epoch < epoch:
+                return  # all of this epoch was given before the checkpoint
+            if sampler.epoch == epoch:
+                first = pairs // sampler.global_batch
+            self._resume = None
+        epoch = sampler.epoch
+        sampler.start_window = first
+        for given, batch in enumerate(super().__iter__(), start=first * sampler.accumulation + 1):
+            # Before the yield: Lightning never asks for more after the last batch.
+            pairs = sampler.pairs_in(given)
+            self._position = (epoch + 1, 0) if pairs == sampler.pairs else (epoch, pairs)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it is a position in: plain numbers and one string."""
+        epoch, pairs = self._position
+        return {"epoch": epoch, "pairs": pairs, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the run that wrote `state` was; the next iteration starts there.
+
+        Raises:
+            UserError: the data, seed, global batch or micro-batching differ, or the state lies within a window.
+        """
+        for name, (subject, remedy) in _REFUSALS.items():
+            if state[name] != self._identity[name]:
+                raise UserError(
+                    f"The checkpoint was written with {subject} {state[name]}, this run has {self._identity[name]}; "
+                    f"{remedy}, or start a new run without --ckpt_path."
+                )
+        if state["pairs"] % self.sampler.global_batch:
+            raise UserError(
+                f"The checkpoint was written after {state['pairs']} pairs of epoch {state['epoch']}, within an "
+                f"optimiser step of {state['global_batch']} pairs whose gradients it does not hold; resume from an "
+                "earlier one."
+            )
+        self._resume = self._position = (state["epoch"], state["pairs"])
+
+
+_SAME_CELLS = (
+    "use the same number of devices and the same data.micro_batch, or data.max_tokens with the same trainer.max_epochs "
+    "and max_steps"
+)
+_REFUSALS = {
+    "length": ("a number of training pairs of", "give it the same data and the same data options"),
+    "fingerprint": ("prepared training data", "give it the same data, tokenizer and data options"),
+    "seed": ("data.seed", "set data.seed to the value of the checkpoint"),
+    "global_batch": ("data.global_batch", "set data.global_batch to the value of the checkpoint"),
+    "accumulation": ("a number of micro-batches per optimiser step of", _SAME_CELLS),
+    "micro_batches": ("a number of micro-batches per epoch of", _SAME_CELLS),
+}

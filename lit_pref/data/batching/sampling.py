@@ -1,0 +1,195 @@
+"""Which pair is seen when: the order of an epoch, optimiser windows, and the micro-batches of every rank.
+
+Everything is a pure function of its arguments, so that every rank knows what all the others do.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from lit_pref.data.batching.token_budget import TokenBudget
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The pairs of one forward pass of one rank, by index.
+
+    `real` is False for a filler, a repeated pair that counts nowhere. `window_pairs` is the number of real pairs in the
+    optimiser window, over all ranks and micro-batches.
+    """
+
+    indices: tuple[int, ...]
+    real: tuple[bool, ...]
+    window_pairs: int
+
+
+def epoch_order(pairs: int, seed: int, epoch: int) -> list[int]:
+    """The order in which all ranks together see the pairs of an epoch: a permutation fixed by (seed, epoch) alone.
+
+    >>> epoch_order(5, seed=0, epoch=0), epoch_order(5, seed=0, epoch=1)
+    ([2, 4, 3, 0, 1], [1, 4, 3, 0, 2])
+    """
+    return np.random.default_rng((seed, epoch)).permutation(pairs).tolist()
+
+
+def accumulation(window: int, world: int, micro_batch: int) -> int:
+    """The number of micro-batches per rank of a window with that many pairs: ceil(window / (micro_batch * world))."""
+    return -(-window // (micro_batch * world))
+
+
+def micro_batches(window: Sequence[int], world: int, micro_batch: int) -> list[list[MicroBatch]]:
+    """Cut one optimiser window into micro-batches: `result[k][rank]` is the k-th of that rank.
+
+    Every rank gets the same number of micro-batches, the sizes of any two differ by at most one, and none is empty:
+    where there are fewer pairs than cells, a cell without a pair holds one filler.
+
+    Args:
+        window: indices of the window's pairs.
+        world: number of ranks.
+        micro_batch: the most pairs that one rank takes in one forward.
+
+    >>> [[cell.indices for cell in ranks] for ranks in micro_batches([7, 3, 5, 1, 6], world=2, micro_batch=2)]
+    [[(7,), (3,)], [(5,), (1, 6)]]
+    """
+    rounds = accumulation(len(window), world, micro_batch)
+    cells = rounds * world
+
+    def cell(c: int) -> MicroBatch:
+        start, end = c * len(window) // cells, (c + 1) * len(window) // cells
+        if start == end:
+            return MicroBatch((window[start],), (False,), len(window))
+        return MicroBatch(tuple(window[start:end]), (True,) * (end - start), len(window))
+
+    return [[cell(k * world + rank) for rank in range(world)] for k in range(rounds)]
+
+
+@lru_cache(maxsize=1)  # a loader, a schedule and the Trainer ask for the same
+def least_rounds(budget: TokenBudget, seed: int, epochs: int, global_batch: int, world: int) -> tuple[int, int]:
+    """The least micro-batches per rank of a full window, and of an epoch's last one, that suffice in all `epochs`.
+
+    0 for a window that there is not.
+    """
+    pairs = len(budget.costs)
+    whole = pairs - pairs % global_batch
+    full = last = 0
+    for epoch in range(epochs):
+        order = epoch_order(pairs, seed, epoch)
+        for start in range(0, whole, global_batch):
+            full = max(full, budget.least(order[start : start + global_batch]))
+        if whole < pairs:
+            last = max(last, budget.least(order[whole:]))
+    return -(-full // world), -(-last // world)
+
+
+def micro_batches_within(window: Sequence[int], world: int, budget: TokenBudget, rounds: int) -> list[list[MicroBatch]]:
+    """Cut one optimiser window by tokens: `result[k][rank]` is the k-th of `rounds` of that rank.
+
+    The cells of all ranks in one round take nearly the same, and ranks take turns at the larger ones. Where there are
+    fewer pairs than cells, the smallest pair is the filler, and fillers come first: the last round always holds a real
+    pair, so that no window is over before it.
+    """
+    cells = [MicroBatch(tuple(part), (True,) * len(part), len(window)) for part in budget.cut(window, rounds * world)]
+    filler = MicroBatch(cells[0].indices, (False,), len(window))
+    cells = [filler] * (rounds * world - len(cells)) + cells
+    return [cells[k * world : (k + 1) * world][:: -1 if k % 2 else 1] for k in range(rounds)]
+
+
+def evaluation_batches(pairs: int, rank: int, world: int, batch: int | TokenBudget) -> list[MicroBatch]:
+    """What `rank` evaluates: its share of one window that holds all pairs.
+
+    Fillers keep the ranks in step; every pair is real exactly once over all ranks. Batches of so many pairs follow the
+    order of the data. Cut by tokens, pairs of like lengths are together, and their batches are shuffled, always in the
+    same way: the first ones are not the shortest.
+    """
+    if not isinstance(batch, TokenBudget):
+        return [ranks[rank] for ranks in micro_batches(range(pairs), world, batch)]
+    rounds = micro_batches_within(range(pairs), world, batch, -(-batch.least(range(pairs)) // world))
+    return [rounds[k][rank] for k in np.random.default_rng(0).permutation(len(rounds))]
+
+
+class WindowSampler(Sampler[MicroBatch]):
+    """The micro-batches of one rank, window after window, of the epoch that was set last.
+
+    Nothing is dropped: the last window of an epoch may hold fewer pairs and fewer micro-batches. All others have
+    exactly `accumulation` micro-batches, so that Lightning, which counts batches and always steps at the last one of an
+    epoch, steps at every window's end and nowhere else.
+
+    Args:
+        pairs: number of pairs of the training data.
+        seed: of the order.
+        global_batch: pairs per optimiser step, over all ranks.
+        micro_batch: the most pairs per rank and forward, or the most tokens.
+        world: number of ranks.
+        rank: whose micro-batches are yielded.
+        epochs: of the whole run. Lightning wants one accumulation for all: within a budget, the windows of all these
+            epochs get as many micro-batches as the one that needs most.
+
+    >>> sampler = WindowSampler(pairs=5, seed=0, global_batch=4, micro_batch=2, world=1, rank=0)
+    >>> [(cell.indices, cell.window_pairs) for cell in sampler]
+    [((2, 4), 4), ((3, 0), 4), ((1,), 1)]
+    """
+
+    def __init__(
+        self,
+        pairs: int,
+        seed: int,
+        global_batch: int,
+        micro_batch: int | TokenBudget,
+        world: int,
+        rank: int,
+        epochs: int = 1,
+    ) -> None:
+        most = micro_batch.tokens if isinstance(micro_batch, TokenBudget) else micro_batch
+        if min(pairs, global_batch, most, world, epochs) < 1 or not 0 <= rank < world or seed < 0:
+            raise ValueError(f"impossible sampler: {pairs=} {seed=} {global_batch=} {micro_batch=} {world=} {rank=}")
+        self.pairs, self.seed, self.global_batch = pairs, seed, global_batch
+        self.micro_batch, self.world, self.rank = micro_batch, world, rank
+        if isinstance(micro_batch, TokenBudget):
+            full, self._last = least_rounds(micro_batch, seed, epochs, global_batch, world)
+            self.accumulation = max(full, self._last)
+        else:
+            self.accumulation = accumulation(global_batch, world, micro_batch)
+            self._last = accumulation(pairs % global_batch, world, micro_batch)
+        self.windows = -(-pairs // global_batch)
+        self.epoch = 0
+        self.start_window = 0
+        self._ordered: tuple[int, list[int]] = (-1, [])
+        self._counted: tuple[int, int, list[int]] = (-1, -1, [])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Micro-batches per rank of a whole epoch, wherever iteration starts."""
+        return self.pairs // self.global_batch * self.accumulation + self._last
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = self._order()
+        for w in range(self.start_window, self.windows):
+            for ranks in self._cut(order, w):
+                yield ranks[self.rank]
+
+    def pairs_in(self, given: int) -> int:
+        """The pairs that all ranks together were given in the first `given` micro-batches of an epoch."""
+        if given >= len(self):
+            return self.pairs
+        w, k = divmod(given, self.accumulation)
+        if self._counted[:2] != (self.epoch, w):
+            rounds = self._cut(self._order(), w)
+            self._counted = (self.epoch, w, [sum(sum(cell.real) for cell in ranks) for ranks in rounds])
+        return w * self.global_batch + sum(self._counted[2][:k])
+
+    def _order(self) -> list[int]:
+        if self._ordered[0] != self.epoch:
+            self._ordered = (self.epoch, epoch_order(self.pairs, self.seed, self.epoch))
+        return self._ordered[1]
+
+    def _cut(self, order: list[int], w: int) -> list[list[MicroBatch]]:
+        window = order[w * self.global_batch : (w + 1) * self.global_batch]
+        if not isinstance(self.micro_batch, TokenBudget):
+            return micro_batches(window, self.world, self.micro_batch)
+        rounds = self.accumulation if len(window) == self.global_batch else self._last
+        return micro_batches_within(window, self.world, self.micro_batch, rounds)

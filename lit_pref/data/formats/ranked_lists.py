@@ -1,0 +1,214 @@
+"""Several answers to one prompt: which rows belong together, and which pairs are made of them."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_pref.data.checking.fields import BadRow, LeftOut, number
+from lit_pref.data.formats.field_path import ValuePath
+from lit_pref.data.sources.row import Row
+from lit_pref.errors import UserError
+from lit_pref.pairs import Message
+
+LONGEST = 1000  # answers to one prompt
+
+
+@dataclass(frozen=True)
+class PairsFromList:
+    """Which pairs are made of the answers to one prompt.
+
+    Args:
+        mode: `best_worst` the best with the worst; `all` everyone with everyone; `adjacent` neighbours in the order of
+            the scores; `random` pairs drawn by lot (one, or as many as the cap says).
+        max_pairs_per_prompt: a cap; which pairs stay is drawn by lot.
+        seed: of the lots; drawn by (seed, prompt), so that neither the file's order nor the process matters.
+    """
+
+    mode: Literal["best_worst", "all", "adjacent", "random"] = "best_worst"
+    max_pairs_per_prompt: int | None = None
+    seed: int = 42
+
+    def pairs(self, scores: Sequence[float], prompt: Any) -> list[tuple[int, int]]:
+        """Pairs (i, j), i < j, of answers with these scores; ranks will do, as only what is far apart matters.
+
+        >>> PairsFromList().pairs([2.0, 5.0, 1.0], "prompt"), PairsFromList("adjacent").pairs([2.0, 5.0, 1.0], "prompt")
+        ([(1, 2)], [(0, 1), (0, 2)])
+        """
+        places = range(len(scores))
+        cap = self.max_pairs_per_prompt
+        if self.mode == "best_worst":
+            best = max(places, key=scores.__getitem__)
+            worst = min((k for k in places if k != best), key=scores.__getitem__)
+            return [(min(best, worst), max(best, worst))]
+        if self.mode == "adjacent":
+            order = sorted(places, key=lambda k: -scores[k])
+            pairs = [(min(pair), max(pair)) for pair in itertools.pairwise(order)]
+        else:
+            pairs = list(itertools.combinations(places, 2))
+            cap = 1 if self.mode == "random" and cap is None else cap
+        if cap is None or len(pairs) <= cap:
+            return pairs
+        named = hashlib.sha256(json.dumps([self.seed, prompt], sort_keys=True, default=str).encode())
+
+        def lot(pair: tuple[int, int]) -> bytes:
+            drawn = named.copy()
+            drawn.update(json.dumps(pair).encode())
+            return drawn.digest()
+
+        return sorted(sorted(pairs, key=lot)[:cap])
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Columns of rows that are messages of trees: consecutive rows of one tree, each but the root naming its parent."""
+
+    tree: str
+    id: str
+    parent: str
+    role: str
+
+
+@dataclass
+class Answers:
+    """The answers to one prompt: what the source calls each value, and the value; `rows` where each has its own row."""
+
+    row: Row
+    prompt: tuple[str, Any]
+    system: tuple[str, Any] | None
+    texts: list[tuple[str, Any]]
+    scores: list[tuple[str, Any]]
+    rows: list[Row] | None = None
+
+    def scored(self) -> Iterator[tuple[int, float] | BadRow]:
+        """The places and scores of those that have one; a `LeftOut` for each that has none."""
+        for k, (name, score) in enumerate(self.scores):
+            row = self.rows[k] if self.rows else self.row
+            try:
+                if score is None:
+                    raise LeftOut(row, name, "is null, so that this answer cannot be ranked", "give it a number")
+                yield k, number(row, name, score)
+            except BadRow as bad:
+                yield bad
+
+
+def in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath, score: ValuePath) -> Answers:
+    """The answers that one row holds as a list."""
+    texts, scores = responses.of(row.values), score.of(row.values)
+    for path, found in ((responses, texts), (score, scores)):
+        if not isinstance(found, list):
+            raise BadRow(row, path.text, "is no list", "give one entry for each answer")
+    if len(texts) != len(scores) or len(texts) > LONGEST:
+        raise BadRow(
+            row,
+            score.text,
+            "has another number of entries than the answers, or more than can be paired",
+            f"give one for each answer, {LONGEST} at most",
+            f" ({len(scores)} for {len(texts)})",
+        )
+    named = [(responses.entry(k), text) for k, text in enumerate(texts)]
+    return Answers(row, prompt, system, named, [(score.entry(k), value) for k, value in enumerate(scores)])
+
+
+def groups(rows: Iterable[Row], path: ValuePath) -> Iterator[list[Row] | BadRow]:
+    """Consecutive rows with the same value at `path`; a `BadRow` for each that has none.
+
+    Raises:
+        UserError: a value comes again after another one, or too many rows share one.
+    """
+    closed: dict[bytes, str] = {}
+    members: list[Row] = []
+    last = ""
+    for row in rows:
+        if (found := path.of(row.values)) is None:
+            yield BadRow(row, path.text, "is missing or null", "give the rows of one list the same value")
+            continue
+        if (value := json.dumps(found, default=str)) != last:
+            if members:
+                yield members
+            key = hashlib.blake2b(value.encode(), digest_size=8).digest()
+            if key in closed:
+                raise UserError(
+                    f"{row.place}: its `{path.text}` is that of {closed[key]} too, with others in between; sort the "
+                    f"rows by `{path.text}`, so that those of one list follow each other."
+                )
+            closed[key] = row.place
+            members, last = [], value
+        members.append(row)
+        if len(members) > LONGEST:
+            raise UserError(
+                f"{members[0].place}: more than {LONGEST} rows from here on have the same `{path.text}`; make shorter "
+                "lists, or mend the column."
+            )
+    if members:
+        yield members
+
+
+Asked = tuple[tuple[str, Any], tuple[str, Any] | None]
+"""What the source calls prompt and system text, and both."""
+
+
+def of_group(
+    members: list[Row], asked: Callable[[Row], Asked], response: ValuePath, score: ValuePath
+) -> Iterator[Answers | BadRow]:
+    """The answers of rows that share a prompt; a `BadRow` for each that has another one than the first."""
+    first = asked(members[0])
+    kept = []
+    for row in members:
+        other = next((one for one, its in zip(asked(row), first, strict=True) if one is not None and one != its), None)
+        if other is None:
+            kept.append(row)
+        else:
+            yield BadRow(
+                row,
+                other[0],
+                "differs within a list",
+                "give the rows of one list one prompt and system text, or group them by another column",
+                f" from that of {members[0].place}",
+            )
+    yield _of_rows(kept, first, response, score)
+
+
+def _of_rows(rows: list[Row], asked: Asked, response: ValuePath, score: ValuePath) -> Answers:
+    texts, scores = ([(path.text, path.of(row.values)) for row in rows] for path in (response, score))
+    return Answers(rows[0], *asked, texts, scores, rows)
+
+
+def of_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -> Iterator[Answers | BadRow]:
+    """The answers of a tree: for every message of a user, what the assistant said to it."""
+    ids = {row.values.get(tree.id): row for row in members if isinstance(row.values.get(tree.id), str)}
+    children: dict[str, list[Row]] = {}
+    for row in members:
+        parent = row.values.get(tree.parent)
+        if _role(row, tree) == "assistant" and isinstance(parent, str):
+            children.setdefault(parent, []).append(row)
+    for parent, answers in children.items():
+        try:
+            prompt = _path_to(answers[0], parent, ids, tree, text)
+        except BadRow as bad:
+            yield bad
+            continue
+        yield _of_rows(answers, ((text.text, prompt), None), text, score)
+
+
+def _path_to(row: Row, parent: str, ids: dict[Any, Row], tree: Tree, text: ValuePath) -> list[Message]:
+    messages: list[Message] = []
+    seen = set()
+    place: Any = parent
+    while place is not None:
+        if place not in ids or place in seen:
+            raise BadRow(
+                row, tree.parent, "leads to no root", f"the rows of a tree must follow each other by `{tree.tree}`"
+            )
+        seen.add(place)
+        said = ids[place]
+        messages.insert(0, {"role": _role(said, tree), "content": text.of(said.values)})
+        place = said.values.get(tree.parent)
+    return messages
+
+
+def _role(row: Row, tree: Tree) -> str:
+    role = row.values.get(tree.role)
+    return {"prompter": "user"}.get(str(role), str(role))

@@ -1,0 +1,245 @@
+"""How strongly a text is preferred: from scores, a signed number, a probability or a label to the margin."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lit_pref.data.checking.fields import LARGEST, BadRow, number
+from lit_pref.data.formats.field_path import ValuePath
+from lit_pref.data.sources.row import Row
+
+Transform = Literal["diff", "log_ratio", "signed", "rank_gap", "probability", "const"]
+OF_SCORES = ("diff", "log_ratio", "rank_gap")
+Side = Literal["chosen", "rejected", "a", "b"]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """From strength to margin: a transform, times `scale`, cut to [-`clip`, `clip`].
+
+    With w the chosen and l the rejected text: `diff` is score_w - score_l; `log_ratio` is log(score_w / score_l);
+    `signed` is a column whose sign says which text is better; `rank_gap` is rank_l - rank_w, the smaller rank being the
+    better; `probability` is log(p / (1 - p)) of p = P(w is better); `const` is 1 (0 for a tie).
+
+    Args:
+        transform: as above; None takes what the strength is: `diff`, `signed`, or no margin beside a probability.
+        scale: what the margin is multiplied by.
+        clip: its largest absolute value, after scaling.
+        normalise: what is done with all margins together, fitted on the training split.
+    """
+
+    transform: Transform | None = None
+    scale: float = 1.0
+    clip: float | None = None
+    normalise: Literal["none", "zscore", "minmax", "quantile"] = "none"
+
+    def of_scores(self, row: Row, names: tuple[str, str], w: float, l: float, ascending: bool) -> float:  # noqa: E741
+        if self.transform == "log_ratio":
+            for name, score in zip(names, (w, l), strict=True):
+                if score <= 0:
+                    raise BadRow(
+                        row,
+                        name,
+                        "is not above 0",
+                        "give a score with a logarithm, or set the mapping's margin.transform to diff",
+                        f" ({score:g})",
+                    )
+            return math.log(w) - math.log(l)
+        gap = l - w if self.transform == "rank_gap" or ascending else w - l
+        return _sign(gap) if self.transform == "const" else gap
+
+    def of_probability(self, row: Row, name: str, p: float) -> float:
+        if 0 < p < 1:
+            return math.log(p) - math.log1p(-p)
+        if self.clip is None:
+            raise BadRow(
+                row,
+                name,
+                "is certain, and its log-odds are infinite",
+                "set the mapping's margin.clip, to which they are cut",
+            )
+        return math.copysign(math.inf, p - 0.5)
+
+    def finished(self, row: Row, name: str, value: float) -> tuple[float, bool]:
+        """The margin, and whether it was cut."""
+        value *= self.scale
+        if self.clip is not None and abs(value) > self.clip:
+            return math.copysign(self.clip, value), True
+        if not abs(value) <= LARGEST:
+            raise BadRow(
+                row,
+                name,
+                "gives a margin that is not finite in single precision",
+                "set the mapping's margin.clip or scale",
+            )
+        return value, False
+
+
+@dataclass(frozen=True)
+class Score:
+    """Where the scores are: of `chosen` and `rejected`, of `a` and `b`, or of a list at `path`.
+
+    `order: asc` says that the smaller score is the better one (ranks, penalties).
+    """
+
+    chosen: str | None = None
+    rejected: str | None = None
+    a: str | None = None
+    b: str | None = None
+    path: str | None = None
+    order: Literal["asc", "desc"] | None = None
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A column whose sign says which text is better; with `positive_means: label` it has none and the label says it."""
+
+    column: str
+    positive_means: Literal["chosen", "rejected", "a", "b", "label"]
+
+
+@dataclass(frozen=True)
+class Probability:
+    """A column with the probability that the text `of` is the better one, written as a number within `range`."""
+
+    column: str
+    of: Side | None = None
+    range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Label:
+    """A column that says which text is better: the values that mean a, b and a tie."""
+
+    column: str
+    a: Any
+    b: Any
+    tie: Any = field(default_factory=list)
+
+
+@dataclass
+class PairStrengthValue:
+    """What is known of a pair's strength; `prefers` is what its label says."""
+
+    margin: float | None = None
+    clipped: bool = False
+    probability: float | None = None
+    prefers: Literal["chosen", "rejected", "tie"] | None = None
+    scores: tuple[float, float] | None = None
+
+
+class PairStrength:
+    """The strength of the pair in a row; margin and probability are of the first text, `chosen` or `a`."""
+
+    def __init__(
+        self,
+        margin: Margin,
+        score: Score | None,
+        signed: Signed | None,
+        probability: Probability | None,
+        label: Label | None,
+    ) -> None:
+        self.margin, self.signed, self.probability, self.label = margin, signed, probability, label
+        self.ascending = score is not None and score.order == "asc"
+        self.scores = None
+        if score is not None:
+            first, second = score.chosen or score.a, score.rejected or score.b
+            self.scores = (ValuePath(str(first)), ValuePath(str(second)))
+        self._signed = signed and ValuePath(signed.column)
+        self._probability = probability and ValuePath(probability.column)
+        self._label = label and ValuePath(label.column)
+        self._meanings = _meanings(label) if label else {}
+
+    def of(self, row: Row) -> PairStrengthValue:
+        judged = PairStrengthValue()
+        if self._label:
+            judged.prefers = self._prefers(row, self._label)
+        if self._probability:
+            judged.probability = self._p(row, self._probability)
+        name, value = self._raw(row, judged)
+        if value is not None:
+            judged.margin, judged.clipped = self.margin.finished(row, name, value)
+        elif self.label and self.label.tie != [] and judged.probability is None:
+            judged.probability = {"chosen": 1.0, "rejected": 0.0, "tie": 0.5}[str(judged.prefers)]
+        return judged
+
+    def _raw(self, row: Row, judged: PairStrengthValue) -> tuple[str, float | None]:
+        if self.scores:
+            names = (self.scores[0].text, self.scores[1].text)
+            judged.scores = w, l = (  # noqa: E741
+                number(row, names[0], self.scores[0].of(row.values)),
+                number(row, names[1], self.scores[1].of(row.values)),
+            )
+            return names[0], self.margin.of_scores(row, names, w, l, self.ascending)
+        if self.signed and self._signed:
+            value = self._signed_value(row, self.signed, self._signed, judged)
+            return self._signed.text, _sign(value) if self.margin.transform == "const" else value
+        if self.margin.transform == "probability" and judged.probability is not None:
+            name = self._probability.text if self._probability else ""
+            return name, self.margin.of_probability(row, name, judged.probability)
+        if self.margin.transform == "const":
+            if judged.prefers is None and judged.probability is not None:
+                return "margin", _sign(judged.probability - 0.5)
+            return "margin", {"rejected": -1.0, "tie": 0.0}.get(judged.prefers or "", 1.0)
+        return "", None
+
+    def _signed_value(self, row: Row, signed: Signed, path: ValuePath, judged: PairStrengthValue) -> float:
+        value = number(row, path.text, path.of(row.values))
+        if signed.positive_means != "label":
+            return value if signed.positive_means in ("chosen", "a") else -value
+        if value < 0:
+            raise BadRow(row, path.text, "is negative", "the label says who wins, give the size alone", f" ({value:g})")
+        return {"chosen": value, "rejected": -value}.get(str(judged.prefers), 0.0)
+
+    def _p(self, row: Row, path: ValuePath) -> float:
+        assert self.probability is not None
+        low, high = self.probability.range
+        value = number(row, path.text, path.of(row.values))
+        p = (value - low) / (high - low)
+        if not 0 <= p <= 1:
+            raise BadRow(
+                row,
+                path.text,
+                f"is not between {low:g} and {high:g}",
+                "mend it, or say by the mapping's probability.range what it lies between",
+                f" ({value:g})",
+            )
+        return p if self.probability.of in (None, "chosen", "a") else 1 - p
+
+    def _prefers(self, row: Row, path: ValuePath) -> Literal["chosen", "rejected", "tie"]:
+        value = path.of(row.values)
+        try:
+            return self._meanings[type(value) is bool, value]
+        except (KeyError, TypeError):
+            if row.is_table and isinstance(value, str) and (False, value) in (told := _in_words(self._meanings)):
+                return told[False, value]
+            known = ", ".join(f"{key!r}" for _, key in self._meanings)
+            raise BadRow(
+                row,
+                path.text,
+                f"is none of the labels {known}",
+                "say by the mapping's label what it means",
+                f" ({value!r:.40})",
+            ) from None
+
+
+def _sign(value: float) -> float:
+    return float((value > 0) - (value < 0))
+
+
+Meanings = Mapping[tuple[bool, Any], Literal["chosen", "rejected", "tie"]]
+
+
+def _meanings(label: Label) -> Meanings:
+    sides: dict[Literal["chosen", "rejected", "tie"], Any] = {"chosen": label.a, "rejected": label.b, "tie": label.tie}
+    return {
+        (type(value) is bool, value): side
+        for side, values in sides.items()
+        for value in (values if isinstance(values, list) else [values])
+    }
+
+
+def _in_words(meanings: Meanings) -> Meanings:
+    """The same for a table of texts, where a number is written out."""
+    return {(False, str(value)): side for (_, value), side in meanings.items()}

@@ -1,0 +1,192 @@
+"""The pairs that a run sees: of one or more prepared sources, all or a part of them, with margins on one scale."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_pref.data.prepared.arrow import PreparedPairs
+from lit_pref.data.prepared.normalisation import Normaliser
+from lit_pref.data.prepared.preparation_report import PreparationReport
+from lit_pref.pairs import PreferencePair
+
+STRENGTH = ("margin", "probability")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pairs of one prepared source.
+
+    Args:
+        source: its name.
+        pairs: all of its split.
+        indices: those that are seen, in order.
+        normaliser: of their margins.
+        as_group: metrics are split by the source's name.
+    """
+
+    source: str
+    pairs: PreparedPairs
+    indices: NDArray[np.int64]
+    normaliser: Normaliser
+    as_group: bool = False
+
+
+class PairView(Sequence[PreferencePair]):
+    """The pairs of one or more parts, one part after another.
+
+    Of a strength (margin, probability) that some parts have and others not, no pair has any: batches mix the parts.
+
+    A pair that is in several sources has one id, and metrics are counted over ids: from its second place on, its id
+    ends in the number of times that it was there before.
+
+    Args:
+        parts: at least one.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part.indices) for part in self.parts])
+        self.columns = sorted({name for part in self.parts for name in part.pairs.columns})
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        index = index % len(self)
+        k = int(np.searchsorted(self._ends, index, side="right"))
+        part = self.parts[k]
+        place = int(part.indices[index - int(self._ends[k])])
+        pair = part.pairs[place]
+        changes: dict[str, Any] = dict.fromkeys(self.unshared)
+        if pair.margin is not None and "margin" not in changes and part.normaliser != Normaliser():
+            changes["margin"] = float(part.normaliser.apply(np.array(pair.margin)))
+        if part.as_group:
+            changes["group"] = part.source
+        if place in self._renamed[k]:
+            changes["id"] = self._renamed[k][place]
+        return replace(pair, **changes) if changes else pair
+
+    @cached_property
+    def unshared(self) -> list[str]:
+        """Which of margin and probability only some parts have."""
+        return [name for name in STRENGTH if len({np.isnan(values[0]) for values in self._known(name)}) > 1]
+
+    def _known(self, name: str) -> list[NDArray[Any]]:
+        every = (part.pairs.column(name) for part in self.parts)
+        return [values for values in every if len(values)]
+
+    def subset(self, indices: NDArray[Any]) -> "PairView":
+        """The pairs at these increasing indices."""
+        starts = self._ends - [len(part.indices) for part in self.parts]
+        bounds = zip(self.parts, starts, self._ends, strict=True)
+        return PairView(
+            [replace(p, indices=p.indices[indices[(indices >= a) & (indices < b)] - a]) for p, a, b in bounds]
+        )
+
+    def with_normalisers(self, normalisers: dict[str, Normaliser]) -> "PairView":
+        """The same pairs with other constants for the sources that are named."""
+        return PairView([replace(p, normaliser=normalisers.get(p.source, p.normaliser)) for p in self.parts])
+
+    @property
+    def own_margins(self) -> NDArray[Any]:
+        """(pairs,) the margins before normalisation; NaN where a pair has none."""
+        return self.with_normalisers(dict.fromkeys(self.normalisers, Normaliser())).column("margin").astype(np.float64)
+
+    @property
+    def normalisers(self) -> dict[str, Normaliser]:
+        return {part.source: part.normaliser for part in self.parts}
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of all pairs, in order; no two are the same."""
+        return [
+            renamed.get(int(index), name)
+            for part, renamed in zip(self.parts, self._renamed, strict=True)
+            for index, name in zip(part.indices, part.pairs.column("id")[part.indices].tolist(), strict=True)
+        ]
+
+    @cached_property
+    def _renamed(self) -> list[dict[int, str]]:
+        """The other ids of each part's pairs, by their places in it: of all its pairs, so that a choice moves none."""
+        if len(self.parts) == 1:
+            return [{}]
+        seen: dict[str, int] = {}
+        renamed: list[dict[int, str]] = []
+        for part in self.parts:
+            renamed.append({})
+            for index, name in enumerate(part.pairs.ids):
+                before = seen.get(name, 0)
+                seen[name] = before + 1
+                if before:
+                    renamed[-1][index] = f"{name}-again{before}"
+        return renamed
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 rejected ones in one-sided data."""
+        return np.concatenate([part.pairs.lengths[part.indices] for part in self.parts])
+
+    @cached_property
+    def extra_response_lengths(self) -> NDArray[np.int32]:
+        """(pairs,): tokens of the extra response; 0 where the objective reads none."""
+        return np.concatenate([part.pairs.tokens_of("extra_response")[part.indices] for part in self.parts])
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its responses."""
+        responses = np.maximum(self.lengths[:, 1:].max(1, initial=0), self.extra_response_lengths)
+        return int((self.lengths[:, 0] + responses).max(initial=0))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(pairs,) one value a pair; see `PreparedPairs.column`. Margins are normalised, as in the pairs."""
+        if name == "id":
+            return np.array(self.ids, dtype=object)
+        values = []
+        for part in self.parts:
+            own = part.pairs.column(name)[part.indices]
+            if name in self.unshared:
+                own = np.full(len(own), np.nan)
+            elif name == "margin":
+                own = part.normaliser.apply(own.astype(np.float64))
+            elif name == "group" and part.as_group:
+                own = np.full(len(own), part.source, dtype=object)
+            values.append(own)
+        return np.concatenate(values)
+
+    @property
+    def reports(self) -> dict[str, PreparationReport]:
+        """What became of the rows of each source."""
+        return {part.source: part.pairs.report for part in self.parts}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the pairs, their order and their margins."""
+        if len(self.parts) == 1 and self._is_whole(self.parts[0]):
+            return self.parts[0].pairs.fingerprint
+        digest = hashlib.sha256()
+        for part in self.parts:
+            normaliser = [part.normaliser.scale, part.normaliser.margins, part.normaliser.shares]
+            name = part.source if part.as_group else None
+            digest.update(json.dumps([part.pairs.fingerprint, normaliser, name]).encode())
+            digest.update(part.indices.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    @staticmethod
+    def _is_whole(part: Part) -> bool:
+        whole = len(part.indices) == len(part.pairs) and not part.as_group
+        return whole and part.normaliser == Normaliser()
+
+
+def whole(source: str, pairs: PreparedPairs) -> PairView:
+    """All pairs of one prepared split, as they are."""
+    return PairView([Part(source, pairs, np.arange(len(pairs)), Normaliser())])

@@ -1,0 +1,144 @@
+"""From the sources of a configuration to the training and validation pairs of a run."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_pref.data.checking.checked_pairs import CheckedPair, texts_of
+from lit_pref.data.prepared.arrow import PreparedPairs
+from lit_pref.data.prepared.normalisation import Normaliser, constants_for
+from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.sources.source import Source, check_source
+from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.errors import UsageError, UserError
+
+
+def sources_of(given: str | Source | Sequence[str | Source], option: str) -> list[Source]:
+    """The sources behind `data.train` or `data.val`, each with a name of its own.
+
+    Raises:
+        UsageError: shares of a mixture that cannot be, or two sources of one name.
+        UserError: there is nothing at a path.
+    """
+    listed = [given] if isinstance(given, str | Source) else list(given)
+    sources = [Source(one) if isinstance(one, str) else one for one in listed]
+    if not sources:
+        raise UsageError(f"{option} is an empty list; name a file, a folder or a hub dataset.")
+    for source in sources:
+        check_source(source)
+    twice = [name for name, count in Counter(source.label for source in sources).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"{option}: two sources are called {twice[0]!r}, by which their pairs are told apart; give each a `name`."
+        )
+    _check_shares(sources, option)
+    return sources
+
+
+def _check_shares(sources: list[Source], option: str) -> None:
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights and len(weights) != len(sources):
+        raise UsageError(f"{option}: some sources have a `weight` and others not; give it to every one, or to none.")
+
+
+class Splits(NamedTuple):
+    """The pairs of a run."""
+
+    train: PairView
+    val: PairView
+
+
+def open_splits(
+    train: list[Source], val: list[Source] | None, preparation: Preparation, tokenization: Tokenization
+) -> Splits:
+    """Prepare what is not prepared yet, and put the parts together.
+
+    Of a mixture the training split takes as many pairs as the `weight`s allow without taking any twice, or `count` of
+    each source, and so does a mixture of validation files; which ones is a function of `split_seed`. Normalisers are
+    fitted on each source's training pairs; pairs of a validation file take those of the training source of the same
+    name, or of the only one.
+
+    Raises:
+        UserError: a source cannot be used, has fewer pairs than asked for, or there is nothing to train on.
+    """
+    folders = [preparation.prepare(source, tokenization) for source in train]
+    whole = [PreparedPairs(folder, "train") for folder in folders]
+    as_group = len(train) > 1 and preparation.group_column is None
+    normalisers = {}
+    for source, pairs in zip(train, whole, strict=True):
+        how = preparation.mapping_of(source).normalise
+        margins = np.zeros(0) if how == "none" else pairs.column("margin")
+        normalisers[source.label] = Normaliser.fit(how, margins, source.path)
+    for source, pairs in zip(train, whole, strict=True):
+        if not len(pairs):
+            raise UserError(
+                f"{source.path}: all pairs went to validation; lower data.val_fraction ({preparation.val_fraction:g})."
+            )
+    taken = _shares(train, whole, preparation.split_seed)
+
+    def view(sources: list[Source], prepared: list[PreparedPairs], indices: list[NDArray[Any]]) -> PairView:
+        parts = []
+        for source, pairs, which in zip(sources, prepared, indices, strict=True):
+            parts.append(Part(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
+        return PairView(parts)
+
+    if val is None:
+        held_out = [PreparedPairs(folder, "validation") for folder in folders]
+        sources = train
+    else:
+        everything = replace(preparation, val_fraction=0.0)
+        held_out = [PreparedPairs(everything.prepare(source, tokenization), "train") for source in val]
+        sources = val
+        as_group = as_group or (len(val) > 1 and preparation.group_column is None)
+    kept = [np.arange(len(p)) for p in held_out] if val is None else _shares(val, held_out, preparation.split_seed)
+    return Splits(view(train, whole, taken), view(sources, held_out, kept))
+
+
+def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> list[NDArray[np.int64]]:
+    sizes = [len(pairs) for pairs in prepared]
+    if all(source.weight is not None for source in sources):
+        weights = np.array([float(source.weight or 0) for source in sources])
+        total = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+        counts = [min(size, int(total * weight + 1e-9)) for size, weight in zip(sizes, weights, strict=True)]
+    else:
+        counts = [size if source.count is None else source.count for source, size in zip(sources, sizes, strict=True)]
+    for source, size, count in zip(sources, sizes, counts, strict=True):
+        if count > size:
+            raise UserError(
+                f"{source.path} has {size} pairs and its `count` asks for {count}; no pair is taken twice: lower it."
+            )
+    return [_some(pairs, count, seed) for pairs, count in zip(prepared, counts, strict=True)]
+
+
+def _some(pairs: PreparedPairs, count: int, seed: int) -> NDArray[np.int64]:
+    """The indices of `count` pairs by chance, in order; further rows in the source change few of them."""
+    if count == len(pairs):
+        return np.arange(len(pairs))
+    places = [hashlib.sha256(f"{seed} {id}".encode()).digest()[:8] for id in pairs.ids]
+    return np.sort(np.argsort(np.array(places, "S8"), kind="stable")[:count])
+
+
+def digest_of_split(sources: list[Source], preparation: Preparation) -> str:
+    """sha256 that changes with the texts of the training split."""
+    keys = [preparation.key(source, preparation.mapping_of(source)) for source in sources]
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+
+
+def training_pairs(sources: list[Source], preparation: Preparation) -> Iterator[tuple[str, CheckedPair]]:
+    """The pairs of the training split as they stand in their sources, uncut, each with its source's name."""
+    for source in sources:
+        for pair in preparation.pairs_of(source).read():
+            if pair.split == "train":
+                yield source.label, pair
+
+
+def training_texts(sources: list[Source], preparation: Preparation) -> Iterator[str]:
+    """The texts of the training split, for a tokenizer that is trained on them."""
+    return texts_of(pair for _, pair in training_pairs(sources, preparation))

@@ -1,0 +1,192 @@
+"""The attention of shared rows inside unmodified Hugging Face models, and which models cannot have it."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lit_pref.models.loading import building, first_line
+from lit_pref.models.spec import ModelSpec
+from lit_pref.scoring.layout import padded, prefix_shared
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
+
+ATTENTION = "lit_pref_shared"
+"""The name under which transformers knows the attention."""
+
+
+def enable_prefix_sharing(model: Any) -> None:
+    """Make a model able to read shared rows; whatever else it reads, it reads as with `sdpa`."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal.set_attn_implementation(ATTENTION)
+
+
+def prefix_sharing_obstacle(policy: ModelSpec) -> str | None:
+    """Why this model cannot read shared rows, as the end of a sentence; None where it can.
+
+    Three nets, one behind the other: what the configuration says; an attention function that refuses every argument it
+    does not implement; and a tiny copy with large weights, and with a window shorter than its rows where it has one,
+    that must give the same hidden states in both layouts. A naive probe passes models that look back over a window
+    only, since the window is longer than the probe.
+    """
+    if policy.attention not in (None, "sdpa"):
+        return f"policy.attention is {policy.attention!r}"
+    if policy.dropout > 0 or (policy.lora is not None and policy.lora.dropout > 0):
+        return "dropout would fall on a prompt once, and not once for each response"
+    if policy.trust_remote_code:
+        return "the model runs code of its own"
+    config = policy.configuration()
+    return _config_reason(config) or _probe_reason(config)
+
+
+# The first net
+
+_ROUTERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_STATES = ("state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads", "conv_kernel", "attention_window_size")
+_CAPPED = ("attn_logit_softcapping", "attn_logit_softcap", "attention_logit_cap")
+
+
+def _config_reason(config: Any) -> str | None:
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    text = config.get_text_config()
+
+    def has(*names: str) -> bool:
+        return any(getattr(text, name, None) for name in names)
+
+    kinds = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ["full_attention"])
+    if others := kinds - {"full_attention"}:
+        return f"it has layers of the kind {', '.join(sorted(others))}"
+    if has("sliding_window") and getattr(text, "use_sliding_window", True):
+        return f"its attention looks back over a window of {text.sliding_window} tokens only"
+    if has("alibi"):
+        return "its attention depends on distances in the row (ALiBi)"
+    if has(*_CAPPED):
+        return "its attention caps its logits"
+    if has(*_STATES):
+        return "it carries a state along the row"
+    if has(*_ROUTERS):
+        return "it routes tokens to experts, and its router's loss counts them"
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if changing := kinds & {"dynamic", "longrope"}:
+        return f"its rotary embedding changes with the row's length ({changing.pop()})"
+    return None
+
+
+# The second net
+
+_WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
+
+
+@torch.compiler.disable  # a graph for every layout would be compiled, and none of them used twice
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    shared_attention: PrefixSharedAttention | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    if shared_attention is None:
+        if is_reading_shared_row():
+            raise ValueError(f"{type(module).__name__} does not hand its attention what the model was given for it")
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
+        )
+    # Neutral values of unknown arguments pass; anything else would be left out without a word.
+    others |= {"attention_mask": attention_mask, "dropout": dropout, "is_causal": None if is_causal else is_causal}
+    for name, given in others.items():
+        if name not in _WITHOUT_EFFECT and given is not None and not (name == "dropout" and given == 0):
+            raise ValueError(f"{type(module).__name__} asks its attention for {name}, which shared rows do not have")
+    return shared_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    # None only for shared rows: without its mask, left-padded generation would be silently wrong.
+    return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+# The third net
+
+_TINY = {
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "max_window_layers": 0,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16]]
+_CHOSEN = [[17, 18, 19, 20, 21], [22, 23]]
+_REJECTED = [[24, 25, 26], [27, 28, 29, 30, 31, 32, 33]]
+
+
+@torch.no_grad()
+def _probe_reason(config: PretrainedConfig) -> str | None:
+    try:
+        with building(seed=0):
+            model = _tiny(config)
+            worst = _difference(model)
+    except Exception as error:  # whatever a model of any family raises: one that cannot be probed is not trusted
+        return f"a tiny copy of it cannot read shared rows ({first_line(error)})"
+    return (
+        None if worst < 1e-9 else f"a tiny copy of it reads shared rows wrongly (hidden states differ by {worst:.0e})"
+    )
+
+
+def _tiny(config: PretrainedConfig) -> Any:
+    tiny: Any = copy.deepcopy(config)
+    text = tiny.get_text_config()
+    grouped = (getattr(text, "num_key_value_heads", None) or 0) < text.num_attention_heads
+    for name, value in _TINY.items():
+        if getattr(text, text.attribute_map.get(name, name), None) is not None:
+            setattr(text, name, value)
+    if not grouped and hasattr(text, "num_key_value_heads"):
+        text.num_key_value_heads = text.num_attention_heads
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    tiny.dtype = torch.float64
+    model = AutoModelForCausalLM.from_config(tiny, dtype=torch.float64, attn_implementation=ATTENTION).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            # Freshly drawn weights give almost even attention, in which little can be seen.
+            parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5 * 2)
+    return model
+
+
+def _difference(model: Any) -> float:
+    """The largest difference of the hidden states that predict the responses of two pairs."""
+    body = model.base_model
+    rows, row = padded(_PROMPTS, _CHOSEN, _REJECTED, pad_id=0), prefix_shared(_PROMPTS, _CHOSEN, _REJECTED)
+    expected = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).last_hidden_state
+    assert row.segments is not None
+    with reading_shared_row():
+        found = body(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            use_cache=False,
+            shared_attention=PrefixSharedAttention(row.segments),
+        ).last_hidden_state
+    # The padded layout goes side by side, the shared one pair by pair.
+    order = torch.argsort(row.sequences, stable=True)
+    difference = expected.flatten(0, 1)[rows.predictors] - found.flatten(0, 1)[row.predictors[order]]
+    return float(difference.abs().max())

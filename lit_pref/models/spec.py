@@ -1,0 +1,235 @@
+"""The model that is trained: where it comes from and in what form."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from lit_pref.cache import file_digest
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.folder import model_folder, tokenizer_folder
+from lit_pref.models.loading import building, compile_blocks, draw_weights, first_line, load_weights, set_dropout
+from lit_pref.models.tokenizer import Corpus, train_tokenizer
+
+__all__ = ["Corpus", "Lora", "ModelSpec"]
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters: `W + (alpha / r) B A` with A (r, in), B (out, r) trained, B zero at the start, W frozen.
+
+    **Source** Hu et al., LoRA, arXiv 2106.09685, equation 3; by `peft`.
+
+    Args:
+        r: rank, >= 1.
+        alpha: scale of the adapter, > 0.
+        dropout: on the adapter's input, in [0, 1).
+        target_modules: names of the linear layers that get one; `all-linear` is all but the output head.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class ModelSpec:
+    """A causal language model, from a folder, from the hub, or with random weights from a configuration.
+
+    Args:
+        path: a local folder or a hub name; its weights are read from safetensors. Either this or `config`.
+        config: arguments of `AutoConfig.for_model`, `model_type` among them; the vocabulary's size and the special
+            tokens come from the tokenizer, the weights from `seed`.
+        tokenizer: folder or hub name of another tokenizer than the one in `path`.
+        vocabulary: tokens of the tokenizer that is trained on the data where there is `config` and no `tokenizer`.
+        dtype: of the weights: float32, bfloat16, float16 or float64.
+        attention: attention implementation of transformers (`sdpa`, `eager`, ...); the model's own by default.
+        gradient_checkpointing: compute the activations of each layer again in the backward, to save memory.
+        compile: backend of `torch.compile` (`inductor`) for each transformer block, for lengths of all kinds; attention
+            stays outside. Off by default: on a CPU it gained a twentieth, after seconds of compiling.
+        dropout: the probability of every dropout of the model, in [0, 1).
+        lora: train adapters instead of the weights.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the model.
+        seed: of random weights and of adapters; the global random state is neither read nor changed.
+
+    Raises:
+        UsageError: for values that cannot be, `path` and `config` together, or neither.
+
+    >>> ModelSpec(config={"model_type": "llama", "hidden_size": 64}, seed=3).describe()
+    'llama with random weights (seed 3), float32'
+    """
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    vocabulary: int = 8192
+    dtype: str = "float32"
+    attention: str | None = None
+    gradient_checkpointing: bool = False
+    compile: str | None = None
+    dropout: float = 0.0
+    lora: Lora | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            given = "neither" if self.path is None else "both"
+            raise UsageError(f"a model comes either from `path` or from `config`, and {given} of them is given")
+        if self.config is not None and "model_type" not in self.config:
+            raise UsageError("policy.config has no `model_type`: name the architecture, for instance llama")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype '{self.dtype}' is not known: it is one of {', '.join(DTYPES)}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"policy.dropout is {self.dropout}: it is a probability below 1")
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer: from `tokenizer`, else from `path`, else trained on `corpus`; loaded once.
+
+        A tokenizer without a padding token pads with its end token: padding is masked out and never predicted, so no
+        new token, and no new row of the embeddings, is needed.
+
+        Raises:
+            UserError: where there is none, or it has no end token.
+        """
+        if self._tokenizer is not None:
+            return self._tokenizer
+        if self.tokenizer is not None:
+            folder = tokenizer_folder(self.tokenizer)
+        elif self.path is not None:
+            model_folder(self.path, self.revision)  # a folder that holds no model is refused as that
+            folder = tokenizer_folder(self.path, self.revision)
+        elif corpus is not None:
+            folder = train_tokenizer(corpus, self.vocabulary)
+        else:
+            raise UserError("policy.config comes without a tokenizer: give policy.tokenizer, or data to train one on")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}") from error
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer in '{folder}' has no end token (eos_token): set it in its configuration")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._tokenizer = tokenizer
+        return tokenizer
+
+    def build(self) -> nn.Module:
+        """The model on the CPU, in train mode; a PeftModel with LoRA.
+
+        Raises:
+            UserError: where it cannot be loaded, or its vocabulary is smaller than the tokenizer's.
+        """
+        config = self.configuration()
+        tokens = len(self.load_tokenizer())
+        size = config.get_text_config().vocab_size
+        if tokens > size:
+            raise UserError(
+                f"the tokenizer has {tokens} tokens and the model ({self.describe()}) has room for {size}: "
+                "give the tokenizer that the model was trained with"
+            )
+        form: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
+        with building(self.seed):
+            if self.path is not None:
+                folder = model_folder(self.path, self.revision)
+                form["trust_remote_code"] = self.trust_remote_code
+                model = load_weights(self.path, folder, config, DTYPES[self.dtype], form)
+            else:
+                model = draw_weights(config, DTYPES[self.dtype], form)
+            if self.gradient_checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            if self.lora is not None:
+                model = self._with_adapters(model, self.lora)
+        if self.compile is not None:
+            compile_blocks(model, self.compile)
+        return model.train()
+
+    def describe(self) -> str:
+        """One line: what it is and in what form."""
+        if self.path is not None:
+            source = self.path if self.revision is None else f"{self.path} at {self.revision}"
+        else:
+            assert self.config is not None
+            source = f"{self.config['model_type']} with random weights (seed {self.seed})"
+        adapters = "" if self.lora is None else f", LoRA of rank {self.lora.r}"
+        return f"{source}, {self.dtype}{adapters}"
+
+    def base(self) -> "ModelSpec":
+        """The model that training starts from, to be read only: without adapters and what is for training only."""
+        base = copy.copy(self)
+        base.lora, base.dropout, base.gradient_checkpointing, base.compile = None, 0.0, False, None
+        return base
+
+    def fingerprint(self) -> str:
+        """The sha256 that names the initial weights: of safetensors and config.json, or of configuration and seed."""
+        if self.path is not None:
+            folder = model_folder(self.path, self.revision)
+            files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", *folder.glob("adapter_config.json")]
+            # Code that comes with the model decides its numbers as much as its weights do.
+            files += sorted(folder.glob("*.py")) if self.trust_remote_code else []
+            content: Any = {file.name: file_digest(file) for file in files}
+        else:
+            content = {"config": self._arguments(), "seed": self.seed}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def max_length(self) -> int | None:
+        """The most tokens that the model was made to read; None where its configuration sets no such bound.
+
+        That is where it has no positions or relative ones (Bloom, ALiBi), and where a rotary embedding is stretched:
+        every family writes in another way how far such a one reads.
+        """
+        config: Any = self.configuration().get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+        unbounded = getattr(config, "alibi", False) or kinds & {"linear", "dynamic", "yarn"}
+        return None if unbounded or limit is None or limit < 1 else int(limit)
+
+    def configuration(self) -> PretrainedConfig:
+        """What transformers knows of the architecture, with the dropout that was asked for."""
+        if self.path is not None:
+            folder = model_folder(self.path, self.revision)
+            try:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+            except (ValueError, KeyError, OSError) as error:
+                raise UserError(f"the config.json of '{self.path}' cannot be used: {first_line(error)}") from error
+        else:
+            try:
+                config = AutoConfig.for_model(**self._arguments())
+            except (ValueError, TypeError) as error:
+                raise UserError(f"policy.config cannot be used: {first_line(error)}") from error
+        set_dropout(config, self.dropout)
+        return config
+
+    def _arguments(self) -> dict[str, Any]:
+        tokenizer = self.load_tokenizer()
+        assert self.config is not None
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        return {**self.config, "vocab_size": len(tokenizer), **special}
+
+    @staticmethod
+    def _with_adapters(model: Any, lora: Lora) -> Any:
+        import peft  # late: it is slow to import, and most runs have no adapters
+
+        settings = peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            return peft.get_peft_model(model, settings)
+        except ValueError as error:
+            raise UserError(f"policy.lora cannot be applied: {first_line(error)}") from error

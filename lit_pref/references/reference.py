@@ -1,0 +1,270 @@
+"""Frozen models beside the policy. They are not modules: outside checkpoint, optimiser and gradient synchronisation."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+
+from lit_pref.batch import PreferenceBatch
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
+from lit_pref.references.own_tokenizer import retokenized, same_tokenizer
+from lit_pref.scores import Need, PairScores, TokenLogps
+from lit_pref.scoring.head import Readout
+from lit_pref.scoring.layout import Layout, as_padded, tokens_of_pairs
+from lit_pref.scoring.scorer import Scorer, evaluating
+
+
+class Reference(ABC):
+    """A frozen scorer: `score(y|x) = Σ_t log π_ref(y_t | x, y_<t)` in nats, without gradient and in eval mode.
+
+    `label` names it in tables and in the checkpoint.
+    """
+
+    label: str
+
+    def __init__(self) -> None:
+        # In a plain attribute of a plain object, no LightningModule finds the model.
+        self._scorer: Scorer | None = None
+        self._model: ModelSpec | None = None
+
+    @abstractmethod
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        """Become ready to score; called once, before the policy is sharded and before a checkpoint is restored.
+
+        Args:
+            policy: what the policy was built from.
+            scorer: the policy's scorer, with its initial weights.
+            tokenizer: the policy's.
+        """
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+        self._ready().to(device)
+
+    def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
+        """The scores of a batch, and the statistics needed."""
+        with torch.no_grad(), self._frozen():
+            return cast(PairScores, self._ready()(batch, needs))
+
+    def readout(self, batch: PreferenceBatch) -> Readout:
+        """The `against` of the policy's scorer, for needs that compare whole distributions.
+
+        Raises:
+            UserError: where the vocabulary is not the policy's.
+        """
+        with torch.no_grad(), self._frozen():
+            return self._ready().readout(batch)
+
+    def max_length(self, tokenizer: Any) -> int | None:
+        """The most of the policy's tokens that it can read, where that may be less than what the policy can.
+
+        Args:
+            tokenizer: the policy's.
+        """
+        return None
+
+    def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
+        """The model that it is, whose scores can be kept because it never moves; None where it moves.
+
+        Args:
+            policy: what the policy is built from.
+        """
+        return None
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line: which model it is."""
+
+    def fingerprint(self) -> str:
+        """The sha256 that names its weights."""
+        if self._model is None:
+            raise RuntimeError(f"the reference {self.label} has not been attached")
+        return self._model.fingerprint()
+
+    def _ready(self) -> Scorer:
+        if self._scorer is None:
+            raise RuntimeError(f"the reference {self.label} has not been attached")
+        return self._scorer
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        yield
+
+
+class InitialPolicy(Reference):
+    """The policy as it was before its first step: a copy, made before a checkpoint is restored, so it never drifts.
+
+    With LoRA `AdapterOff` is the same model without a second copy of the weights.
+
+    >>> InitialPolicy().describe()
+    'the policy as it is before its first step'
+    """
+
+    label = "initial policy"
+
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        self._model = policy
+        self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
+        self._policy_scorer = scorer
+
+    def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
+        self._model = policy
+        return policy.base()
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights, and round them as the Trainer has rounded the policy's (`bf16-true`)."""
+        super().to(device)
+        for own, policy in zip(self._ready().parameters(), self._policy_scorer.parameters(), strict=True):
+            own.data = own.data.to(policy.dtype)
+
+    def describe(self) -> str:
+        described = "" if self._model is None else f": {self._model.describe()}"
+        return f"the policy as it is before its first step{described}"
+
+
+class AdapterOff(Reference):
+    """The policy with its LoRA adapters switched off, which is the model it started from; takes no memory of its own.
+
+    Raises:
+        UsageError: on `attach`, where the policy has no adapters.
+
+    >>> AdapterOff().describe()
+    'the policy with its adapters off'
+    """
+
+    label = "adapter off"
+
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        if not hasattr(scorer.model, "disable_adapter"):
+            raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
+        self._model, self._scorer = policy, scorer
+
+    def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
+        self._model = policy
+        return policy.base()
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing: the weights are the policy's and go where it goes."""
+
+    def describe(self) -> str:
+        described = "" if self._model is None else f": {self._model.describe()}"
+        return f"the policy with its adapters off{described}"
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        # Eval mode, or the dropout of base and adapter would make the reference noisy.
+        model: Any = self._ready().model
+        with evaluating(self._ready()), model.disable_adapter():
+            yield
+
+
+class Pretrained(Reference):
+    """Another model, from a folder or the hub.
+
+    With another tokenizer than the policy's it reads the text that the policy kept, in its own tokens and through its
+    own chat template; then only its sums can be compared with the policy's.
+
+    Args:
+        path: a local folder or a hub name; weights in safetensors.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights: float32, bfloat16, float16 or float64.
+        attention: attention implementation of transformers; the model's own by default.
+        trust_remote_code: run code that comes with the model.
+
+    >>> Pretrained("runs/sft").describe()
+    'runs/sft, float32'
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        dtype: str = "float32",
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.label = path if revision is None else f"{path}@{revision}"
+        self._source = ModelSpec(
+            path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
+        self._model = self._source
+        self._tokenizer: Any = None  # only where it is not the policy's
+        self._positions: int | None = None
+        self._shares = False
+        self._refusal: str | None = None
+
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        own = self._source.load_tokenizer()
+        self._scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        self._shares = prefix_sharing_obstacle(self._source) is None
+        if self._shares:
+            enable_prefix_sharing(self._scorer.model)
+        self._scorer.probe()
+        size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
+        if not same_tokenizer(own, tokenizer):
+            self._tokenizer, self._positions = own, self._source.max_length()
+            self._refusal = "has a tokenizer of its own"
+        elif size != policy_size:
+            self._refusal = f"gives logits for {size} tokens, the policy for {policy_size}"
+
+    def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
+        """See `Reference.score`.
+
+        Raises:
+            UserError: for token log-probs in another tokenizer's tokens, or a text longer than the model can read.
+        """
+        if self._tokenizer is not None:
+            if TokenLogps() in needs:
+                raise UserError(
+                    f"the objective compares single tokens with those of the reference '{self.label}', which has a "
+                    "tokenizer of its own: take a reference with the policy's tokenizer"
+                )
+            layout: Layout = "padded" if batch.rows.segments is None or not self._shares else "prefix_shared"
+            batch = retokenized(batch, self._tokenizer, layout)
+            self._refuse_too_long(batch)
+        return super().score(batch if self._shares else as_padded(batch), needs)
+
+    def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
+        return self._source
+
+    def max_length(self, tokenizer: Any) -> int | None:
+        # Tokens of another tokenizer are counted where a batch is read in them.
+        return self._source.max_length() if same_tokenizer(self._source.load_tokenizer(), tokenizer) else None
+
+    def readout(self, batch: PreferenceBatch) -> Readout:
+        if self._refusal is not None:
+            raise UserError(
+                f"EpsilonStep needs a reference with the policy's vocabulary, and '{self.label}' {self._refusal}: put "
+                "InitialPolicy, AdapterOff or a model of the policy's family first"
+            )
+        if batch.rows.segments is not None and not self._shares:
+            raise UserError(
+                f"EpsilonStep compares the policy with '{self.label}' token by token, and that model cannot read the "
+                "rows in which the policy reads a prompt once: set model.layout to padded"
+            )
+        return super().readout(batch)
+
+    def describe(self) -> str:
+        return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")
+
+    def _refuse_too_long(self, batch: PreferenceBatch) -> None:
+        limit = self._positions
+        lengths = tokens_of_pairs(batch)
+        if limit is not None and max(lengths) > limit:
+            raise UserError(
+                f"{batch.pairs.names[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
+                f"'{self.label}', which reads at most {limit}: lower data.max_length"
+            )
+        if batch.extra_response is not None:
+            self._refuse_too_long(batch.extra_response)
+
+
+def _vocabulary(scorer: Scorer) -> int:
+    config: Any = scorer.model.config
+    return config.get_text_config().vocab_size

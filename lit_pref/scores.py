@@ -1,0 +1,83 @@
+"""Scores of responses, the statistics that can accompany them, and the losses that objectives make of them.
+
+Letters: **B** pairs, **T** tokens of a response, **V** vocabulary (see `lit_pref.pairs`).
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Log-prob of every response token, nats; a zero-padded (B, T) tensor. Needs no reference."""
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y]; (B,), nats.
+
+    f are the policy's logits and g those of the first reference.
+    """
+
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Kl:
+    """Sequence sums of KL(policy || reference) of the next-token distributions; (B,), nats."""
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Sequence sums of the next-token entropy `-Σ_v p_v log p_v`; (B,), nats. Needs no reference."""
+
+
+@dataclass(frozen=True)
+class SumSquares:
+    """Sequence sums of `Σ_v p_v²`, the probability that two draws of the next token agree; (B,). Needs no reference."""
+
+
+@dataclass(frozen=True)
+class TopOne:
+    """Number of response tokens that are the arg max of their distribution, ties included; (B,). Needs no reference."""
+
+
+Need = TokenLogps | Tilt | Kl | Entropy | SumSquares | TopOne
+COMPARING_NEEDS = (Tilt, Kl)
+"""Needs that compare whole distributions, and so require a live reference with the policy's vocabulary."""
+
+
+@dataclass
+class SequenceScores:
+    """One response of each pair: `scores` (B,) fp32 (policy: summed log-prob in nats), `lengths` (B,) in tokens.
+
+    `statistics` maps each requested need to its values.
+    """
+
+    scores: Tensor  # (B,)
+    lengths: Tensor  # (B,)
+    statistics: dict[Need, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class PairScores:
+    """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read."""
+
+    chosen: SequenceScores
+    rejected: SequenceScores | None
+    extra_response: SequenceScores | None = None
+
+
+@dataclass
+class ObjectiveOutput:
+    """The result of an objective: unreduced `losses` (B,) with gradient, detached rewards (B,), and values to log.
+
+    `logged` maps a metric name to a detached (B,) tensor. Names with a meaning elsewhere: `target` (the probability
+    that the loss fits), `target_entropy` (nats), `beta`.
+    """
+
+    losses: Tensor  # (B,)
+    chosen_rewards: Tensor  # (B,)
+    rejected_rewards: Tensor | None  # (B,)
+    logged: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,195 @@
+"""Attention over shared rows, `[prompt | chosen | rejected]` pair after pair. Knows only torch."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None  # type: ignore[assignment]
+
+# The first versions of torch that had it could not group heads.
+_HAS_KERNEL = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+_MASKED_TOKENS = 4096
+"""The longest row for which a mask is made: 64 MiB in fp32."""
+
+Segments = tuple[tuple[int, int, int], ...]
+
+
+class PrefixSharedAttention:
+    """`softmax(scale · q kᵀ) v`, where a query sees its own response and its prompt, causally, and nothing else.
+
+    A token of prompt or chosen response sees what stands before it in `[prompt | chosen]`; one of the rejected response
+    sees the prompt and what stands before it in the rejected response. So every pair is two sequences of queries,
+    `[prompt | chosen]` over itself and `rejected` over `[prompt | rejected]`, and no work is done for what is hidden.
+
+    On a CPU these are two calls a pair. On CUDA it is one call of a kernel for sequences of different lengths; in fp32,
+    which that kernel does not have, one call with an additive mask of T x T, and again two calls a pair where the mask
+    would be large. The CUDA ways have been tested on a CPU only, against what the kernel promises.
+
+    Args:
+        segments: tokens of (prompt, chosen, rejected) of each pair, in the order of the row.
+
+    >>> q = k = v = torch.ones(1, 1, 4, 2)
+    >>> PrefixSharedAttention(((2, 1, 1),))(q, k, v, scale=1.0).shape
+    torch.Size([1, 1, 4, 2])
+    """
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self.calls = 0
+        self._made: dict[Any, Any] = {}
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return sum(map(sum, self.segments))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """
+        Args:
+            query: (1, heads, T, head size).
+            key: (1, key heads, T, head size); every key head serves heads / key heads heads.
+            value: (1, key heads, T, value size).
+            scale: None is 1 / √head size.
+
+        Returns:
+            (1, heads, T, value size).
+
+        Raises:
+            ValueError: where T is not that of the segments.
+        """
+        if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == value.shape[2] == self.tokens:
+            raise ValueError(f"one row of {self.tokens} tokens, but queries {tuple(query.shape)}, keys {key.shape}")
+        self.calls += 1
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+            # Rotations leave queries and keys in fp32, and the kernels take all three alike.
+            query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
+        if kind == "cuda" and _kernel_takes(query, value):
+            return self._one_call(query, key, value, scale)
+        if kind == "cuda" and self.tokens <= _MASKED_TOKENS:
+            mask = self._once("mask", query, lambda: self.mask(query.dtype, query.device))
+            return _attend(query, key, value, scale, mask)
+        return self._two_calls_a_pair(query, key, value, scale)
+
+    def _two_calls_a_pair(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        sizes = [size for p, c, r in self.segments for size in (p + c, r)]
+        # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole row.
+        queries, keys, values = (iter(t.split(sizes, dim=2)) for t in (query, key, value))
+        biases = self._once("biases", query, lambda: [_bottom_right(r, p + r, query) for p, _, r in self.segments])
+        outputs = []
+        for (p, c, r), bias in zip(self.segments, biases, strict=True):
+            q, k, v = next(queries), next(keys), next(values)
+            outputs.append(_attend(q, k, v, scale, causal=True))
+            q, own_k, own_v = next(queries), next(keys), next(values)
+            if r:
+                k, v = (torch.cat([t.split([p, c], dim=2)[0], own], dim=2) for t, own in ((k, own_k), (v, own_v)))
+                outputs.append(_attend(q, k, v, scale, bias))
+        return torch.cat(outputs, dim=2)
+
+    def _one_call(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        lengths, *places = self._sequences
+        gather, ends_q, ends_k = self._once("places", query, lambda: [place.to(query.device) for place in places])
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (T, heads, size)
+        output = varlen_attn(
+            q,
+            k.index_select(0, gather),
+            v.index_select(0, gather),
+            ends_q,
+            ends_k,
+            max(lengths[0]),
+            max(lengths[1]),
+            scale=scale,
+            window_size=(-1, 0),  # causal, and aligned at the last query and key
+            enable_gqa=True,
+        )
+        return output.transpose(0, 1)[None]  # type: ignore[union-attr]
+
+    def _once(self, name: str, like: Tensor, make: Callable[[], Any]) -> Any:
+        """What is made for the first layer and used again by all others."""
+        key = name, like.dtype, like.device
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def _sequences(self) -> tuple[tuple[list[int], list[int]], Tensor, Tensor, Tensor]:
+        """Lengths of all sequences of queries and of keys, where in the row the keys stand, and where both end."""
+        queries, keys, index, start = [], [], [], 0
+        for p, c, r in self.segments:
+            queries += [p + c] + [r] * (r > 0)
+            keys += [p + c] + [p + r] * (r > 0)
+            prompt, rejected = range(start, start + p), range(start + p + c, start + p + c + r)
+            index += [*range(start, start + p + c), *([*prompt, *rejected] if r else [])]
+            start += p + c + r
+        return (queries, keys), torch.tensor(index), _ends(queries), _ends(keys)
+
+    def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """(1, 1, T, T), 0 where a token sees another and -inf elsewhere: all that this attention means, spelled out."""
+        sees = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
+        start = 0
+        for p, c, r in self.segments:
+            end = start + p + c
+            sees[start:end, start:end] = True
+            sees[end : end + r, start : start + p] = True
+            sees[end : end + r, end : end + r] = True
+            start = end + r
+        return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees.tril_(), -torch.inf)[None, None]
+
+
+def _kernel_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether the kernel for sequences of different lengths has these types and sizes, on this device."""
+    size = query.shape[-1]
+    fits = size == value.shape[-1] and size <= 256 and size % 8 == 0
+    halved = query.dtype in (torch.float16, torch.bfloat16)
+    return _HAS_KERNEL and halved and fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, bias: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and bias is not None and query.device.type == "cuda":
+        # Heads in groups and a bias together are left to a kernel that keeps heads x T x T.
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+        grouped = False
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def _bottom_right(queries: int, keys: int, like: Tensor) -> Tensor:
+    """Query i sees the keys up to i + (keys - queries): additive, never boolean."""
+    bias = torch.full((queries, keys), -torch.inf, dtype=like.dtype, device=like.device)
+    return bias.triu_(keys - queries + 1)
+
+
+def _ends(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
+_SHARED: ContextVar[bool] = ContextVar("a shared row is being read", default=False)
+
+
+@contextmanager
+def reading_shared_row() -> Iterator[None]:
+    """Within, a model's own masks are not made: they would be T x T, and hide the wrong tokens."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def is_reading_shared_row() -> bool:
+    """Whether a shared row is being read; not so in a recomputation of gradient checkpointing, which makes no masks."""
+    return _SHARED.get()

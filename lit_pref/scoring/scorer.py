@@ -1,0 +1,218 @@
+"""From a model and a batch to the scores of its pairs: `score_pairs` is the only road."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lit_pref.batch import PreferenceBatch
+from lit_pref.errors import UserError
+from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
+from lit_pref.scoring.head import Readout, token_values
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_shared_row
+
+
+def score_pairs(
+    model: nn.Module, batch: PreferenceBatch, needs: frozenset[Need] = frozenset(), against: Readout | None = None
+) -> PairScores:
+    """`score(y|x) = Σ_t log softmax(f_t)[y_t]` of both responses of every pair, in nats, and the statistics needed.
+
+    Sums run over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast. An extra response is read
+    after the two, in rows of its own, and gets a score and no statistics.
+
+    Args:
+        model: a Hugging Face causal LM, or a PeftModel round one.
+        batch: B pairs in any layout.
+        needs: the further values wanted; they are found in `statistics` under the need itself.
+        against: the same batch read by the first reference, for `Tilt` and `Kl`.
+
+    Raises:
+        UserError: where the head has a form whose logits can only come from the model itself (`Scorer.probe` copes).
+    """
+    return _scores(partial(readout, model), batch, needs, against)
+
+
+def _scores(
+    read: Callable[[PreferenceBatch], Readout],
+    batch: PreferenceBatch,
+    needs: frozenset[Need],
+    against: Readout | None,
+) -> PairScores:
+    scores = score_readout(read(batch), batch, needs, against)
+    if batch.extra_response is not None:
+        scores.extra_response = score_readout(read(batch.extra_response), batch.extra_response).chosen
+    return scores
+
+
+def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
+    """The hidden states that predict the batch's response tokens, and the head that reads them; no logits are made."""
+    body, head = _body_and_head(model)
+    with _read(batch) as inputs:
+        hidden = body(**inputs).last_hidden_state  # (R, T, H)
+    # Selected, not indexed: an index is as good, and its gradient several times slower on a CPU.
+    return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
+
+
+def score_readout(
+    readout: Readout, batch: PreferenceBatch, needs: frozenset[Need] = frozenset(), against: Readout | None = None
+) -> PairScores:
+    """The scores of a batch that has been read already, without its extra responses; see `score_pairs`."""
+    if not len(batch.rows.targets) == len(batch.rows.predictors) == len(batch.rows.sequences):
+        raise ValueError("predictors, targets and sequences must have one entry for each response token")
+    summed = [need for need in needs if need != TokenLogps()]
+    logps, further = token_values(readout, batch.rows.targets, summed, against)  # (N,)
+    values: dict[Need, Tensor] = {need: _sums(v, batch) for need, v in zip(summed, further, strict=True)}
+    tokens = batch.rows.by_response(logps, len(batch)) if TokenLogps() in needs else None
+    scores = _sums(logps, batch)
+
+    def side(k: int, lengths: Tensor) -> SequenceScores:
+        # Copies: FSDP2 warns of views that leave the forward.
+        responses = slice(k * len(batch), (k + 1) * len(batch))
+        own = {n: v[responses].clone() for n, v in values.items()}
+        if tokens is not None and (logps_of_side := tokens[k]) is not None:
+            own[TokenLogps()] = logps_of_side.clone()
+        return SequenceScores(scores[responses].clone(), lengths, own)
+
+    rejected = None if batch.pairs.rejected_lengths is None else side(1, batch.pairs.rejected_lengths)
+    return PairScores(side(0, batch.pairs.chosen_lengths), rejected)
+
+
+def _sums(values: Tensor, batch: PreferenceBatch) -> Tensor:
+    return values.new_zeros(batch.rows.num_sequences).index_add(0, batch.rows.sequences, values)
+
+
+class Scorer(nn.Module):
+    """The module that strategies wrap or shard: it holds the model and scores batches in its own forward.
+
+    FSDP2 gathers and reduces the weights of a root only inside the root's forward, so the head is touched here and
+    nowhere else, and every trainable tensor lives below this module.
+
+    Args:
+        model: a Hugging Face causal LM, or a PeftModel round one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.full_logits = False
+
+    def forward(
+        self,
+        batch: PreferenceBatch,
+        needs: frozenset[Need] = frozenset(),
+        against: Readout | None = None,
+        only_readout: bool = False,
+    ) -> PairScores | Readout:
+        read = partial(_full_logits if self.full_logits else readout, self.model)
+        return read(batch) if only_readout else _scores(read, batch, needs, against)
+
+    def readout(self, batch: PreferenceBatch) -> Readout:
+        """This model's reading of the batch, to be the `against` of another scorer; call it under `no_grad`."""
+        return cast(Readout, self(batch, only_readout=True))
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        """Compare the head as it is read here with the model's own logits, once, before the model is sharded.
+
+        Two comparisons on a tiny input: with the model's own hidden states, and with large random ones put in their
+        place, since a random or a well-behaved model keeps its logits where a soft-cap does nothing. Where they differ,
+        scores come from the model's own logits from then on, with a warning: right, but tokens x vocabulary in size.
+        """
+        try:
+            reason = _difference(self.model)
+        except UserError as error:
+            reason = str(error)
+        if reason is not None:
+            self.full_logits = True
+            warnings.warn(f"{reason}; scoring falls back to full logits, which takes more memory", stacklevel=2)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode within, and every sub-module's own mode again after."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
+    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    body, head = causal.base_model, causal.get_output_embeddings()
+    if head is None or body is causal:
+        raise UserError(f"{type(causal).__name__} does not show its body and its output head apart")
+    if hasattr(head, "base_layer"):
+        raise UserError(
+            "the output head carries a LoRA adapter, whose logits only the model itself can compute: "
+            "leave the head out of lora.target_modules"
+        )
+    return body, head
+
+
+@contextmanager
+def _read(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
+    """The arguments of a model that reads the batch within this context."""
+    inputs: dict[str, Any] = {"input_ids": batch.rows.input_ids, "use_cache": False}
+    if batch.rows.segments is None:
+        yield inputs | {"attention_mask": batch.rows.attention_mask}
+        return
+    with reading_shared_row():
+        attention = PrefixSharedAttention(batch.rows.segments)
+        yield inputs | {"position_ids": batch.rows.position_ids, "shared_attention": attention}
+    if not attention.calls:
+        raise ValueError(
+            "the model read a prefix-shared row without its attention: call enable_prefix_sharing(model) first"
+        )
+
+
+def _hidden_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def _with_head(head: Any, body: Any, hidden: Tensor) -> Readout:
+    """The three things that causal LMs do to `hidden Wᵀ`: Granite divides it, Cohere multiplies it, Gemma caps it."""
+    config = body.config
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Readout(hidden, head.weight, getattr(head, "bias", None), float(scale), softcap)
+
+
+def _full_logits(model: nn.Module, batch: PreferenceBatch) -> Readout:
+    with _read(batch) as inputs:
+        logits = model(**inputs).logits
+    return Readout(logits.flatten(0, 1).index_select(0, batch.rows.predictors), weight=None)
+
+
+def _difference(model: nn.Module) -> str | None:
+    """One sentence where the head read here and the model's own logits differ, else None."""
+    body, head = _body_and_head(model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(head.weight.shape[0], (2, 4), generator=generator).to(head.weight.device)
+    mask = torch.ones_like(ids)
+    with evaluating(model), torch.autocast(ids.device.type, enabled=False):
+        own = _hidden_states(body, ids, mask)
+        noise = torch.randn(own.shape, generator=generator).to(own)
+        widest = Readout(noise.flatten(0, 1), head.weight).tile(slice(None), slice(None)).abs().max()
+        large = noise * (100 / widest.clamp_min(1e-6)).to(noise.dtype)
+
+        def put_in_place(module: nn.Module, args: Any, output: Any) -> Any:
+            output.last_hidden_state = large
+            return output
+
+        readings = [(own, model(input_ids=ids, attention_mask=mask, use_cache=False).logits)]
+        with body.register_forward_hook(put_in_place):
+            readings.append((large, model(input_ids=ids, attention_mask=mask, use_cache=False).logits))
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(own.dtype, 3e-2)
+        for hidden, logits in readings:
+            ours = _with_head(head, body, hidden.flatten(0, 1)).tile(slice(None), slice(None))
+            theirs = logits.flatten(0, 1).to(ours.dtype)
+            if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
+                return f"the logits of {type(model).__name__} are not its head's reading of its hidden states"
+    return None

@@ -1,0 +1,119 @@
+"""The attention of shared rows, against its own meaning spelled out as a mask, and against separate sequences."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from lit_pref.scoring import prefix_attention as sharing
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
+
+SEGMENTS = ((3, 2, 4), (1, 5, 1), (4, 1, 0))  # the last pair is one-sided
+TOKENS = 9 + 7 + 5
+
+
+def inputs(dtype=torch.float64, key_heads=2):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, TOKENS, 8), (1, key_heads, TOKENS, 8), (1, key_heads, TOKENS, 6)]
+    return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
+
+
+def separately(query, key, value, scale):
+    """Every response on its own: what is repeated is the prompt."""
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    outputs, start = [], 0
+    for p, c, r in SEGMENTS:
+        prompt, chosen = range(start, start + p), range(start + p, start + p + c)
+        rejected = range(start + p + c, start + p + c + r)
+        rows = {}
+        for own in (chosen, rejected):
+            at = [*prompt, *own]
+            rows[own] = scaled_dot_product_attention(
+                query[:, :, at], key[:, :, at], value[:, :, at], is_causal=True, scale=scale
+            )
+        outputs += [rows[chosen], rows[rejected][:, :, p:]]
+        start += p + c + r
+    return torch.cat(outputs, dim=2)
+
+
+def with_mask(query, key, value, scale):
+    mask = PrefixSharedAttention(SEGMENTS).mask(query.dtype)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def flash(query, key, value, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What `varlen_attn` promises, row by row: sequence n of the queries over sequence n of the keys, aligned at their
+    last tokens; it runs on CUDA only."""
+    assert window_size == (-1, 0) and enable_gqa
+    assert ends_q.dtype == ends_k.dtype == torch.int32
+    lengths = [ends.diff().tolist() for ends in (ends_q, ends_k)]
+    assert [max_q, max_k] == [max(own) for own in lengths]
+    outputs = []
+    for q, k, v in zip(query.split(lengths[0]), key.split(lengths[1]), value.split(lengths[1]), strict=True):
+        sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        logits = torch.einsum("qhd,khd->hqk", q, k) * scale
+        outputs.append(torch.einsum("hqk,khd->qhd", logits.masked_fill(~sees, -torch.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+def one_call(query, key, value, scale, monkeypatch):
+    monkeypatch.setattr(sharing, "varlen_attn", flash)
+    return PrefixSharedAttention(SEGMENTS)._one_call(query, key, value, scale)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("way", ["two calls a pair", "mask", "one call"])
+def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, key_heads, monkeypatch):
+    ways = {
+        "two calls a pair": lambda *t: PrefixSharedAttention(SEGMENTS)(*t, 0.3),
+        "mask": lambda *t: with_mask(*t, 0.3),
+        "one call": lambda *t: one_call(*t, 0.3, monkeypatch),
+    }
+    tensors = inputs(key_heads=key_heads)
+    found, expected = ways[way](*tensors), separately(*tensors, 0.3)
+    assert found.shape == (1, 4, TOKENS, 6)
+    assert (found - expected).abs().max() < 1e-14
+    weights = torch.randn(expected.shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), tensors),
+        torch.autograd.grad((expected * weights).sum(), tensors),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().max() < 1e-13
+
+
+def test_a_missing_scale_is_that_of_the_head_size():
+    tensors = inputs()
+    found = PrefixSharedAttention(SEGMENTS)(*tensors, None)
+    assert (found - PrefixSharedAttention(SEGMENTS)(*tensors, 8**-0.5)).abs().max() < 1e-14
+
+
+def test_nothing_of_one_response_reaches_the_other_nor_another_pair():
+    query, key, value = inputs()
+    output = PrefixSharedAttention(SEGMENTS)(query, key, value, 0.3)
+    (gradient,) = torch.autograd.grad(output[:, :, 5:9].sum(), value)  # the rejected response of the first pair
+    reached = gradient.abs().sum((0, 1, 3)) > 0
+    assert reached.tolist() == [True] * 3 + [False] * 2 + [True] * 4 + [False] * 12
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_lower_precisions_differ_by_their_rounding_only(dtype, tolerance):
+    tensors = [t.detach().to(dtype) for t in inputs()]
+    found = PrefixSharedAttention(SEGMENTS)(*tensors, 0.3)
+    assert found.dtype == dtype
+    assert (found.double() - separately(*(t.double() for t in tensors), 0.3)).abs().max() < tolerance
+
+
+def test_a_row_of_another_length_is_refused():
+    query, key, value = inputs()
+    with pytest.raises(ValueError, match="one row of 9 tokens"):
+        PrefixSharedAttention(((3, 2, 4),))(query, key, value, None)
+    with pytest.raises(ValueError, match="one row of 21 tokens"):
+        PrefixSharedAttention(SEGMENTS)(torch.cat([query, query]), key, value, None)
+
+
+def test_reading_a_shared_row_ends_also_after_an_error():
+    with pytest.raises(RuntimeError), reading_shared_row():
+        assert is_reading_shared_row()
+        raise RuntimeError
+    assert not is_reading_shared_row()
