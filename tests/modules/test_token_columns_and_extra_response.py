@@ -14,6 +14,7 @@ from training_runs import Ran, Run, fit
 from lit_pref.data.batching.collation import collate
 from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
+from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.objectives.parts.temperature import EpsilonStep
