@@ -2,7 +2,7 @@
 
     python tools/golden.py record --out before.json                    on the commit before
     python tools/golden.py record --out after.json                     on the commit after
-    python tools/golden.py compare before.json after.json              exit code 1 where anything differs
+    python tools/golden.py compare before.json after.json              exit code 1 where anything differs or is missing
 
 `record --root CHECKOUT` runs the package of another checkout, so that one version of this tool can record both; cases
 are chosen by `--only CASE ...` and left out by `--skip CASE ...` (`quickstart` takes minutes, all others together about
@@ -200,15 +200,14 @@ def leaves(content: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 def first_difference(before: Any, after: Any) -> str | None:
-    """Where two results differ, with both values, and how often; None where they are identical."""
+    """The first place where two results differ, with both values, and how many do; None where they are identical."""
     old, new = dict(leaves(before)), dict(leaves(after))
     differing = [key for key in [*old, *(key for key in new if key not in old)] if old.get(key) != new.get(key)]
     if not differing:
         return None
     key = differing[0]
-    return (
-        f"{key}: {old.get(key, 'nothing')} -> {new.get(key, 'nothing')}  (1 of {len(differing)} of {len(old)} values)"
-    )
+    values, total = f"{old.get(key, 'nothing')} -> {new.get(key, 'nothing')}", len({**old, **new})
+    return f"{key}: {values}  ({len(differing)} of {total} values differ)"
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[tuple[str, str]], bool]:
@@ -251,6 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     comparing = commands.add_parser("compare", help="compare two recordings")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
+    comparing.add_argument("--only", nargs="+", metavar="CASE", help="of both recordings, where one has fewer cases")
     options = parser.parse_args(arguments)
     if options.command == "record":
         names = [name for name in options.only if name not in options.skip]
@@ -261,9 +261,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(results)} cases in {options.out}" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
         return 1 if failed else 0
     before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (options.before, options.after))
-    rows, same = compare(before["cases"], after["cases"])
+    old, new = (
+        {name: case for name, case in recording["cases"].items() if name in (options.only or recording["cases"])}
+        for recording in (before, after)
+    )
+    rows, same = compare(old, new)
     width = max((len(name) for name, _ in rows), default=0)
-    print("\n".join(f"{name:{width}}  {verdict}" for name, verdict in rows))
+    print("\n".join(f"{name:{width}}  {verdict}" for name, verdict in rows) or "no case to compare")
     if before["made"]["libraries"] != after["made"]["libraries"]:
         print("note: the libraries' versions differ, and numbers may differ with them")
     return 0 if same else 1

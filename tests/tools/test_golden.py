@@ -1,6 +1,7 @@
 """The comparison of recordings reports whatever differs, and nothing of what depends on the machine's load."""
 
 import copy
+import doctest
 import json
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_the_last_digit_of_a_number_is_reported_with_its_place(changed: dict[str
     verdict = verdicts(changed)
     assert verdict["check"] == "identical"
     assert verdict["dpo/padded"] == (
-        "different  logged > train/loss[0][1]: 0.6931471824645996 -> 0.6931471824645997  (1 of 1 of 5 values)"
+        "different  logged > train/loss[0][1]: 0.6931471824645996 -> 0.6931471824645997  (1 of 5 values differ)"
     )
 
 
@@ -70,7 +71,7 @@ def test_what_is_only_in_one_recording_is_reported(changed: dict[str, Any]):
     assert verdict["new"] == "missing in the first recording"
     assert "check.json > findings: [] -> nothing" in verdict["check"]
     assert first_difference(RECORDED["dpo/padded"], changed["new"]) == (
-        "logged > train/new: nothing -> []  (1 of 1 of 5 values)"
+        "logged > train/new: nothing -> []  (1 of 6 values differ)"
     )
 
 
@@ -89,6 +90,8 @@ def test_the_command_prints_a_line_a_case_and_exits_with_one_where_any_differs(
     assert capsys.readouterr().out.splitlines() == ["dpo/padded  identical", "check       identical"]
     assert main(["compare", first, second]) == 1
     assert "check       different  check.json > counts > ok: 3 -> 4" in capsys.readouterr().out
+    assert main(["compare", first, second, "--only", "dpo/padded"]) == 0
+    assert main(["compare", first, second, "--only", "dpo"]) == 1
 
 
 def test_the_hash_of_weights_sees_names_and_bits_and_not_the_order_in_the_file(tmp_path: Path):
@@ -148,3 +151,7 @@ def test_the_tool_does_not_import_the_package():
     for file in ("golden.py", "golden_cases.py"):
         lines = (ROOT / "tools" / file).read_text().splitlines()
         assert not [line for line in lines if line.lstrip().startswith(("import lit_pref", "from lit_pref"))]
+
+
+def test_the_examples_in_docstrings_hold():
+    assert all(doctest.testmod(module).failed == 0 for module in (golden, golden_cases))
