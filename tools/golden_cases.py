@@ -21,7 +21,7 @@ EXTRA_RESPONSE = "third"
 """The column of a further response to the prompt, which SELM reads."""
 RENAMED: dict[str, str] = {}
 """What the package calls a logged number, a column or a key of its JSON -> the name that recordings have for it."""
-SENTENCES = ("says", "checked", "layout", "example", "rule")
+SENTENCES = ("says", "checked", "layout", "example", "rule", "what")
 """Keys of the JSON that commands write whose values are sentences."""
 
 
