@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LAYOUTS = {"padded": "padded", "prefix_shared": "shared"}
+LAYOUTS = {"padded": "padded", "prefix_shared": "prefix_shared"}
 """Layout in the names of cases -> value of the option."""
 OPTIONS = {"print_summary": "closing_words", "model.layout": "model.layout", "model.policy": "model.policy"}
 """Option in this file -> option of the package, also as the beginning of a longer name."""
 CLASSES: dict[str, str] = {}
 """Class in this file -> class of the package."""
-EXTRA_RESPONSE = "third"
+EXTRA_RESPONSE = "extra_response"
 """The column of a further response to the prompt, which SELM reads."""
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"extra_response": "third"}
 """What the package calls a logged number, a column or a key of its JSON -> the name that recordings have for it."""
 SENTENCES = ("says", "checked", "layout", "example", "rule", "what")
 """Keys of the JSON that commands write whose values are sentences."""
