@@ -287,7 +287,7 @@ def test_the_objective_decides_sides_and_columns(tokenizer, written):
     datamodule = data(str(written(rows)))
     trainer(max_epochs=1).fit(module, datamodule=datamodule)
     assert module.batches[0].pairs.rejected_lengths is None
-    assert module.batches[0].columns["p_true"].tolist() == pytest.approx([0.7] * 2)
+    assert module.batches[0].pairs.columns["p_true"].tolist() == pytest.approx([0.7] * 2)
     assert datamodule.columns == ["p_true"]
 
 
