@@ -19,7 +19,7 @@ CLASSES: dict[str, str] = {}
 """Class in this file -> class of the package."""
 EXTRA_RESPONSE = "extra_response"
 """The column of a further response to the prompt, which SELM reads."""
-RENAMED: dict[str, str] = {"extra_response": "third"}
+RENAMED: dict[str, str] = {"extra_response_change": "third_change"}
 """What the package calls a logged number, a column or a key of its JSON -> the name that recordings have for it."""
 SENTENCES = ("says", "checked", "layout", "example", "rule", "what")
 """Keys of the JSON that commands write whose values are sentences."""
