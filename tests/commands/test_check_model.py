@@ -14,7 +14,8 @@ from training_runs import logps
 from transformers import AutoModelForCausalLM
 
 from lit_pref.__main__ import main
-from lit_pref.commands.check import memory, probes
+from lit_pref.commands.check import memory, model_findings
+from lit_pref.commands.check.probe import Probe
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 
@@ -32,10 +33,10 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     write_pairs(tmp_path / "pairs.jsonl", 24)
     (tmp_path / "policy").symlink_to(policy_folder)
-    seen: list[probes.Probe] = []
-    monkeypatch.setattr(probes, "memory", lambda *given: (seen.append(given[0]), memory.memory(*given))[1])
+    seen: list[Probe] = []
+    monkeypatch.setattr(model_findings, "memory", lambda *given: (seen.append(given[0]), memory.memory(*given))[1])
 
-    def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], probes.Probe]:
+    def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], Probe]:
         common = ["--model.policy.path", "policy", "--data.train", "pairs.jsonl", "--trainer.accelerator", "cpu"]
         with pytest.raises(SystemExit) as ended:
             main(["check", *map(str, arguments), *common, "--model", "--json", "out.json"])
@@ -142,7 +143,11 @@ def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pyte
 
     monkeypatch.setattr(ModelSpec, "build", noisy)
     code, found, _ = check(*MMPO)
-    assert code == 1 and found["twice"][0]["severity"] == "stop" and "left to chance" in found["twice"][0]["says"]
+    assert (
+        code == 1
+        and found["twice"][0]["severity"] == "stop"
+        and "something in the model is random" in found["twice"][0]["says"]
+    )
     assert found["first_loss"][0]["severity"] == "stop"
 
 
@@ -160,7 +165,9 @@ def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_c
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     monkeypatch.setattr(PrefixSharedAttention, "__call__", leaking)
-    monkeypatch.setattr(probes, "prefix_sharing_obstacle", lambda policy: None)  # its own probe would have caught it
+    monkeypatch.setattr(
+        "lit_pref.commands.check.probe.prefix_sharing_obstacle", lambda policy: None
+    )  # its own probe would have caught it
     code, found, _ = check(*MMPO, "--model.layout", "padded")
     assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
     assert found["first_loss"][0]["severity"] == "ok"
