@@ -143,11 +143,8 @@ def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pyte
 
     monkeypatch.setattr(ModelSpec, "build", noisy)
     code, found, _ = check(*MMPO)
-    assert (
-        code == 1
-        and found["twice"][0]["severity"] == "stop"
-        and "something in the model is random" in found["twice"][0]["says"]
-    )
+    (policy, *_) = found["twice"]
+    assert code == 1 and policy["severity"] == "stop" and "something in the model is random" in policy["says"]
     assert found["first_loss"][0]["severity"] == "stop"
 
 
@@ -165,9 +162,8 @@ def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_c
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     monkeypatch.setattr(PrefixSharedAttention, "__call__", leaking)
-    monkeypatch.setattr(
-        "lit_pref.commands.check.probe.prefix_sharing_obstacle", lambda policy: None
-    )  # its own probe would have caught it
+    # Prefix sharing is tried out when it is enabled, and that would fail first.
+    monkeypatch.setattr("lit_pref.commands.check.probe.prefix_sharing_obstacle", lambda policy: None)
     code, found, _ = check(*MMPO, "--model.layout", "padded")
     assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
     assert found["first_loss"][0]["severity"] == "ok"

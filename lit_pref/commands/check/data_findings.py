@@ -108,7 +108,7 @@ def _consequence(
 ) -> tuple[Severity, str]:
     refused, rows = sum(r.refused.total() for r in reports), sum(r.rows for r in reports)
     if report.refused and limits.strict:
-        return "stop", "; a run stops at the first faulty record: fix them, or set data.bad_rows to lenient"
+        return "stop", "; a run stops at the first faulty record: fix them all, or set data.bad_rows to lenient"
     if report.refused and refused > limits.max_refused * rows:
         words = f"; {percent(refused / rows)} of the source is refused and data.max_refused is {limits.max_refused:g}"
         return "stop", f"{words}: fix the records, or raise it"
@@ -142,9 +142,9 @@ def normalised(split: str, part: Part) -> list[Finding]:
     scale = part.normaliser
     if scale == Normaliser():
         return []
-    how = "replaced by their quantiles" if scale.margins else f"divided by {scale.scale:.4g}"
-    words = f"{split} {part.source}: margins are {how}, as fitted on the training pairs of this source; the example "
-    words += "shows a margin before that"
+    how = "replaced by their quantiles among" if scale.margins else f"divided by {scale.scale:.4g}, fitted on"
+    words = f"{split} {part.source}: margins are {how} the training pairs of this source; the example shows a margin "
+    words += "before this normalisation"
     return [Finding("normalised", "ok", words, split, part.source, {"scale": scale.scale})]
 
 
@@ -226,11 +226,12 @@ def overlap(train: Pairs, val: Pairs) -> list[Finding]:
         return []
     of = counts.overlap(train, val)
     share = of.shared / of.pairs
-    words = f"{of.shared} of {of.pairs} validation pairs ({percent(share)}) have a prompt of the training pairs"
+    words = f"{of.shared} of {of.pairs} validation pairs ({percent(share)}) share their prompt with a training pair"
     severity: Severity = "ok" if not of.shared else "warning"
     if of.same:
         severity = "stop"
-        words += f", and {of.same} are training pairs themselves: remove those, or validation metrics mean nothing"
+        words += f", and {of.same} of them are training pairs: remove those from one split, as validation needs unseen "
+        words += "pairs"
     elif of.shared:
         words += ", so validation metrics may look too good"
     return [Finding("overlap", severity, words, numbers={**vars(of), "share": share})]
@@ -245,7 +246,7 @@ def lengths(split: str, pairs: Pairs) -> Finding:
         f"{name.replace('whole', 'prompt and longer response')} {s['median']:.0f} ({s['5 %']:.0f} to {s['95 %']:.0f})"
         for name, s in spreads.items()
     )
-    words = f"{split}: median tokens (5 % to 95 %): {words}, at most {spreads['whole']['max']:.0f}"
+    words = f"{split}: median tokens (5 % to 95 %): {words}; longest {spreads['whole']['max']:.0f}"
     return Finding("lengths", "ok", words, split, numbers=spreads)
 
 
@@ -261,7 +262,7 @@ def truncation(split: str, pairs: Pairs) -> Finding:
         more, less = ("chosen", "rejected") if gap > 0 else ("rejected", "chosen")
         words += f"; the {more} response is truncated more often than the {less} one, so a missing eos token gives it "
         words += "away"
-    words += ": raise data.max_length" if severity == "warning" else ""
+    words += "; raise these limits if memory allows" if severity == "warning" else ""
     return Finding("truncation", severity, words, split, numbers={**cut, "chosen_minus_rejected": gap})
 
 
@@ -273,7 +274,9 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
     begun = "no bos token, because the tokenizer has none"
     if of.begins_once is not None:
         begun = f"{percent(of.begins_once)} start with the bos token"
-        begun += f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no other"
+        begun += (
+            f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
+        )
     # Preparation ensures both; otherwise tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)
     wrong = wrong or (of.ended != 1 and not math.isnan(of.ended))

@@ -149,7 +149,7 @@ def first_loss(probe: Probe) -> Iterator[Finding]:
     severity: Severity = "ok" if fits else "stop"
     why = "the policy is its own reference" if itself else "from the policy's logits, one response at a time"
     value = "ln 2 = 0.6931" if abs(must - math.log(2)) < 1e-4 else f"{must:.4f}"
-    words = f"the mean first loss of {len(probe.pairs)} pairs is {found:.4f} nats; expected: {value} ({why})"
+    words = f"the mean loss of {len(probe.pairs)} pairs before training is {found:.4f} nats; expected: {value} ({why})"
     words += "" if fits else ": the scores of policy or references are wrong"
     numbers: dict[str, Any] = {"actual": found, "expected": must, "policy_is_reference": itself}
     numbers |= {"pairs": len(probe.pairs)}

@@ -48,7 +48,7 @@ def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs
         words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have contradicting strengths"
         if bound is None:
             words += ": the margin is not the difference of the scores, or a probability or label prefers the other "
-            words += "response: check which columns data.mapping reads"
+            words += "response; check which columns data.mapping reads"
         else:
             words += f", all with the margin {bound:.4g}: the source seems to have clipped differences of scores to it"
         disagreeing = {"disagreeing": report.disagreeing, "share": share("disagreeing"), "bound": bound}
@@ -86,7 +86,7 @@ def margins(split: str, pairs: Pairs) -> list[Finding]:
         return [Finding("margins", "note", words, split, numbers={"pairs": 0})]
     s = of.spread
     words = f"{split}: margin median {s['median']:.4g} (5 % {s['5 %']:.4g}, 95 % {s['95 %']:.4g}, largest "
-    words += f"{s['max']:.4g}), {of.zero} zero"
+    words += f"{s['max']:.4g}), {of.zero} are zero"
     numbers: dict[str, Any] = {"pairs": of.pairs, "zero": of.zero, "zero_share": of.zero / of.pairs}
     numbers |= {"distinct": of.distinct, "spread": s, "gamma_for_three_quarters": _three_quarters(of)}
     longer, known = pairs.lengths[:, 1] - pairs.lengths[:, 2], np.isfinite(values)
@@ -128,7 +128,7 @@ def _clip(split: str, of: Margins) -> Finding:
     elif of.pairs >= statistics.ENOUGH:
         words += ", which does not look like a clip"
     else:
-        words += ", but there are too few pairs to recognise a clip"
+        words += ", but with so few pairs a clip cannot be recognised"
     words += f"; the mapping clipped {percent(clipped)}" if of.clipped else ""
     numbers = {"at_largest": of.pile, "largest": largest, "clipped": clipped, "is_clip": of.is_clip}
     return Finding("clip", severity, words, split, numbers=numbers)
@@ -143,10 +143,10 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
         # A rule for a few pairs is worth a note, but a policy cannot rely on it.
         harmful = accurate and rule.share >= 0.1
         severity: Severity = "warning" if harmful else "note" if accurate else "ok"
-        words = f"{split}: the rule “{rule.rule}” is right in {percent(rule.accuracy)} of {rule.pairs} pairs"
-        words += f" ({percent(rule.prompts)} of the prompts)"
+        words = f"{split}: the rule “{rule.rule}” is right in {percent(rule.accuracy)} of the {rule.pairs} pairs it "
+        words += f"applies to ({percent(rule.prompts)} of the prompts)"
         words += f", not counting {ties} ties" if ties else ""
-        words += "; these are too few pairs to judge it" if rule.pairs < statistics.ENOUGH else ""
+        words += "; too few pairs to judge it" if rule.pairs < statistics.ENOUGH else ""
         words += ": a policy could learn this rule instead of quality" if harmful else ""
         numbers = {**vars(rule), "ties": ties}
         found.append(Finding("shortcut", severity, words, split, numbers=numbers))
