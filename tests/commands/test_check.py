@@ -1,4 +1,4 @@
-"""`python -m lit_pref check`: what it says of the data of a run, and what it leaves behind."""
+"""The command `check`: its findings about the data of a run, and the files it writes."""
 
 import json
 import math
@@ -27,7 +27,7 @@ DPO = ["--config", str(ROOT / "configs" / "dpo.yaml"), *MMPO[2:]]
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path):
-    """Runs `check` in a folder with a policy; gives its exit code, what it prints, its error, and its findings."""
+    """Run `check` in a folder with a policy; return its exit code, stdout, stderr and JSON report."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     (tmp_path / "policy").symlink_to(policy_folder)

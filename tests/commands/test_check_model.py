@@ -1,4 +1,4 @@
-"""`check --model`: policy and references are read a few times in different ways, and what must be the same is."""
+"""The option `check --model`: scores of policy and references computed in several ways must agree."""
 
 import json
 import math
@@ -27,7 +27,7 @@ MRPO = ["--config", str(ROOT / "configs" / "mrpo.yaml")]
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
-    """Runs `check --model` on 24 pairs; gives its exit code and its findings about models by topic, and the probe."""
+    """Run `check --model` on 24 pairs; return its exit code, its findings by topic, and the probe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.argv", ["lit_pref"])

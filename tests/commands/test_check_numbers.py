@@ -1,4 +1,4 @@
-"""The numbers of `check`, against numbers worked out by hand."""
+"""The statistics and findings of `check`, compared with values computed by hand."""
 
 import math
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ BEGIN, END = 1, 2
 
 @dataclass
 class Pairs:
-    """What `check` asks of prepared pairs: of ids, margins and a few further columns."""
+    """Prepared pairs, as far as `check` needs them, from ids, margins and a few further columns."""
 
     ids: list[tuple[list[int], list[int], list[int] | None]]
     margins: list[float]
@@ -59,12 +59,12 @@ class Pairs:
 
 
 def pair(prompt: int, chosen: int, rejected: int, word: int = 7) -> tuple[list[int], list[int], list[int]]:
-    """Ids: the prompt's number, and responses of so many tokens with their end."""
+    """Token ids of a pair; the responses have the given lengths, including the eos token."""
     return [BEGIN, 100 + prompt], [word] * (chosen - 1) + [END], [word + 1] * (rejected - 1) + [END]
 
 
 def found(findings: list[Finding], topic: str, **numbers: Any) -> Finding:
-    """The one finding of a topic, with these numbers."""
+    """The only finding of a topic with these numbers."""
     matching = [f for f in findings if f.topic == topic and all(f.numbers[k] == v for k, v in numbers.items())]
     assert len(matching) == 1, [f.says for f in findings if f.topic == topic]
     return matching[0]

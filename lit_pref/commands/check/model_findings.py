@@ -164,7 +164,7 @@ def _mixture(means: dict[str, float]) -> Finding:
     weights = [value for name, value in sorted(means.items()) if name.startswith("reference_weights/")]
     words = "the mean weights of the references are " + ", ".join(f"{weight:.2f}" for weight in weights)
     if "clipped" in means:
-        words += f"; {percent(means['clipped'])} of the scores of all but the anchor are clipped to its window"
+        words += f"; {percent(means['clipped'])} of the others' scores are clipped to the window around the anchor's"
     alone = max(weights, default=0.0) > 0.99 and len(weights) > 1
     words += ": in effect there is one reference" if alone else ""
     numbers = {"weights": weights, "clipped": means.get("clipped")}
