@@ -282,7 +282,7 @@ def main(arguments: list[str]) -> None:
             PreferenceCLI(["fit", *rest], fill if rows is None else partial(verify, rows=rows))
         elif arguments[0] == "check":
             check, rest = asked_for(arguments[1:])
-            PreferenceCLI(["fit", *rest], check, check.loosen, check.refused)
+            PreferenceCLI(["fit", *rest], check.run, check.loosen, check.refused)
             check.finish()
         elif arguments[0] == "select":
             out, rest = out_of(arguments[1:])

@@ -1,197 +1,43 @@
-"""`python -m lit_pref check`: everything that can be known of a run before it is run."""
+"""The command `check`: find faults in the data, the objective and the models of a run before training."""
 
 import itertools
-import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lit_pref.commands.check.findings import Arrays, Finding, Report
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError
 
 if TYPE_CHECKING:
-    from lit_pref.modules.preference import PreferenceModule
+    from lit_pref.commands.check.check import Check
 
 HELP = """usage: python -m lit_pref check --config FILE [--model] [--html FILE] [--json FILE] [options of fit]
 
-Reads the data of a run as the run would, trains nothing, and says what it finds: how the sources were read, what became
-of their rows, lengths and truncation, begin and end tokens, margins and what the objective makes of them, and how far
-rules get that know nothing of quality. Faulty rows are counted, all in one go, also where the run would stop at the
-first. Nothing is written into the run folder. Exit code 1 where something is wrong enough to stop.
+Reads the data of a run as training would and reports, without training, how the sources were read, how many records
+were refused or left out, lengths and truncation, bos and eos tokens, margins and the targets made from them, and the
+accuracy of rules that ignore quality. All faulty records are counted, even if the run would stop at the first one.
+Nothing is written into the run folder. The exit code is 1 if something must be fixed before training.
 
   --config FILE    the configuration of a run, with any option of `fit` after it
-  --model          also build the policy, score up to 64 pairs with it and with all references, and compare: twice the
-                   same, both layouts, the first loss with what it must be; estimate the memory of one step; choose by
-                   data.selection where that reads a model. Runs on one device of the run's accelerator
-  --html FILE      write a page with figures, tables and marked tokens: one file that needs nothing beside it
-  --json FILE      write everything for machines
+  --model          also build the policy and all references and score up to 64 pairs: compare two passes, both layouts,
+                   and the first loss with its expected value; estimate the memory of one optimizer step; run a
+                   data.selection that needs a model. Uses one device of the run's accelerator
+  --html FILE      write a page with figures, tables and marked tokens, as one self-contained file
+  --json FILE      write the report as JSON
 """
 
 
-@dataclass
-class Check:
-    """What `check` was asked for, and what it finds; it stands where a run would train.
-
-    Args:
-        title: what is checked, in a word.
-        html: where the page goes; None for none.
-        json: where the report for machines goes; None for none.
-        model: build and compare the models too.
-    """
-
-    title: str
-    html: Path | None = None
-    json: Path | None = None
-    model: bool = False
-    report: Report = field(init=False)
-    _strict: bool = field(init=False, default=True)
-    _max_refused: float = field(init=False, default=0.0)
-    _not_chosen: str | None = field(init=False, default=None)  # the selection that would need a model, and has none
-    _devices: Any = field(init=False, default=None)
-    _strength: Any = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self.report = Report(self.title)
-
-    def loosen(self, config: Any) -> None:
-        """Change a run's configuration, before anything is built: one process, and all faults in one go."""
-        self._strict, self._max_refused = config.data.bad_rows == "strict", config.data.max_refused
-        config.data.bad_rows, config.data.max_refused = "lenient", 1.0
-        if config.data.selection is not None and not self.model and _reads_a_model(config.data.selection):
-            self._not_chosen = config.data.selection.class_path.rpartition(".")[2]
-            config.data.selection = None
-        self._devices = config.trainer.devices, config.trainer.num_nodes
-        config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
-
-    def __call__(self, module: "PreferenceModule") -> None:
-        """Look at the data of a run, and at its models where that was asked for."""
-        self._look_at_data(module)
-        if self.model:
-            from lit_pref.commands.check.memory import Devices
-            from lit_pref.commands.check.probes import model_findings
-
-            try:
-                self.report.findings += model_findings(module, Devices(*self._devices))
-            except UserError as error:
-                self._refuse(error)
-
-    def refused(self, module: "PreferenceModule", error: UserError) -> None:
-        """A run would not begin: say so beside what is known of its data."""
-        self._refuse(error)
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-        try:
-            if not data.is_open:  # what the objective lacks keeps nobody from looking at what there is
-                data.open_for_any_objective()
-        except UserError:
-            return
-        self._look_at_data(module)
-
-    def finish(self) -> None:
-        """Print the report and write what was asked for.
-
-        Raises:
-            UserError: something was found that is wrong enough to stop, or a file cannot be written.
-        """
-        from lit_pref.commands.check.text import text
-
-        report = self.report
-        text(report)
-        said = []
-        if self.html is None:
-            said.append("--html FILE writes a page with figures")
-        else:
-            from lit_pref.commands.check.page import page
-
-            self._write(self.html, page(report, self._strength))
-            said.append(f"page: {self.html}")
-        if self.json is None:
-            said.append("--json FILE writes all of this for machines")
-        else:
-            self._write(self.json, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
-            said.append(f"for machines: {self.json}")
-        said += [] if self.model else ["--model looks at the models too"]
-        print("\n" + "; ".join(said), flush=True)
-        if stops := report.of("stop"):
-            topics = ", ".join(dict.fromkeys(f"{f.split} {f.topic}".strip() for f in stops))
-            raise UserError(f"check: {len(stops)} finding(s) stop this run ({topics}); mend what is marked stop above")
-
-    def _refuse(self, error: UserError) -> None:
-        self.report.findings.append(Finding("refused", "stop", f"a run is refused: {error}"))
-
-    def _look_at_data(self, module: "PreferenceModule") -> None:
-        from lit_pref.commands.check.pairs import overlap, pair_findings
-        from lit_pref.commands.check.rendering import examples, render
-        from lit_pref.commands.check.rows import Asked, row_findings
-        from lit_pref.commands.check.target import strength_of, target_findings
-        from lit_pref.modules.fitting import fit_objective
-
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-        splits = {"train": data.train_pairs, "val": data.val_pairs}
-        tokenizer = module.policy.load_tokenizer()
-        ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
-        ends.add(tokenizer.eos_token_id)
-        self.report.findings += [self._read(), *self._selection(module)]
-        try:
-            fitted = fit_objective(module)
-            self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
-            self._strength = strength_of(module.objective)
-        except UserError as error:
-            self._refuse(error)
-        asked = Asked(self._strict, self._max_refused)
-        found = row_findings(splits, asked, tokenizer.chat_template is not None)
-        for split, pairs in splits.items():
-            found += pair_findings(split, pairs, tokenizer.bos_token_id, ends)
-            if len(pairs):
-                self.report.arrays[split] = Arrays(pairs.column("margin").astype(float), pairs.lengths)
-        found += target_findings("train", splits["train"], self._strength) + overlap(*splits.values())
-        self.report.findings += found
-        self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
-
-    def _read(self) -> Finding:
-        asked = f"{'strict' if self._strict else 'lenient'} and {self._max_refused:g}"
-        words = "rows were read with data.bad_rows lenient and data.max_refused 1, to meet every fault in one go"
-        return Finding("read", "ok", f"{words}; the run reads them with {asked}")
-
-    def _selection(self, module: "PreferenceModule") -> Iterator[Finding]:
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-        numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
-        if module.selected is not None:
-            words = f"train: numbers are of the pairs that are chosen: {module.selected}"
-            yield Finding("selection", "ok", words, "train", numbers=numbers)
-        elif name := self._not_chosen or (data.selection and type(data.selection).__name__):
-            words = f"train: numbers are of all {numbers['of']} pairs, before {name} chooses"
-            words += "; --model makes the choice" if self._not_chosen else ""
-            yield Finding("selection", "warning", words, "train", numbers=numbers)
-
-    @staticmethod
-    def _write(path: Path, content: str) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
-
-
-def _reads_a_model(selection: Any) -> bool:
-    """Of the configuration of a selection."""
-    module, _, name = selection.class_path.rpartition(".")
-    reference = (selection.get("init_args") or {}).get("reference")
-    return bool(getattr(import_module(module), name).reads_policy or reference)
-
-
-def asked_for(arguments: list[str]) -> tuple[Check, list[str]]:
-    """What the options of `check` ask for, and the other arguments, which are `fit`'s.
+def asked_for(arguments: list[str]) -> "tuple[Check, list[str]]":
+    """Parse the options of `check`; return the check and the remaining arguments, which are those of `fit`.
 
     >>> check, rest = asked_for(["--config", "a.yaml", "--model", "--json=out.json"])
     >>> check.title, check.model, check.json, rest
     ('check a.yaml', True, PosixPath('out.json'), ['--config', 'a.yaml'])
 
     Raises:
-        UsageError: a file is not named.
+        UsageError: an option lacks its file.
     """
+    from lit_pref.commands.check.check import Check  # late, because it imports torch
+
     rest, files, model = [], {}, False
     waiting = iter(arguments)
     for argument in waiting:
@@ -211,5 +57,5 @@ def asked_for(arguments: list[str]) -> tuple[Check, list[str]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Show the help."""
+    """Print the help."""
     sys.stdout.write(HELP)
