@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 BINS = 20
 """Default number of bins: 20 over both orders are 10 bins of confidence max(q, 1 - q)."""
+
+
+CALIBRATION: dict[str, Meaning] = {
+    "ece": Meaning(f"mean over {BINS} bins of equal count of |mean label - mean q|", "1"),
+    "brier": Meaning("mean of (q - p)²", "1"),
+    "log_loss": Meaning("mean of -p log q - (1 - p) log(1 - q)", "nats"),
+    "temperature": Meaning("the T that minimises the log-loss of sigmoid(z / T); above 1 is overconfident", "1"),
+}
+"""Numbers that `calibrate` returns, with q = sigmoid(z) and the label p, over both orders of every pair."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
         if not rows:
             continue
         z, label = torch.tensor(rows, dtype=torch.float64).T
-        numbers = dict.fromkeys(["ece", "brier", "log_loss", "temperature"], math.nan)
+        numbers = dict.fromkeys(CALIBRATION, math.nan)
         if z.isfinite().all() and label.isfinite().all():
             numbers = {
                 "ece": reliability_bins(z, label, bins).error,

@@ -3,17 +3,19 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records, select
 
 
-def share_right(z: Tensor) -> Tensor:
+def accuracy(z: Tensor) -> Tensor:
     """Per pair 1 where z > 0, 1/2 where z = 0, 0 where z < 0, NaN where z is not finite (z > 0 would hide it).
 
-    >>> share_right(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
+    >>> accuracy(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
     tensor([1.0000, 0.5000, 0.0000,    nan])
     """
     return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN where z is not finite
@@ -27,36 +29,57 @@ def _itself(value: Tensor) -> Tensor:
     return value
 
 
-Measure = tuple[tuple[str, ...], Callable[..., Tensor]]
+class Measure(NamedTuple):
+    """A metric: the mean over pairs of `function`, applied to the values of a pair that `inputs` name."""
+
+    inputs: tuple[str, ...]
+    function: Callable[..., Tensor]
+    meaning: Meaning
+
+
+def _mean_of(name: str, formula: str, unit: str) -> Measure:
+    return Measure((name,), _itself, Meaning(formula, unit))
+
+
+_REWARD = "beta (log π(y) - log π_ref(y)), as the objective defines it, of the {} response"
 MEASURES: dict[str, Measure] = {
-    "loss": (("loss",), _itself),
-    "rewards/chosen": (("chosen_reward",), _itself),
-    "rewards/rejected": (("rejected_reward",), _itself),
-    "rewards/margins": (("z",), _itself),
-    "rewards/accuracies": (("z",), share_right),
-    "rewards/accuracies@reference0": (("z_reference0",), share_right),
-    "logps/chosen": (("chosen_logp",), _itself),
-    "logps/rejected": (("rejected_logp",), _itself),
-    "chosen_fell": (("chosen_change",), _below_zero),
-    "lengths/chosen": (("chosen_length",), _itself),
-    "lengths/rejected": (("rejected_length",), _itself),
+    "loss": _mean_of("loss", "the objective's loss", "nats, for a log-loss"),
+    "rewards/chosen": _mean_of("chosen_reward", _REWARD.format("chosen"), "reward"),
+    "rewards/rejected": _mean_of("rejected_reward", _REWARD.format("rejected"), "reward"),
+    "rewards/margins": _mean_of("z", "z = chosen reward - rejected reward", "reward"),
+    "rewards/accuracies": Measure(("z",), accuracy, Meaning("1 if z > 0, 1/2 if z = 0, else 0", "1")),
+    "rewards/accuracies@reference0": Measure(
+        ("z_reference0",), accuracy, Meaning("the same with reference 0 alone, if there are several references", "1")
+    ),
+    "logps/chosen": _mean_of("chosen_logp", "log π(chosen), summed over its tokens", "nats"),
+    "logps/rejected": _mean_of("rejected_logp", "log π(rejected), summed over its tokens", "nats"),
+    "chosen_fell": Measure(
+        ("chosen_change",), _below_zero, Meaning("1 if log π(chosen) < log π_reference0(chosen), else 0", "1")
+    ),
+    "lengths/chosen": _mean_of("chosen_length", "tokens of the chosen response", "tokens"),
+    "lengths/rejected": _mean_of("rejected_length", "tokens of the rejected response", "tokens"),
 }
-"""Metric -> the values of a pair that it reads (see `pair_values`) and the function of them whose mean it is. The
-names are TRL's where TRL has one. `chosen_fell` = share of pairs whose chosen response is less likely than under
-reference 0."""
+"""Every metric that is computed from the values of pairs (see `pair_values`). The names are TRL's where TRL has one."""
 
 NOT_MEASURED = frozenset({"id", "group", "prompt", "margin", "probability"}) | {
-    name for inputs, _ in MEASURES.values() for name in inputs
+    name for measure in MEASURES.values() for name in measure.inputs
 }
-"""Columns of which no mean is reported under their own name; any other column is a value the objective logged."""
+"""Columns whose mean is not reported under their own name; any other column is a value that the objective logged."""
 
-TOTALS = frozenset({"pairs", "non_finite_pairs", "response_tokens"})
-"""Reported beside the means, as totals."""
+TOTALS: dict[str, Meaning] = {
+    "train/pairs": Meaning("pairs since the last log line, over all ranks", "pairs"),
+    "train/response_tokens": Meaning("tokens of both responses since the last log line, over all ranks", "tokens"),
+    "val/pairs": Meaning("evaluated pairs, each id once", "pairs"),
+    "val/non_finite_pairs": Meaning("pairs with a value that is NaN or infinite", "pairs"),
+}
+"""Totals that are reported beside the means."""
+
+_TAKEN = MEASURES.keys() | {tag.partition("/")[2] for tag in TOTALS}
 
 
 def _logged(names: Iterable[str]) -> list[str]:
     logged = [name for name in names if name not in NOT_MEASURED]
-    if taken := [name for name in logged if name in MEASURES or name in TOTALS]:
+    if taken := [name for name in logged if name in _TAKEN]:
         raise ValueError(f"an objective may not log {', '.join(taken)}: a metric has the name already")
     return logged
 
@@ -64,9 +87,9 @@ def _logged(names: Iterable[str]) -> list[str]:
 def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every metric that these values of pairs allow, per pair: metric name -> (B,); and each further value as it is."""
     measured = {
-        name: function(*[values[key] for key in inputs])
-        for name, (inputs, function) in MEASURES.items()
-        if all(key in values for key in inputs)
+        name: measure.function(*[values[key] for key in measure.inputs])
+        for name, measure in MEASURES.items()
+        if all(key in values for key in measure.inputs)
     }
     measured.update((name, values[name]) for name in _logged(values))
     return measured
@@ -74,7 +97,7 @@ def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def per_pair(records: Records) -> dict[str, Tensor]:
     """The same from records: metric name -> (pairs that have it,) in float64."""
-    metrics: dict[str, Measure] = dict(MEASURES)
+    metrics = {name: (measure.inputs, measure.function) for name, measure in MEASURES.items()}
     metrics.update((name, ((name,), _itself)) for name in _logged(records))
     result = {}
     for name, (inputs, function) in metrics.items():

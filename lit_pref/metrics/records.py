@@ -11,12 +11,31 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UserError
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.pairs import Text
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 Records = dict[str, list[Any]]
-"""Column name -> one entry a pair: a number, a string, or None where the pair has no
-such value. `id` is always there."""
+"""Column name -> one entry per pair: a number, a string, or None if the pair has no such value. `id` always exists."""
+
+COLUMNS: dict[str, Meaning] = {
+    "id": Meaning("the pair's id in the data, or a hash of its texts", ""),
+    "loss": Meaning("the objective's loss", "nats, for a log-loss"),
+    "chosen_reward": Meaning("reward of the chosen response", "reward"),
+    "rejected_reward": Meaning("reward of the rejected response", "reward"),
+    "z": Meaning("chosen_reward - rejected_reward", "reward"),
+    "chosen_logp": Meaning("log π(chosen), summed over its tokens", "nats"),
+    "rejected_logp": Meaning("log π(rejected), summed over its tokens", "nats"),
+    "chosen_length": Meaning("tokens of the chosen response", "tokens"),
+    "rejected_length": Meaning("tokens of the rejected response", "tokens"),
+    "chosen_change": Meaning("log π(chosen) - log π_reference0(chosen); with references", "nats"),
+    "z_reference0": Meaning("log-ratio to reference 0 of chosen - of rejected; with several references", "nats"),
+    "margin": Meaning("strength of the preference, after normalisation", "units of the data"),
+    "probability": Meaning("P(chosen is better), as the data give it", "1"),
+    "group": Meaning("the source, or the value of `data.group_column`", ""),
+    "prompt": Meaning("16 hex digits that identify the prompt", ""),
+}
+"""Columns of a record, apart from the values that the objective logs and the numeric columns of the data."""
 
 
 def pair_values(
