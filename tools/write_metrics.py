@@ -73,7 +73,12 @@ def page() -> str:
     parts = [HEAD, MEANS, _table({name: measure.meaning for name, measure in MEASURES.items()})]
     parts += ["By the parts of an objective:", _table(LOGGED_BY_OBJECTIVES)]
     parts += ["## Totals and the training loop", _table({**TOTALS, **TRAINING})]
-    parts += [CALIBRATED, _table(calibration()), "## Columns of the data, splits, figures and texts", _table({**SPLITS, **FIGURES})]
+    parts += [
+        CALIBRATED,
+        _table(calibration()),
+        "## Columns of the data, splits, figures and texts",
+        _table({**SPLITS, **FIGURES}),
+    ]
     parts += [RECORDS, _table(COLUMNS)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 

@@ -33,9 +33,13 @@ TRAINING: dict[str, Meaning] = {
     "train/pairs_per_second": Meaning("pairs / seconds since the last log line, validation excluded", "1/s"),
     "train/response_tokens_per_second": Meaning("tokens of both responses / the same seconds", "1/s"),
     "train/peak_memory_gib": Meaning("most memory held since the start: of the GPU, without one of the process", "GiB"),
-    "train/gradient_norm": Meaning("L2 norm of the gradient of the logged optimizer step, before clipping", "loss per weight"),
+    "train/gradient_norm": Meaning(
+        "L2 norm of the gradient of the logged optimizer step, before clipping", "loss per weight"
+    ),
     "train/learning_rate": Meaning("learning rate of the first parameter group in that step", "1"),
-    "train/state/beta": Meaning("the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"),
+    "train/state/beta": Meaning(
+        "the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"
+    ),
 }
 """Numbers that the training loop logs beside the means."""
 

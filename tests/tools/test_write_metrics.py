@@ -24,9 +24,14 @@ sys.path.append(str(ROOT / "tools"))
 import write_metrics
 
 FROM_THE_DATA = {"p_true"}
-FILLINGS = {"METRIC": ".+", "COLUMN": "(p_true|probability|target)", "GROUP": "s[01]", "BIN": r"\d_\w+[\d.]+", "K": r"\d"}
+FILLINGS = {
+    "METRIC": ".+",
+    "COLUMN": "(p_true|probability|target)",
+    "GROUP": "s[01]",
+    "BIN": r"\d_\w+[\d.]+",
+    "K": r"\d",
+}
 """Words in capitals on the page, and what they are in this run."""
-
 
 
 class Board(Callback):

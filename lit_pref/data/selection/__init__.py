@@ -1,0 +1,1 @@
+"""Which training pairs are kept, and by which criterion."""

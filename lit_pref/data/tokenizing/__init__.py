@@ -1,0 +1,1 @@
+"""From checked texts to token ids, through chat templates and truncation."""
