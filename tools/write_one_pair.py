@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lit_pref.batch import PairData, PreferenceBatch, Rows
+from lit_pref.batch import PairData, PreferenceBatch
 from lit_pref.data.batching.collation import collate
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.formats.convert import Conversion

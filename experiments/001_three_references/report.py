@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lit_pref.metrics.pair_metrics import bootstrap_interval, accuracy
+from lit_pref.metrics.pair_metrics import accuracy, bootstrap_interval
 from lit_pref.metrics.records import read_parquet
 
 
