@@ -15,20 +15,20 @@ HEAD = """# Metrics and records
 Written by `make docs` from `lit_pref/metrics/`. Words in capitals stand for names of the run: K is the number of a
 reference, COLUMN a column of the data, GROUP a source or a value of `data.group_column`, BIN a range of margins.
 
-π is the policy, π_ref the objective's reference, h_y = log π(y) - log π_ref(y), w the chosen response and l the rejected
-one, z = chosen reward - rejected reward, and beta, φ, o, p as in [methods.md](methods.md). A reward is in units of beta x
-nats. A log-prob is a sum over the response's tokens, eos included.
+π is the policy, π_ref the objective's reference, h_y = log π(y) - log π_ref(y), w the chosen response and l the
+rejected one, z = chosen reward - rejected reward, and beta, φ, o, p as in [methods.md](methods.md). A reward is in
+units of beta x nats. A log-prob is a sum over the tokens of the response, eos included.
 """
 MEANS = """## Means over pairs: `train/` and `val/`
 
-`train/` is the mean over all pairs since the last log line (`trainer.log_every_n_steps`), on all ranks; `val/` is the mean over
-all held-out pairs, each once; `test/` is the same of `test`. A value that is NaN or infinite makes its mean so. An
-objective of your own logs further names under the same prefixes."""
+`train/` is the mean over all pairs since the last log line (`trainer.log_every_n_steps`), on all ranks; `val/` is the
+mean over all held-out pairs, each once; `test/` is the same for the command `test`. A value that is NaN or infinite
+makes its mean so. An objective of your own logs further names under the same prefixes."""
 CALIBRATED = """## Calibration: `val/` only
 
-Is q = sigmoid(z) the probability that the chosen response is better? Every pair counts in both orders with weight 1/2, and
-`lit_pref/metrics/calibration.py` says why. The label p is 1; under `calibration@COLUMN` it is `p_true` or `probability`, if
-the data have them, or `target`, unless that is 1 for all pairs."""
+Is q = sigmoid(z) the probability that the chosen response is better? Every pair counts in both orders with weight 1/2,
+and `lit_pref/metrics/calibration.py` says why. The label p is 1; under `calibration@COLUMN` it is `p_true` or
+`probability`, if the data have them, or `target`, unless that is 1 for all pairs."""
 SPLITS: dict[str, Meaning] = {
     "val/COLUMN": Meaning("mean of a numeric column of the data (`data.columns`)", "of the data"),
     "val/group/GROUP/METRIC": Meaning("every mean and total of `val/`, over the pairs of one group", "as METRIC"),
@@ -36,8 +36,8 @@ SPLITS: dict[str, Meaning] = {
 }
 RECORDS = """## Columns of a record
 
-`records/val-step=N.parquet` in the run folder holds one row per held-out pair (`validate`, `test` and `predict` write files of
-their own). Beside these columns it has every value that the objective logs, under the names above, and the
+`records/val-step=N.parquet` in the run folder has one row per held-out pair (`validate`, `test` and `predict` write
+files of their own). Beside these columns it has every value that the objective logs, under the names above, and the
 numeric columns of the data (`data.columns`)."""
 
 
