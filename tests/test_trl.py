@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from conftest import make_policy, write_pairs
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -176,11 +176,12 @@ def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=tmp_path,
+            callbacks=[current := CurrentBatch()],
         )
         steps: defaultdict[int, list[tuple[PreferenceBatch, Tensor]]] = defaultdict(list)
 
         def keep(objective: nn.Module, inputs: tuple[Any, ...], output: ObjectiveOutput) -> None:
-            steps[trainer.global_step].append((inputs[2], output.losses.detach()))
+            steps[trainer.global_step].append((current.batch, output.losses.detach()))
 
         objective.register_forward_hook(keep)
         trainer.fit(module, data)
@@ -190,6 +191,13 @@ def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
         return Run(losses, rows, [len(step) for step in steps.values()], weights_of(module.scorer.model))
 
     return run
+
+
+class CurrentBatch(Callback):
+    """Keeps the batch of the step that is taken."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch: PreferenceBatch = batch
 
 
 def _our_rows(batches: Sequence[PreferenceBatch]) -> list[Row]:

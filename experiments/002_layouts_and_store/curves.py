@@ -23,7 +23,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 def main(runs: Path, picture: Path) -> None:
     figure, axes = plt.subplots(len(RUNS), len(DRAWN), figsize=(15, 7), layout="constrained")
     for row, run in zip(axes, RUNS, strict=True):
-        shared, padded = (curves(runs / f"{run}_{layout}") for layout in ("shared", "padded"))
+        shared, padded = (curves(runs / f"{run}_{layout}") for layout in ("prefix_shared", "padded"))
         for axis, name in zip(row, DRAWN, strict=True):
             axis.plot(*zip(*shared[name], strict=True), linewidth=4, alpha=0.5, label="shared")
             axis.plot(*zip(*padded[name], strict=True), "k--", linewidth=1, label="padded")

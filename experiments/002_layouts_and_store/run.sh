@@ -36,7 +36,7 @@ grep -c "computed first" dpo_harmonic.log dpo_geometric.log mrpo_beta.log mmpo.l
 "$python" -m lit_pref score $three --model.objective MRPO --verify 16
 
 # The same runs in both layouts.
-for layout in shared padded; do
+for layout in prefix_shared padded; do
   fit dpo_$layout $one --model.layout $layout
   fit three_papers_$layout $three --model.layout $layout --model.objective MMPO --model.objective.gamma 0.5 \
     --model.objective.reference Harmonic --model.objective.temperature EpsilonStep

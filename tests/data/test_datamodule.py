@@ -38,7 +38,7 @@ class Recorder(LightningModule):
         self.layout = layout
         self.corpora = []
         self.policy = SimpleNamespace(
-            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], positions=lambda: positions
+            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: positions
         )
         self.references = references
         self.objective = SimpleNamespace(sides=sides, required=required, token_columns=frozenset(), token_functions={})
@@ -286,8 +286,8 @@ def test_the_objective_decides_sides_and_columns(tokenizer, written):
     module = Recorder(tokenizer, sides=("chosen",), required=frozenset({"margin", "p_true"}))
     datamodule = data(str(written(rows)))
     trainer(max_epochs=1).fit(module, datamodule=datamodule)
-    assert module.batches[0].rejected_lengths is None
-    assert module.batches[0].columns["p_true"].tolist() == pytest.approx([0.7] * 2)
+    assert module.batches[0].pairs.rejected_lengths is None
+    assert module.batches[0].pairs.columns["p_true"].tolist() == pytest.approx([0.7] * 2)
     assert datamodule.columns == ["p_true"]
 
 
@@ -321,7 +321,7 @@ def test_pairs_longer_than_the_policy_or_a_reference_reads_are_refused_before_tr
     asked = []
 
     def reference(positions):
-        return SimpleNamespace(label="old", positions=lambda policys: (asked.append(policys), positions)[1])
+        return SimpleNamespace(label="old", max_length=lambda policys: (asked.append(policys), positions)[1])
 
     for positions, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
         trainer(max_epochs=1).fit(Recorder(tokenizer, positions=positions, references=references), data(source))

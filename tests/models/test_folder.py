@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from lit_pref import cache
 from lit_pref.cache import file_digest
 from lit_pref.errors import UserError
-from lit_pref.models import folder as folders
 from lit_pref.models.folder import model_folder, tokenizer_folder
 from lit_pref.models.spec import ModelSpec
 
@@ -129,13 +129,13 @@ def test_the_digest_of_a_large_file_is_kept_on_disk_until_the_file_changes(tmp_p
     small.write_bytes(b"a")
     assert file_digest(large) == hashlib.sha256(b"a" * 2**20).hexdigest()
     assert not (tmp_path / "cache").exists()  # it changed just now, and may again within one tick of the clock
-    folders._digest.cache_clear()
-    monkeypatch.setattr(folders, "_SETTLED", -1)
+    cache._digest.cache_clear()
+    monkeypatch.setattr(cache, "_SETTLED", -1)
     for file in (large, small):
         assert file_digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     (kept,) = (tmp_path / "cache" / "digests").iterdir()
     kept.write_text("f" * 64)
-    folders._digest.cache_clear()  # another process
+    cache._digest.cache_clear()  # another process
     assert file_digest(large) == "f" * 64
     large.write_bytes(b"b" * 2**20)
     assert file_digest(large) == hashlib.sha256(b"b" * 2**20).hexdigest()

@@ -160,5 +160,5 @@ def test_a_module_trained_on_short_pairs_reads_long_ones_rightly(folder, policy_
 def test_a_run_does_not_go_on_in_another_layout(folder, policy_folder, tmp_path):
     run = run_of(folder, policy_folder, "prefix_shared")
     ran = fit(run, tmp_path / "first", stop_at_step=2)
-    with pytest.raises(UserError, match=r"trained in the shared layout.*set model\.layout to shared"):
+    with pytest.raises(UserError, match=r"trained in the prefix_shared layout.*set model\.layout to prefix_shared"):
         fit(replace(run, layout="padded"), tmp_path / "second", ckpt=ran.checkpoint(2))

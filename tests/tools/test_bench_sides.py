@@ -18,7 +18,7 @@ from bench_steps import Loop
 from bench_trl import Trl
 from bench_work import ADAMW, Work, quiet
 
-from lit_pref.objectives.dpo import DPO
+from lit_pref.scoring.scorer import Scorer
 
 WORK = Work("smoke", "smoke", 300, pairs=3, windows=4)
 LORA = Work("smoke", "smoke", 300, pairs=3, windows=4, lora=True)
@@ -74,18 +74,20 @@ def test_every_form_of_trl_finds_the_same_losses(rival: Trl, folder: Path, their
 def test_both_sides_read_the_same_responses_in_the_same_batches(folder: Path, monkeypatch: pytest.MonkeyPatch):
     ours: list[list[list[int]]] = []
     other: list[list[list[int]]] = []
-    forward, compute = DPO.forward, bench_trl._Tokenized.compute_loss
+    forward, compute = Scorer.forward, bench_trl._Tokenized.compute_loss
 
-    def keep_ours(self: Any, policy: Any, references: Any, batch: Any) -> Any:
-        ours.append([batch.rows.targets[batch.rows.sequences == k].tolist() for k in range(batch.rows.num_sequences)])
-        return forward(self, policy, references, batch)
+    def keep_ours(self: Any, batch: Any, *options: Any, **more: Any) -> Any:
+        if self.training:  # not the reference
+            rows = batch.rows
+            ours.append([rows.targets[rows.sequences == k].tolist() for k in range(rows.num_sequences)])
+        return forward(self, batch, *options, **more)
 
     def keep_theirs(self: Any, model: Any, inputs: dict[str, Tensor], *arguments: Any, **options: Any) -> Any:
         rows = zip(inputs["input_ids"], inputs["completion_mask"], strict=True)
         other.append([ids[own == 1].tolist() for ids, own in rows])
         return compute(self, model, inputs, *arguments, **options)
 
-    monkeypatch.setattr(DPO, "forward", keep_ours)
+    monkeypatch.setattr(Scorer, "forward", keep_ours)
     monkeypatch.setattr(bench_trl._Tokenized, "compute_loss", keep_theirs)
     losses(Ours(), folder)
     losses(Trl(), folder)

@@ -456,6 +456,6 @@ def test_the_layouts_are_part_of_what_is_installed():
     packed = {
         path.stem
         for pattern in data["lit_pref.data.formats"]
-        for path in (root / "lit_pref" / "data" / "mapping").glob(pattern)
+        for path in (root / "lit_pref" / "data" / "formats").glob(pattern)
     }
     assert packed == shipped().keys()
