@@ -194,7 +194,7 @@ def test_the_last_net_alone_sees_a_window(monkeypatch: pytest.MonkeyPatch):
         ({"attention": "eager"}, "policy.attention is 'eager'"),
         ({"dropout": 0.1}, "dropout"),
         ({"lora": Lora(dropout=0.1)}, "dropout"),
-        ({"trust_remote_code": True}, "code of its own"),
+        ({"trust_remote_code": True}, "its own code"),
     ],
 )
 def test_settings_that_shared_rows_do_not_have_are_named(options: dict[str, Any], reason: str):
@@ -229,7 +229,7 @@ def test_a_model_that_forgets_the_attention_is_refused_and_not_read_as_one_long_
 
 
 def test_a_model_without_the_attention_is_refused_a_shared_row():
-    with pytest.raises(ValueError, match=r"needs models\.sharing\.share first"):
+    with pytest.raises(ValueError, match=r"call enable_prefix_sharing\(model\) first"):
         score_pairs(model_of("llama", GROUPED), collate(PAIRS, 0, layout="prefix_shared"))
 
 

@@ -57,5 +57,5 @@ def test_an_unknown_word_is_an_error(tokenizer):
 
 @pytest.mark.parametrize("words", [["<p>", "<b>", "a"], ["<p>", "<b>", "<e>", "a", "a"]])
 def test_a_vocabulary_without_its_special_tokens_or_with_a_word_twice_is_refused(tmp_path, words):
-    with pytest.raises(ValueError, match="must differ and contain"):
+    with pytest.raises(ValueError, match="must be distinct and include"):
         save_word_tokenizer(tmp_path, words, "<p>", "<b>", "<e>")
