@@ -77,7 +77,7 @@ def _data(folder: Path) -> list[str]:
     """The forms from the record to the batch, and all that follow."""
     record = _record()
     (folder / "pairs.jsonl").write_text(json.dumps(record) + "\n")
-    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BEGIN, world.END)
+    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BOS, world.EOS)
     spec = ModelSpec(config=LLAMA, tokenizer="tokenizer", dtype="float64", seed=0)
     tokenizer = spec.load_tokenizer()
     source, preparation = Source("pairs.jsonl", mapping=MAPPING), Preparation()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Meaning(NamedTuple):
-    """What a number is: an equation or a few words, and its unit (empty for a text)."""
+    """The meaning of a number: an equation or a few words, and its unit (empty for a text)."""
 
     formula: str
     unit: str
