@@ -1,1 +1,1 @@
-"""From files and hub datasets to batches of pairs."""
+"""Pairs from files and hub datasets: read, checked, tokenized and batched."""

@@ -1,1 +1,1 @@
-"""From a batch of token ids to the log-probs of its responses, without full logits."""
+"""Log-probs of the responses of a batch, computed in tiles without full logits."""

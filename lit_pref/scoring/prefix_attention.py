@@ -55,7 +55,8 @@ class PrefixSharedAttention:
         return sum(map(sum, self.segments))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """
+        """Compute the attention of one row.
+
         Args:
             query: (1, heads, T, head size).
             key: (1, key heads, T, head size); every key head is shared by heads / key heads heads.

@@ -1,1 +1,1 @@
-"""Which pairs form a batch, in which order, and how they become tensors."""
+"""Batches: the pairs that form one, their order, and their tensors."""

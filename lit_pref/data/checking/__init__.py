@@ -1,1 +1,1 @@
-"""Checks of texts and strengths; swaps that make every margin positive; the split by prompt."""
+"""Checks of texts and strengths, swaps that make margins positive, and the split by prompt."""

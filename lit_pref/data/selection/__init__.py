@@ -1,1 +1,1 @@
-"""Which training pairs are kept, and by which criterion."""
+"""Selection of training pairs by a criterion."""

@@ -1,1 +1,1 @@
-"""From checked texts to token ids, through chat templates and truncation."""
+"""Token ids of checked texts: chat templates, truncation, per-token columns."""
