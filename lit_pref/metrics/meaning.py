@@ -1,6 +1,6 @@
 """Formula and unit of every logged number: those that parts of the package log by themselves, or objectives log.
 
-The meaning of all other numbers stands beside the code that computes them: `MEASURES` and `TOTALS` in `pair_metrics`,
+The meaning of all other numbers is beside the code that computes them: `MEASURES` and `TOTALS` in `pair_metrics`,
 `CALIBRATION` in `calibration`, `COLUMNS` in `records`. docs/metrics.md is generated from these mappings.
 
 Words in capitals stand for what depends on the run: K is the number of a reference, COLUMN a column of the data.
