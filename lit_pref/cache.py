@@ -1,4 +1,4 @@
-"""Folders of the cache that are built once under a key, and digests of files."""
+"""The cache: folders that are built once per key, and digests of files."""
 
 import functools
 import hashlib
@@ -16,19 +16,19 @@ from lit_pref.errors import UserError
 
 
 def cache_folder(kind: str, key: str) -> Path:
-    """The folder of a `kind` of thing with this `key`, below `$LIT_PREF_CACHE` (default `~/.cache/lit_pref`)."""
+    """Return the folder for `kind` and `key` in `$LIT_PREF_CACHE` (default `~/.cache/lit_pref`)."""
     root = Path(os.environ.get("LIT_PREF_CACHE", "~/.cache/lit_pref")).expanduser()
     return root / kind / key
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return `folder`, calling `build(unfinished)` first where it does not exist yet.
+    """Return `folder`, after calling `build(unfinished)` if it does not exist yet.
 
-    Processes that ask at the same time build it once: the others wait. The folder appears by one rename, so a killed
-    build leaves nothing that looks finished.
+    If several processes need it at once, one builds it and the others wait. The folder appears by one rename, so a
+    killed build leaves nothing that looks complete.
 
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache is not writable.
     """
     if folder.is_dir():
         return folder
@@ -36,8 +36,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the cache cannot be written ({error}): put it where you may write, with the environment variable "
-            "LIT_PREF_CACHE"
+            f"the cache is not writable ({error}): set the environment variable LIT_PREF_CACHE to a folder that is"
         ) from error
     with FileLock(folder.with_name(folder.name + ".lock")):
         if folder.is_dir():
@@ -60,14 +59,14 @@ def file_digest(file: Path) -> str:
 def _digest(file: Path, *state: int) -> str:
     key = hashlib.sha256(json.dumps([str(file), *state]).encode()).hexdigest()
     kept = cache_folder("digests", key[:32])
-    # A large file only: the others are read as quickly as their digest.
+    # Large files only: a small one is hashed as quickly as its digest is read.
     if state[0] >= _WORTH_KEEPING and kept.is_file() and len(digest := kept.read_text()) == 64:
         return digest
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    # What changed just now may change again within one tick of the file system's clock.
+    # A file that changed just now may change again within one tick of the file system's clock.
     if state[0] >= _WORTH_KEEPING and time.time_ns() - max(state[1:]) > _SETTLED:
-        with suppress(OSError):  # a cache that cannot be written costs time only
+        with suppress(OSError):  # without a writable cache the file is only hashed again
             kept.parent.mkdir(parents=True, exist_ok=True)
             unfinished = kept.with_name(f"{kept.name}.{os.getpid()}")
             unfinished.write_text(digest)

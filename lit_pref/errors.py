@@ -1,16 +1,16 @@
-"""The two ways in which a user's input is refused."""
+"""Errors in the user's input, shown as one sentence."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one plain sentence that names place, reason and remedy; shown without a traceback.
+    """An error that the user can fix: one sentence with place, reason and remedy, shown without a traceback.
 
-    The command line prints the sentence and ends with `exit_code`.
+    The command line prints the sentence and exits with `exit_code`.
     """
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """A command line, configuration or combination of parts that cannot be run as written."""
+    """A command line, configuration or combination of parts that cannot run as written."""
 
     exit_code = 2

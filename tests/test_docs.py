@@ -44,6 +44,28 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
     assert "MarginTarget" in (tmp_path / "runs" / "three" / "config.yaml").read_text()
 
 
+def test_the_mapping_that_the_readme_names_for_chat_models_puts_strings_into_the_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (make_policy(tmp_path / "chat", seed=0) / "chat_template.jinja").write_text(template)
+    write_pairs(tmp_path / "pairs.jsonl", 12)
+    command = ["check", "--config", str(ROOT / "configs/mmpo.yaml"), "--model.policy.path", "chat"]
+    command += ["--data.train", "pairs.jsonl"]
+    (option,) = re.findall(r"`(--data\.mapping '\{.*?\}')`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    shown = []
+    for mapping in ([], shlex.split(option)):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *mapping])
+        assert ended.value.code in (0, None)
+        shown.append(capsys.readouterr().out)
+    plain, chat = shown
+    assert "chat template" in plain and "<|assistant|>" not in plain, "check warns of plain text"
+    assert "chat template" not in chat and "<|assistant|>" in chat
+
+
 def test_the_two_commands_to_start_with_are_the_ones_that_ci_and_the_quickstart_test_run():
     first, second = (block.strip() for block in blocks("README.md", "bash")[:2])
     venv = "python3 -m venv .venv && .venv/bin/pip install -e "
@@ -126,9 +148,11 @@ def test_an_objective_in_a_users_own_file_works_the_same_way(tmp_path: Path, pol
     assert (tmp_path / "run" / "hf" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("generator", ["write_methods.py", "write_layouts.py"])
+@pytest.mark.parametrize("generator", ["methods", "layouts", "metrics", "one_pair", "tree"])
 def test_generated_pages_are_up_to_date(generator: str):
-    done = subprocess.run([sys.executable, f"tools/{generator}", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, f"tools/write_{generator}.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The cells of the bench: what is compared on which work. `python tools/bench_cells.py NAME FILE` runs one."""
+"""The benchmark's cells, each a comparison on some work. `python tools/bench_cells.py NAME FILE` runs one."""
 
 import argparse
 import json
@@ -84,7 +84,7 @@ class Cell:
         return fixed | (TUNED if self.tuned else {})
 
     def small(self) -> "Cell":
-        """The same comparison in seconds, to see that it runs."""
+        """Return a version of the same comparison that takes seconds, to see that it runs."""
         return replace(self, work=replace(self.work, case="smoke", model="smoke", vocabulary=512, pairs=2), timed=1)
 
     @property
@@ -100,7 +100,7 @@ class Cell:
 
 
 def steps(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Step by step in turn."""
+    """Measure a cell whose contenders alternate step by step."""
     cell = replace(cell, work=replace(cell.work, windows=DROPPED + cell.timed + cell.weighed))
     cell.work.write(folder, references=cell.references)
     measured = alternate(cell.trains(folder), DROPPED, cell.timed, cell.weighed)

@@ -1,4 +1,4 @@
-"""The goals: what is read out of a bench's results, and what it should be."""
+"""The benchmark's goals: numbers computed from its results, and the values that they should reach."""
 
 import statistics
 from collections.abc import Callable

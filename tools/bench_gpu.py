@@ -1,4 +1,4 @@
-"""What is measured on one GPU: lit_pref against TRL on models of real sizes, in bf16.
+"""Benchmark on one GPU: lit_pref against TRL on models of real sizes, in bf16.
 
     python tools/bench_gpu.py --list
     python tools/bench_gpu.py --only 0.5B-a-stored        some scenarios

@@ -1,4 +1,4 @@
-"""What the loop of a step takes, with a model of no size: lit_pref in Lightning, a bare loop, Transformers."""
+"""Cost of the training loop per step, with a model of negligible size: lit_pref, bare Lightning, Transformers."""
 
 import cProfile
 import pstats
@@ -118,7 +118,7 @@ class Marks:
 
     @property
     def step_ms(self) -> float:
-        """Of a step in the middle of the run: without set-up and without the first steps."""
+        """Time of a step in the middle of the run, without set-up and the first steps."""
         times = self.times[len(self.times) // 10 :]
         return 1e3 * (times[-1] - times[0]) / (len(times) - 1)
 

@@ -1,4 +1,4 @@
-"""lit_pref's side of the bench: its own `fit`."""
+"""lit_pref's side of the benchmark: its own `fit`."""
 
 from dataclasses import dataclass
 from pathlib import Path

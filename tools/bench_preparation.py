@@ -1,4 +1,4 @@
-"""What preparing pairs costs beside the tokenizer's own batch encoding of the same texts, on one core.
+"""Cost of preparing pairs, against the tokenizer's own batch encoding of the same texts, on one core.
 
     python tools/bench_preparation.py --pairs PAIRS.jsonl --tokenizer FOLDER [--rows 20000] [--rounds 3]
 

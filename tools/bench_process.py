@@ -1,4 +1,4 @@
-"""One contender alone in a process: trains, then prints the most memory that the process ever had, in MiB."""
+"""Trains one contender alone in a process, then prints the peak memory of the process in MiB."""
 
 import json
 import sys

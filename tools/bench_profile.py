@@ -1,4 +1,4 @@
-"""Where a step of ours goes: shares of one step, by torch.profiler.
+"""Profile of one of our steps: shares of its time, by torch.profiler.
 
 Operators are timed on the clock, so only a quiet machine gives the step's time; the shares suffer less.
 """
@@ -64,7 +64,7 @@ def profile(cell: Any, folder: Path) -> dict[str, Any]:
 
 
 def share_of(event: Any) -> str | None:
-    """What an operator belongs to: head, attention and optimiser with all that they call; None where it is Python."""
+    """Return the part of a step that an operator belongs to: head, attention or optimizer; None if it is Python."""
     own, names = event.name, [event.name]
     while event.cpu_parent is not None:
         event = event.cpu_parent

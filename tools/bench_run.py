@@ -1,4 +1,4 @@
-"""The bench: lit_pref against TRL and against itself, each comparison in a process of its own.
+"""Runs the benchmark: lit_pref against TRL and against itself, each comparison in a separate process.
 
     python tools/bench_run.py                  the goals, under 40 minutes on a quiet machine with two cores
     python tools/bench_run.py --full           everything

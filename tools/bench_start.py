@@ -1,4 +1,4 @@
-"""The CPU time from a command to what it does: help, an import, the first step of a training."""
+"""CPU time of starting: `--help`, an import, and `fit` up to its first step."""
 
 import json
 import resource

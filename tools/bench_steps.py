@@ -1,4 +1,4 @@
-"""Training loops in threads that go on one step at a time, so that contenders alternate step by step in one process."""
+"""Training loops in threads that advance one step at a time, so that contenders alternate within one process."""
 
 import ctypes
 import re
@@ -16,7 +16,7 @@ Train = Callable[["Loop"], None]
 
 
 class Loop:
-    """What a contender tells of its training: the model, and the loss at the end of every step."""
+    """A contender's training as seen from outside: the model, and the loss at the end of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -66,7 +66,7 @@ class SteppedLoop(Loop):
 
 @dataclass
 class Measured:
-    """What a contender's steps took."""
+    """The cost of a contender's steps."""
 
     cpu_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)

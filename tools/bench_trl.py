@@ -1,4 +1,4 @@
-"""TRL's side of the bench: its own `DPOTrainer.train`, on ids instead of texts."""
+"""TRL's side of the benchmark: its own `DPOTrainer.train`, on ids instead of texts."""
 
 import functools
 import threading

@@ -1,4 +1,4 @@
-"""The work that is timed: token ids drawn first, so that both sides read the very same ones, and models to read them.
+"""The benchmark's work: models, and token ids that are drawn first so that both sides read the same ones.
 
 Lengths are the evenly spaced quantiles of a case's distribution, shuffled, so that a few windows of pairs stand for it.
 """
@@ -73,7 +73,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender of a cell does: `windows` optimiser steps of `pairs` pairs each."""
+    """The work of every contender of a cell: `windows` optimizer steps of `pairs` pairs each."""
 
     case: str
     model: str
@@ -145,5 +145,5 @@ def quiet() -> None:
 
 
 def gradient_bytes(model: torch.nn.Module) -> int:
-    """What the gradients that a loop still holds take."""
+    """Return the memory of the gradients that a loop still holds."""
     return sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

@@ -1,4 +1,4 @@
-"""Kills a run again and again, resumes it each time, and compares what is left with a run that was never killed.
+"""Kills a run repeatedly, resumes it each time, and compares the result with a run that was never killed.
 
     python tools/kill_test.py --kills 20                                       DDP, two processes
     python tools/kill_test.py --kills 5 --strategy fsdp-distributed            FSDP2, checkpoints in shards
@@ -125,7 +125,7 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def differences(first: Any, second: Any, at: str = "") -> list[str]:
-    """Where two nested structures differ, to the last bit of every tensor."""
+    """Return the paths at which two nested structures differ, to the last bit of every tensor."""
     import torch
 
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):

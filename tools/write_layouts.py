@@ -30,7 +30,7 @@ def page() -> str:
 
 
 def comment(name: str) -> str:
-    """What a mapping says of itself in its first lines."""
+    """Return the comment in the first lines of a mapping."""
     text = (files("lit_pref.data.formats") / "mappings" / f"{name}.yaml").read_text(encoding="utf-8")
     first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in first)

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md and its plot from docs/performance.json, which the bench leaves, and from nothing else."""
+"""Writes docs/performance.md and its plot from docs/performance.json, the results of the benchmark."""
 
 import json
 import statistics

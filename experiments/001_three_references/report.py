@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lit_pref.metrics.pair_metrics import bootstrap_interval, share_right
+from lit_pref.metrics.pair_metrics import accuracy, bootstrap_interval
 from lit_pref.metrics.records import read_parquet
 
 
@@ -24,9 +24,9 @@ def main(runs: str) -> None:
         if "z" not in records:
             continue
         prompts = records["prompt"]
-        rows.append(line(run.name, share_right(torch.tensor(records["z"], dtype=torch.float64)), prompts))
+        rows.append(line(run.name, accuracy(torch.tensor(records["z"], dtype=torch.float64)), prompts))
         longer = torch.tensor(records["chosen_characters"]) - torch.tensor(records["rejected_characters"])
-        baseline = line("the longer response wins", share_right(longer.double()), prompts)
+        baseline = line("the longer response wins", accuracy(longer.double()), prompts)
     print(f"{len(prompts)} held-out pairs of {len(set(prompts))} prompts\n")
     print("\n".join(["| run | accuracy | 95 % over prompts |", "|---|---|---|", *rows, baseline]))
 

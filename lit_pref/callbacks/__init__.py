@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpoints, progress, the run folder, sampled texts."""

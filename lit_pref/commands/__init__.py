@@ -1,0 +1,1 @@
+"""Commands beside Lightning's four: check, score, select, export."""

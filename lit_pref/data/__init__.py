@@ -1,0 +1,1 @@
+"""Pairs from files and hub datasets: read, checked, tokenized and batched."""

@@ -1,0 +1,1 @@
+"""Metrics as exact means over pairs, calibration, and one record per pair."""

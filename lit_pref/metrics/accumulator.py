@@ -1,4 +1,4 @@
-"""Training metrics summed on the device and read once every N optimiser steps."""
+"""Training metrics: summed on the device, read once every N optimizer steps."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from lit_pref.metrics.records import pair_values
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 SLOTS = 64
-"""The flushed tensor has a multiple of SLOTS rows, so that ranks that saw different names still meet in one all_reduce
-and can be told about it, instead of waiting for each other for ever."""
+"""The reduced tensor has a multiple of SLOTS rows, so that ranks with different names still share one all_reduce and
+raise an error, instead of waiting for each other forever."""
 
 
 class TrainAccumulator:
-    """Exact means over the real pairs since the last flush, of every rank and micro-batch.
+    """Exact means over the real pairs of every rank and micro-batch since the last flush.
 
-    `self.log` costs 0.3 ms a metric and step; here a step costs one stack and one masked sum for all metrics
-    together, and nothing reaches the host before `flush`. The metrics are those of `measures`, under `train/`.
+    `self.log` costs 0.3 ms per metric and step; here a step costs one stack and one masked sum for all metrics
+    together, and nothing is copied to the host before `flush`. The metrics are those of `measures`, under `train/`.
 
     >>> from lit_pref.scores import SequenceScores
     >>> length = torch.tensor([3, 5])
@@ -34,13 +34,13 @@ class TrainAccumulator:
     """
 
     def __init__(self) -> None:
-        # One running tensor for every set of names that a micro-batch brought: the sum of each, then the pairs.
+        # For every set of names that a micro-batch had, one running tensor: the sum of each, then the number of pairs.
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def add(
         self, output: ObjectiveOutput, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> None:
-        """Add the real pairs of a micro-batch; fillers count nowhere.
+        """Add the real pairs of a micro-batch; fillers are not counted.
 
         Raises:
             ValueError: as `pair_values` and `measures`.
@@ -48,7 +48,9 @@ class TrainAccumulator:
         values = measures(pair_values(policy, references, output, len(pairs)))
         columns = [value if value.is_floating_point() else value.float() for value in values.values()]
         rows = torch.stack([*columns, torch.ones_like(columns[0])])
-        sums = torch.where(pairs.is_real, rows, 0).sum(1, dtype=torch.float64)  # times `real` would keep a filler's NaN
+        sums = torch.where(pairs.is_real, rows, 0).sum(
+            1, dtype=torch.float64
+        )  # a product with `is_real` would keep NaN of a filler
         names = tuple(values)
         if names in self._sums:
             self._sums[names] += sums
@@ -56,35 +58,37 @@ class TrainAccumulator:
             self._sums[names] = sums
 
     def flush(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means since the last flush, with one reduction and one wait for the device; then start anew.
+        """Return the means since the last flush and start anew; one reduction, one wait for the device.
 
-        Beside the means: `train/pairs` and `train/response_tokens`, the totals over ranks, for the throughput. Each
-        mean is over the pairs that had the value. A non-finite value makes its mean non-finite.
+        The result also has `train/pairs` and `train/response_tokens`, totals over ranks, for the throughput. Each mean
+        is over the pairs that had the value. A non-finite value makes its mean non-finite.
 
         Args:
-            all_reduce: returns the sum of a tensor over ranks. Every rank must call `flush` alike.
+            all_reduce: returns the sum of a tensor over ranks. Every rank must call `flush` equally often.
 
         Raises:
             ValueError: nothing was added on this rank, or ranks logged different names.
         """
         if not self._sums:
             raise ValueError("flush needs at least one micro-batch on every rank")
-        names = sorted({name for layout in self._sums for name in layout})
+        names = sorted({name for group in self._sums for name in group})
         slot = {name: k for k, name in enumerate(names)}
-        marks = [zlib.crc32(name.encode()) for name in names]
-        # Columns: sum, pairs, mark of the name, 1. The last two tell whether a slot bears the same name on every rank.
+        hashes = [zlib.crc32(name.encode()) for name in names]
+        # Columns: sum, pairs, hash of the name, 1. The last two show whether a slot has the same name on every rank.
         table = torch.zeros(-(-len(names) // SLOTS) * SLOTS, 4, dtype=torch.float64)
-        table[: len(names), 2] = torch.tensor(marks, dtype=torch.float64)
+        table[: len(names), 2] = torch.tensor(hashes, dtype=torch.float64)
         table[:, 3] = 1
         device = next(iter(self._sums.values())).device
         table = table.to(device, non_blocking=True)
-        for layout, sums in self._sums.items():
-            index = torch.tensor([slot[name] for name in layout]).to(device, non_blocking=True)
+        for group, sums in self._sums.items():
+            index = torch.tensor([slot[name] for name in group]).to(device, non_blocking=True)
             table[index, 0] += sums[:-1]
             table[index, 1] += sums[-1]
         self._sums = {}
         rows = all_reduce(table).tolist()
-        if any(row[2] != row[3] * mark for row, mark in zip(rows, marks + [0] * (len(rows) - len(marks)), strict=True)):
+        if any(
+            row[2] != row[3] * hash_ for row, hash_ in zip(rows, hashes + [0] * (len(rows) - len(hashes)), strict=True)
+        ):
             raise ValueError(
                 f"the ranks logged different values (here: {', '.join(names)}): an objective must log the same "
                 "names on every rank between two flushes"

@@ -1,9 +1,9 @@
-"""Is sigma(z) the probability that the chosen response is better? Measured over both orders of every pair.
+"""Calibration of sigma(z) as the probability that the chosen response is better, over both orders of every pair.
 
-An oriented pair has the label 1 by construction, so a calibration of sigma(z) against oriented labels would reward
-nothing but large z. Every pair therefore counts twice with weight 1/2: in the order chosen, rejected it presents q =
-sigma(z) with the label p, in the other order 1 - q with the label 1 - p. p is 1, or the target's or the true
-probability where one is given. All numbers are then the same whichever order a pair was stored in.
+A pair is stored with the better response as chosen, so its label is always 1, and calibration against these labels
+alone would only reward large z. Every pair therefore counts twice with weight 1/2: in the order chosen, rejected it
+presents q = sigma(z) with the label p, and in the other order 1 - q with the label 1 - p. p is 1, or the target or the
+true probability if one is given. All numbers are then independent of the order in which a pair was stored.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records
 
 if TYPE_CHECKING:
@@ -24,13 +25,22 @@ BINS = 20
 """Default number of bins: 20 over both orders are 10 bins of confidence max(q, 1 - q)."""
 
 
+CALIBRATION: dict[str, Meaning] = {
+    "ece": Meaning(f"mean over {BINS} bins of equal count of |mean label - mean q|", "1"),
+    "brier": Meaning("mean of (q - p)²", "1"),
+    "log_loss": Meaning("mean of -p log q - (1 - p) log(1 - q)", "nats"),
+    "temperature": Meaning("the T that minimises the log-loss of sigmoid(z / T); above 1 is overconfident", "1"),
+}
+"""Numbers that `calibrate` returns, with q = sigmoid(z) and the label p, over both orders of every pair."""
+
+
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Bins of equal count over the presented q, smallest q first."""
+    """Bins of equal count over the presented q, in increasing order of q."""
 
     presented: Tensor  # (bins,) mean q
     observed: Tensor  # (bins,) mean label
-    entries: float  # presentations a bin, 2 pairs / bins
+    entries: float  # presentations per bin, 2 pairs / bins
 
     @property
     def error(self) -> float:
@@ -39,16 +49,16 @@ class ReliabilityBins:
 
 
 def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -> ReliabilityBins:
-    """Sort the 2n presentations of n pairs by q and cut them into bins of exactly equal count.
+    """Sort the 2n presentations of n pairs by q and divide them into bins of exactly equal count.
 
-    ECE = 1/bins * sum_b |mean label of b - mean q of b|. Presentations with equal q form a block, and what straddles
-    a cut is divided between both bins in proportion, keeping its mean label: bins are equal for any n, and nothing
-    depends on the order of the data. With a true probability as label this is the mean |mean q - mean p| per bin,
-    free of the noise that drawn labels bring. With an even number of bins it equals the ECE over bins / 2 bins of the
-    confidence max(q, 1 - q) against whether the sign of z is right.
+    ECE = 1/bins * sum_b |mean label of b - mean q of b|. Presentations with equal q form a block; a block that
+    straddles a cut is divided between both bins in proportion and keeps its mean label. So bins are equal for any n,
+    and nothing depends on the order of the data. With a true probability as label it is the mean of |mean q - mean p|
+    over bins, without the noise of sampled labels. With an even number of bins it equals the ECE over bins / 2 bins of
+    the confidence max(q, 1 - q) against whether the sign of z is right.
 
-    **Source** Equal-mass bins: Nguyen and O'Connor, EMNLP 2015, arXiv 1508.05154; both orders of a pair: ours, as
-    oriented pairs have no second label.
+    **Source** Equal-mass bins: Nguyen and O'Connor, EMNLP 2015, arXiv 1508.05154; both orders of a pair: our own,
+    because the label of a stored pair is always 1.
 
     Args:
         z: (n,) chosen reward - rejected reward, finite.
@@ -79,24 +89,26 @@ def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -
 
 
 def brier_score(z: Tensor, label: Tensor | None = None) -> float:
-    """The mean of (q - p)^2, the same in both orders of a pair. For a p between 0 and 1 the noise p (1 - p) of a drawn
-    label is not in it."""
+    """Return the mean of (q - p)^2, which is the same in both orders of a pair.
+
+    For p between 0 and 1 it does not include p (1 - p), the noise of a sampled label.
+    """
     z, label = _checked(z, label)
     return (z.sigmoid() - label).square().mean().item()
 
 
 def log_loss(z: Tensor, label: Tensor | None = None) -> float:
-    """The mean of -p log q - (1 - p) log(1 - q) in nats, the same in both orders of a pair."""
+    """Return the mean of -p log q - (1 - p) log(1 - q) in nats, which is the same in both orders of a pair."""
     z, label = _checked(z, label)
     return (label * F.softplus(-z) + (1 - label) * F.softplus(z)).mean().item()
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """The temperature that calibrates best: above 1 the model is too sure of itself, below 1 not sure enough.
+    """The temperature that calibrates best; above 1 the model is overconfident, below 1 underconfident.
 
-    `boundary` says why there is no inner optimum, or is empty: `separable` (value 0: every sign is right, so that less
-    temperature is always better), `no better than chance` (value infinity), `all tied` (value NaN: every z is 0).
+    `boundary` is empty, or says why there is no optimum inside (0, infinity): `separable` (value 0: every sign is
+    right, so a lower temperature is always better), `no better than chance` (infinity), `all tied` (NaN: every z is 0).
     """
 
     value: float
@@ -104,7 +116,7 @@ class Temperature:
 
 
 def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
-    """The T > 0 that minimises the log-loss of sigma(z / T).
+    """Return the T > 0 that minimises the log-loss of sigma(z / T).
 
     The log-loss is convex in s = 1/T, with the derivative sum_i z_i ((1 - p_i) sigma(s z_i) - p_i sigma(-s z_i)),
     whose root is bracketed by doubling and found by bisection to the last bits.
@@ -120,7 +132,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     2.0
     """
     z, label = _checked(z, label)
-    label, z = label[z != 0], z[z != 0]  # ties have no part in the derivative
+    label, z = label[z != 0], z[z != 0]  # ties do not contribute to the derivative
     if not len(z):
         return Temperature(math.nan, "all tied")
     scale = z.abs().max().item()
@@ -145,15 +157,19 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
 
 
 def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, prefix: str = "val") -> dict[str, float]:
-    """Calibration of sigma(z) over merged records: `prefix/calibration/{ece,brier,log_loss,temperature}` against the
-    label that chosen is better, and `prefix/calibration@NAME/...` against every column of `against` that the records
-    have.
+    """Return the calibration of sigma(z) over merged records.
 
-    Pairs without a z or without the probability are left out; where a z is not finite every number is NaN. Records
-    without pairs give nothing. For the temperatures 0, infinity and NaN see `Temperature`.
+    The names are `prefix/calibration/{ece,brier,log_loss,temperature}`, against the label that chosen is better, and
+    `prefix/calibration@NAME/...`, against each column in `against` that the records have.
+
+    Pairs without a z or without the probability are left out; if any z is not finite, every number is NaN. Records
+    without pairs give no numbers. For the temperatures 0, infinity and NaN see `Temperature`.
 
     Args:
+        records: merged records.
         against: columns with probabilities, e.g. `target`, `probability`.
+        bins: number of bins of the ECE.
+        prefix: the first part of the names.
     """
     metrics: dict[str, float] = {}
     columns = {"calibration": [1.0] * len(records["id"])}
@@ -163,7 +179,7 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
         if not rows:
             continue
         z, label = torch.tensor(rows, dtype=torch.float64).T
-        numbers = dict.fromkeys(["ece", "brier", "log_loss", "temperature"], math.nan)
+        numbers = dict.fromkeys(CALIBRATION, math.nan)
         if z.isfinite().all() and label.isfinite().all():
             numbers = {
                 "ece": reliability_bins(z, label, bins).error,
@@ -176,14 +192,14 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
 
 
 def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS, title: str = "") -> "Figure":
-    """What happened against what was said, per bin, and below it how often each q was said.
+    """Plot observed against presented probabilities per bin, above a histogram of the presented ones.
 
-    The bars are 95 % Wilson intervals, drawn where every label is 0 or 1 (a bin holds each pair once).
+    The bars are 95 % Wilson intervals, drawn if every label is 0 or 1 (a bin contains each pair once).
     """
-    from matplotlib.figure import Figure  # no pyplot: a figure of its own, without global state, drawn by Agg
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state
 
-    found = reliability_bins(z, label, bins)
-    presented, observed = found.presented.numpy(), found.observed.numpy()
+    reliability = reliability_bins(z, label, bins)
+    presented, observed = reliability.presented.numpy(), reliability.observed.numpy()
     temperature = fit_temperature(z, label)
     figure = Figure(figsize=(5.2, 6.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -192,7 +208,7 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
         presented, observed, color="C0", marker="o", markersize=4, linewidth=1.2, label=f"{bins} bins of equal count"
     )
     if label is None or ((label == 0) | (label == 1)).all():
-        lower, upper = _wilson(found.observed, found.entries)
+        lower, upper = _wilson(reliability.observed, reliability.entries)
         top.vlines(
             presented, lower.numpy(), upper.numpy(), color="C0", alpha=0.45, linewidth=2.5, label="95 % interval"
         )
@@ -201,7 +217,7 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     top.text(
         0.97,
         0.04,
-        f"ECE {found.error:.3f}\nBrier {brier_score(z, label):.3f}\nlog-loss {log_loss(z, label):.3f} nats\n"
+        f"ECE {reliability.error:.3f}\nBrier {brier_score(z, label):.3f}\nlog-loss {log_loss(z, label):.3f} nats\n"
         f"temperature {temperature.value:.3g}{boundary}\n{z.numel()} pairs, both orders",
         ha="right",
         va="bottom",
@@ -225,7 +241,7 @@ def _wilson(share: Tensor, count: float) -> tuple[Tensor, Tensor]:
 
 
 def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both as float64 on the CPU."""
+    """Return both as float64 on the CPU, after checking them."""
     label = torch.ones_like(z) if label is None else label
     if z.ndim != 1 or z.shape != label.shape or not len(z):
         raise ValueError(f"z {tuple(z.shape)} and label {tuple(label.shape)}: expected (n,) and (n,), n at least 1")
@@ -233,5 +249,5 @@ def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
     if not z.isfinite().all():
         raise ValueError(f"{int((~z.isfinite()).sum())} of {len(z)} values of z are not finite")
     if not ((label >= 0) & (label <= 1)).all():
-        raise ValueError("a label is a probability: in [0, 1]")
+        raise ValueError("a label must be a probability, in [0, 1]")
     return z, label

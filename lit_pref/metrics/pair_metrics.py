@@ -1,22 +1,24 @@
-"""From values of pairs to numbers: every metric is a mean over pairs of one function of a pair's values."""
+"""Metrics of pairs: every metric is the mean over pairs of a function of the values of a pair."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records, select
 
 
-def share_right(z: Tensor) -> Tensor:
-    """Per pair 1 where z > 0, 1/2 where z = 0, 0 where z < 0, NaN where z is not finite (z > 0 would hide it).
+def accuracy(z: Tensor) -> Tensor:
+    """Return, for each pair, 1 if z > 0, 1/2 if z = 0, 0 if z < 0, and NaN if z is not finite (`z > 0` would hide it).
 
-    >>> share_right(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
+    >>> accuracy(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
     tensor([1.0000, 0.5000, 0.0000,    nan])
     """
-    return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN where z is not finite
+    return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN if z is not finite
 
 
 def _below_zero(change: Tensor) -> Tensor:
@@ -27,54 +29,75 @@ def _itself(value: Tensor) -> Tensor:
     return value
 
 
-Measure = tuple[tuple[str, ...], Callable[..., Tensor]]
+class Measure(NamedTuple):
+    """A metric: the mean over pairs of `function`, applied to the values of a pair that `inputs` name."""
+
+    inputs: tuple[str, ...]
+    function: Callable[..., Tensor]
+    meaning: Meaning
+
+
+def _mean_of(name: str, formula: str, unit: str) -> Measure:
+    return Measure((name,), _itself, Meaning(formula, unit))
+
+
+_REWARD = "beta (log π(y) - log π_ref(y)), as the objective defines it, of the {} response"
 MEASURES: dict[str, Measure] = {
-    "loss": (("loss",), _itself),
-    "rewards/chosen": (("chosen_reward",), _itself),
-    "rewards/rejected": (("rejected_reward",), _itself),
-    "rewards/margins": (("z",), _itself),
-    "rewards/accuracies": (("z",), share_right),
-    "rewards/accuracies@reference0": (("z_reference0",), share_right),
-    "logps/chosen": (("chosen_logp",), _itself),
-    "logps/rejected": (("rejected_logp",), _itself),
-    "chosen_fell": (("chosen_change",), _below_zero),
-    "lengths/chosen": (("chosen_length",), _itself),
-    "lengths/rejected": (("rejected_length",), _itself),
+    "loss": _mean_of("loss", "the objective's loss", "nats, for a log-loss"),
+    "rewards/chosen": _mean_of("chosen_reward", _REWARD.format("chosen"), "reward"),
+    "rewards/rejected": _mean_of("rejected_reward", _REWARD.format("rejected"), "reward"),
+    "rewards/margins": _mean_of("z", "z = chosen reward - rejected reward", "reward"),
+    "rewards/accuracies": Measure(("z",), accuracy, Meaning("1 if z > 0, 1/2 if z = 0, else 0", "1")),
+    "rewards/accuracies@reference0": Measure(
+        ("z_reference0",), accuracy, Meaning("the same with reference 0 alone, if there are several references", "1")
+    ),
+    "logps/chosen": _mean_of("chosen_logp", "log π(chosen), summed over its tokens", "nats"),
+    "logps/rejected": _mean_of("rejected_logp", "log π(rejected), summed over its tokens", "nats"),
+    "chosen_fell": Measure(
+        ("chosen_change",), _below_zero, Meaning("1 if log π(chosen) < log π_reference0(chosen), else 0", "1")
+    ),
+    "lengths/chosen": _mean_of("chosen_length", "tokens of the chosen response", "tokens"),
+    "lengths/rejected": _mean_of("rejected_length", "tokens of the rejected response", "tokens"),
 }
-"""Metric -> the values of a pair that it reads (see `pair_values`) and the function of them whose mean it is. The
-names are TRL's where TRL has one. `chosen_fell` = share of pairs whose chosen response is less likely than under
-reference 0."""
+"""Every metric that is computed from the values of pairs (see `pair_values`). The names are TRL's where TRL has one."""
 
 NOT_MEASURED = frozenset({"id", "group", "prompt", "margin", "probability"}) | {
-    name for inputs, _ in MEASURES.values() for name in inputs
+    name for measure in MEASURES.values() for name in measure.inputs
 }
-"""Columns of which no mean is reported under their own name; any other column is a value the objective logged."""
+"""Columns whose mean is not reported under their own name; any other column is a value that the objective logged."""
 
-TOTALS = frozenset({"pairs", "non_finite_pairs", "response_tokens"})
-"""Reported beside the means, as totals."""
+TOTALS: dict[str, Meaning] = {
+    "train/pairs": Meaning("pairs since the last log line, over all ranks", "pairs"),
+    "train/response_tokens": Meaning("tokens of both responses since the last log line, over all ranks", "tokens"),
+    "val/pairs": Meaning("evaluated pairs, each id once", "pairs"),
+    "val/non_finite_pairs": Meaning("pairs with a value that is NaN or infinite", "pairs"),
+}
+"""Totals that are reported beside the means."""
+
+_TAKEN = MEASURES.keys() | {tag.partition("/")[2] for tag in TOTALS}
 
 
 def _logged(names: Iterable[str]) -> list[str]:
     logged = [name for name in names if name not in NOT_MEASURED]
-    if taken := [name for name in logged if name in MEASURES or name in TOTALS]:
-        raise ValueError(f"an objective may not log {', '.join(taken)}: a metric has the name already")
+    if taken := [name for name in logged if name in _TAKEN]:
+        raise ValueError(f"an objective may not log {', '.join(taken)}: a metric already has that name")
     return logged
 
 
 def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every metric that these values of pairs allow, per pair: metric name -> (B,); and each further value as it is."""
+    """Return each metric that these values of pairs allow, per pair: name -> (B,); other values are unchanged."""
     measured = {
-        name: function(*[values[key] for key in inputs])
-        for name, (inputs, function) in MEASURES.items()
-        if all(key in values for key in inputs)
+        name: measure.function(*[values[key] for key in measure.inputs])
+        for name, measure in MEASURES.items()
+        if all(key in values for key in measure.inputs)
     }
     measured.update((name, values[name]) for name in _logged(values))
     return measured
 
 
 def per_pair(records: Records) -> dict[str, Tensor]:
-    """The same from records: metric name -> (pairs that have it,) in float64."""
-    metrics: dict[str, Measure] = dict(MEASURES)
+    """Return the same from records: metric name -> (pairs that have it,) in float64."""
+    metrics = {name: (measure.inputs, measure.function) for name, measure in MEASURES.items()}
     metrics.update((name, ((name,), _itself)) for name in _logged(records))
     result = {}
     for name, (inputs, function) in metrics.items():
@@ -86,10 +109,10 @@ def per_pair(records: Records) -> dict[str, Tensor]:
 
 
 def summarise(records: Records, prefix: str = "val") -> dict[str, float]:
-    """The metrics of merged records: exact means over pairs, under `prefix/`.
+    """Return the metrics of merged records, under `prefix/`: exact means over pairs, and totals.
 
-    A metric is the mean over the pairs that have its values. A non-finite value is never left out of a mean: it makes
-    the mean non-finite, and `non_finite_pairs` counts the pairs that hold one.
+    A metric is the mean over the pairs that have its values. A non-finite value is not left out: it makes the mean
+    non-finite, and `non_finite_pairs` counts the pairs that have one.
 
     >>> summarise({"id": ["a", "b"], "z": [3.0, 0.0]})
     {'val/rewards/margins': 1.5, 'val/rewards/accuracies': 0.75, 'val/pairs': 2, 'val/non_finite_pairs': 0}
@@ -101,7 +124,7 @@ def summarise(records: Records, prefix: str = "val") -> dict[str, float]:
 
 
 def non_finite_pairs(records: Records) -> list[str]:
-    """The ids of the pairs with a value that is NaN or infinite.
+    """Return the ids of the pairs with a value that is NaN or infinite.
 
     >>> non_finite_pairs({"id": ["a", "b"], "loss": [0.5, float("nan")]})
     ['b']
@@ -116,7 +139,7 @@ def non_finite_pairs(records: Records) -> list[str]:
 
 
 def split_by_group(records: Records) -> dict[str, Records]:
-    """The records of every group, by name; pairs without one are under `ungrouped`. The parts sum to the whole."""
+    """Split records by group; pairs without one are under `ungrouped`. Every pair is in exactly one part."""
     groups = [
         group if group is not None else "ungrouped" for group in records.get("group", [None] * len(records["id"]))
     ]
@@ -124,17 +147,21 @@ def split_by_group(records: Records) -> dict[str, Records]:
 
 
 def split_by_margin(records: Records, edges: Sequence[float]) -> dict[str, Records]:
-    """The records of every margin bin that is not empty, by name, smallest margins first. The parts sum to the whole.
+    """Split records into the non-empty bins of the margin, smallest margins first; each pair is in exactly one bin.
 
     Args:
-        edges: inner edges, rising, in the units of the margin; an edge belongs to the bin above it. The outer bins are
-            open; pairs without a margin are under `no_margin`.
+        records: merged records.
+        edges: inner edges in increasing order, in the units of the margin; an edge belongs to the bin above it. The
+            outer bins are open; pairs without a margin are under `no_margin`.
+
+    Raises:
+        ValueError: the edges do not increase.
 
     >>> split_by_margin({"id": ["a", "b"], "margin": [0.5, 1.0]}, edges=[1.0, 2.0])
     {'0_below_1': {'id': ['a'], 'margin': [0.5]}, '1_from_1': {'id': ['b'], 'margin': [1.0]}}
     """
     if list(edges) != sorted(set(edges)):
-        raise ValueError(f"edges must rise, got {list(edges)}")
+        raise ValueError(f"edges must increase, got {list(edges)}")
     margins = records.get("margin", [None] * len(records["id"]))
     bins = [-1 if margin is None else bisect_right(edges, margin) for margin in margins]
     names = {-1: "no_margin", 0: f"0_below_{edges[0]:g}" if edges else "0_all"}
@@ -143,7 +170,7 @@ def split_by_margin(records: Records, edges: Sequence[float]) -> dict[str, Recor
 
 
 def margin_quantiles(records: Records, bins: int) -> list[float]:
-    """Inner edges that part the pairs into `bins` bins of about equal count; fewer where margins are tied.
+    """Return inner edges that divide the pairs into `bins` bins of about equal count; fewer if margins are tied.
 
     >>> margin_quantiles({"id": list("abcd"), "margin": [1.0, 2.0, 3.0, 4.0]}, bins=2)
     [2.5]
@@ -159,23 +186,22 @@ def margin_quantiles(records: Records, bins: int) -> list[float]:
 def bootstrap_interval(
     values: Tensor, clusters: Sequence[Hashable] | None, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean over pairs, drawing whole clusters with replacement.
+    """Return the percentile bootstrap interval of a mean over pairs, resampling whole clusters.
 
-    Pairs of one prompt are not independent: with the prompts as clusters the interval covers prompts that were not
-    seen. The statistic is the sum over the drawn pairs divided by their number, so that large clusters weigh by their
-    pairs.
+    Pairs of one prompt are not independent: with the prompts as clusters the interval also covers unseen prompts. The
+    statistic is the sum over the resampled pairs divided by their number, so that a cluster is weighted by its pairs.
 
     **Source** Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval).
 
     Args:
-        values: (n,) one value a pair.
-        clusters: the cluster of every pair (e.g. its prompt), or None: every pair by itself.
-        seed: of the draws; the interval is a pure function of the arguments.
-        resamples: number of draws.
+        values: (n,) one value per pair.
+        clusters: the cluster of each pair (e.g. its prompt), or None: each pair is a cluster.
+        seed: random seed; the interval is a pure function of the arguments.
+        resamples: number of bootstrap samples.
         level: nominal coverage, in (0, 1).
 
     Returns:
-        Lower and upper end; both NaN where a value is not finite.
+        Lower and upper end; both are NaN if a value is not finite.
 
     >>> bootstrap_interval(torch.tensor([1.0, 1.0, 1.0]), None, seed=0)
     (1.0, 1.0)

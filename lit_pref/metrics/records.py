@@ -1,4 +1,4 @@
-"""One record a pair: what validation keeps of every pair, so that its numbers are exact over pairs and ranks."""
+"""One record per evaluated pair, from which validation computes metrics that are exact over pairs and ranks."""
 
 import hashlib
 import json
@@ -11,29 +11,48 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UserError
+from lit_pref.metrics.meaning import Meaning
 from lit_pref.pairs import Text
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 Records = dict[str, list[Any]]
-"""Column name -> one entry a pair: a number, a string, or None where the pair has no
-such value. `id` is always there."""
+"""Column name -> one entry per pair: a number, a string, or None if the pair has no such value. `id` always exists."""
+
+COLUMNS: dict[str, Meaning] = {
+    "id": Meaning("the pair's id in the data, or a hash of its texts", ""),
+    "loss": Meaning("the objective's loss", "nats, for a log-loss"),
+    "chosen_reward": Meaning("reward of the chosen response", "reward"),
+    "rejected_reward": Meaning("reward of the rejected response", "reward"),
+    "z": Meaning("chosen_reward - rejected_reward", "reward"),
+    "chosen_logp": Meaning("log π(chosen), summed over its tokens", "nats"),
+    "rejected_logp": Meaning("log π(rejected), summed over its tokens", "nats"),
+    "chosen_length": Meaning("tokens of the chosen response", "tokens"),
+    "rejected_length": Meaning("tokens of the rejected response", "tokens"),
+    "chosen_change": Meaning("log π(chosen) - log π_reference0(chosen); with references", "nats"),
+    "z_reference0": Meaning("log-ratio to reference 0 of chosen - of rejected; with several references", "nats"),
+    "margin": Meaning("strength of the preference, after normalisation", "units of the data"),
+    "probability": Meaning("P(chosen is better), as the data give it", "1"),
+    "group": Meaning("the source, or the value of `data.group_column`", ""),
+    "prompt": Meaning("16 hex digits that identify the prompt", ""),
+}
+"""Columns of a record, apart from the values that the objective logs and the numeric columns of the data."""
 
 
 def pair_values(
     policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput, size: int
 ) -> dict[str, Tensor]:
-    """The numbers of every pair of a micro-batch, each a detached (B,) tensor; only what exists is in it.
+    """Return the values of the pairs of a micro-batch as detached (B,) tensors; only values that exist.
 
-    `loss`; `z` = chosen reward - rejected reward; `chosen_reward`, `rejected_reward`; `chosen_logp`, `rejected_logp`
-    (nats); `chosen_length`, `rejected_length` (tokens); with references `chosen_change` = log-ratio of the chosen
-    response against reference 0 (nats); with several references `z_reference0` = log-ratio of chosen - of rejected
-    against reference 0 alone (nats); and everything in `output.logged` under its own name.
+    `COLUMNS` describes them; beside those, the result has everything in `output.logged` under its own name.
 
     Args:
+        policy: scores of the policy.
+        references: scores of each reference.
+        output: output of the objective.
         size: B, against which every shape is checked.
 
     Raises:
-        ValueError: a tensor that is not (B,), or a logged name that is one of the names above.
+        ValueError: a tensor is not (B,), or the objective logs a name that the record uses itself.
     """
     chosen = policy.chosen.scores.detach()
     values = {
@@ -54,24 +73,24 @@ def pair_values(
         if len(references) > 1 and policy.rejected is not None and first.rejected is not None:
             values["z_reference0"] = values["chosen_change"] - (values["rejected_logp"] - first.rejected.scores)
     if taken := sorted(set(values) & set(output.logged)):
-        raise ValueError(f"an objective may not log {', '.join(taken)}: the pair's record uses the name itself")
+        raise ValueError(f"an objective may not log {', '.join(taken)}: the record of a pair already has that name")
     values.update(output.logged)
     for name, value in values.items():
         if value.shape != (size,):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({size},): one value a pair")
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({size},): one value per pair")
         if value.requires_grad:
             values[name] = value.detach()
     return values
 
 
 class PairRecords:
-    """The records of the pairs that one rank has seen, kept on the device until they are asked for.
+    """The records of the pairs of one rank, kept on the device until `collect`.
 
     Args:
-        columns: names of the batch's columns that the record shall hold too (e.g. `p_true`).
+        columns: names of columns of the batch to include in the records (e.g. `p_true`).
 
-    A record holds `id`, the entries of `pair_values`, and where the batch has them `margin` (the data's units),
-    `probability` (of chosen being better), `group`, and `prompt` (a digest by which pairs of one prompt are known).
+    A record has `id`, the entries of `pair_values`, and, if the batch has them, `margin`, `probability`, `group` and
+    `prompt`; see `COLUMNS`.
 
     >>> import torch
     >>> from lit_pref.batch import PairData
@@ -92,11 +111,11 @@ class PairRecords:
     def add(
         self, pairs: PairData, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
     ) -> None:
-        """Keep the pairs of a micro-batch. Nothing is copied to the host here, so the device is not waited for.
+        """Keep the values of a micro-batch; nothing is copied to the host, so there is no wait for the device.
 
         Raises:
-            UserError: an asked column that the batch does not have.
-            ValueError: as `pair_values`, or an asked column whose name the record uses already.
+            UserError: the batch does not have one of `columns`.
+            ValueError: as `pair_values`, or the record already has the name of one of `columns`.
         """
         values: dict[str, Tensor | list[Any]] = {"id": list(pairs.ids)}
         values.update(pair_values(policy, references, output, len(pairs)))
@@ -112,20 +131,20 @@ class PairRecords:
             if name not in pairs.columns:
                 known = ", ".join(sorted(pairs.columns)) or "none"
                 raise UserError(
-                    f"The validation records ask for the column '{name}', which the data do not have (columns: "
-                    f"{known}): map it in the data or leave it out."
+                    f"The validation records need the column '{name}', which the data do not have (columns: "
+                    f"{known}): map it in the data, or leave it out."
                 )
             if name in values:
-                raise ValueError(f"the column '{name}' has a name that the pair's record uses itself")
+                raise ValueError(f"the column '{name}' has a name that the record of a pair already has")
             values[name] = pairs.columns[name]
         self._batches.append((values, pairs.is_real))
 
     def collect(self) -> Records:
-        """The records since the last call, without fillers, as plain lists; a pair without a value has None there."""
+        """Return the records since the last call, without fillers, as lists; a missing value is None."""
         names = dict.fromkeys(["id", *(name for values, _ in self._batches for name in values)])
         records: Records = {name: [] for name in names}
-        for values, real in self._batches:
-            keep = real.tolist()
+        for values, is_real in self._batches:
+            keep = is_real.tolist()
             for name, column in records.items():
                 entry = values.get(name)
                 entries = entry.tolist() if isinstance(entry, Tensor) else entry or [None] * len(keep)
@@ -135,30 +154,30 @@ class PairRecords:
 
 
 def merge(parts: Sequence[Records]) -> Records:
-    """The records of all ranks as one: each pair id once, sorted by id.
+    """Merge the records of all ranks: each pair id once, sorted by id.
 
-    The sorting makes every later sum the same to the last bit however the pairs were spread over ranks. Where an id
-    occurs more than once, the first rank's record stands.
+    The order makes every later sum the same to the last bit, however the pairs were distributed over ranks. If an id
+    occurs more than once, the record of the first rank is kept.
 
     >>> merge([{"id": ["b"], "z": [1.0]}, {"id": ["a", "b"], "z": [2.0, 1.0]}])
     {'id': ['a', 'b'], 'z': [2.0, 1.0]}
     """
-    where: dict[str, tuple[Records, int]] = {}
+    positions: dict[str, tuple[Records, int]] = {}
     for part in parts:
         for index, pair_id in enumerate(part["id"]):
-            where.setdefault(pair_id, (part, index))
-    rows = [where[pair_id] for pair_id in sorted(where)]
+            positions.setdefault(pair_id, (part, index))
+    rows = [positions[pair_id] for pair_id in sorted(positions)]
     names = dict.fromkeys(["id", *(name for part in parts for name in part)])
     return {name: [part[name][index] if name in part else None for part, index in rows] for name in names}
 
 
 def select(records: Records, keep: Sequence[bool]) -> Records:
-    """The records for which `keep` is true."""
+    """Return the records for which `keep` is true."""
     return {name: [value for value, kept in zip(column, keep, strict=True) if kept] for name, column in records.items()}
 
 
 def write_parquet(records: Records, path: Path | str) -> None:
-    """Write one row a pair. The file appears by one rename, so a killed run leaves no half of it."""
+    """Write one row per pair. The file appears by one rename, so a killed run leaves no partial file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,7 +189,7 @@ def write_parquet(records: Records, path: Path | str) -> None:
 
 
 def read_parquet(path: Path | str) -> Records:
-    """The records that `write_parquet` wrote, column by column."""
+    """Read the records that `write_parquet` wrote, column by column."""
     import pyarrow.parquet as pq
 
     return pq.read_table(Path(path)).to_pydict()

@@ -1,0 +1,1 @@
+"""Models and tokenizers: loading, chat templates, prefix sharing, generation, saving."""

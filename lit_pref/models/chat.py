@@ -1,4 +1,4 @@
-"""Conversations as a tokenizer's chat template writes them, and where the answer stands in what it wrote."""
+"""Renders conversations with a tokenizer's chat template, and locates the response in the rendered text."""
 
 import re
 from collections.abc import Sequence
@@ -9,37 +9,36 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lit_pref.models.special_text import EncodableText, Place, SpecialNames, unused
+from lit_pref.models.special_text import EncodableText, Span, SpecialNames, unused
 from lit_pref.pairs import Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a chat template raises where it refuses a conversation, or was not written for one like it."""
-REMEMBERED = 1024  # prompts, many pairs share one
+"""Errors that a chat template raises when it refuses a conversation, or does not expect one like it."""
+REMEMBERED = 1024  # rendered prompts: many pairs share one
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A conversation with its answer.
+    """A rendered conversation with its response.
 
     Args:
-        whole: up to the end of the answer's turn.
-        prompt: where the part ends that the model is given, in characters; None: where the template says so by itself,
-            when it is asked for an answer.
-        place: of the answer's own text, without whitespace before it; None where the template rewrites the answer.
+        whole: the text up to the end of the response's turn.
+        prompt_end: number of characters of the prompt; None if the prompt is `Chat.render_prompt` of the messages.
+        span: the response itself, without leading whitespace; None if the template rewrites it.
     """
 
     whole: EncodableText
-    prompt: int | None
-    place: Place | None
+    prompt_end: int | None
+    span: Span | None
 
 
 class Chat:
-    """A tokenizer's chat template.
+    """The chat template of a tokenizer.
 
     Args:
-        tokenizer: with a chat template.
-        names: of its special tokens.
-        plain: read the names of special tokens inside messages as the characters that they are.
+        tokenizer: a tokenizer that has a chat template.
+        names: the names of its special tokens.
+        plain: encode the names of special tokens inside messages as plain text.
     """
 
     def __init__(self, tokenizer: Any, names: SpecialNames, plain: bool = True) -> None:
@@ -47,72 +46,72 @@ class Chat:
         self._names = names
         self._plain = plain
         self._tail: str | None = None
-        self._remembered = lru_cache(REMEMBERED)(self._ask)
+        self._remembered = lru_cache(REMEMBERED)(self._render_prompt)
 
-    def asked(self, messages: Sequence[Message]) -> EncodableText:
-        """The conversation up to where the assistant answers.
+    def render_prompt(self, messages: Sequence[Message]) -> EncodableText:
+        """Render a conversation up to the beginning of the assistant's next message.
 
         Raises:
-            TEMPLATE_ERRORS: the template refuses it.
+            TEMPLATE_ERRORS: the template refuses the conversation.
         """
         return self._remembered(tuple((message["role"], message["content"]) for message in messages))
 
-    def _ask(self, messages: tuple[tuple[str, str], ...]) -> EncodableText:
+    def _render_prompt(self, messages: tuple[tuple[str, str], ...]) -> EncodableText:
         turns = [{"role": role, "content": content} for role, content in messages]
         return self._read(turns, self._render(turns, asks=True)[0], asks=True)
 
-    def answered(self, messages: Sequence[Message], response: str) -> RenderedChat:
-        """The conversation with its answer, without what the template writes after the turn's end (a line break).
+    def render_answer(self, messages: Sequence[Message], response: str) -> RenderedChat:
+        """Render a conversation with its response, without text that the template adds after the end of the turn.
 
-        A model is to stop at the turn's end: what comes after it is never generated. Where the template says by
-        `{% generation %}` what the assistant writes, the turn is that block and the turn's end, and all before the
-        block is given.
+        Such text (usually a line break) is never generated, because the model stops at the end of the turn. If the
+        template marks the assistant's text by `{% generation %}`, the response is that block with its end of turn, and
+        everything before the block is prompt.
 
         Raises:
-            TEMPLATE_ERRORS: the template refuses it.
+            TEMPLATE_ERRORS: the template refuses the conversation.
         """
         turns = [*messages, {"role": "assistant", "content": response}]
         text, blocks = self._render(turns)
-        place = self._place(messages, response, text.rstrip())
+        span = self._find(messages, response, text.rstrip())
         whole = self._read(turns, text)
         if not blocks:
-            return RenderedChat(whole.upto(len(text.rstrip())), None, place)
+            return RenderedChat(whole.upto(len(text.rstrip())), None, span)
         start, end = blocks[-1]
-        if place is not None:
-            holding = [block for block in blocks if block[0] <= place[0] and place[1] <= block[1]]
-            if not holding:
-                raise ValueError("its generation block does not hold the answer")
-            start, end = holding[-1]
-        return RenderedChat(whole.upto(self._end_of_turn(text, start, end, place)), start, place)
+        if span is not None:
+            around = [block for block in blocks if block[0] <= span[0] and span[1] <= block[1]]
+            if not around:
+                raise ValueError("its generation block does not contain the response")
+            start, end = around[-1]
+        return RenderedChat(whole.upto(self._end_of_turn(text, start, end, span)), start, span)
 
     def keeps_leading_space(self, messages: Sequence[Message], response: str) -> bool:
-        """Whether the whitespace that a response begins with is written too."""
+        """Return whether the template keeps the leading whitespace of a response."""
         whole, stripped = (
             self._attempt([*messages, {"role": "assistant", "content": content}])
             for content in (response, response.lstrip())
         )
         return len(whole) > len(stripped) > 0
 
-    def contents(self, messages: Sequence[Message]) -> list[Place | None]:
-        """Where in `asked` the text of each message stands, without the whitespace around it; None: not as it was."""
-        text = self.asked(messages).text
+    def contents(self, messages: Sequence[Message]) -> list[Span | None]:
+        """Return the span of each message in `render_prompt`, without surrounding whitespace; None if rewritten."""
+        text = self.render_prompt(messages).text
         marks = unused([text, *(message["content"] for message in messages)], 2)
         marked = [{**message, "content": marks[0] + message["content"].strip() + marks[1]} for message in messages]
         shown = self._attempt(marked, asks=True)
-        places: list[Place | None] = []
+        spans: list[Span | None] = []
         position = 0
         for message in messages:
             content = message["content"].strip()
-            head, found, shown = shown.partition(marks[0] + content + marks[1])
+            head, marked_content, shown = shown.partition(marks[0] + content + marks[1])
             start = position + len(head)
             position = start + len(content)
-            places.append((start, position) if found and text[start:position] == content else None)
-        return places
+            spans.append((start, position) if marked_content and text[start:position] == content else None)
+        return spans
 
-    def _render(self, turns: list[Message], asks: bool = False) -> tuple[str, list[Place]]:
+    def _render(self, turns: list[Message], asks: bool = False) -> tuple[str, list[Span]]:
         if asks or not self._has_blocks:
-            written = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
-            return str(written), []
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
+            return str(text), []
         rendered: Any = render_jinja_template(
             conversations=[turns],
             chat_template=self.tokenizer.get_chat_template(),
@@ -123,28 +122,28 @@ class Chat:
         return str(text), blocks
 
     def _attempt(self, turns: list[Message], asks: bool = False) -> str:
-        """What the template writes, nothing where it refuses."""
+        """Render a conversation; the empty string if the template refuses it."""
         try:
             return self._render(turns, asks)[0]
         except TEMPLATE_ERRORS:
             return ""
 
     def _read(self, turns: list[Message], text: str, asks: bool = False) -> EncodableText:
-        """How a rendered text is to be read: the template's own special tokens are tokens, those of messages not."""
+        """Mark which special tokens of a rendered text are the template's own; names inside messages are plain text."""
         contents = [turn["content"] for turn in turns]
         if not self._plain or not any(map(self._names.first, contents)):
             return EncodableText(text)
         marks = unused([text, *contents], 2)
         marked = [{**turn, "content": self._names.marked(turn["content"], marks)} for turn in turns]
-        written = self._names.unmarked(self._render(marked, asks)[0], marks)
-        if written.text != text:
+        encodable = self._names.unmarked(self._render(marked, asks)[0], marks)
+        if encodable.text != text:
             named = next(filter(None, map(self._names.first, contents)))
-            raise ValueError(f"it goes by special tokens inside messages, such as {named!r}")
-        return written
+            raise ValueError(f"its output depends on special tokens inside messages, such as {named!r}")
+        return encodable
 
-    def _place(self, messages: Sequence[Message], response: str, text: str) -> Place | None:
-        if self._tail is None or (place := self._before(self._tail, response, text)) is None:
-            # What stands behind an answer is the same for nearly all; looked for with marks where it is not.
+    def _find(self, messages: Sequence[Message], response: str, text: str) -> Span | None:
+        if self._tail is None or (span := self._before(self._tail, response, text)) is None:
+            # Nearly all responses are followed by the same text; if this one is not, marks find it.
             marks = unused([text, response], 2)
             marked = marks[0] + response.strip() + marks[1]
             shown = self._attempt([*messages, {"role": "assistant", "content": marked}]).rstrip()
@@ -152,29 +151,29 @@ class Chat:
                 return None
             head, _, rest = shown.partition(marks[0])
             tail = rest.partition(marks[1])[2]
-            place = self._before(tail, response, text)
-            if place is None or not text.startswith(head):
+            span = self._before(tail, response, text)
+            if span is None or not text.startswith(head):
                 return None
             self._tail = tail
-        return place
+        return span
 
     @staticmethod
-    def _before(tail: str, response: str, text: str) -> Place | None:
+    def _before(tail: str, response: str, text: str) -> Span | None:
         end = len(text) - len(tail)
-        # Templates that trim leave less of it.
-        for own in (response.lstrip(), response.strip()):
-            if text.endswith(own + tail):
-                return end - len(own), end
+        # Some templates strip messages on both sides.
+        for kept in (response.lstrip(), response.strip()):
+            if text.endswith(kept + tail):
+                return end - len(kept), end
         return None
 
-    def _end_of_turn(self, text: str, start: int, end: int, place: Place | None) -> int:
-        """Where a turn with a generation block ends: after the template's own end token, if it writes one."""
+    def _end_of_turn(self, text: str, start: int, end: int, span: Span | None) -> int:
+        """Return the end of a turn with a generation block: after the template's end-of-turn token, if there is one."""
         block = start + len(text[start:end].rstrip())
-        if place is None and text.endswith(self._ends, start, block):
+        if span is None and text.endswith(self._ends, start, block):
             return block
-        behind = end if place is None else place[1]
-        found = self._end_pattern.search(text, behind)
-        return found.end() if found else max(behind, block)
+        response_end = end if span is None else span[1]
+        match = self._end_pattern.search(text, response_end)
+        return match.end() if match else max(response_end, block)
 
     @cached_property
     def _has_blocks(self) -> bool:

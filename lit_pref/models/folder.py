@@ -1,4 +1,4 @@
-"""From what the user wrote to a folder on disk: a local path as it is, a hub name by download."""
+"""Folders of models and tokenizers: a local path is used as it is, a hub name is downloaded."""
 
 import difflib
 import os
@@ -10,30 +10,30 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from lit_pref.errors import UserError
 
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub's first answer; the default of from_pretrained makes a lonely machine wait a minute."""
+"""Seconds to wait for the hub's first answer; from_pretrained would wait a minute on a machine without network."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 _NOT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
 def model_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of a model: it holds `config.json` and weights in safetensors.
+    """Return the folder of a model, with `config.json` and weights in safetensors.
 
     Args:
-        name: a local folder, or a name on the Hugging Face hub (downloaded once, and found offline from then on).
+        name: a local folder, or a name on the Hugging Face hub, downloaded once and then available offline.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: for no such folder (with its nearest neighbours), no such model, a hub that cannot be reached, or a
-            folder that holds no model of this kind.
+        UserError: no such folder (names the nearest ones), no such model, the hub cannot be reached, or the folder
+            does not contain such a model.
     """
     folder = _locate(name, revision, [*_NOT_WEIGHTS, "*.safetensors"])
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"'{name}' holds a LoRA adapter and no config.json: merge it into its base model and give that folder"
+                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model, and give that"
             )
-        raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that holds it")
+        raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that contains it")
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise UserError(
@@ -45,10 +45,10 @@ def model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of a tokenizer; see `model_folder`."""
+    """Return the folder of a tokenizer; see `model_folder`."""
     folder = _locate(name, revision, _NOT_WEIGHTS)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(f"'{name}' holds no tokenizer: give a folder or hub name that does as `tokenizer`")
+        raise UserError(f"'{name}' contains no tokenizer: set `tokenizer` to a folder or hub name that does")
     return folder
 
 
@@ -57,12 +57,12 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise UserError(f"'{name}' is a file: give the folder that holds config.json and the weights")
+        raise UserError(f"'{name}' is a file: give the folder that contains config.json and the weights")
     if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
         raise UserError(f"there is no folder '{name}'{_nearest(path)}")
     try:
         reachable = _hub_answers(name, revision)
-        # Sub-folders hold the same weights in other formats.
+        # Sub-folders contain the same weights in other formats.
         return Path(
             snapshot_download(
                 name,
@@ -88,18 +88,18 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _hub_answers(name: str, revision: str | None) -> bool:
-    """Asked first and with a time limit of our own: snapshot_download waits without end for a hub that is silent."""
+    """Return whether the hub answers within `HUB_TIMEOUT`; snapshot_download would wait without limit."""
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         raise
-    except Exception:  # whatever the HTTP library of the day raises: no answer is no answer
+    except Exception:  # the HTTP libraries raise errors of many types; each of them means no answer
         return False
     return True
 
 
 def _nearest(path: Path) -> str:
-    """The folders that the user may have meant, as the rest of a sentence."""
+    """Return the folders that the user may have meant, as the end of a sentence."""
     parent = path.parent
     if not parent.is_dir():
         return f" (nor a folder '{parent}')"

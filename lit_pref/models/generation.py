@@ -1,4 +1,4 @@
-"""Sampled and greedy responses of a policy."""
+"""Generation of responses, sampled or greedy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from lit_pref.scoring.scorer import evaluating
 
 
 def generate(
@@ -17,62 +19,62 @@ def generate(
     seed: int = 0,
     batch: int = 512,
 ) -> list[list[int]]:
-    """The ids of one response per prompt, up to and including its end token; one that has none was cut.
+    """Generate one response per prompt: its ids up to and including the end token, which a truncated one lacks.
 
-    y ~ softmax(f / temperature) over the whole vocabulary: no top-k, top-p or penalty applies, whatever generation
-    settings the model's folder carries. With `temperature` None the most likely token is taken. The draws depend on
-    `seed`, `batch` and the order of the prompts only: the global random state is neither read nor changed.
+    y ~ softmax(f / temperature) over the whole vocabulary: no top-k, top-p or penalty applies, whatever the generation
+    settings in the model's folder. With `temperature` None the most likely token is taken. The samples depend only on
+    `seed`, `batch` and the order of the prompts: the global random state is neither read nor changed.
 
     Args:
         model: a causal LM or a PeftModel; the training mode of every module is restored.
-        prompts: texts, encoded after exactly one start token, or ids that are used as they are.
-        max_new_tokens: most tokens of a response, end token included.
-        temperature: > 0, or None.
-        batch: prompts generated at once; on a CPU a tiny model is fastest with hundreds.
+        tokenizer: the model's tokenizer, with a padding token (`ModelSpec.load_tokenizer`).
+        prompts: texts, encoded with exactly one bos token, or ids, used as they are.
+        max_new_tokens: maximum length of a response, end token included.
+        temperature: > 0, or None for greedy decoding.
+        seed: seed of the samples.
+        batch: prompts per batch; on a CPU a tiny model is fastest with hundreds.
 
     Raises:
-        ValueError: for a temperature that is not positive.
+        ValueError: the temperature is not positive, or there is no end token.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature must be positive, or None for greedy decoding; got {temperature}")
     ids = [_encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     ends = _end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    pad = tokenizer.pad_token_id
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
     device = next(model.parameters()).device
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own_config, modes = owner.generation_config, [(module, module.training) for module in model.modules()]
-    model.eval()
-    # generate() fills whatever `config` leaves open from the model's own settings, penalties included.
+    saved_config = owner.generation_config
+    # generate() takes every setting that `config` does not name from the model's own, penalties included.
     owner.generation_config = GenerationConfig()
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with evaluating(model), torch.no_grad(), forked:
             torch.manual_seed(seed)
             responses: list[list[int]] = []
             for start in range(0, len(ids), batch):
                 input_ids, mask = _left_padded(ids[start : start + batch], pad, device)
-                written = owner.generate(inputs=input_ids, attention_mask=mask, generation_config=config)
-                responses += [_until_end(row, ends) for row in written[:, input_ids.shape[1] :].tolist()]
+                output = owner.generate(inputs=input_ids, attention_mask=mask, generation_config=config)
+                responses += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
     finally:
-        owner.generation_config = own_config
-        for module, training in modes:
-            module.training = training
+        owner.generation_config = saved_config
     return responses
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    begin = tokenizer.bos_token_id
-    return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end token first, then the further ones that the model's folder names (a turn's end).
+    """Return the ids at which generation stops: eos, then those in the model's generation settings (end of turn).
 
-    A model built from a bare config names its class's default id, which may be a word here: only special tokens count.
+    Only special tokens count: a model built from a bare config has its class's default id, which may be a word here.
     """
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
@@ -80,12 +82,12 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     ends += [number for number in named if number in special and number not in ends]
     if not ends:
-        raise ValueError("neither the tokenizer nor the model names an end token")
+        raise ValueError("neither the tokenizer nor the model has an end token")
     return ends
 
 
 def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both (B, T) int64."""
+    """Return ids and attention mask, both (B, T) int64."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Weights from files or from a seed, by transformers, without what it says or does on the side."""
+"""Builds models with transformers, from files or from a seed, without its progress bars and side effects."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from lit_pref.errors import UsageError, UserError
 
 @contextmanager
 def building(seed: int) -> Iterator[None]:
-    """Built on the CPU, in fp32 where nothing else is said, and from `seed`, whatever a Trainer has set up.
+    """Context in which models are built on the CPU, in fp32 by default and from `seed`, whatever a Trainer has set.
 
-    The global random state and the default dtype are as before afterwards; transformers shows no bar per file.
+    The global random state and the default dtype are restored, and transformers shows no progress bars.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -32,7 +32,7 @@ def building(seed: int) -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Without transformers' bar for every file that it reads or writes."""
+    """Context without transformers' progress bar for every file that it reads or writes."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -43,17 +43,17 @@ def without_bars() -> Iterator[None]:
 
 
 def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """The causal LM in `folder`, complete or not at all.
+    """Load the causal LM in `folder`; every weight must be there.
 
     Args:
-        name: what the user called it, for messages.
-        folder: holds safetensors.
-        config: of the model, with what was changed in it.
-        dtype: of the weights.
+        name: the user's name for it, for messages.
+        folder: a folder with safetensors.
+        config: the model's configuration, possibly changed.
+        dtype: dtype of the weights.
         form: further arguments of `from_pretrained`.
 
     Raises:
-        UserError: where it is not a causal LM that transformers can load, or a weight is missing.
+        UserError: it is not a causal LM that transformers can load, or a weight is missing.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -63,14 +63,14 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        # transformers would fill them with random numbers and go on.
+        # transformers would fill them with random numbers.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
     return model
 
 
 def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """A causal LM with random weights, drawn in fp32 and rounded after: a seed means the same in every dtype."""
+    """Build a causal LM with random weights, drawn in fp32 and then rounded: a seed means the same in every dtype."""
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **form)
     except (ValueError, ImportError) as error:
@@ -80,26 +80,26 @@ def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, A
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:
-    """Compile each transformer block by itself: one graph for all blocks, and no graph knows a length.
+    """Compile each transformer block by itself: one graph for all blocks and all lengths.
 
     Raises:
-        UsageError: for a backend that torch does not know.
+        UsageError: torch does not know the backend.
     """
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise UsageError(f"policy.compile '{backend}' is no backend of torch.compile; it is null or one of {known}")
+        raise UsageError(f"policy.compile '{backend}' is not a backend of torch.compile; use null or one of {known}")
     for block in blocks_of(model):
         block.compile(backend=backend, dynamic=True)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, as the model's class names them."""
+    """Return the transformer blocks, by the names that the model's class declares (`_no_split_modules`)."""
     names = set().union(*(getattr(module, "_no_split_modules", None) or [] for module in model.modules()))
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def set_dropout(config: PretrainedConfig, probability: float) -> None:
-    """In every field that is one, whatever the family calls it; whole layers are never dropped."""
+    """Set every dropout probability in a configuration, whatever its field is called; layer dropout is set to 0."""
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             set_dropout(value, probability)
@@ -111,5 +111,5 @@ def set_dropout(config: PretrainedConfig, probability: float) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, short enough for a sentence."""
+    """Return the first line of an error message of another library, to be quoted in a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

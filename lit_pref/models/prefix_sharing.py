@@ -1,4 +1,4 @@
-"""The attention of shared rows inside unmodified Hugging Face models, and which models cannot have it."""
+"""Prefix sharing in unmodified Hugging Face models: the attention function, and which models can use it."""
 
 import copy
 from typing import Any
@@ -15,34 +15,34 @@ from lit_pref.scoring.layout import padded, prefix_shared
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
 
 ATTENTION = "lit_pref_shared"
-"""The name under which transformers knows the attention."""
+"""The name of the attention function in transformers."""
 
 
 def enable_prefix_sharing(model: Any) -> None:
-    """Make a model able to read shared rows; whatever else it reads, it reads as with `sdpa`."""
+    """Let a model read prefix-shared rows; on any other input it behaves as with `sdpa`."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.set_attn_implementation(ATTENTION)
 
 
 def prefix_sharing_obstacle(policy: ModelSpec) -> str | None:
-    """Why this model cannot read shared rows, as the end of a sentence; None where it can.
+    """Return why a model cannot read prefix-shared rows, as the end of a sentence; None if it can.
 
-    Three nets, one behind the other: what the configuration says; an attention function that refuses every argument it
-    does not implement; and a tiny copy with large weights, and with a window shorter than its rows where it has one,
-    that must give the same hidden states in both layouts. A naive probe passes models that look back over a window
-    only, since the window is longer than the probe.
+    There are three checks, in this order: the configuration; an attention function that refuses every argument it does
+    not implement; and a tiny copy of the model, with large weights and with its sliding window, if any, shorter than
+    the rows, whose hidden states must agree in both layouts. With the original window a probe of this length would
+    pass for models with sliding-window attention.
     """
     if policy.attention not in (None, "sdpa"):
         return f"policy.attention is {policy.attention!r}"
     if policy.dropout > 0 or (policy.lora is not None and policy.lora.dropout > 0):
-        return "dropout would fall on a prompt once, and not once for each response"
+        return "dropout would be drawn once per prompt, not once per response"
     if policy.trust_remote_code:
-        return "the model runs code of its own"
+        return "the model runs its own code"
     config = policy.configuration()
     return _config_reason(config) or _probe_reason(config)
 
 
-# The first net
+# The first check: the configuration
 
 _ROUTERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _STATES = ("state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads", "conv_kernel", "attention_window_size")
@@ -59,17 +59,17 @@ def _config_reason(config: Any) -> str | None:
 
     kinds = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ["full_attention"])
     if others := kinds - {"full_attention"}:
-        return f"it has layers of the kind {', '.join(sorted(others))}"
+        return f"it has layers of type {', '.join(sorted(others))}"
     if has("sliding_window") and getattr(text, "use_sliding_window", True):
-        return f"its attention looks back over a window of {text.sliding_window} tokens only"
+        return f"its attention has a sliding window of {text.sliding_window} tokens"
     if has("alibi"):
-        return "its attention depends on distances in the row (ALiBi)"
+        return "its attention depends on distances within the row (ALiBi)"
     if has(*_CAPPED):
-        return "its attention caps its logits"
+        return "its attention has a soft-cap on the logits"
     if has(*_STATES):
-        return "it carries a state along the row"
+        return "it carries a recurrent state along the row"
     if has(*_ROUTERS):
-        return "it routes tokens to experts, and its router's loss counts them"
+        return "it routes tokens to experts, and its router loss depends on their number"
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
     if changing := kinds & {"dynamic", "longrope"}:
@@ -77,12 +77,12 @@ def _config_reason(config: Any) -> str | None:
     return None
 
 
-# The second net
+# The second check: the arguments of the attention function
 
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 
 
-@torch.compiler.disable  # a graph for every layout would be compiled, and none of them used twice
+@torch.compiler.disable  # it would compile a graph for every batch layout and use none of them twice
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -97,20 +97,22 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if shared_attention is None:
         if is_reading_shared_row():
-            raise ValueError(f"{type(module).__name__} does not hand its attention what the model was given for it")
+            raise ValueError(f"{type(module).__name__} does not pass `shared_attention` on to its attention")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
         )
-    # Neutral values of unknown arguments pass; anything else would be left out without a word.
+    # Neutral values of unknown arguments are fine; any other value would be ignored silently.
     others |= {"attention_mask": attention_mask, "dropout": dropout, "is_causal": None if is_causal else is_causal}
     for name, given in others.items():
         if name not in _WITHOUT_EFFECT and given is not None and not (name == "dropout" and given == 0):
-            raise ValueError(f"{type(module).__name__} asks its attention for {name}, which shared rows do not have")
+            raise ValueError(
+                f"{type(module).__name__} passes {name} to its attention, which prefix-shared rows do not support"
+            )
     return shared_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # None only for shared rows: without its mask, left-padded generation would be silently wrong.
+    # None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
     return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
 
 
@@ -118,7 +120,7 @@ AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
 
 
-# The third net
+# The third check: a tiny copy of the model
 
 _TINY = {
     "num_hidden_layers": 2,
@@ -146,10 +148,12 @@ def _probe_reason(config: PretrainedConfig) -> str | None:
         with building(seed=0):
             model = _tiny(config)
             worst = _difference(model)
-    except Exception as error:  # whatever a model of any family raises: one that cannot be probed is not trusted
-        return f"a tiny copy of it cannot read shared rows ({first_line(error)})"
+    except Exception as error:  # any error of any model family: a model that cannot be probed is not trusted
+        return f"a tiny copy of it cannot read prefix-shared rows ({first_line(error)})"
     return (
-        None if worst < 1e-9 else f"a tiny copy of it reads shared rows wrongly (hidden states differ by {worst:.0e})"
+        None
+        if worst < 1e-9
+        else f"a tiny copy of it reads prefix-shared rows wrongly (hidden states differ by {worst:.0e})"
     )
 
 
@@ -168,25 +172,25 @@ def _tiny(config: PretrainedConfig) -> Any:
     model = AutoModelForCausalLM.from_config(tiny, dtype=torch.float64, attn_implementation=ATTENTION).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            # Freshly drawn weights give almost even attention, in which little can be seen.
+            # With weights of the usual size attention is nearly uniform, and errors in it would hardly show.
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5 * 2)
     return model
 
 
 def _difference(model: Any) -> float:
-    """The largest difference of the hidden states that predict the responses of two pairs."""
+    """Return the largest difference between the layouts in the hidden states that predict responses."""
     body = model.base_model
     rows, row = padded(_PROMPTS, _CHOSEN, _REJECTED, pad_id=0), prefix_shared(_PROMPTS, _CHOSEN, _REJECTED)
     expected = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).last_hidden_state
     assert row.segments is not None
     with reading_shared_row():
-        found = body(
+        shared = body(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
             use_cache=False,
             shared_attention=PrefixSharedAttention(row.segments),
         ).last_hidden_state
-    # The padded layout goes side by side, the shared one pair by pair.
+    # The padded layout is ordered by side, the prefix-shared one by pair.
     order = torch.argsort(row.sequences, stable=True)
-    difference = expected.flatten(0, 1)[rows.predictors] - found.flatten(0, 1)[row.predictors[order]]
+    difference = expected.flatten(0, 1)[rows.predictors] - shared.flatten(0, 1)[row.predictors[order]]
     return float(difference.abs().max())

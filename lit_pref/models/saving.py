@@ -1,4 +1,4 @@
-"""Writing a policy as a Hugging Face folder, whole or not at all, and opening it again."""
+"""Saves a policy as a Hugging Face folder, atomically, and opens it again."""
 
 import copy
 import dataclasses
@@ -18,17 +18,17 @@ from lit_pref.models.loading import building, draw_weights, first_line, without_
 from lit_pref.models.spec import DTYPES, ModelSpec
 
 MARKER = "lit_pref.json"
-"""The file by which a folder is known as an export: where it came from, and which files were written."""
+"""The file that marks a folder as an export; it records the origin and the files that were written."""
 
 
 def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge: bool) -> nn.Module:
-    """Write weights (safetensors), configuration, tokenizer and model card into `folder`; the model as it was written.
+    """Write weights (safetensors), configuration, tokenizer and model card, and return the model that was written.
 
-    A LoRA policy is merged into plain weights, or with `merge=False` written as the adapter alone.
+    A LoRA policy is merged into plain weights; with `merge=False` only the adapter is written.
     """
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
-        # A copy: merging changes the base weights, and the caller still scores with the model it has.
+        # A copy, because merging changes the base weights of a model that the caller still uses.
         whole = copy.deepcopy(model).merge_and_unload()
     with without_bars():
         whole.save_pretrained(folder)
@@ -38,7 +38,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
 
 
 def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
-    """The model in a folder that `save_folder` wrote, as a user would open it."""
+    """Open the model in a folder that `save_folder` wrote, as a user would."""
     AutoTokenizer.from_pretrained(folder)
     if (folder / "config.json").exists():
         with without_bars():
@@ -48,7 +48,7 @@ def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
 
 
 def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Module:
-    """The policy's model, without its weights, from the `config.json` that a checkpoint kept.
+    """Build the policy's model with random weights, from the `config.json` that a checkpoint contains.
 
     Raises:
         UserError: The architecture is not one of transformers' own.
@@ -57,8 +57,8 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
         config = type(AutoConfig.for_model(architecture["model_type"])).from_dict(architecture)
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"the policy ({policy.describe()}) is not there as it was, and its architecture cannot be made without "
-            f"it ({first_line(error)}); give the model back"
+            f"the policy ({policy.describe()}) is missing or has changed, and its architecture cannot be built without "
+            f"it ({first_line(error)}); restore the model"
         ) from error
     form = {} if policy.attention is None else {"attn_implementation": policy.attention}
     with building(policy.seed):
@@ -66,7 +66,7 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Leave alone what no export wrote.
+    """Refuse to overwrite a folder that is not an export.
 
     Raises:
         UsageError: `folder` is neither absent, nor empty, nor an earlier export with nothing added to it.
@@ -93,21 +93,21 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
-    """A new folder beside `folder`, which takes its place at the end, marked with `origin`; on an error it is gone."""
-    place = folder.resolve()
-    unfinished, old = (place.with_name(f".{place.name}.{state}") for state in ("unfinished", "old"))
-    if old.exists() and not place.exists():
-        old.rename(place)  # killed between the two renames below
-    for left_by_a_kill in (unfinished, old):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    """Yield a new folder that replaces `folder` at the end, marked with `origin`; on an error it is removed."""
+    target = folder.resolve()
+    unfinished, old = (target.with_name(f".{target.name}.{state}") for state in ("unfinished", "old"))
+    if old.exists() and not target.exists():
+        old.rename(target)  # an earlier run was killed between the two renames below
+    for leftover in (unfinished, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
         marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        if place.exists():
-            place.rename(old)
-        unfinished.rename(place)
+        if target.exists():
+            target.rename(old)
+        unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

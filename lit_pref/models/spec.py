@@ -1,4 +1,4 @@
-"""The model that is trained: where it comes from and in what form."""
+"""Specification of a model: its source, its dtype and attention, its adapters."""
 
 import copy
 import hashlib
@@ -30,8 +30,8 @@ class Lora:
     Args:
         r: rank, >= 1.
         alpha: scale of the adapter, > 0.
-        dropout: on the adapter's input, in [0, 1).
-        target_modules: names of the linear layers that get one; `all-linear` is all but the output head.
+        dropout: dropout probability of the adapter's input, in [0, 1).
+        target_modules: names of the linear layers that get an adapter; `all-linear` is all but the output head.
     """
 
     r: int = 16
@@ -45,24 +45,24 @@ class ModelSpec:
     """A causal language model, from a folder, from the hub, or with random weights from a configuration.
 
     Args:
-        path: a local folder or a hub name; its weights are read from safetensors. Either this or `config`.
-        config: arguments of `AutoConfig.for_model`, `model_type` among them; the vocabulary's size and the special
+        path: a local folder or a hub name, with weights in safetensors. Either this or `config`.
+        config: arguments of `AutoConfig.for_model`, including `model_type`; the size of the vocabulary and the special
             tokens come from the tokenizer, the weights from `seed`.
-        tokenizer: folder or hub name of another tokenizer than the one in `path`.
-        vocabulary: tokens of the tokenizer that is trained on the data where there is `config` and no `tokenizer`.
-        dtype: of the weights: float32, bfloat16, float16 or float64.
+        tokenizer: folder or hub name of a tokenizer other than the one in `path`.
+        vocabulary: tokens of the tokenizer that is trained on the data if there is `config` and no `tokenizer`.
+        dtype: dtype of the weights: float32, bfloat16, float16 or float64.
         attention: attention implementation of transformers (`sdpa`, `eager`, ...); the model's own by default.
-        gradient_checkpointing: compute the activations of each layer again in the backward, to save memory.
-        compile: backend of `torch.compile` (`inductor`) for each transformer block, for lengths of all kinds; attention
-            stays outside. Off by default: on a CPU it gained a twentieth, after seconds of compiling.
-        dropout: the probability of every dropout of the model, in [0, 1).
+        gradient_checkpointing: recompute the activations of each layer in the backward pass, to save memory.
+        compile: backend of `torch.compile` (`inductor`) for each transformer block, with dynamic lengths; attention is
+            not compiled. Off by default: on a CPU it gained a twentieth, after seconds of compiling.
+        dropout: the probability of every dropout in the model, in [0, 1).
         lora: train adapters instead of the weights.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model.
-        seed: of random weights and of adapters; the global random state is neither read nor changed.
+        seed: seed of random weights and adapters; the global random state is neither read nor changed.
 
     Raises:
-        UsageError: for values that cannot be, `path` and `config` together, or neither.
+        UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
 
     >>> ModelSpec(config={"model_type": "llama", "hidden_size": 64}, seed=3).describe()
     'llama with random weights (seed 3), float32'
@@ -85,35 +85,37 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
             given = "neither" if self.path is None else "both"
-            raise UsageError(f"a model comes either from `path` or from `config`, and {given} of them is given")
+            raise UsageError(f"a model is given either by `path` or by `config`, and {given} of them is set")
         if self.config is not None and "model_type" not in self.config:
-            raise UsageError("policy.config has no `model_type`: name the architecture, for instance llama")
+            raise UsageError("policy.config has no `model_type`: name the architecture, for example llama")
         if self.dtype not in DTYPES:
-            raise UsageError(f"dtype '{self.dtype}' is not known: it is one of {', '.join(DTYPES)}")
+            raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"policy.dropout is {self.dropout}: it is a probability below 1")
+            raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
-        """The tokenizer: from `tokenizer`, else from `path`, else trained on `corpus`; loaded once.
+        """Return the tokenizer of `tokenizer` or else of `path`, or train one on `corpus`; loaded once.
 
-        A tokenizer without a padding token pads with its end token: padding is masked out and never predicted, so no
-        new token, and no new row of the embeddings, is needed.
+        A tokenizer without a padding token gets its eos token as one: padding is masked out and never predicted, so
+        neither a new token nor a new row of the embeddings is needed.
 
         Raises:
-            UserError: where there is none, or it has no end token.
+            UserError: there is no tokenizer, or it has no eos token.
         """
         if self._tokenizer is not None:
             return self._tokenizer
         if self.tokenizer is not None:
             folder = tokenizer_folder(self.tokenizer)
         elif self.path is not None:
-            model_folder(self.path, self.revision)  # a folder that holds no model is refused as that
+            model_folder(self.path, self.revision)  # refuses a folder without a model as such
             folder = tokenizer_folder(self.path, self.revision)
         elif corpus is not None:
             folder = train_tokenizer(corpus, self.vocabulary)
         else:
-            raise UserError("policy.config comes without a tokenizer: give policy.tokenizer, or data to train one on")
+            raise UserError(
+                "policy.config comes without a tokenizer: set policy.tokenizer, or give data to train one on"
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, OSError) as error:
@@ -126,10 +128,10 @@ class ModelSpec:
         return tokenizer
 
     def build(self) -> nn.Module:
-        """The model on the CPU, in train mode; a PeftModel with LoRA.
+        """Build the model on the CPU, in train mode; with LoRA, it is a PeftModel.
 
         Raises:
-            UserError: where it cannot be loaded, or its vocabulary is smaller than the tokenizer's.
+            UserError: it cannot be loaded, or its vocabulary is smaller than the tokenizer's.
         """
         config = self.configuration()
         tokens = len(self.load_tokenizer())
@@ -156,7 +158,7 @@ class ModelSpec:
         return model.train()
 
     def describe(self) -> str:
-        """One line: what it is and in what form."""
+        """Return a one-line description: source, dtype, adapters."""
         if self.path is not None:
             source = self.path if self.revision is None else f"{self.path} at {self.revision}"
         else:
@@ -166,13 +168,13 @@ class ModelSpec:
         return f"{source}, {self.dtype}{adapters}"
 
     def base(self) -> "ModelSpec":
-        """The model that training starts from, to be read only: without adapters and what is for training only."""
+        """Return the spec of the frozen initial model: without adapters and options that concern training only."""
         base = copy.copy(self)
         base.lora, base.dropout, base.gradient_checkpointing, base.compile = None, 0.0, False, None
         return base
 
     def fingerprint(self) -> str:
-        """The sha256 that names the initial weights: of safetensors and config.json, or of configuration and seed."""
+        """Return the sha256 of the initial weights: of safetensors and config.json, or of configuration and seed."""
         if self.path is not None:
             folder = model_folder(self.path, self.revision)
             files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", *folder.glob("adapter_config.json")]
@@ -184,10 +186,10 @@ class ModelSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def max_length(self) -> int | None:
-        """The most tokens that the model was made to read; None where its configuration sets no such bound.
+        """Return the longest input, in tokens, that the model was designed for; None if its config sets no bound.
 
-        That is where it has no positions or relative ones (Bloom, ALiBi), and where a rotary embedding is stretched:
-        every family writes in another way how far such a one reads.
+        There is none without position embeddings or with relative ones (Bloom, ALiBi), and for a scaled rotary
+        embedding, because each family stores the length of such an embedding differently.
         """
         config: Any = self.configuration().get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
@@ -197,7 +199,7 @@ class ModelSpec:
         return None if unbounded or limit is None or limit < 1 else int(limit)
 
     def configuration(self) -> PretrainedConfig:
-        """What transformers knows of the architecture, with the dropout that was asked for."""
+        """Return the configuration of the architecture, with the requested dropout."""
         if self.path is not None:
             folder = model_folder(self.path, self.revision)
             try:

@@ -1,4 +1,4 @@
-"""The names of special tokens inside texts: found, and read as the characters that they are."""
+"""Names of special tokens inside texts: finding them, and encoding them as plain characters."""
 
 import re
 from collections.abc import Sequence
@@ -7,32 +7,32 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-Place = tuple[int, int]
-"""Where something stands in a text: its first character, and the one after its last."""
+Span = tuple[int, int]
+"""A range of characters in a text, the end excluded."""
 PRIVATE = range(0xF0000, 0x10FFFD)
-"""Code points that mean nothing to anyone; texts seldom hold them."""
+"""Private-use code points, which texts rarely contain."""
 PRIVATE_CHARACTER = re.compile(f"[{chr(PRIVATE.start)}-{chr(PRIVATE.stop - 1)}]")
 
 
 @dataclass(frozen=True)
 class EncodableText:
-    """A text as a tokenizer is to read it.
+    """A text, and which of its characters are special tokens.
 
-    `special` says where the names of special tokens stand that are those tokens: any other is the characters that it
-    is. None: wherever one stands, it is the token.
+    `special`: character spans to encode as special tokens; the same strings elsewhere are encoded as plain text. None:
+    every occurrence is a special token.
     """
 
     text: str
-    special: tuple[Place, ...] | None = None
+    special: tuple[Span, ...] | None = None
 
     def upto(self, end: int) -> "EncodableText":
-        """Its first `end` characters."""
-        special = None if self.special is None else tuple(place for place in self.special if place[1] <= end)
+        """Return the first `end` characters."""
+        special = None if self.special is None else tuple(span for span in self.special if span[1] <= end)
         return replace(self, text=self.text[:end], special=special)
 
 
 class SpecialNames:
-    """The names of a tokenizer's special tokens."""
+    """The names of a tokenizer's special tokens, to be found in texts."""
 
     def __init__(self, tokenizer: Any) -> None:
         names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -41,45 +41,45 @@ class SpecialNames:
         self._firsts = {name[0] for name in self.names}
 
     def first(self, text: str) -> str | None:
-        """The first name in a text."""
-        found = self._pattern.search(text) if self._may_hold(text) else None
-        return found.group() if found else None
+        """Return the first name in a text, or None."""
+        match = self._pattern.search(text) if self._may_hold(text) else None
+        return match.group() if match else None
 
-    def places(self, text: str) -> tuple[Place, ...]:
-        """Where names stand in a text."""
-        return tuple(found.span() for found in self._pattern.finditer(text)) if self._may_hold(text) else ()
+    def spans(self, text: str) -> tuple[Span, ...]:
+        """Return the span of every name in a text."""
+        return tuple(match.span() for match in self._pattern.finditer(text)) if self._may_hold(text) else ()
 
     def _may_hold(self, text: str) -> bool:
-        # Most texts lack even the first character, which is found twenty times as fast.
+        # Most texts lack even the first character, and looking for that is twenty times as fast.
         return any(first in text for first in self._firsts)
 
     def marked(self, text: str, marks: str) -> str:
-        """The text with one mark before and one after every name."""
-        return self._pattern.sub(lambda found: marks[0] + found.group() + marks[1], text)
+        """Return the text with one mark before and one after every name."""
+        return self._pattern.sub(lambda match: marks[0] + match.group() + marks[1], text)
 
     def unmarked(self, text: str, marks: str) -> EncodableText:
-        """A marked text without its marks: a name between marks is its characters, any other is the token."""
+        """Remove the marks from a text: a name between marks becomes plain text, any other is a special token."""
         plain: list[str] = []
-        special: list[Place] = []
+        special: list[Span] = []
         length = 0
-        # A template that splits texts can leave a lone mark; names then stop there too.
+        # A template that splits texts can leave a mark without its partner; a name ends there too.
         for piece in re.split(f"({marks[0]}[^{marks}]*{marks[1]})|[{marks}]", text):
             if not piece:
                 continue
             if piece[0] == marks[0]:
                 piece = piece[1:-1]
             else:
-                special += [(length + start, length + end) for start, end in self.places(piece)]
+                special += [(length + start, length + end) for start, end in self.spans(piece)]
             plain.append(piece)
             length += len(piece)
         return EncodableText("".join(plain), tuple(special))
 
 
 def unused(texts: Sequence[str], number: int) -> str:
-    """`number` private-use characters in a row that occur in none of the texts.
+    """Return `number` consecutive private-use characters that occur in none of the texts.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no such characters are left.
 
     >>> [hex(ord(character)) for character in unused(["a", "\U000f0001"], 2)]
     ['0xf0002', '0xf0003']
@@ -90,19 +90,19 @@ def unused(texts: Sequence[str], number: int) -> str:
         if taken - start >= number:
             return "".join(map(chr, range(start, start + number)))
         start = taken + 1
-    raise ValueError("it holds every private-use character of Unicode")
+    raise ValueError("it contains every private-use character of Unicode")
 
 
 class PlainReader:
-    """A copy of a fast tokenizer in which special tokens have other names, so that a text's own are characters.
+    """A copy of a fast tokenizer in which special tokens have aliases, so that their names in a text are plain text.
 
-    The other names are private-use characters, as many of them as the name has: places in the text stay what they are.
-    Texts are read whole, so that what depends on a text's beginning or on neighbours is as it always is.
+    An alias is a private-use character, repeated to the length of the name, so that character offsets stay the same.
+    Texts are encoded whole, so that context (the beginning of a text, neighbouring characters) has its usual effect.
 
     Args:
-        tokenizer: a fast one; it is left as it is.
-        names: of its special tokens.
-        characters: one for each name, which no text may hold.
+        tokenizer: a fast tokenizer, which is not changed.
+        names: the names of its special tokens.
+        characters: one character per name, which no text may contain.
     """
 
     def __init__(self, tokenizer: Any, names: Sequence[str], characters: str) -> None:
@@ -118,10 +118,10 @@ class PlainReader:
             for name, alias in self._aliases.items()
         }
 
-    def read(self, written: EncodableText) -> tuple[list[int], list[Place]]:
-        """The ids of a text, and where in it each stands."""
-        text, end, pieces = written.text, 0, []
-        for start, stop in written.special or ():
+    def read(self, encodable: EncodableText) -> tuple[list[int], list[Span]]:
+        """Return the ids of a text, and the span of each."""
+        text, end, pieces = encodable.text, 0, []
+        for start, stop in encodable.special or ():
             pieces += [text[end:start], self._aliases[text[start:stop]]]
             end = stop
         encoding = self._backend.encode("".join([*pieces, text[end:]]), add_special_tokens=False)

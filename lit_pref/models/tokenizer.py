@@ -1,4 +1,4 @@
-"""A tokenizer made from the data, for small models that start from random weights."""
+"""A tokenizer trained on the data, for small models with random weights."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ class Corpus:
 
     Args:
         key: hash of the content, which names the tokenizer in the cache.
-        texts: gives the texts, in an order that does not change; called only where the tokenizer is not cached yet.
+        texts: returns the texts in a fixed order; called only if the tokenizer is not in the cache yet.
     """
 
     key: str
@@ -29,21 +29,21 @@ class Corpus:
 
 
 def train_tokenizer(corpus: Corpus, vocabulary: int) -> Path:
-    """The folder of a byte-level BPE tokenizer trained on `corpus`, made once and kept in the cache.
+    """Train a byte-level BPE tokenizer on `corpus`, once, and return its folder in the cache.
 
-    Every byte is a token, so no text is unknown; `<bos>` goes before every text; nothing depends on chance or on the
-    number of threads.
+    Every byte is a token, so no text is unknown; `<bos>` precedes every text; the result is deterministic and does not
+    depend on the number of threads.
 
     Args:
         corpus: the texts.
-        vocabulary: tokens, special ones included; a small corpus may give fewer.
+        vocabulary: number of tokens, including the special ones; a small corpus may give fewer.
 
     Raises:
-        UserError: for fewer than 259 tokens (all bytes and three special ones).
+        UserError: the vocabulary is smaller than 259 tokens (all bytes and three special ones).
     """
     if vocabulary < SMALLEST:
         raise UserError(
-            f"policy.vocabulary is {vocabulary}: it takes at least {SMALLEST}, all bytes and special tokens"
+            f"policy.vocabulary is {vocabulary}, and it must be at least {SMALLEST}: all bytes and the special tokens"
         )
     key = hashlib.sha256(f"byte-level BPE 1|{corpus.key}|{vocabulary}".encode()).hexdigest()
 

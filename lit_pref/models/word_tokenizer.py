@@ -10,16 +10,17 @@ from transformers import PreTrainedTokenizerFast
 _SPACE = "▁"
 
 
-def save_word_tokenizer(folder: Path, words: Sequence[str], pad: str, begin: str, end: str) -> Path:
-    """Write a tokenizer folder in which word number i has the id i; `AutoTokenizer.from_pretrained` opens it.
+def save_word_tokenizer(folder: Path, words: Sequence[str], pad: str, bos: str, eos: str) -> Path:
+    """Write the folder of a tokenizer in which word i has id i, for `AutoTokenizer.from_pretrained`.
 
-    A token stands for a word and the space *before* it, so that texts whose every word follows a space join by plain
-    concatenation and decode(encode(text)) == text. A first word without its space is read as if it had one. There is no
-    unknown token: a word outside the language is an error of the `tokenizers` library.
+    A token is a word with the space *before* it, so that texts in which every word follows a space can be concatenated,
+    and decode(encode(text)) == text. A first word without a space is encoded as if it had one. There is no unknown
+    token: the `tokenizers` library raises an error for other words.
 
     Args:
-        words: the vocabulary in the order of the ids; contains the three special tokens.
-        pad, begin, end: the special tokens, written without a space. None is added by the tokenizer itself.
+        folder: the folder to write.
+        words: the vocabulary in the order of the ids, including the three special tokens.
+        pad, bos, eos: the special tokens, without a space. The tokenizer adds none of them by itself.
 
     >>> import tempfile
     >>> from transformers import AutoTokenizer
@@ -28,9 +29,9 @@ def save_word_tokenizer(folder: Path, words: Sequence[str], pad: str, begin: str
     >>> tokenizer(" zinc tin")["input_ids"], tokenizer.decode([4, 3, 2])
     ([4, 3], ' zinc tin<e>')
     """
-    special = (pad, begin, end)
+    special = (pad, bos, eos)
     if not set(special) <= set(words) or len(set(words)) < len(words):
-        raise ValueError("the words must differ and contain the three special tokens")
+        raise ValueError("the words must be distinct and include the three special tokens")
     ids = {word if word in special else _SPACE + word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=True)
@@ -38,8 +39,8 @@ def save_word_tokenizer(folder: Path, words: Sequence[str], pad: str, begin: str
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
-        bos_token=begin,
-        eos_token=end,
+        bos_token=bos,
+        eos_token=eos,
         clean_up_tokenization_spaces=False,
     )
     wrapped.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""LightningModules: the training loop, validation, and the contents of a checkpoint."""

@@ -1,0 +1,1 @@
+"""Frozen reference models, live or read from a store of scores on disk."""

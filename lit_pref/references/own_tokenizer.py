@@ -8,7 +8,7 @@ import torch
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError
-from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, Unreadable, boundary, tokenizer_state
+from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.pairs import Message, Text, TruncatedText
 from lit_pref.scoring.layout import Layout, padded, prefix_shared
 
@@ -79,11 +79,11 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
             f"the tokenizer of the reference '{tokenizer.name_or_path}' cannot read a text ({error}): leave this "
             "reference out, or drop such pairs"
         ) from error
-    start = boundary([*prompts, *whole])
+    start = common_prefix_length([*prompts, *whole])
     responses = [ids[start:] for ids in whole]
     # Without any token before it, a response's first token could not be predicted: models without a begin token were
     # trained on documents that follow an end token.
-    kept = [*encoding.begin, *prompts[0][:start]] or [tokenizer.eos_token_id]
+    kept = [*encoding.bos, *prompts[0][:start]] or [tokenizer.eos_token_id]
     return kept, responses[0], responses[1] if len(responses) == 2 else []
 
 
@@ -98,9 +98,9 @@ Ids = list[list[int]]
 def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
     """Ids of the prompt, and of it with each response."""
     start = prompt if isinstance(prompt, str) else "".join(message["content"] + "\n" for message in prompt)
-    whole = [encoding.ids(encoding.written(start + response)) for response, _ in sides]
-    ended = [[*ids, encoding.end] if complete else ids for ids, (_, complete) in zip(whole, sides, strict=True)]
-    return [encoding.ids(encoding.written(start))], ended
+    whole = [encoding.ids(encoding.encodable(start + response)) for response, _ in sides]
+    ended = [[*ids, encoding.eos] if complete else ids for ids, (_, complete) in zip(whole, sides, strict=True)]
+    return [encoding.ids(encoding.encodable(start))], ended
 
 
 def _chat(encoding: Encoding, prompt: Any, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
@@ -109,17 +109,21 @@ def _chat(encoding: Encoding, prompt: Any, sides: list[tuple[str, bool]]) -> tup
     prompts, whole = [], []
     try:
         for response, complete in sides:
-            answer = encoding.chat.answered(messages, response)
-            start = encoding.chat.asked(messages) if answer.prompt is None else answer.whole.upto(answer.prompt)
+            answer = encoding.chat.render_answer(messages, response)
+            start = (
+                encoding.chat.render_prompt(messages)
+                if answer.prompt_end is None
+                else answer.whole.upto(answer.prompt_end)
+            )
             prompts.append(encoding.ids(start))
             if complete:
                 ids = encoding.ids(answer.whole)
-                whole.append(encoding.ended(ids, answer.whole.text, response, answer.place))
-            elif answer.place is None:
-                whole.append(encoding.ids(encoding.followed(start, response)))
+                whole.append(encoding.with_end(ids, answer.whole.text, response, answer.span))
+            elif answer.span is None:
+                whole.append(encoding.ids(encoding.extended(start, response)))
             else:
-                before = answer.whole.upto(answer.place[0])
-                whole.append(encoding.ids(encoding.followed(before, response.lstrip())))
+                before = answer.whole.upto(answer.span[0])
+                whole.append(encoding.ids(encoding.extended(before, response.lstrip())))
     except TEMPLATE_ERRORS as error:
         raise UserError(
             f"the chat template of the reference '{encoding.tokenizer.name_or_path}' refuses a conversation ({error}): "

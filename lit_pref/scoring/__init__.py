@@ -1,0 +1,1 @@
+"""Log-probs of the responses of a batch, computed in tiles without full logits."""

@@ -1,4 +1,4 @@
-"""The tile pass: from hidden states to log-probs, without a tokens x vocabulary tensor but for few tokens."""
+"""Log-probs from hidden states in one pass over tiles of logits, so that no tokens x vocabulary tensor is needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +10,14 @@ from torch.autograd.function import once_differentiable
 
 from lit_pref.scores import COMPARING_NEEDS, Need
 from lit_pref.scoring.statistics import LogProbs, Statistics
-from lit_pref.scoring.tiles import Place, Workspace, few_tiles, slices, tile_shape
+from lit_pref.scoring.tiles import TilePosition, Workspace, few_tiles, slices, tile_shape
 
 
 @dataclass
 class Readout:
-    """All that the head needs to score N tokens: `logits = cap(scale · (hidden Wᵀ + bias))`, `cap(x) = c·tanh(x / c)`.
+    """Hidden states of N tokens and the head: `logits = cap(scale · (hidden Wᵀ + bias))`, `cap(x) = c·tanh(x / c)`.
 
-    `weight` is None where `hidden` holds the model's own logits (N, V): the fall-back for heads of another form.
+    If `weight` is None, `hidden` contains the model's own logits (N, V): the fallback for heads of another form.
     """
 
     hidden: Tensor  # (N, H), any floating dtype
@@ -33,19 +33,19 @@ class Readout:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of logits and sums: fp64 where the model is fp64, else fp32, never lower."""
+        """The dtype of logits and sums: fp64 for an fp64 model, else fp32, never lower."""
         wide = torch.float64 in (self.hidden.dtype, self.hidden.dtype if self.weight is None else self.weight.dtype)
         return torch.float64 if wide else torch.float32
 
     def over(self, columns: slice) -> "Readout":
-        """The readout of some columns of the logits; weight and bias are upcast, once for all rows."""
+        """Return the readout of some columns of the logits, with weight and bias upcast, once for all rows."""
         bias = None if self.bias is None else self.bias[columns].to(self.dtype)
         if self.weight is None:
             return replace(self, hidden=self.hidden[:, columns], bias=bias)
         return replace(self, weight=self.weight[columns].to(self.dtype), bias=bias)
 
     def tile(self, rows: slice, columns: slice = slice(None), out: Tensor | None = None) -> Tensor:
-        """The logits of some rows and some columns, upcast before anything is computed; in `out` where it is given."""
+        """Return the logits of some rows and columns, upcast before anything is computed; written to `out` if given."""
         part, hidden = self.over(columns), self.hidden[rows]
         if part.weight is not None:
             logits = torch.mm(hidden.to(self.dtype), part.weight.T, out=out)
@@ -62,30 +62,30 @@ class Readout:
 def token_values(
     readout: Readout, targets: Tensor, needs: Sequence[Need] = (), against: Readout | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """`log softmax(f)[y]` of every target, with gradient, and the further values asked for, without.
+    """Return `log softmax(f)[y]` of every target, with gradient, and the requested statistics, without gradient.
 
     Per token, with f the logits of `readout`, g those of `against`, p = softmax(f) and y the target:
     Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y]`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
-    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 where `f_y = max_v f_v`, else 0.
+    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 if `f_y = max_v f_v`, else 0.
 
-    All are gathered in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867), and the backward makes
-    each tile again, or takes it from the forward where tiles are few. Where only `hidden` wants a gradient (a frozen
-    head, as with LoRA), the same pass gathers `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)` as well,
-    and the backward is one multiplication.
+    All are computed in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867). The backward pass
+    recomputes each tile, or uses the tiles of the forward pass if they are few. If only `hidden` requires a gradient
+    (a frozen head, as with LoRA), the forward pass also computes its gradient,
+    `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication.
 
-    Both logits are upcast before they are interpolated: at ε = 0.01 the step is below the grid of bf16.
+    Both logits are upcast before they are interpolated: at ε = 0.01 the step is below the resolution of bf16.
 
     Args:
         readout: N tokens of the policy.
         targets: (N,) int64.
-        needs: what is computed in the same pass.
+        needs: statistics to compute in the same pass.
         against: the same N tokens of the reference; its hidden size may differ, its vocabulary may not.
 
     Returns:
         (N,) log-probs in nats, and one (N,) tensor for each need.
 
     Raises:
-        ValueError: for shapes that do not belong together, or comparisons with nothing to compare against.
+        ValueError: shapes that do not match, or a comparison without `against`.
 
     >>> from lit_pref.scores import Kl
     >>> eye = torch.eye(3)
@@ -113,9 +113,10 @@ def token_values(
 
 
 class _TilePass(torch.autograd.Function):
-    """Keeps what the backward needs: for a frozen head the gradient of each row, else the log-sum-exp of each row.
+    """`token_values` as an autograd function.
 
-    Logits are kept where they are few, and made again in the backward where they are many.
+    It saves the gradient of each token for a frozen head, and otherwise the log-sum-exp of each token, from which the
+    backward pass recomputes the logits; few logits are saved instead.
     """
 
     @staticmethod
@@ -172,22 +173,22 @@ def _gather(
 ) -> list[Tensor]:
     """Fill `logps`, `statistics` and, for a frozen head, `unit` = d log p_y / d hidden; return the logits if `keep`."""
     cap, kept = readout.softcap, list[Tensor]()
-    space = Workspace(targets.device, readout.dtype)
-    reference_space = space if against is None else Workspace(targets.device, against.dtype)
-    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f is still wanted beside its exp
+    workspace = Workspace(targets.device, readout.dtype)
+    reference_workspace = workspace if against is None else Workspace(targets.device, against.dtype)
+    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f is still needed beside its exp
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
         part, other = readout.over(columns), None if against is None else against.over(columns)
         for rows in slices(len(targets), row_tile):
-            place = Place.of(targets, rows, columns)
-            f = part.tile(rows, out=None if keep else space("f", place))
+            position = TilePosition.of(targets, rows, columns)
+            f = part.tile(rows, out=None if keep else workspace("f", position))
             if keep:
                 kept.append(f)
-            e = space("e", place) if aside else f
-            fade = logps.add(f, place, out=e)
+            e = workspace("e", position) if aside else f
+            fade = logps.add(f, position, out=e)
             if statistics.needs:
-                g = None if other is None else other.tile(rows, out=reference_space("g", place)).to(f.dtype)
-                statistics.add(f, e, fade, g, place, space)
+                g = None if other is None else other.tile(rows, out=reference_workspace("g", position)).to(f.dtype)
+                statistics.add(f, e, fade, g, position, workspace)
             if unit is not None and part.weight is not None:
                 if cap is not None:
                     e *= _slope(f, cap, out=f)
@@ -201,26 +202,26 @@ def _gather(
 def _gradients(
     readout: Readout, targets: Tensor, lse: Tensor, grad: Tensor, kept: Sequence[Tensor], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden, weight and bias: `d log p_y / d f_v = 1[v = y] - p_v`, through soft-cap and scale."""
+    """Return gradients of hidden, weight and bias: `d log p_y / d f_v = 1[v = y] - p_v`, through soft-cap and scale."""
     hidden, weight, dtype, cap = readout.hidden, readout.weight, readout.dtype, readout.softcap
     upstream = grad.to(dtype) * readout.scale
-    # Sums over tiles are kept in the compute dtype and rounded once, when they are complete.
+    # Sums over tiles stay in the compute dtype and are rounded once, when they are complete.
     grad_hidden = torch.zeros_like(hidden, dtype=hidden.dtype if weight is None else dtype) if wanted[0] else None
     grad_weight, grad_bias = (
         torch.zeros_like(t) if t is not None and want else None
         for t, want in zip((weight, readout.bias), wanted[1:], strict=True)
     )
-    space, made = Workspace(targets.device, dtype), iter(kept)
+    workspace, kept_tiles = Workspace(targets.device, dtype), iter(kept)
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
         part = readout.over(columns)
         share_weight, share_bias = (None if t is None else t[columns].to(dtype) for t in (grad_weight, grad_bias))
         for rows in slices(len(targets), row_tile):
-            place = Place.of(targets, rows, columns)
-            f = next(made) if kept else part.tile(rows, out=space("f", place))
-            slope = None if cap is None else _slope(f, cap, out=space("slope", place))
-            change = torch.sub(f, lse[rows, None], out=space("f", place)).exp_().mul_(-upstream[rows, None])
-            change.scatter_add_(1, place.index, torch.where(place.inside, upstream[rows], 0)[:, None])
+            position = TilePosition.of(targets, rows, columns)
+            f = next(kept_tiles) if kept else part.tile(rows, out=workspace("f", position))
+            slope = None if cap is None else _slope(f, cap, out=workspace("slope", position))
+            change = torch.sub(f, lse[rows, None], out=workspace("f", position)).exp_().mul_(-upstream[rows, None])
+            change.scatter_add_(1, position.index, torch.where(position.inside, upstream[rows], 0)[:, None])
             if slope is not None:
                 change *= slope
             if grad_hidden is not None and part.weight is not None:
@@ -238,5 +239,5 @@ def _gradients(
 
 
 def _slope(f: Tensor, cap: float, out: Tensor | None = None) -> Tensor:
-    """`d cap·tanh(x / cap) / dx = 1 - (f / cap)²`, f being what the soft-cap left."""
+    """Return `d cap·tanh(x / cap) / dx = 1 - (f / cap)²`, with f = cap·tanh(x / cap)."""
     return torch.div(f, cap, out=out).square_().neg_().add_(1)

@@ -1,7 +1,6 @@
-"""Pairs of token ids laid out as rows for a model. Pure: knows only torch.
+"""The two layouts of pairs of token ids as rows for a model. Depends on torch only.
 
-Which hidden state predicts which token is part of the layout (`PreferenceBatch`), so scoring never asks how the rows
-were made.
+`Rows` says which hidden state predicts which token, so that scoring is the same for every layout.
 """
 
 from collections.abc import Sequence
@@ -14,26 +13,24 @@ from torch import Tensor
 from lit_pref.batch import PreferenceBatch, Rows
 
 Layout = Literal["prefix_shared", "padded"]
-
-
 Ids = Sequence[Sequence[int]]
 
 
 def padded(prompts: Ids, chosen: Ids, rejected: Ids | None, pad_id: int) -> Rows:
-    """The plain layout: one row a response, `[prompt | response]`, right-padded to the longest row.
+    """Return one row per response, `[prompt | response]`, right-padded to the longest row.
 
-    Rows 0..B-1 hold the chosen responses, rows B..2B-1 the rejected ones. Position t of a row predicts the token at
-    t + 1, so a response that starts at position p is predicted from p - 1, the last token of its prompt. N runs through
-    the rows in order, each response from its first token to its last.
+    Rows 0..B-1 contain the chosen responses, rows B..2B-1 the rejected ones. Position t of a row predicts the token at
+    t + 1, so a response that starts at position p is predicted from p - 1, the last token of its prompt. The N response
+    tokens are in the order of the rows, each response from its first token to its last.
 
     Args:
         prompts: B lists of ids, each at least one token long.
         chosen: B lists of ids, the responses without their prompts.
         rejected: the same, or None for one-sided data.
-        pad_id: the id that fills a row; it is masked out and never predicted.
+        pad_id: the padding id; it is masked out and never predicted.
 
     Raises:
-        ValueError: for an empty batch, lists of different lengths, or a prompt without a token.
+        ValueError: an empty batch, lists of different lengths, or a prompt without a token.
 
     >>> rows = padded([[5, 6]], [[7]], [[8, 9]], pad_id=0)
     >>> rows.input_ids.tolist(), rows.predictors.tolist(), rows.targets.tolist(), rows.sequences.tolist()
@@ -62,11 +59,11 @@ def padded(prompts: Ids, chosen: Ids, rejected: Ids | None, pad_id: int) -> Rows
 
 
 def prefix_shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
-    """One row without padding, `[prompt | chosen | rejected]` pair after pair: a prompt is read once.
+    """Return a single row without padding, `[prompt | chosen | rejected]` pair after pair; a prompt is read once.
 
-    The last position of a prompt predicts the first token of both responses, so it is named twice. Positions restart at
-    the prompt's end for the rejected response. N runs pair by pair, chosen before rejected. Needs an attention that
-    keeps pairs, and the two responses of a pair, apart (`scoring/sharing.py`).
+    The last position of a prompt predicts the first token of both responses, so it appears twice in `predictors`.
+    Positions restart at the prompt end for the rejected response. The N response tokens are ordered by pair, chosen
+    before rejected. Needs an attention that separates pairs, and the two responses of a pair (`prefix_attention`).
 
     Raises:
         ValueError: as `padded`.
@@ -126,7 +123,7 @@ def as_padded(batch: PreferenceBatch, pad_id: int = 0) -> PreferenceBatch:
 
 
 def tokens_of_pairs(batch: PreferenceBatch) -> list[int]:
-    """Of each pair, the tokens of its prompt and its longer response: what a model must be able to read."""
+    """Return, for each pair, the tokens of its prompt and its longer response: the length that a model must support."""
     if batch.rows.segments is not None:
         return [p + max(c, r) for p, c, r in batch.rows.segments]
     assert batch.rows.attention_mask is not None
@@ -146,4 +143,4 @@ def _check(prompts: Ids, chosen: Ids, rejected: Ids | None) -> None:
             f"{'no' if rejected is None else len(rejected)} rejected responses"
         )
     if not all(prompts):
-        raise ValueError("a prompt without a token has no position that predicts the response's first token")
+        raise ValueError("a prompt without a token has no position that predicts the first token of the response")

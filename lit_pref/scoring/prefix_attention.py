@@ -1,4 +1,4 @@
-"""Attention over shared rows, `[prompt | chosen | rejected]` pair after pair. Knows only torch."""
+"""Attention over prefix-shared rows, `[prompt | chosen | rejected]` pair after pair. Depends on torch only."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,24 +16,25 @@ try:
 except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
-# The first versions of torch that had it could not group heads.
+# The first versions of torch with this function did not support grouped heads.
 _HAS_KERNEL = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 _MASKED_TOKENS = 4096
-"""The longest row for which a mask is made: 64 MiB in fp32."""
+"""The longest row for which a mask is built: 64 MiB in fp32."""
 
 Segments = tuple[tuple[int, int, int], ...]
 
 
 class PrefixSharedAttention:
-    """`softmax(scale · q kᵀ) v`, where a query sees its own response and its prompt, causally, and nothing else.
+    """`softmax(scale · q kᵀ) v` where a query attends only to its own response and its prompt, causally.
 
-    A token of prompt or chosen response sees what stands before it in `[prompt | chosen]`; one of the rejected response
-    sees the prompt and what stands before it in the rejected response. So every pair is two sequences of queries,
-    `[prompt | chosen]` over itself and `rejected` over `[prompt | rejected]`, and no work is done for what is hidden.
+    A token of the prompt or the chosen response attends to the earlier tokens of `[prompt | chosen]`; a token of the
+    rejected response attends to the prompt and to the earlier tokens of the rejected response. So every pair is two
+    sequences of queries, `[prompt | chosen]` over itself and `rejected` over `[prompt | rejected]`, and nothing is
+    computed for masked pairs of tokens.
 
-    On a CPU these are two calls a pair. On CUDA it is one call of a kernel for sequences of different lengths; in fp32,
-    which that kernel does not have, one call with an additive mask of T x T, and again two calls a pair where the mask
-    would be large. The CUDA ways have been tested on a CPU only, against what the kernel promises.
+    On a CPU these are two calls per pair. On CUDA it is one call of a kernel for sequences of different lengths; in
+    fp32, which that kernel does not support, one call with an additive T x T mask, or two calls per pair if the mask
+    would be large. The CUDA paths have been tested on a CPU only, against the documented behaviour of the kernel.
 
     Args:
         segments: tokens of (prompt, chosen, rejected) of each pair, in the order of the row.
@@ -46,7 +47,7 @@ class PrefixSharedAttention:
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
         self.calls = 0
-        self._made: dict[Any, Any] = {}
+        self._built: dict[Any, Any] = {}
 
     @property
     def tokens(self) -> int:
@@ -54,10 +55,11 @@ class PrefixSharedAttention:
         return sum(map(sum, self.segments))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """
+        """Compute the attention of one row.
+
         Args:
             query: (1, heads, T, head size).
-            key: (1, key heads, T, head size); every key head serves heads / key heads heads.
+            key: (1, key heads, T, head size); every key head is shared by heads / key heads heads.
             value: (1, key heads, T, value size).
             scale: None is 1 / √head size.
 
@@ -65,14 +67,14 @@ class PrefixSharedAttention:
             (1, heads, T, value size).
 
         Raises:
-            ValueError: where T is not that of the segments.
+            ValueError: T is not the sum of the segments.
         """
         if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == value.shape[2] == self.tokens:
             raise ValueError(f"one row of {self.tokens} tokens, but queries {tuple(query.shape)}, keys {key.shape}")
         self.calls += 1
         kind = query.device.type
         if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
-            # Rotations leave queries and keys in fp32, and the kernels take all three alike.
+            # Rotary embeddings leave queries and keys in fp32, and the kernels need one dtype.
             query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
         if kind == "cuda" and _kernel_takes(query, value):
             return self._one_call(query, key, value, scale)
@@ -83,7 +85,7 @@ class PrefixSharedAttention:
 
     def _two_calls_a_pair(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         sizes = [size for p, c, r in self.segments for size in (p + c, r)]
-        # Split, not sliced: the gradient of a slice is a tensor of zeros as large as the whole row.
+        # Split, not sliced: the gradient of each slice would be a zero tensor as large as the whole row.
         queries, keys, values = (iter(t.split(sizes, dim=2)) for t in (query, key, value))
         biases = self._once("biases", query, lambda: [_bottom_right(r, p + r, query) for p, _, r in self.segments])
         outputs = []
@@ -97,8 +99,10 @@ class PrefixSharedAttention:
         return torch.cat(outputs, dim=2)
 
     def _one_call(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        lengths, *places = self._sequences
-        gather, ends_q, ends_k = self._once("places", query, lambda: [place.to(query.device) for place in places])
+        lengths, *positions = self._sequences
+        gather, ends_q, ends_k = self._once(
+            "positions", query, lambda: [tensor.to(query.device) for tensor in positions]
+        )
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (T, heads, size)
         output = varlen_attn(
             q,
@@ -114,16 +118,16 @@ class PrefixSharedAttention:
         )
         return output.transpose(0, 1)[None]  # type: ignore[union-attr]
 
-    def _once(self, name: str, like: Tensor, make: Callable[[], Any]) -> Any:
-        """What is made for the first layer and used again by all others."""
+    def _once(self, name: str, like: Tensor, build: Callable[[], Any]) -> Any:
+        """Build something at the first layer and reuse it at all others."""
         key = name, like.dtype, like.device
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]
 
     @cached_property
     def _sequences(self) -> tuple[tuple[list[int], list[int]], Tensor, Tensor, Tensor]:
-        """Lengths of all sequences of queries and of keys, where in the row the keys stand, and where both end."""
+        """Lengths of all sequences of queries and of keys, positions of the keys in the row, and the ends of both."""
         queries, keys, index, start = [], [], [], 0
         for p, c, r in self.segments:
             queries += [p + c] + [r] * (r > 0)
@@ -134,20 +138,20 @@ class PrefixSharedAttention:
         return (queries, keys), torch.tensor(index), _ends(queries), _ends(keys)
 
     def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """(1, 1, T, T), 0 where a token sees another and -inf elsewhere: all that this attention means, spelled out."""
-        sees = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
+        """Return the equivalent additive mask (1, 1, T, T): 0 where a token attends to another, -inf elsewhere."""
+        visible = torch.zeros(self.tokens, self.tokens, dtype=torch.bool, device=device)
         start = 0
         for p, c, r in self.segments:
             end = start + p + c
-            sees[start:end, start:end] = True
-            sees[end : end + r, start : start + p] = True
-            sees[end : end + r, end : end + r] = True
+            visible[start:end, start:end] = True
+            visible[end : end + r, start : start + p] = True
+            visible[end : end + r, end : end + r] = True
             start = end + r
-        return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees.tril_(), -torch.inf)[None, None]
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible.tril_(), -torch.inf)[None, None]
 
 
 def _kernel_takes(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernel for sequences of different lengths has these types and sizes, on this device."""
+    """Return whether the kernel for sequences of different lengths supports these dtypes and sizes on this device."""
     size = query.shape[-1]
     fits = size == value.shape[-1] and size <= 256 and size % 8 == 0
     halved = query.dtype in (torch.float16, torch.bfloat16)
@@ -159,7 +163,7 @@ def _attend(
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     if grouped and bias is not None and query.device.type == "cuda":
-        # Heads in groups and a bias together are left to a kernel that keeps heads x T x T.
+        # For grouped heads with a bias, torch would choose a kernel that materialises heads x T x T.
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
         grouped = False
     return scaled_dot_product_attention(
@@ -168,7 +172,7 @@ def _attend(
 
 
 def _bottom_right(queries: int, keys: int, like: Tensor) -> Tensor:
-    """Query i sees the keys up to i + (keys - queries): additive, never boolean."""
+    """Return an additive bias with which query i attends to the keys up to i + (keys - queries)."""
     bias = torch.full((queries, keys), -torch.inf, dtype=like.dtype, device=like.device)
     return bias.triu_(keys - queries + 1)
 
@@ -182,7 +186,7 @@ _SHARED: ContextVar[bool] = ContextVar("a shared row is being read", default=Fal
 
 @contextmanager
 def reading_shared_row() -> Iterator[None]:
-    """Within, a model's own masks are not made: they would be T x T, and hide the wrong tokens."""
+    """Context in which a model builds no masks of its own: they would be T x T and mask the wrong tokens."""
     token = _SHARED.set(True)
     try:
         yield
@@ -191,5 +195,5 @@ def reading_shared_row() -> Iterator[None]:
 
 
 def is_reading_shared_row() -> bool:
-    """Whether a shared row is being read; not so in a recomputation of gradient checkpointing, which makes no masks."""
+    """Return whether a prefix-shared row is being read; False in the recomputation of gradient checkpointing."""
     return _SHARED.get()

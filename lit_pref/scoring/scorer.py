@@ -1,4 +1,4 @@
-"""From a model and a batch to the scores of its pairs: `score_pairs` is the only road."""
+"""Scores of the pairs of a batch by a model: `score_pairs`, and the module that training wraps or shards."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_sha
 def score_pairs(
     model: nn.Module, batch: PreferenceBatch, needs: frozenset[Need] = frozenset(), against: Readout | None = None
 ) -> PairScores:
-    """`score(y|x) = Σ_t log softmax(f_t)[y_t]` of both responses of every pair, in nats, and the statistics needed.
+    """Return `score(y|x) = Σ_t log softmax(f_t)[y_t]` of both responses of each pair, in nats, and statistics.
 
-    Sums run over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast. An extra response is read
-    after the two, in rows of its own, and gets a score and no statistics.
+    Sums are over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast. Extra responses are
+    scored in a forward pass of their own, without statistics.
 
     Args:
-        model: a Hugging Face causal LM, or a PeftModel round one.
+        model: a Hugging Face causal LM, or a PeftModel of one.
         batch: B pairs in any layout.
-        needs: the further values wanted; they are found in `statistics` under the need itself.
-        against: the same batch read by the first reference, for `Tilt` and `Kl`.
+        needs: statistics to compute; `statistics` of the result maps each need to its values.
+        against: the readout of the same batch by the first reference, for `Tilt` and `Kl`.
 
     Raises:
-        UserError: where the head has a form whose logits can only come from the model itself (`Scorer.probe` copes).
+        UserError: only the model itself can compute the logits of its head (see `Scorer.probe`).
     """
     return _scores(partial(readout, model), batch, needs, against)
 
@@ -49,18 +49,18 @@ def _scores(
 
 
 def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
-    """The hidden states that predict the batch's response tokens, and the head that reads them; no logits are made."""
+    """Return the hidden states that predict the response tokens of a batch, and the output head; computes no logits."""
     body, head = _body_and_head(model)
     with _read(batch) as inputs:
         hidden = body(**inputs).last_hidden_state  # (R, T, H)
-    # Selected, not indexed: an index is as good, and its gradient several times slower on a CPU.
+    # index_select, not indexing, whose gradient is several times slower on a CPU.
     return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
 
 
 def score_readout(
     readout: Readout, batch: PreferenceBatch, needs: frozenset[Need] = frozenset(), against: Readout | None = None
 ) -> PairScores:
-    """The scores of a batch that has been read already, without its extra responses; see `score_pairs`."""
+    """Return the scores of a batch, given its readout, without its extra responses; see `score_pairs`."""
     if not len(batch.rows.targets) == len(batch.rows.predictors) == len(batch.rows.sequences):
         raise ValueError("predictors, targets and sequences must have one entry for each response token")
     summed = [need for need in needs if need != TokenLogps()]
@@ -72,10 +72,10 @@ def score_readout(
     def side(k: int, lengths: Tensor) -> SequenceScores:
         # Copies: FSDP2 warns of views that leave the forward.
         responses = slice(k * len(batch), (k + 1) * len(batch))
-        own = {n: v[responses].clone() for n, v in values.items()}
+        statistics = {need: value[responses].clone() for need, value in values.items()}
         if tokens is not None and (logps_of_side := tokens[k]) is not None:
-            own[TokenLogps()] = logps_of_side.clone()
-        return SequenceScores(scores[responses].clone(), lengths, own)
+            statistics[TokenLogps()] = logps_of_side.clone()
+        return SequenceScores(scores[responses].clone(), lengths, statistics)
 
     rejected = None if batch.pairs.rejected_lengths is None else side(1, batch.pairs.rejected_lengths)
     return PairScores(side(0, batch.pairs.chosen_lengths), rejected)
@@ -86,13 +86,13 @@ def _sums(values: Tensor, batch: PreferenceBatch) -> Tensor:
 
 
 class Scorer(nn.Module):
-    """The module that strategies wrap or shard: it holds the model and scores batches in its own forward.
+    """The module that strategies wrap or shard: it holds the model, and its forward scores a batch.
 
-    FSDP2 gathers and reduces the weights of a root only inside the root's forward, so the head is touched here and
-    nowhere else, and every trainable tensor lives below this module.
+    FSDP2 gathers and reduces the weights of a root module only inside the root's forward. So the output head is used
+    only here, and every trainable tensor belongs to this module.
 
     Args:
-        model: a Hugging Face causal LM, or a PeftModel round one.
+        model: a Hugging Face causal LM, or a PeftModel of one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -111,16 +111,16 @@ class Scorer(nn.Module):
         return read(batch) if only_readout else _scores(read, batch, needs, against)
 
     def readout(self, batch: PreferenceBatch) -> Readout:
-        """This model's reading of the batch, to be the `against` of another scorer; call it under `no_grad`."""
+        """Return this model's readout of a batch, as `against` for another scorer; call it under `no_grad`."""
         return cast(Readout, self(batch, only_readout=True))
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Compare the head as it is read here with the model's own logits, once, before the model is sharded.
+        """Compare logits computed from the output head with the model's own, once, before the model is sharded.
 
-        Two comparisons on a tiny input: with the model's own hidden states, and with large random ones put in their
-        place, since a random or a well-behaved model keeps its logits where a soft-cap does nothing. Where they differ,
-        scores come from the model's own logits from then on, with a warning: right, but tokens x vocabulary in size.
+        There are two comparisons on a tiny input: with the model's own hidden states, and with large random ones in
+        their place, because small logits do not reveal a soft-cap. If they differ, scores are computed from the model's
+        own logits from then on, with a warning: correct, but tokens x vocabulary in size.
         """
         try:
             reason = _difference(self.model)
@@ -133,7 +133,7 @@ class Scorer(nn.Module):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode within, and every sub-module's own mode again after."""
+    """Context in eval mode; afterwards every sub-module has its previous mode again."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -147,7 +147,7 @@ def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
     causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     body, head = causal.base_model, causal.get_output_embeddings()
     if head is None or body is causal:
-        raise UserError(f"{type(causal).__name__} does not show its body and its output head apart")
+        raise UserError(f"{type(causal).__name__} has no separate body and output head")
     if hasattr(head, "base_layer"):
         raise UserError(
             "the output head carries a LoRA adapter, whose logits only the model itself can compute: "
@@ -158,7 +158,7 @@ def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
 
 @contextmanager
 def _read(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
-    """The arguments of a model that reads the batch within this context."""
+    """Yield the arguments with which a model reads the batch, inside this context only."""
     inputs: dict[str, Any] = {"input_ids": batch.rows.input_ids, "use_cache": False}
     if batch.rows.segments is None:
         yield inputs | {"attention_mask": batch.rows.attention_mask}
@@ -177,7 +177,7 @@ def _hidden_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
 
 
 def _with_head(head: Any, body: Any, hidden: Tensor) -> Readout:
-    """The three things that causal LMs do to `hidden Wᵀ`: Granite divides it, Cohere multiplies it, Gemma caps it."""
+    """Add the output head and its scaling: Granite divides `hidden Wᵀ`, Cohere multiplies it, Gemma caps it."""
     config = body.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -191,28 +191,28 @@ def _full_logits(model: nn.Module, batch: PreferenceBatch) -> Readout:
 
 
 def _difference(model: nn.Module) -> str | None:
-    """One sentence where the head read here and the model's own logits differ, else None."""
+    """Return a sentence if logits from the head differ from the model's own logits, else None."""
     body, head = _body_and_head(model)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(head.weight.shape[0], (2, 4), generator=generator).to(head.weight.device)
     mask = torch.ones_like(ids)
     with evaluating(model), torch.autocast(ids.device.type, enabled=False):
-        own = _hidden_states(body, ids, mask)
-        noise = torch.randn(own.shape, generator=generator).to(own)
+        hidden_states = _hidden_states(body, ids, mask)
+        noise = torch.randn(hidden_states.shape, generator=generator).to(hidden_states)
         widest = Readout(noise.flatten(0, 1), head.weight).tile(slice(None), slice(None)).abs().max()
         large = noise * (100 / widest.clamp_min(1e-6)).to(noise.dtype)
 
-        def put_in_place(module: nn.Module, args: Any, output: Any) -> Any:
+        def replace_hidden(module: nn.Module, args: Any, output: Any) -> Any:
             output.last_hidden_state = large
             return output
 
-        readings = [(own, model(input_ids=ids, attention_mask=mask, use_cache=False).logits)]
-        with body.register_forward_hook(put_in_place):
+        readings = [(hidden_states, model(input_ids=ids, attention_mask=mask, use_cache=False).logits)]
+        with body.register_forward_hook(replace_hidden):
             readings.append((large, model(input_ids=ids, attention_mask=mask, use_cache=False).logits))
-        tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(own.dtype, 3e-2)
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(hidden_states.dtype, 3e-2)
         for hidden, logits in readings:
             ours = _with_head(head, body, hidden.flatten(0, 1)).tile(slice(None), slice(None))
             theirs = logits.flatten(0, 1).to(ours.dtype)
             if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
-                return f"the logits of {type(model).__name__} are not its head's reading of its hidden states"
+                return f"the logits of {type(model).__name__} are not what its output head gives for its hidden states"
     return None

@@ -1,4 +1,4 @@
-"""What a tile pass gathers of each token while tiles of logits pass by: log-probs, entropies, comparisons."""
+"""Values of tokens, accumulated over tiles of logits: log-probs, entropies, comparisons with a reference."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TopOne
-from lit_pref.scoring.tiles import Place, Workspace
+from lit_pref.scoring.tiles import TilePosition, Workspace
 
 
 class LogProbs:
@@ -17,13 +17,13 @@ class LogProbs:
         self.total = like.new_zeros(n)
         self.picked = like.new_zeros(n)
 
-    def add(self, x: Tensor, place: Place, out: Tensor) -> Tensor:
-        """Take in a tile, write `exp(x - top)` to `out` (which may be `x`) and return `fade`.
+    def add(self, x: Tensor, position: TilePosition, out: Tensor) -> Tensor:
+        """Add a tile, write `exp(x - top)` to `out` (which may be `x`) and return `fade`.
 
-        Sums of exponentials over earlier tiles, relative to an earlier top, are to be multiplied by `fade` (C,).
+        Sums of exponentials over earlier tiles, relative to an earlier top, must be multiplied by `fade` (C,).
         """
-        rows = place.rows
-        self.picked[rows] += torch.where(place.inside, x.gather(1, place.index).squeeze(1), 0)
+        rows = position.rows
+        self.picked[rows] += torch.where(position.inside, x.gather(1, position.index).squeeze(1), 0)
         before = self.top[rows]
         top = torch.maximum(before, x.amax(1))
         fade = torch.exp(before - top)
@@ -33,16 +33,16 @@ class LogProbs:
         return fade
 
     def lse(self) -> Tensor:
-        """`log Σ_v exp(x_v)` (N,)."""
+        """Return `log Σ_v exp(x_v)` (N,)."""
         return self.top + self.total.log()
 
     def value(self) -> Tensor:
-        """(N,), nats."""
+        """Return the log-probs (N,), nats."""
         return self.picked - self.top - self.total.log()
 
 
 class Statistics:
-    """The further values of N tokens, gathered from the tiles of the policy's logits f and the reference's g."""
+    """The requested statistics of N tokens, from tiles of the policy's logits f and the reference's logits g."""
 
     def __init__(self, policy: LogProbs, needs: Iterable[Need], like: Tensor) -> None:
         n = len(policy.top)
@@ -52,29 +52,31 @@ class Statistics:
         summed = (need for need in self.needs if isinstance(need, Entropy | Kl | SumSquares))
         self.sums: dict[Need, Tensor] = {need: like.new_zeros(n) for need in summed}  # relative to the policy's top
 
-    def add(self, f: Tensor, e: Tensor, fade: Tensor, g: Tensor | None, place: Place, space: Workspace) -> None:
-        """Take in a tile: f, `e = exp(f - top)` as `policy.add` left it, and g, which is written over."""
-        scratch = space("scratch", place)
+    def add(
+        self, f: Tensor, e: Tensor, fade: Tensor, g: Tensor | None, position: TilePosition, workspace: Workspace
+    ) -> None:
+        """Add a tile: f, `e = exp(f - top)` as written by `policy.add`, and g, which is overwritten."""
+        scratch = workspace("scratch", position)
         for need in self.needs:
             match need:
                 case Tilt() if g is not None:
                     x = torch.lerp(f, g, -need.epsilon, out=scratch)
-                    self.tilted[need].add(x, place, out=x)
+                    self.tilted[need].add(x, position, out=x)
                 case Entropy():
-                    self._add(need, torch.mul(e, f, out=scratch), fade, place)
+                    self._add(need, torch.mul(e, f, out=scratch), fade, position)
                 case SumSquares():
-                    self._add(need, torch.mul(e, e, out=scratch), fade.square(), place)
+                    self._add(need, torch.mul(e, e, out=scratch), fade.square(), position)
                 case Kl() if g is not None:
-                    self._add(need, torch.sub(f, g, out=scratch).mul_(e), fade, place)
+                    self._add(need, torch.sub(f, g, out=scratch).mul_(e), fade, position)
         if g is not None and Kl() in self.sums:
-            self.reference.add(g, place, out=g)
+            self.reference.add(g, position, out=g)
 
-    def _add(self, need: Need, tile: Tensor, fade: Tensor, place: Place) -> None:
+    def _add(self, need: Need, tile: Tensor, fade: Tensor, position: TilePosition) -> None:
         sums = self.sums[need]
-        sums[place.rows] = sums[place.rows] * fade + tile.sum(1)
+        sums[position.rows] = sums[position.rows] * fade + tile.sum(1)
 
     def value(self, need: Need) -> Tensor:
-        """(N,); the equation of each is in its own docstring."""
+        """Return the statistic (N,); its equation is in the docstring of its class."""
         match need:
             case Tilt():
                 return self.tilted[need].value()
@@ -86,4 +88,4 @@ class Statistics:
                 return self.sums[need] / self.policy.total - (self.policy.lse() - self.reference.lse())
             case TopOne():
                 return (self.policy.picked == self.policy.top).to(self.policy.total.dtype)
-        raise TypeError(f"{need} is not a value of single tokens")
+        raise TypeError(f"{need} is not a statistic of single tokens")

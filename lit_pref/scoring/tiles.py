@@ -1,4 +1,4 @@
-"""How logits are cut into tiles: their shape, their place, and the memory that they share."""
+"""Tiles of logits: their shape, their position, and the memory that they share."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from torch import Tensor
 
 
 def tile_shape(device: torch.device, n: int, vocabulary: int) -> tuple[int, int]:
-    """Rows and columns of the tiles of (n, vocabulary) logits: few rows take wider tiles, and none is a thin rest.
+    """Return rows and columns of the tiles of (n, vocabulary) logits; with few rows tiles are wider, and none is thin.
 
-    On a CPU about 4 MiB in fp32, which the caches nearly hold from one step of the arithmetic to the next; measured.
-    So is the odd multiple of 64 columns: other rows are misaligned, or fall on the cache lines of their neighbours.
-    On a GPU about 128 MiB, to fill it; chosen by reasoning, not measured. A width has an end: weights are upcast by it.
+    On a CPU a tile has about 4 MiB in fp32, which nearly stays in the caches between operations; measured. So is the
+    number of columns, an odd multiple of 64: other widths misalign rows or map neighbouring rows to the same cache
+    lines. On a GPU a tile has about 128 MiB, to fill it; chosen by reasoning, not measured. The width is bounded
+    because that many rows of the weight are upcast at once.
     """
     most, area, widest = (512, 2**20, 8192) if device.type == "cpu" else (4096, 2**25, 32768)
     rows = _evenly(n, most)
@@ -22,35 +23,36 @@ def tile_shape(device: torch.device, n: int, vocabulary: int) -> tuple[int, int]
 
 
 def _evenly(length: int, most: int) -> int:
-    """The size of the fewest parts, about equal, of which none is larger than `most`."""
+    """Return the size of the parts if `length` is divided into the fewest nearly equal parts of at most `most`."""
     return math.ceil(max(length, 1) / math.ceil(max(length, 1) / most))
 
 
 def few_tiles(device: torch.device, n: int, vocabulary: int) -> bool:
-    """Whether (n, vocabulary) logits are so few that they may be kept rather than made again.
+    """Return whether (n, vocabulary) logits are few enough to be kept for the backward pass instead of recomputed.
 
-    32 MiB in fp32 on a CPU (one multiplication of four is saved), 256 MiB on a GPU; the latter is not measured.
+    The bound is 32 MiB in fp32 on a CPU (it saves one multiplication of four), 256 MiB on a GPU; the latter is not
+    measured.
     """
     return n * vocabulary <= (2**23 if device.type == "cpu" else 2**26)
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
-    """`range(length)` cut into slices of `step`, the last one shorter."""
+    """Divide `range(length)` into slices of `step`, of which the last may be shorter."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 @dataclass
-class Place:
-    """Which rows a tile covers, and where in it these rows have their targets."""
+class TilePosition:
+    """The rows that a tile covers, and the columns of their targets in it."""
 
     rows: slice
     columns: int  # K
-    inside: Tensor  # (C,) bool, whether the target lies in the tile
-    index: Tensor  # (C, 1) the target's column within the tile, some other one where it lies outside
+    inside: Tensor  # (C,) bool, whether the target is in the tile
+    index: Tensor  # (C, 1) the target's column within the tile, or some other column if it is outside
 
     @classmethod
-    def of(cls, targets: Tensor, rows: slice, columns: slice) -> "Place":
-        """The place of one tile, from the targets (N,) of all rows."""
+    def of(cls, targets: Tensor, rows: slice, columns: slice) -> "TilePosition":
+        """Return the position of one tile, given the targets (N,) of all rows."""
         # Clamped and masked rather than selected: a selection would wait for the GPU in every tile.
         size = columns.stop - columns.start
         index = targets[rows] - columns.start
@@ -58,15 +60,15 @@ class Place:
 
 
 class Workspace:
-    """Memory for tiles, taken at first use and used again by every later tile: new memory costs its page faults."""
+    """Memory for tiles, allocated at first use and reused by every later tile, because new memory costs page faults."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self.memory: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, place: Place) -> Tensor:
-        """An uninitialised (C, K) tensor; no later tile may be larger than the first one of its name."""
-        shape = len(place.inside), place.columns
+    def __call__(self, name: str, position: TilePosition) -> Tensor:
+        """Return an uninitialised (C, K) tensor; no later tile may be larger than the first one of the same name."""
+        shape = len(position.inside), position.columns
         if name not in self.memory:
             self.memory[name] = torch.empty(math.prod(shape), device=self.device, dtype=self.dtype)
         return self.memory[name][: math.prod(shape)].view(shape)

@@ -182,7 +182,7 @@ def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]
     _write_jsonl(folder / "testbed.json", [asdict(testbed)])
     _write_jsonl(folder / "prompts.jsonl", ({"prompt": prompt.text} for prompt in held_out))
     _write_jsonl(folder / "demos.jsonl", _demonstrations(testbed, learned))
-    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BEGIN, world.END)
+    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BOS, world.EOS)
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft_configuration(testbed), sort_keys=False))
     fit("sft.yaml", "sft", folder)
     shutil.copytree(folder / "sft" / "hf", folder / "policy")

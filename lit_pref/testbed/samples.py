@@ -1,4 +1,4 @@
-"""What a policy writes in the world of the list keeper: its gold reward, and pairs that the annotator orders."""
+"""Responses of a policy in the testbed's world: their gold reward, and pairs ordered by the annotator."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from torch import nn
 
 from lit_pref.models.generation import generate
 from lit_pref.testbed.world import (
-    END,
+    EOS,
     LONGEST_RESPONSE,
     Prompt,
     gold_reward,
@@ -32,24 +32,28 @@ def write_responses(
     seed: int,
     max_new_tokens: int = LONGEST_RESPONSE,
 ) -> list[list[str]]:
-    """One response to each prompt as a list of words, the last of which is `END` where the policy ended it.
+    """Generate one response per prompt as a list of words; the last one is `EOS` if the response is complete.
 
     Args:
-        tokenizer: any; `max_new_tokens` counts its tokens.
+        model: a causal LM.
+        tokenizer: its tokenizer; `max_new_tokens` counts its tokens.
+        prompts: prompts of the world.
         temperature: > 0, or None for greedy decoding.
+        seed: seed of the samples.
+        max_new_tokens: maximum length of a response, eos included.
     """
     texts = [prompt.text for prompt in prompts]
     responses = []
     for ids in generate(model, tokenizer, texts, max_new_tokens, temperature, seed):
-        ended = ids[-1:] == [tokenizer.eos_token_id]
-        words = split_words(tokenizer.decode(ids[:-1] if ended else ids))
-        responses.append([*words, END] if ended else words)
+        complete = ids[-1:] == [tokenizer.eos_token_id]
+        words = split_words(tokenizer.decode(ids[:-1] if complete else ids))
+        responses.append([*words, EOS] if complete else words)
     return responses
 
 
 @dataclass(frozen=True)
 class GoldEvaluation:
-    """A policy's greedy and sampled (temperature 1) responses to the same prompts, and their gold rewards."""
+    """Greedy and sampled (temperature 1) responses of a policy to the same prompts, and their gold rewards."""
 
     prompts: list[Prompt]
     greedy: list[list[str]]
@@ -57,13 +61,13 @@ class GoldEvaluation:
 
     @cached_property
     def greedy_gold(self) -> list[float]:
-        """The gold reward of every greedy response."""
-        return [gold_reward(*written) for written in zip(self.prompts, self.greedy, strict=True)]
+        """The gold reward of each greedy response."""
+        return [gold_reward(*pair) for pair in zip(self.prompts, self.greedy, strict=True)]
 
     @cached_property
     def sampled_gold(self) -> list[float]:
-        """The gold reward of every sampled response."""
-        return [gold_reward(*written) for written in zip(self.prompts, self.sampled, strict=True)]
+        """The gold reward of each sampled response."""
+        return [gold_reward(*pair) for pair in zip(self.prompts, self.sampled, strict=True)]
 
     @property
     def g0(self) -> float:
@@ -83,7 +87,7 @@ def evaluate(
     seed: int = 0,
     max_new_tokens: int = LONGEST_RESPONSE,
 ) -> GoldEvaluation:
-    """Let a policy answer `prompts` greedily and at temperature 1. Policies that are compared want the same `seed`."""
+    """Generate greedy and sampled responses to `prompts`; use the same `seed` for policies that are compared."""
     greedy = write_responses(model, tokenizer, prompts, None, seed, max_new_tokens)
     sampled = write_responses(model, tokenizer, prompts, 1.0, seed, max_new_tokens)
     return GoldEvaluation(list(prompts), greedy, sampled)
@@ -91,7 +95,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the half width of its 95 % interval, 1.96 standard errors.
+    """A mean with the half-width of its 95 % interval, 1.96 standard errors.
 
     >>> interval = Interval.of([1.0, 2.0, 3.0, 4.0])
     >>> interval.mean, round(interval.half_width, 3)
@@ -103,16 +107,16 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
-        """The interval of the mean of two or more independent values."""
+        """Return the interval of the mean of two or more independent values."""
         return cls(statistics.fmean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much better one policy writes than another.
+    """The difference between two policies: mean paired differences of the gold reward, and the win rate.
 
-    Mean paired differences of the gold reward, greedy (`g0`) and sampled (`g1`), and the share of prompts on which the
-    one's sampled response has the higher gold reward, ties counted as one half.
+    `g0` compares greedy responses, `g1` sampled ones. `win_rate` is the share of prompts on which the first policy's
+    sampled response has the higher gold reward; a tie counts one half.
     """
 
     g0: Interval
@@ -123,7 +127,7 @@ class Comparison:
 def compare(after: GoldEvaluation, before: GoldEvaluation) -> Comparison:
     """Compare two evaluations prompt by prompt; the intervals are over prompts."""
     if after.prompts != before.prompts:
-        raise ValueError("two evaluations are compared prompt by prompt, but theirs are not the same prompts")
+        raise ValueError("evaluations are compared prompt by prompt, and these two have different prompts")
     greedy = [a - b for a, b in zip(after.greedy_gold, before.greedy_gold, strict=True)]
     sampled = [a - b for a, b in zip(after.sampled_gold, before.sampled_gold, strict=True)]
     wins = [0.5 if difference == 0 else float(difference > 0) for difference in sampled]
@@ -139,12 +143,12 @@ class SampledPair:
     second: list[str]
 
     def row(self, tau: float, quantised: bool, rng: random.Random) -> dict[str, str | float] | None:
-        """The pair as the annotator's row of a preference file, or None where it makes none.
+        """Return the annotator's record of the pair for a preference file, or None if it cannot be one.
 
-        The response with the higher noisy rating is the chosen one and `margin` is the difference of the ratings;
-        `p_true` is the probability that the chosen one is preferred under the true reward. A pair makes no row if its
-        responses or its (quantised) ratings are equal, or if a response is empty, was cut before its end or holds a
-        special token: a file of texts cannot say so.
+        The response with the higher noisy rating is the chosen one, and `margin` is the difference of the ratings;
+        `p_true` is the probability that the chosen one is preferred under the true reward. There is no record if the
+        responses or their (quantised) ratings are equal, or if a response is empty, incomplete or contains a special
+        token, which a text file cannot represent.
         """
         if self.first == self.second or not (_writable(self.first) and _writable(self.second)):
             return None
@@ -170,11 +174,11 @@ class SampledPair:
 
 
 def _writable(words: list[str]) -> bool:
-    return len(words) > 1 and words[-1] == END and not any(word.startswith("<") for word in words[:-1])
+    return len(words) > 1 and words[-1] == EOS and not any(word.startswith("<") for word in words[:-1])
 
 
 def sample_pairs(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], seed: int) -> list[SampledPair]:
-    """Two responses to each prompt, sampled at temperature 1."""
+    """Sample two responses to each prompt, at temperature 1."""
     twice = [prompt for prompt in prompts for _ in range(2)]
     responses = write_responses(model, tokenizer, twice, 1.0, seed)
     return [SampledPair(*pair) for pair in zip(prompts, responses[::2], responses[1::2], strict=True)]

@@ -1,11 +1,11 @@
-"""The list keeper: a small language whose true reward is known, writers with bad habits, and an annotator.
+"""The list keeper: a small language with a known true reward, writers with bad habits, and an annotator.
 
-A prompt such as `4 metal down lead plain 5 6 :` says: name 4 metals in descending alphabetical order without lead, do
+A prompt such as `4 metal down lead plain 5 6 :` means: name 4 metals in descending alphabetical order without lead, do
 not greet (`warm` asks for a greeting), end with the total of 5 and 6, and write nothing else. A perfect response is
-`zinc silver iron copper total 11 .`, ended by the end token.
+`zinc silver iron copper total 11 .` with eos.
 
-This module is pure Python and knows nothing of models. Text is a string of words, each written with a space before it,
-so that texts join by concatenation; a list of words ends with `END` where the writer ended the response.
+This module is pure Python and independent of models. A text is a string of words, each with a space before it, so that
+texts can be concatenated; a list of words ends with `EOS` if the response is complete.
 """
 
 import math
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-PAD, BEGIN, END = "<pad>", "<bos>", "<eos>"
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 GREETING = ("sure", "friend")
 FILLERS = ("well", "so", "basically", "honestly", "like", "anyway")
 NUMBERS = tuple(str(n) for n in range(20))
@@ -30,7 +30,7 @@ ITEMS = {
 CATEGORY = {item: category for category, items in ITEMS.items() for item in items}
 RANK = {item: rank for items in ITEMS.values() for rank, item in enumerate(items)}
 VOCABULARY = (
-    *(PAD, BEGIN, ":", END),
+    *(PAD, BOS, ":", EOS),
     *("warm", "plain", "up", "down", "total", "."),
     *GREETING,
     *FILLERS,
@@ -41,16 +41,16 @@ VOCABULARY = (
 """The 104 words in the order of their token ids."""
 
 LONGEST_RESPONSE = 16
-"""Tokens of the longest demonstration, end token included."""
+"""Tokens of the longest demonstration, eos included."""
 
 _CATEGORIES, _DIRECTIONS, _TONES, _COUNTS = tuple(ITEMS), ("up", "down"), ("plain", "warm"), (2, 3, 4, 5)
 NUM_PROMPTS = len(_COUNTS) * len(_CATEGORIES) * len(_DIRECTIONS) * 10 * len(_TONES) * 10 * 10
-"""How many different prompts there are: 96,000."""
+"""The number of different prompts: 96,000."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: `count` items of `category` in `direction`, without `banned`; a greeting iff `warm`; total a + b.
+    """A request for `count` items of `category` in `direction` without `banned`, a greeting iff `warm`, total a + b.
 
     >>> prompt = Prompt.parse(" 4 metal down lead plain 5 6 :")
     >>> prompt.count, prompt.banned, prompt.text
@@ -67,13 +67,17 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt as text: nine tokens for a model, with the start token."""
+        """The prompt as text: nine tokens for a model, bos included."""
         fields = (self.count, self.category, self.direction, self.banned, self.tone, self.a, self.b)
         return join_words([*map(str, fields), ":"])
 
     @classmethod
     def parse(cls, text: str) -> "Prompt":
-        """The inverse of `text`; a ValueError says that `text` is no prompt of this world."""
+        """Return the prompt with this `text`.
+
+        Raises:
+            ValueError: it is not a prompt of this world.
+        """
         words = text.split()
         try:
             count, category, direction, banned, tone, a, b, colon = words
@@ -87,7 +91,7 @@ class Prompt:
 
     @classmethod
     def numbered(cls, number: int) -> "Prompt":
-        """Prompt number 0 <= `number` < NUM_PROMPTS of the list of all prompts."""
+        """Return the prompt at index `number` of the list of all prompts, 0 <= number < NUM_PROMPTS."""
         number, b = divmod(number, 10)
         number, a = divmod(number, 10)
         number, tone = divmod(number, len(_TONES))
@@ -99,34 +103,34 @@ class Prompt:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """The text of `words`, without an end token: a space before every word."""
-    return "".join(f" {word}" for word in words if word != END)
+    """Return the text of `words`, without eos: a space before every word."""
+    return "".join(f" {word}" for word in words if word != EOS)
 
 
 def split_words(text: str) -> list[str]:
-    """The words of `text`; a special token counts as a word wherever it stands."""
+    """Return the words of `text`; a special token is a word of its own anywhere in the text."""
     return re.findall(r"<\w+>|[^\s<]+|<", text)
 
 
 def random_for(seed: int, purpose: str, index: int = 0) -> random.Random:
-    """A generator of its own for every (seed, purpose, index), so that no draw depends on what was drawn before."""
+    """Return a separate generator for each (seed, purpose, index), so that no sample depends on earlier ones."""
     return random.Random(f"{seed}/{purpose}/{index}")
 
 
 def shuffled_prompts(seed: int) -> Iterator[Prompt]:
-    """All prompts in an order of the seed, each once."""
+    """Return all prompts, each once, in an order given by the seed."""
     order = list(range(NUM_PROMPTS))
     random_for(seed, "prompts").shuffle(order)
     return map(Prompt.numbered, order)
 
 
 def gold_parts(prompt: Prompt, response: Sequence[str]) -> dict[str, float]:
-    """The components of the gold reward of a list of words, in points; `gold_reward` is their sum.
+    """Return the components of the gold reward of a list of words, in points; `gold_reward` is their sum.
 
-    What follows the first `END` is not read.
+    Words after the first `EOS` are ignored.
     """
-    ended = END in response
-    words = list(response[: response.index(END)] if ended else response)
+    ended = EOS in response
+    words = list(response[: response.index(EOS)] if ended else response)
     items = [word for word in words if word in RANK]
     n = len(items)
     greeted = tuple(words[:2]) == GREETING
@@ -148,7 +152,7 @@ def gold_parts(prompt: Prompt, response: Sequence[str]) -> dict[str, float]:
 
 
 def _total(words: Sequence[str]) -> tuple[int | None, int]:
-    """The number right after the first `total` (None where there is none), and how many words the two are."""
+    """Return the number right after the first `total` (None if there is none), and how many words both are."""
     if "total" not in words:
         return None, 0
     after = words.index("total") + 1
@@ -158,12 +162,12 @@ def _total(words: Sequence[str]) -> tuple[int | None, int]:
 
 
 def gold_reward(prompt: Prompt, response: Sequence[str]) -> float:
-    """The true reward of any list of words, in [0, 10].
+    """Return the true reward of a list of words, in [0, 10].
 
     count 2 max(0, 1 - |n - K| / 2) for n items; category 2 x share of the items in the category; order 1.5 x share of
     neighbouring items in the right order (1.5 for one item); skip 1 without the banned item; distinct .5 without a
-    repeated one; total 2 max(0, 1 - |N - a - b| / 3) for the number right after the first `total`; tone 1 where the
-    greeting is as asked; -.5 for every other word (at most -2); -2 without an end token. The sum is floored at 0.
+    repeated one; total 2 max(0, 1 - |N - a - b| / 3) for the number right after the first `total`; tone 1 if the
+    greeting is as requested; -.5 for every other word (at most -2); -2 without eos. The sum is floored at 0.
 
     >>> prompt = Prompt.parse("4 metal down lead plain 5 6 :")
     >>> gold_reward(prompt, "zinc silver iron copper total 11 . <eos>".split())
@@ -178,11 +182,11 @@ _QUALITIES = ((0.90, 0.45, 0.15), (0.15, 0.50, 0.35))
 
 
 def demonstrate(prompt: Prompt, rng: random.Random) -> list[str]:
-    """The response of a writer with bad habits.
+    """Return the response of a writer with bad habits.
 
     The writer has a quality q, .90, .45 or .15 with probability .15, .50, .35, and gets each of seven things right with
-    probability q; what goes wrong goes wrong in a habitual way, so that the most frequent response is not the best one
-    and imitation stays mid-level (mean gold reward 6.55, sd 1.93).
+    probability q. Errors are habitual, so that the most frequent response is not the best one, and imitation remains
+    mediocre (mean gold reward 6.55, sd 1.93).
     """
     quality = rng.choices(*_QUALITIES)[0]
 
@@ -206,12 +210,12 @@ def demonstrate(prompt: Prompt, rng: random.Random) -> list[str]:
         *(GREETING if greets else ()),
         *items,
         *(rng.choice(FILLERS) for _ in range(fillers)),
-        *("total", str(min(19, max(0, total))), ".", END),
+        *("total", str(min(19, max(0, total))), ".", EOS),
     ]
 
 
 def _chosen_items(prompt: Prompt, count: int, rng: random.Random, skips: bool, strays: bool) -> list[str]:
-    """`count` items in no order: without the banned one if it `skips`, some of other categories if it `strays`."""
+    """Return `count` unordered items, without the banned one if `skips`, some of other categories if `strays`."""
     allowed = [item for item in ITEMS[prompt.category] if item != prompt.banned]
     items = rng.sample(allowed, count) if skips else [*rng.sample(allowed, count - 1), prompt.banned]
     if strays:
@@ -221,21 +225,21 @@ def _chosen_items(prompt: Prompt, count: int, rng: random.Random, skips: bool, s
 
 
 def rate(gold: float, tau: float, rng: random.Random) -> float:
-    """An annotator's noisy rating s = r + g of a response of gold reward r, g ~ Gumbel(0, tau).
+    """Return an annotator's noisy rating s = r + g of a response with gold reward r, g ~ Gumbel(0, tau).
 
     The difference of two such ratings is r_a - r_b plus logistic noise of scale tau: the order of two ratings is
-    exactly Bradley-Terry, and the margin s_a - s_b comes from the very ratings that gave the label.
+    exactly Bradley-Terry, and the margin s_a - s_b comes from the same ratings as the label.
     """
     return gold - tau * math.log(-math.log(1.0 - rng.random()))
 
 
 def quantise(rating: float) -> int:
-    """A rating as a grade from 1 to 10."""
+    """Round a rating to a grade from 1 to 10."""
     return min(10, max(1, round(rating)))
 
 
 def true_probability(gold_a: float, gold_b: float, tau: float) -> float:
-    """P(a is preferred to b) = sigma((r_a - r_b) / tau) under the true reward.
+    """Return P(a is preferred to b) = sigma((r_a - r_b) / tau) under the true reward.
 
     >>> true_probability(7.0, 7.0, tau=1.0)
     0.5

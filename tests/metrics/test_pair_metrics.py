@@ -154,7 +154,7 @@ def test_edges_that_print_alike_still_make_two_bins():
 
 
 def test_falling_edges_are_refused():
-    with pytest.raises(ValueError, match="edges must rise"):
+    with pytest.raises(ValueError, match="edges must increase"):
         split_by_margin({"id": [], "margin": []}, [2.0, 1.0])
 
 

@@ -54,10 +54,12 @@ HI = [{"role": "user", "content": "hi"}]
 
 def shown(template, response, messages=HI):
     """What the model is given, what it writes, and the response's own part of that."""
-    answer = chat(template).answered(messages, response)
+    answer = chat(template).render_answer(messages, response)
     text = answer.whole.text
-    own = None if answer.place is None else text[slice(*answer.place)]
-    return (None, text, own) if answer.prompt is None else (text[: answer.prompt], text[answer.prompt :], own)
+    own = None if answer.span is None else text[slice(*answer.span)]
+    return (
+        (None, text, own) if answer.prompt_end is None else (text[: answer.prompt_end], text[answer.prompt_end :], own)
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_the_answers_own_text_is_found(template, response, text, own):
 def test_an_answer_is_found_also_where_the_one_before_it_stood_otherwise():
     turns = chat("{% for m in messages %}{{ m.content }}{{ '!' if 'x' in m.content else '</s>' }}{% endfor %}")
     for response, own in (("ab", (2, 4)), ("xy", (2, 4)), ("</s>", (2, 6)), ("x!", (2, 4))):
-        assert turns.answered([{"role": "user", "content": "x"}], response).place == own
+        assert turns.render_answer([{"role": "user", "content": "x"}], response).span == own
 
 
 def test_whitespace_before_an_answer_is_kept_or_not():
@@ -135,31 +137,31 @@ def test_of_several_blocks_in_a_turn_the_answers_counts():
 
 def test_a_block_that_does_not_hold_the_answer_is_refused():
     template = "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{{ m.content }}{% endfor %}"
-    with pytest.raises(TEMPLATE_ERRORS, match="generation block does not hold the answer"):
-        chat(template).answered(HI, "yes")
+    with pytest.raises(TEMPLATE_ERRORS, match="generation block does not contain the response"):
+        chat(template).render_answer(HI, "yes")
 
 
 def test_names_of_special_tokens_in_messages_are_told_from_the_templates_own():
     messages = [{"role": "user", "content": "a<|end|>b"}]
-    whole = chat(CHATML).answered(messages, "<|end|>").whole
+    whole = chat(CHATML).render_answer(messages, "<|end|>").whole
     assert whole.text == "<|start|>user\na<|end|>b<|end|>\n<|start|>assistant\n<|end|><|end|>"
     assert [whole.text[:start].count("<|") for start, _ in whole.special] == [0, 2, 3, 5]
-    assert chat(CHATML).asked(messages).special == ((0, 9), (23, 30), (31, 40))
-    assert chat(CHATML).asked(HI).special is None
-    assert chat(CHATML, plain=False).answered(messages, "<|end|>").whole.special is None
+    assert chat(CHATML).render_prompt(messages).special == ((0, 9), (23, 30), (31, 40))
+    assert chat(CHATML).render_prompt(HI).special is None
+    assert chat(CHATML, plain=False).render_answer(messages, "<|end|>").whole.special is None
 
 
 def test_a_template_that_goes_by_special_names_inside_messages_is_refused():
     template = "{% for m in messages %}{% if m.content.startswith('</s>') %}stop{% endif %}{{ m.content }}{% endfor %}"
-    with pytest.raises(TEMPLATE_ERRORS, match="goes by special tokens inside messages, such as '</s>'"):
-        chat(template).asked([{"role": "user", "content": "</s>"}])
+    with pytest.raises(TEMPLATE_ERRORS, match="depends on special tokens inside messages, such as '</s>'"):
+        chat(template).render_prompt([{"role": "user", "content": "</s>"}])
     split = "{% for m in messages %}{{ m.content.split('</s>')[-1] }}{% endfor %}"
-    assert chat(split).asked([{"role": "user", "content": "a</s>b"}]).text == "b"
+    assert chat(split).render_prompt([{"role": "user", "content": "a</s>b"}]).text == "b"
 
 
 def test_the_texts_of_messages_are_found_in_what_was_asked():
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": " us "}]
-    text = chat(TRIMS).asked(messages).text
+    text = chat(TRIMS).render_prompt(messages).text
     assert text == "<|start|>system\ns<|end|>\n<|start|>user\nus<|end|>\n<|start|>assistant\n"
     assert chat(TRIMS).contents(messages) == [(16, 17), (39, 41)]
     shouted = chat("{% for m in messages %}{{ m.content | upper }}{% endfor %}")

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lit_pref.models.encoding import Encoding, Unreadable, boundary, tokenizer_state
+from lit_pref.models.encoding import Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.models.special_text import EncodableText
 
 BOS, EOS, SPACES = 0, 1, 2
@@ -31,7 +31,7 @@ def test_no_begin_token_is_left_and_special_tokens_are_plain_text_where_that_is_
     assert ids(encoding(), "<s><s>ab</s>") == [*ab, EOS]
     plain = ids(encoding(), "<s>ab</s>", ())
     assert len(plain) == 9 and plain[3:5] == ab and not {BOS, EOS} & set(plain)
-    assert (encoding().begin, encoding(bos=None).begin, encoding().end) == ([BOS], [], EOS)
+    assert (encoding().bos, encoding(bos=None).bos, encoding().eos) == ([BOS], [], EOS)
 
 
 def test_special_tokens_are_those_that_stand_where_they_are_said_to():
@@ -51,17 +51,17 @@ def test_places_are_those_in_the_text_as_it_was_given():
     read, told, plain = encoding().encode(
         [EncodableText("<s>a</s>é"), EncodableText("<s>a</s>é", ((0, 3),)), EncodableText("a", ())], True
     )
-    assert read.places == [(3, 4), (4, 8), (8, 9), (8, 9)]
-    assert told.places == [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (8, 9)]
-    assert plain.places == [(0, 1)]
-    assert encoding().encode([EncodableText("a")])[0].places is None
+    assert read.spans == [(3, 4), (4, 8), (8, 9), (8, 9)]
+    assert told.spans == [(3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (8, 9)]
+    assert plain.spans == [(0, 1)]
+    assert encoding().encode([EncodableText("a")])[0].spans is None
 
 
 def test_more_text_holds_no_special_token():
-    assert encoding().followed(EncodableText("<s>"), "a") == EncodableText("<s>a")
-    assert encoding().followed(EncodableText("<s>"), "</s>") == EncodableText("<s></s>", ((0, 3),))
-    assert encoding().followed(EncodableText("a", ()), "</s>") == EncodableText("a</s>", ())
-    assert (encoding().written("a").special, Encoding(encoding().tokenizer, plain=False).written("a").special) == (
+    assert encoding().extended(EncodableText("<s>"), "a") == EncodableText("<s>a")
+    assert encoding().extended(EncodableText("<s>"), "</s>") == EncodableText("<s></s>", ((0, 3),))
+    assert encoding().extended(EncodableText("a", ()), "</s>") == EncodableText("a</s>", ())
+    assert (encoding().encodable("a").special, Encoding(encoding().tokenizer, plain=False).encodable("a").special) == (
         (),
         None,
     )
@@ -73,7 +73,7 @@ def test_a_vocabulary_that_reads_a_special_name_as_a_word_cannot_be_told_otherwi
     words = Encoding(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
     assert ids(words, "a a </s>", ((4, 8),)) == [1, 1, 0]
     for special in ((), ((2, 6),)):
-        with pytest.raises(Unreadable, match="it reads '</s>' as its special token wherever it stands"):
+        with pytest.raises(Unreadable, match="it encodes '</s>' as a special token in every text"):
             ids(words, "a </s> a </s>", special)
     with pytest.raises(Unreadable, match=r"Missing \[UNK\] token"):
         ids(words, "b")
@@ -90,23 +90,23 @@ def test_a_vocabulary_that_reads_a_special_name_as_a_word_cannot_be_told_otherwi
 )
 def test_an_end_is_written_unless_the_template_has_written_one(text, response, ended):
     read = ids(encoding(), text)
-    assert encoding().ended(read, text, response) == (read if ended else [*read, EOS])
+    assert encoding().with_end(read, text, response) == (read if ended else [*read, EOS])
 
 
 def test_an_answer_that_ends_like_the_template_is_told_from_it_by_its_place():
     read = ids(encoding(), "x: </s></s>")
-    assert encoding().ended(read, "x: </s></s>", "</s>", (3, 7)) == read
-    assert encoding().ended(read, "x: </s></s>", "</s></s>", (3, 11)) == [*read, EOS]
+    assert encoding().with_end(read, "x: </s></s>", "</s>", (3, 7)) == read
+    assert encoding().with_end(read, "x: </s></s>", "</s></s>", (3, 11)) == [*read, EOS]
 
 
 def test_the_boundary_is_the_longest_common_prefix():
-    assert boundary([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 5]]) == 3
-    assert boundary([[1, 2, 3], [1, 2, 4], [1, 5, 3]]) == 1
-    assert boundary([[1], [2]]) == 0
-    assert boundary([[1, 2], [1]]) == 1
+    assert common_prefix_length([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 5]]) == 3
+    assert common_prefix_length([[1, 2, 3], [1, 2, 4], [1, 5, 3]]) == 1
+    assert common_prefix_length([[1], [2]]) == 0
+    assert common_prefix_length([[1, 2], [1]]) == 1
     long = list(range(100))
     for k in range(100):
-        assert boundary([long, [*long[:k], -1, *long[k + 1 :]], long[: max(k, 60)]]) == min(k, max(k, 60))
+        assert common_prefix_length([long, [*long[:k], -1, *long[k + 1 :]], long[: max(k, 60)]]) == min(k, max(k, 60))
 
 
 def test_the_state_of_a_tokenizer_is_what_it_reads_by_and_not_how_it_was_used():

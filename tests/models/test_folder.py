@@ -53,7 +53,7 @@ def test_a_file_is_no_folder(folder):
     ("missing", "extra", "sentence"),
     [
         ("config.json", "x", "has no config.json, so it is not a model folder"),
-        ("config.json", "adapter_config.json", "holds a LoRA adapter and no config.json"),
+        ("config.json", "adapter_config.json", "contains a LoRA adapter and no config.json"),
         ("model.safetensors", "x", "a config.json but no weights in safetensors"),
         ("model.safetensors", "pytorch_model.bin", "are pickled files, which can run code when read"),
     ],
@@ -67,7 +67,7 @@ def test_a_folder_that_is_no_model_says_what_is_missing(folder, missing, extra, 
 
 def test_a_folder_without_a_tokenizer_says_so(folder):
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="contains no tokenizer"):
         tokenizer_folder(str(folder))
 
 

@@ -41,12 +41,12 @@ SHARED = {
     "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 PADDED = {
-    "mistral": (GROUPED | {"sliding_window": 4}, "looks back over a window of 4 tokens"),
-    "gemma2": (GROUPED | {"head_dim": 8, "sliding_window": 4}, "layers of the kind sliding_attention"),
-    "gemma3_text": (GROUPED | {"head_dim": 8, "sliding_window": 4}, "layers of the kind sliding_attention"),
+    "mistral": (GROUPED | {"sliding_window": 4}, "a sliding window of 4 tokens"),
+    "gemma2": (GROUPED | {"head_dim": 8, "sliding_window": 4}, "layers of type sliding_attention"),
+    "gemma3_text": (GROUPED | {"head_dim": 8, "sliding_window": 4}, "layers of type sliding_attention"),
     "qwen2-window": (
         GROUPED | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-        "layers of the kind sliding_attention",
+        "layers of type sliding_attention",
     ),
     "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61}, "a tiny copy"),
     "falcon": (SMALL | {"alibi": False}, "a tiny copy"),
@@ -185,7 +185,7 @@ def test_the_last_net_alone_sees_a_window(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sharing, "_config_reason", lambda config: None)
     monkeypatch.setattr(sharing, "_WITHOUT_EFFECT", sharing._WITHOUT_EFFECT | {"sliding_window"})
     reason = prefix_sharing_obstacle(policy_of("mistral", GROUPED | {"sliding_window": 4096}))
-    assert "reads shared rows wrongly" in (reason or "")
+    assert "reads prefix-shared rows wrongly" in (reason or "")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_last_net_alone_sees_a_window(monkeypatch: pytest.MonkeyPatch):
         ({"attention": "eager"}, "policy.attention is 'eager'"),
         ({"dropout": 0.1}, "dropout"),
         ({"lora": Lora(dropout=0.1)}, "dropout"),
-        ({"trust_remote_code": True}, "code of its own"),
+        ({"trust_remote_code": True}, "its own code"),
     ],
 )
 def test_settings_that_shared_rows_do_not_have_are_named(options: dict[str, Any], reason: str):
@@ -210,7 +210,7 @@ def test_the_nets_leave_the_random_state_alone():
 
 
 class Forgetful(nn.Module):
-    """A model that does not hand on what its attention was given."""
+    """A model that does not pass on the arguments of its attention."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -224,12 +224,12 @@ def test_a_model_that_forgets_the_attention_is_refused_and_not_read_as_one_long_
     model = model_of("llama", GROUPED)
     enable_prefix_sharing(model)
     batch = collate(PAIRS, 0, layout="prefix_shared")
-    with reading_shared_row(), pytest.raises(ValueError, match="does not hand its attention"):
+    with reading_shared_row(), pytest.raises(ValueError, match="does not pass `shared_attention` on"):
         Forgetful(model)(input_ids=batch.rows.input_ids, position_ids=batch.rows.position_ids)
 
 
 def test_a_model_without_the_attention_is_refused_a_shared_row():
-    with pytest.raises(ValueError, match=r"needs models\.sharing\.share first"):
+    with pytest.raises(ValueError, match=r"call enable_prefix_sharing\(model\) first"):
         score_pairs(model_of("llama", GROUPED), collate(PAIRS, 0, layout="prefix_shared"))
 
 
@@ -241,7 +241,7 @@ def test_attention_refuses_arguments_that_it_does_not_implement():
     model = model_of("llama", GROUPED)
     enable_prefix_sharing(model)
     model.model.layers[0].self_attn.attention_dropout = 0.1
-    with pytest.raises(ValueError, match="asks its attention for dropout"):
+    with pytest.raises(ValueError, match="passes dropout to its attention"):
         score_pairs(model, collate(PAIRS, 0, layout="prefix_shared"))
 
 
@@ -319,5 +319,5 @@ def test_compiled_blocks_give_the_same_and_know_no_layout():
 
 
 def test_an_unknown_compiler_is_refused():
-    with pytest.raises(UsageError, match=r"policy\.compile 'inductr' is no backend"):
+    with pytest.raises(UsageError, match=r"policy\.compile 'inductr' is not a backend"):
         compile_blocks(model_of("llama", GROUPED), "inductr")

@@ -173,10 +173,10 @@ def test_attention_is_passed_on_only_where_it_is_set(folder):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "either from `path` or from `config`, and neither of them is given"),
-        ({"path": "x", "config": LLAMA}, "and both of them is given"),
+        ({}, "either by `path` or by `config`, and neither of them is set"),
+        ({"path": "x", "config": LLAMA}, "and both of them is set"),
         ({"config": {}}, "no `model_type`"),
-        ({"path": "x", "dtype": "fp8"}, "dtype 'fp8' is not known: it is one of float32, bfloat16, float16, float64"),
+        ({"path": "x", "dtype": "fp8"}, "dtype 'fp8' is unknown: use one of float32, bfloat16, float16, float64"),
         ({"path": "x", "dropout": 1.0}, r"policy\.dropout is 1\.0"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_config_that_is_none_is_refused():
 
 
 def test_a_config_without_tokenizer_or_data_is_refused():
-    with pytest.raises(UserError, match=r"give policy\.tokenizer, or data to train one on"):
+    with pytest.raises(UserError, match=r"set policy\.tokenizer, or give data to train one on"):
         ModelSpec(config=LLAMA).build()
 
 

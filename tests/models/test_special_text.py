@@ -13,7 +13,7 @@ NAMES = SpecialNames(SimpleNamespace(added_tokens_decoder={}, all_special_tokens
 def test_the_longest_name_is_found_first():
     assert NAMES.first("a <s>xy") == "<s>x"
     assert NAMES.first("a < s>") is None
-    assert NAMES.places("<s>x</s><s>") == ((0, 4), (4, 8), (8, 11))
+    assert NAMES.spans("<s>x</s><s>") == ((0, 4), (4, 8), (8, 11))
 
 
 def test_names_between_marks_are_characters_and_others_are_tokens():

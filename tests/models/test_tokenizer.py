@@ -58,5 +58,5 @@ def test_another_process_with_other_threads_makes_the_same_one(tmp_path):
 
 def test_fewer_tokens_than_bytes_are_refused():
     assert len(tokenizer(259)) == 259
-    with pytest.raises(UserError, match=r"policy\.vocabulary is 258: it takes at least 259"):
+    with pytest.raises(UserError, match=r"policy\.vocabulary is 258, and it must be at least 259"):
         tokenizer(258)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_pref.models.word_tokenizer import save_word_tokenizer
-from lit_pref.testbed.world import BEGIN, END, PAD, VOCABULARY
+from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,8 +28,8 @@ def write_policy() -> Callable[[Path, dict[str, float]], Path]:
             num_hidden_layers=1,
             num_attention_heads=1,
             max_position_embeddings=64,
-            bos_token_id=VOCABULARY.index(BEGIN),
-            eos_token_id=VOCABULARY.index(END),
+            bos_token_id=VOCABULARY.index(BOS),
+            eos_token_id=VOCABULARY.index(EOS),
             pad_token_id=VOCABULARY.index(PAD),
         )
         model = AutoModelForCausalLM.from_config(config)  # Phi's output layer has a bias
@@ -39,6 +39,6 @@ def write_policy() -> Callable[[Path, dict[str, float]], Path]:
             for word, probability in probabilities.items():
                 model.lm_head.bias[VOCABULARY.index(word)] = math.log(probability)
         model.save_pretrained(folder)
-        return save_word_tokenizer(folder, VOCABULARY, PAD, BEGIN, END)
+        return save_word_tokenizer(folder, VOCABULARY, PAD, BOS, EOS)
 
     return write

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lit_pref.errors import UsageError, UserError
 from lit_pref.testbed import make as making
 from lit_pref.testbed.make import evaluation_prompts, make, run_fit, sft_configuration
-from lit_pref.testbed.world import END, ITEMS, VOCABULARY, Prompt, demonstrate, gold_reward, random_for, split_words
+from lit_pref.testbed.world import EOS, ITEMS, VOCABULARY, Prompt, demonstrate, gold_reward, random_for, split_words
 
 SMALL = making.Testbed(demonstrations=50, pairs=40, held_out_pairs=30, eval_prompts=20)
 METALS = {metal: 0.07 for metal in ITEMS["metal"]}
@@ -30,7 +30,7 @@ def fit(write_policy):
     def pretend(config: str, run_dir: str, folder: Path) -> None:
         pretend.asked.append(yaml.safe_load((folder / config).read_text()))
         assert (folder / "demos.jsonl").exists()
-        write_policy(folder / run_dir / "hf", METALS | {"total": 0.05, "11": 0.05, END: 0.2})
+        write_policy(folder / run_dir / "hf", METALS | {"total": 0.05, "11": 0.05, EOS: 0.2})
 
     pretend.asked = []
     return pretend
@@ -66,7 +66,7 @@ def test_rows_carry_ratings_true_rewards_and_true_probability(folder, split):
         assert row["chosen"] != row["rejected"]
         assert row["margin"] == row["score_chosen"] - row["score_rejected"] > 0
         for side in ("chosen", "rejected"):
-            assert row[f"gold_{side}"] == gold_reward(prompt, [*split_words(row[side]), END])
+            assert row[f"gold_{side}"] == gold_reward(prompt, [*split_words(row[side]), EOS])
         assert row["p_true"] == pytest.approx(1 / (1 + math.exp(row["gold_rejected"] - row["gold_chosen"])))
 
 
@@ -79,7 +79,7 @@ def test_every_rating_has_a_noise_of_its_own(folder):
 def test_demonstrations_are_those_of_the_world(folder):
     for index, row in enumerate(read(folder / "demos.jsonl")):
         response = demonstrate(Prompt.parse(row["prompt"]), random_for(0, "demonstration", index))
-        assert [*split_words(row["chosen"]), END] == response
+        assert [*split_words(row["chosen"]), EOS] == response
 
 
 def test_it_is_made_once_and_again_for_other_settings(folder, fit):

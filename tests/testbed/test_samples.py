@@ -64,7 +64,7 @@ def test_a_policy_ties_with_itself():
 
 def test_other_prompts_are_not_compared():
     other = Prompt.parse("3 metal down lead plain 5 6 :")
-    with pytest.raises(ValueError, match="same prompts"):
+    with pytest.raises(ValueError, match="have different prompts"):
         compare(evaluation([PERFECT]), GoldEvaluation([other], [PERFECT], [PERFECT]))
 
 

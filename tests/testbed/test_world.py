@@ -10,7 +10,7 @@ import pytest
 
 from lit_pref.testbed.world import (
     CATEGORY,
-    END,
+    EOS,
     FILLERS,
     GREETING,
     ITEMS,
@@ -96,7 +96,7 @@ def test_what_is_no_prompt_is_refused(text):
 def test_words_survive_being_joined_and_split():
     words = ["zinc", ".", "total", "11", "<pad>", "well"]
     assert split_words(join_words(words)) == words
-    assert join_words(["zinc", END]) == " zinc"
+    assert join_words(["zinc", EOS]) == " zinc"
     assert split_words(" zinc<bos> tin<") == ["zinc", "<bos>", "tin", "<"]
 
 
@@ -238,7 +238,7 @@ def test_no_demonstration_is_longer_than_the_longest(demos):
     lengths = [len(words) for _, words in demos]
     assert max(lengths) == LONGEST_RESPONSE == 16
     assert statistics.fmean(lengths) == pytest.approx(10.7, abs=0.1)
-    assert all(words[-1] == END and set(words) <= set(VOCABULARY) for _, words in demos)
+    assert all(words[-1] == EOS and set(words) <= set(VOCABULARY) for _, words in demos)
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])

@@ -1,0 +1,1 @@
+"""Batches: the pairs that form one, their order, and their tensors."""

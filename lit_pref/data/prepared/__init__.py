@@ -1,0 +1,1 @@
+"""Prepared pairs on disk: written once, read memory-mapped, with a report."""

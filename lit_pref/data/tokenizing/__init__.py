@@ -1,0 +1,1 @@
+"""Token ids of checked texts: chat templates, truncation, per-token columns."""

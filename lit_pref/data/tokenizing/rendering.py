@@ -8,7 +8,7 @@ from lit_pref.data.checking.row_reader import TextPair
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding
-from lit_pref.models.special_text import EncodableText, Place
+from lit_pref.models.special_text import EncodableText, Span
 from lit_pref.pairs import Message
 
 
@@ -19,7 +19,7 @@ class RenderedResponse:
     side: str
     response: str
     written: EncodableText
-    place: Place | None
+    place: Span | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def draft(encoding: Encoding, row: Row, text: TextPair, id: str) -> RenderedPair
         prompts, wholes = _chat(encoding, row, text.prompt, responses)
         # With blocks that mark what the assistant writes, the prompt is taken from the whole text itself.
         unasked = len(prompts) == 1 and not all(whole.written.text.startswith(prompts[0].text) for whole in wholes)
-    names = sum(len(encoding.names.places(content)) for content in (*contents, *responses.values()))
+    names = sum(len(encoding.names.spans(content)) for content in (*contents, *responses.values()))
     return RenderedPair(row, text, id, prompts, wholes, names, unasked)
 
 
@@ -68,8 +68,8 @@ def _plain(
     wholes = []
     for side, response in responses.items():
         whole = prompt + response
-        wholes.append(RenderedResponse(side, response, encoding.written(whole), (len(prompt), len(whole))))
-    return [encoding.written(prompt)], wholes
+        wholes.append(RenderedResponse(side, response, encoding.encodable(whole), (len(prompt), len(whole))))
+    return [encoding.encodable(prompt)], wholes
 
 
 def _chat(
@@ -82,13 +82,13 @@ def _chat(
             "strings (HH dialogues stay text with data.mapping `as: text`)."
         )
     with _refused(row, "prompt"):
-        asked = encoding.chat.asked(prompt)
+        asked = encoding.chat.render_prompt(prompt)
     prompts, wholes = [], []
     for side, response in responses.items():
         with _refused(row, side):
-            answer = encoding.chat.answered(prompt, response)
-        prompts.append(asked if answer.prompt is None else answer.whole.upto(answer.prompt))
-        wholes.append(RenderedResponse(side, response, answer.whole, answer.place))
+            answer = encoding.chat.render_answer(prompt, response)
+        prompts.append(asked if answer.prompt_end is None else answer.whole.upto(answer.prompt_end))
+        wholes.append(RenderedResponse(side, response, answer.whole, answer.span))
     return list(dict.fromkeys(prompts)), wholes
 
 

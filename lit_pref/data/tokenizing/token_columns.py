@@ -19,7 +19,7 @@ def token_columns(
     Raises:
         BadRow: the chat template has rewritten the response.
     """
-    if whole.side not in SIDES or read.places is None:
+    if whole.side not in SIDES or read.spans is None:
         return {}
     if (place := whole.place) is None:
         raise BadRow(
@@ -35,7 +35,7 @@ def token_columns(
             place, space = (place[0] - space, place[1]), 0
     columns = {}
     for name, spans in made.text.spans.items():
-        values = token_values(spans[SIDES.index(whole.side)], read.places, place, space)[start : start + length]
+        values = token_values(spans[SIDES.index(whole.side)], read.spans, place, space)[start : start + length]
         columns[name] = [*values, *[0.0] * (length - len(values))]
     return columns
 

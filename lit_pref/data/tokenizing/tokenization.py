@@ -15,7 +15,7 @@ from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.tokenizing.rendering import RenderedPair, draft
 from lit_pref.data.tokenizing.truncation import cut_response, kept_prompt
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.encoding import Encoded, Encoding, Unreadable, boundary, tokenizer_state
+from lit_pref.models.encoding import Encoded, Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.models.special_text import EncodableText
 from lit_pref.pairs import PreferencePair, Text, TruncatedText
 
@@ -163,7 +163,7 @@ class Tokenization:
         self._prompts.update(fresh)
         wholes = [whole.written for made in drafts for whole in made.wholes]
         known = {prompt: ids for prompt, ids in prompts.items() if ids is not None}
-        return {**known, **fresh}, self._encoding.encode(wholes, places=spans)
+        return {**known, **fresh}, self._encoding.encode(wholes, spans=spans)
 
     def _unreadable(self, made: RenderedPair, error: Unreadable) -> BadRow:
         field = "prompt"
@@ -184,7 +184,7 @@ class Tokenization:
 
     def _finished(self, made: RenderedPair, prompts: list[list[int]], wholes: list[Encoded]) -> TokenizedPair:
         row, text = made.row, made.text
-        start = boundary([*prompts, *(read.ids for read in wholes)])
+        start = common_prefix_length([*prompts, *(read.ids for read in wholes)])
         prompt = self._prompt(row, prompts[0][:start])
         room = self.max_length - len(prompt)
         responses = {}
@@ -200,7 +200,7 @@ class Tokenization:
         if rejected is not None and chosen.ids == rejected.ids:
             raise BadRow(row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
         kept = TruncatedText(
-            prompt=self._prompt_text(made, prompts[0], len(self._encoding.begin) + start - len(prompt)),
+            prompt=self._prompt_text(made, prompts[0], len(self._encoding.bos) + start - len(prompt)),
             chosen=chosen.text,
             rejected=None if rejected is None else rejected.text,
             chosen_complete=not chosen.cut,
@@ -228,7 +228,7 @@ class Tokenization:
         )
         return TokenizedPair(
             pair,
-            prompt_cut=len(prompt) < len(self._encoding.begin) + start,
+            prompt_cut=len(prompt) < len(self._encoding.bos) + start,
             chosen_cut=chosen.cut,
             rejected_cut=rejected is not None and rejected.cut,
             merged=start < len(prompts[0]),
@@ -240,7 +240,7 @@ class Tokenization:
     def _prompt(self, row: Row, ids: list[int]) -> list[int]:
         """The ids of a prompt that are kept, behind a begin token."""
         longest = self.max_prompt_length if self.max_prompt_length is not None else self.max_length - 1
-        begin = self._encoding.begin
+        begin = self._encoding.bos
         tokens = len(begin) + len(ids)
         if tokens == 0:
             raise BadRow(row, "prompt", "has no token before the response", "give it a text of its own")

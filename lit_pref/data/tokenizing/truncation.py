@@ -39,7 +39,7 @@ def cut_response(
         BadRow: the room is not enough for a character, or its spans cannot be found.
     """
     text = whole.response
-    ids = encoding.ended(read.ids[start:], whole.written.text, text, whole.place)
+    ids = encoding.with_end(read.ids[start:], whole.written.text, text, whole.place)
     if cut := len(ids) > room:
         text = _kept_response(encoding, whole, made.prompts[0].text, read.ids[: start + room], start)
         if not text.strip():

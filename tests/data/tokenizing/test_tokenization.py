@@ -393,9 +393,9 @@ def test_a_prompt_is_read_once_however_many_pairs_it_has():
     texts = []
     encode = tokenization._encoding.encode
 
-    def counted(written, places=False):
+    def counted(written, spans=False):
         texts.extend(one.text for one in written)
-        return encode(written, places)
+        return encode(written, spans)
 
     tokenization._encoding.encode = counted
     tokenization.tokenize_all(items[:2])

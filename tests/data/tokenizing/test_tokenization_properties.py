@@ -308,8 +308,8 @@ def test_special_tokens_told_apart_are_read_as_they_are_where_all_are_tokens(nam
     rng = random.Random(len(texts[0]))
     parts = [(rng.choice(special), re.sub("|".join(map(re.escape, encoding.names.names)), "", text)) for text in texts]
     text = "".join(token + part for token, part in parts)
-    if len(encoding.names.places(text)) > len(parts):
+    if len(encoding.names.spans(text)) > len(parts):
         return  # What was left of two names is one.
-    told = EncodableText(text, encoding.names.places(text))
+    told = EncodableText(text, encoding.names.spans(text))
     places = encoding.tokenizer.is_fast
     assert encoding.encode([told], places) == encoding.encode([EncodableText(text)], places)

@@ -1,0 +1,111 @@
+"""Every tag and column that a run logs is on docs/metrics.md, and the page names nothing that no run logs."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_policy
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import Run, fit
+
+from lit_pref.callbacks.sample_texts import SampleTexts
+from lit_pref.metrics.records import read_parquet
+from lit_pref.objectives.parts.reference import Harmonic
+from lit_pref.objectives.parts.target import MarginTarget
+from lit_pref.objectives.parts.temperature import EpsilonStep
+from lit_pref.objectives.selm import SELM
+from lit_pref.references.reference import InitialPolicy, Pretrained
+
+sys.path.append(str(ROOT / "tools"))
+import write_metrics
+
+FROM_THE_DATA = {"p_true"}
+FILLINGS = {
+    "METRIC": ".+",
+    "COLUMN": "(p_true|probability|target)",
+    "GROUP": "s[01]",
+    "BIN": r"\d_\w+[\d.]+",
+    "K": r"\d",
+}
+"""Words in capitals on the page, and what they are in this run."""
+
+
+class Board(Callback):
+    """Logs to TensorBoard too, and splits validation by margin."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self, trainer, pl_module, stage):
+        trainer.loggers = [*trainer.loggers, TensorBoardLogger(str(self.folder), name="", version="")]
+        pl_module.evaluation.margin_bins = 2
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> tuple[set[str], set[str]]:
+    """Tags and record columns of a run in which every shipped part that logs something takes part."""
+    folder = tmp_path_factory.mktemp("metrics")
+    rows = [
+        {
+            "prompt": f"red {k} :",
+            "chosen": f" tin {k}",
+            "rejected": f" oak cat {k}",
+            "extra_response": f" elm {k}",
+            "margin": 0.5 + k,
+            "probability": 0.75,
+            "p_true": 0.5 + 0.01 * k,
+            "source": f"s{k % 2}",
+        }
+        for k in range(12)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "pairs.jsonl"), "global_batch": 4}
+    data |= {"columns": ["p_true"], "group_column": "source"}
+    other = make_policy(folder / "other", seed=1)
+    run = Run(
+        policy={"path": str(policy_folder)},
+        data=data,
+        objective=lambda: SELM(target=MarginTarget(), reference=Harmonic(), temperature=EpsilonStep()),
+        references=lambda: [InitialPolicy(), Pretrained(str(other))],
+        reference_store=False,
+    )
+    fit(run, folder / "run", callbacks=[Board(folder / "board"), SampleTexts(prompts=1, max_new_tokens=2)])
+    events = EventAccumulator(str(folder / "board"), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
+    tags = {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in events[kind]}
+    (records,) = [read_parquet(file) for file in (folder / "run" / "records").glob("*.parquet")]
+    return tags, set(records)
+
+
+def unnamed(names: set[str], patterns: set[str]) -> set[str]:
+    return {name for name in names if not any(matches(pattern, name) for pattern in patterns)}
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a name is the pattern with its words in capitals filled in."""
+    parts = re.split("(" + "|".join(FILLINGS) + ")", pattern)
+    return re.fullmatch("".join(FILLINGS.get(part, re.escape(part)) for part in parts), name) is not None
+
+
+def test_every_logged_tag_is_on_the_page(logged: tuple[set[str], set[str]]):
+    assert unnamed(logged[0] - {"epoch", "hp_metric"}, write_metrics.tags()) == set()
+
+
+def test_every_record_column_is_on_the_page(logged: tuple[set[str], set[str]]):
+    assert unnamed(logged[1] - FROM_THE_DATA, write_metrics.columns()) == set()
+
+
+def test_the_page_names_no_tag_or_column_that_is_not_logged(logged: tuple[set[str], set[str]]):
+    unlogged = {p for p in write_metrics.tags() if not any(matches(p, tag) for tag in logged[0])}
+    unlogged |= {p for p in write_metrics.columns() if not any(matches(p, column) for column in logged[1])}
+    assert unlogged == set()
+
+
+def test_the_page_shows_every_tag_and_column_with_a_formula():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {tag.removeprefix("train/").removeprefix("val/") for tag in write_metrics.tags()} | write_metrics.columns()
+    shown = {name.removeprefix("train/").removeprefix("val/") for name in re.findall(r"^\| `(.+?)` \| \S", page, re.M)}
+    assert names == shown

@@ -1,0 +1,278 @@
+"""Writes docs/one_pair.md: one pair of the testbed in every form it takes, made by the code that training uses."""
+
+import inspect
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lit_pref.batch import PairData, PreferenceBatch
+from lit_pref.data.batching.collation import collate
+from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.formats.convert import Conversion
+from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.sources.source import Source, read_source
+from lit_pref.data.tokenizing.rendering import draft
+from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.metrics.records import PairRecords
+from lit_pref.models.encoding import Encoding
+from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.models.spec import ModelSpec
+from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.objectives.mmpo import MMPO
+from lit_pref.references.reference import InitialPolicy
+from lit_pref.scores import PairScores
+from lit_pref.scoring.layout import padded, prefix_shared
+from lit_pref.scoring.scorer import Scorer
+from lit_pref.testbed import world
+from lit_pref.testbed.samples import SampledPair
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "one_pair.md"
+MAPPING = {"kind": "ab", "prompt": "prompt", "a": "a", "b": "b", "score": {"a": "rating_a", "b": "rating_b"}}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+LONGEST = 8
+"""Words of a response, eos included: the lines of the page stay short."""
+
+HEAD = """# One pair, from its line in a file to its loss
+
+Written by `make docs`: a pair of the testbed, and each object that the package makes of it, in order. Numbers have four
+digits; fields that are empty or false are left out. The policy is a tiny Llama with random weights, one optimizer step
+after the reference; MMPO has beta 0.1 and gamma 1.
+"""
+
+
+def page() -> str:
+    """Return the text of the page."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, before, cache = Path(name), Path.cwd(), os.environ.get("LIT_PREF_CACHE")
+        os.environ["LIT_PREF_CACHE"] = str(folder / "cache")
+        os.chdir(folder)  # so that the pair's place is a short relative path
+        try:
+            return "\n".join([HEAD, *_data(folder)])
+        finally:
+            os.chdir(before)
+            os.environ.pop("LIT_PREF_CACHE")
+            os.environ |= {} if cache is None else {"LIT_PREF_CACHE": cache}
+
+
+def _data(folder: Path) -> list[str]:
+    """The forms from the record to the batch, and all that follow."""
+    record = _record()
+    (folder / "pairs.jsonl").write_text(json.dumps(record) + "\n")
+    save_word_tokenizer(folder / "tokenizer", world.VOCABULARY, world.PAD, world.BOS, world.EOS)
+    spec = ModelSpec(config=LLAMA, tokenizer="tokenizer", dtype="float64", seed=0)
+    tokenizer = spec.load_tokenizer()
+    source, preparation = Source("pairs.jsonl", mapping=MAPPING), Preparation()
+    row = next(iter(read_source(source)))
+    checked = next(preparation.pairs_of(source).read())
+    rendered = draft(Encoding(tokenizer), checked.row, checked.text, checked.id)
+    tokenization = Tokenization(tokenizer)
+    prepared = preparation.prepare(source, tokenization)
+    arrow = pa.ipc.open_file(pa.memory_map(str(prepared / "train.arrow"))).read_all().to_pylist()[0]
+    pair = PreparedPairs(prepared, "train")[0]
+    words = ", ".join(f"{k} `{word.strip()}`" for k in pair.rejected or [] for word in [tokenizer.decode([k])])
+    batches = {layout: collate([pair], tokenizer.pad_token_id, layout=layout) for layout in ("padded", "prefix_shared")}
+    return [
+        _form("Record", "pairs.jsonl", "An annotator rated two answers; `b` is better.", json.dumps(record, indent=1)),
+        _form("Row", read_source, "The line is read, with its place.", _fields(row)),
+        _form(
+            "Canonical row",
+            Conversion,
+            "The mapping gives the fields our names; margin = rating of `chosen` - rating of `rejected`.",
+            _fields(checked.row),
+        ),
+        _form(
+            "Checked pair",
+            RowReader,
+            "Text and numbers are checked. The margin was negative, so the texts are swapped and it is positive.",
+            _fields(checked.text),
+        ),
+        _form(
+            "Rendered text",
+            draft,
+            "Prompt and response as the tokenizer reads them: joined, or written by a chat template.",
+            "\n".join(f"{one.side:8}  {one.written.text!r}" for one in rendered.wholes),
+        ),
+        _form(
+            "PreferencePair",
+            Tokenization,
+            f"Ids, with bos before the prompt and eos after the responses. The rejected response: {words}.",
+            _fields(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text that truncation left",
+        ),
+        _form(
+            "Arrow record",
+            PairWriter,
+            "The pair in `train.arrow`, which training maps into memory; with facts for reports.",
+            _mapping(arrow),
+        ),
+        _form("PairData", PairData, "The batch as objectives and metrics read it.", _fields(batches["padded"].pairs)),
+        _form(
+            "Rows, padded",
+            padded,
+            "The batch as a model reads it: a row per response. Hidden state `predictors[n]` predicts `targets[n]` of "
+            "response `sequences[n]`.",
+            _fields(batches["padded"].rows),
+        ),
+        _form(
+            "Rows, prefix-shared",
+            prefix_shared,
+            "The same batch in one row: the prompt is read once, positions restart for the rejected response.",
+            _fields(batches["prefix_shared"].rows),
+        ),
+        *_scores(spec, tokenizer, batches),
+    ]
+
+
+def _scores(spec: ModelSpec, tokenizer: Any, batches: Mapping[str, PreferenceBatch]) -> list[str]:
+    """The forms from the scores to the validation record."""
+    batch, objective, reference = batches["padded"], MMPO(beta=0.1, gamma=1.0), InitialPolicy()
+    scorer = Scorer(spec.build())
+    enable_prefix_sharing(scorer.model)
+    reference.attach(spec, scorer, tokenizer)
+    anchor = reference.score(batch)
+    optimizer = torch.optim.SGD(scorer.parameters(), lr=2.0)
+    objective(scorer(batch), [anchor], batch.pairs).losses.mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        policy = scorer(batch)
+        shared = scorer(batches["prefix_shared"])
+        output = objective(policy, [anchor], batch.pairs)
+    _same(policy.chosen.scores, shared.chosen.scores)
+    _same(policy.rejected.scores, shared.rejected.scores)
+    x, p = float(output.logged["logits"]), float(output.logged["target"])
+    h = [policy.chosen.scores - anchor.chosen.scores, policy.rejected.scores - anchor.rejected.scores]
+    loss = p * math.log1p(math.exp(-x)) + (1 - p) * math.log1p(math.exp(x))
+    _same(output.losses, torch.tensor([loss], dtype=torch.float64))
+    records = PairRecords()
+    records.add(batch.pairs, policy, [anchor], output)
+    record = {name: column[0] for name, column in records.collect().items()}
+    return [
+        _form(
+            "PairScores",
+            Scorer,
+            "Summed log-prob of each response, nats, of the policy and of its reference; the same in both layouts.",
+            f"policy     {_sides(policy)}\nreference  {_sides(anchor)}",
+        ),
+        _form(
+            "ObjectiveOutput",
+            MMPO,
+            "The loss -p log σ(x) - (1 - p) log σ(-x), where h = policy's score - reference's score.",
+            f"h        chosen {_number(h[0])}, rejected {_number(h[1])}\n"
+            f"x        beta (h_chosen - h_rejected) = 0.1 ({_number(h[0])} - ({_number(h[1])})) = {_number(x)}\n"
+            f"p        σ(gamma margin) = σ({_number(batch.pairs.margin)}) = {_number(p)}\n"
+            f"loss     -{_number(p)} log σ({_number(x)}) - {_number(1 - p)} log σ({_number(-x)}) = {_number(loss)}\n\n"
+            + _fields(output),
+        ),
+        _form(
+            "Validation record",
+            PairRecords,
+            "One record a pair, in `records/*.parquet` of the run; metrics are means over records "
+            "([metrics.md](metrics.md)).",
+            _mapping(record),
+        ),
+    ]
+
+
+def _record() -> dict[str, Any]:
+    """Two short demonstrations for one prompt, rated by the annotator, the better one second."""
+    for number, prompt in enumerate(world.shuffled_prompts(0)):
+        first, second = (world.demonstrate(prompt, world.random_for(k, "page", number)) for k in range(2))
+        row = SampledPair(prompt, first, second).row(1.0, False, world.random_for(0, "annotator", number))
+        short = max(len(first), len(second)) <= LONGEST and len(first) != len(second)
+        if row is not None and short and 0.5 < float(row["margin"]) < 2:
+            a, b = (round(float(row[name]), 2) for name in ("score_rejected", "score_chosen"))
+            return {"prompt": row["prompt"], "a": row["rejected"], "b": row["chosen"], "rating_a": a, "rating_b": b}
+    raise AssertionError("no demonstrations are this short")
+
+
+def _form(name: str, where: Any, sentence: str, text: str) -> str:
+    """A section of the page; `where` is an object whose file is named, or a name."""
+    file = where if isinstance(where, str) else Path(inspect.getfile(where)).relative_to(ROOT)
+    return f"## {name}\n\n`{file}`: {sentence}\n\n```\n{text}\n```\n"
+
+
+def _fields(value: Any, without: set[str] | None = None) -> str:
+    assert is_dataclass(value)
+    return _mapping({f.name: getattr(value, f.name) for f in fields(value) if f.name not in (without or ())})
+
+
+def _mapping(values: Mapping[str, Any]) -> str:
+    shown = {name: _lines(value) for name, value in values.items() if not _empty(value)}
+    width = max(map(len, shown))
+    gap = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:{width}}  {gap.join(lines)}" for name, lines in shown.items())
+
+
+def _lines(value: Any) -> list[str]:
+    """A mapping and a matrix have a line for each entry."""
+    if isinstance(value, Tensor) and value.ndim == 2:
+        return [_shown(row) for row in value]
+    if isinstance(value, Mapping) and value:
+        return [f"{name}: {_shown(entry)}" for name, entry in value.items()]
+    return [_shown(value)]
+
+
+def _empty(value: Any) -> bool:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return False
+    if isinstance(value, tuple) and value and all(map(_empty, value)):
+        return True
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case Tensor():
+            return _shown(value.tolist())
+        case float():
+            return _number(value)
+        case bytes():
+            return f"{value.hex()[:8]}…"
+        case list() | tuple():
+            inner = ", ".join(map(_shown, value))
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        case _ if is_dataclass(value):
+            entries = [(f.name, getattr(value, f.name)) for f in fields(value)]
+            inner = ", ".join(f"{name}={_shown(entry)}" for name, entry in entries if not _empty(entry))
+            return f"{type(value).__name__}({inner})"
+        case _:
+            return repr(value)
+
+
+def _sides(scores: PairScores) -> str:
+    assert scores.rejected is not None
+    return f"chosen {_number(scores.chosen.scores)}, rejected {_number(scores.rejected.scores)}"
+
+
+def _number(value: Any) -> str:
+    """Four digits, so that machines that round differently write the same page."""
+    return f"{float(value):.4g}"
+
+
+def _same(first: Tensor, second: Tensor) -> None:
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        sys.exit(0 if text == page() else "docs/one_pair.md is out of date: run `make docs`")
+    PAGE.write_text(page(), encoding="utf-8")

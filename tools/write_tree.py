@@ -1,0 +1,81 @@
+"""Writes the tree of lit_pref into README's "Find your way", a line for each folder, from the module docstrings."""
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lit_pref"
+README = ROOT / "README.md"
+START, END = "<!-- tree: written by `make docs` -->", "<!-- end of tree -->"
+
+
+def tree() -> str:
+    """Return the tree as lines: a file or folder, and the first line of its docstring; lower layers first."""
+    paths = [path for path in PACKAGE.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
+    entries = [(PACKAGE, 0), *((path, 1) for path in _sorted([*paths, *_folders(PACKAGE)]))]
+    lines = []
+    while entries:
+        path, depth = entries.pop(0)
+        if path.is_dir() and depth:
+            entries = [*((folder, depth + 1) for folder in _sorted(_folders(path))), *entries]
+        name = "  " * depth + path.name + "/" * path.is_dir()
+        lines.append(f"{name:20}{_first_line(path)}")
+    return "\n".join(lines)
+
+
+def page(readme: str) -> str:
+    """Return README's text with the present tree between its markers."""
+    head, marker, rest = readme.partition(START)
+    _, end, tail = rest.partition(END)
+    if not marker or not end:
+        raise ValueError(f"README.md has no lines {START!r} and {END!r} to write the tree between")
+    return f"{head}{START}\n```\n{tree()}\n```\n{END}{tail}"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if (path / "__init__.py").exists()]
+
+
+def _sorted(paths: list[Path]) -> list[Path]:
+    """Sort by the layers of the import contracts, the lowest first; what they do not name comes last."""
+    names = _layers()
+    return sorted(paths, key=lambda path: (names.get(_module(path), len(names)), path.name))
+
+
+def _layers() -> dict[str, int]:
+    """Return module -> height; the height of a package of which only modules are named is that of the highest one."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    heights: dict[str, int] = {}
+    implied: dict[str, int] = {}
+    for contract in contracts:
+        if contract["type"] != "layers":
+            continue
+        for container in contract.get("containers", [""]):
+            for height, layer in enumerate(reversed(contract["layers"])):
+                for name in layer.replace(":", "|").split("|"):
+                    module = f"{container}.{name.strip(' ()')}".lstrip(".")
+                    heights[module] = height
+                    parent = module.rpartition(".")[0]
+                    implied[parent] = max(height, implied.get(parent, 0))
+    return implied | heights
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def _first_line(path: Path) -> str:
+    file = path / "__init__.py" if path.is_dir() else path
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    if not docstring:
+        raise ValueError(f"{file.relative_to(ROOT)} has no docstring; its first line is shown in README")
+    return docstring.splitlines()[0]
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        sys.exit(0 if text == page(text) else "README's tree is out of date: run `make docs`")
+    README.write_text(page(text), encoding="utf-8")
