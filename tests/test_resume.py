@@ -13,7 +13,7 @@ from conftest import ROOT, write_pairs
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, differences, fit, trained
 
-from lit_pref.commands.export import read_checkpoint
+from lit_pref.checkpoint_export import read_checkpoint
 from lit_pref.errors import UsageError
 from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO

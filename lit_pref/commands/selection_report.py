@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_pref.commands.summary import as_text
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.criteria import (
     AlignmentPotential,
@@ -22,6 +21,7 @@ from lit_pref.data.selection.criteria import (
 )
 from lit_pref.data.selection.selection import Choice, Pool, Selection
 from lit_pref.modules.selecting import summary
+from lit_pref.printout.summary import as_text
 
 MOST_NAMES = 12
 """Rows of a table of names; the others are counted together."""

@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 """Environment of the warm start."""
 
-# Variables by which a launcher tells our process its place among others; the warm start is a process of its own.
+# By these variables a launcher tells our process its rank; the warm start is not one of those processes.
 _PLACE = (
     "RANK",
     "LOCAL_RANK",
@@ -92,7 +92,11 @@ class Testbed:
 
 
 def run_fit(config: str, run_dir: str, folder: Path) -> None:
-    """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown."""
+    """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown.
+
+    A process of its own and not `run.build` in this one: the settings of memory and threads in `ENVIRONMENT` are read
+    when a process starts, and this one may be one of several that a launcher has started.
+    """
     environment = {
         name: value for name, value in os.environ.items() if name not in _PLACE and not name.startswith(_LAUNCHERS)
     }
@@ -103,7 +107,7 @@ def run_fit(config: str, run_dir: str, folder: Path) -> None:
     if ended.returncode:
         raise UserError(
             f"The testbed's warm start (`{' '.join(command)}` in {folder}) ended with exit code {ended.returncode}, "
-            "for the reason printed above; mend it and run your command again."
+            "for the reason printed above; fix it and run your command again."
         )
 
 
@@ -129,7 +133,7 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
             "schedule": {"class_path": "Linear", "init_args": {"warmup": 50, "floor": 0.05}},
         },
         "data": {"train": "demos.jsonl", "val_fraction": 0.0, "global_batch": 64, "max_length": 32},
-        "closing_words": False,
+        "print_summary": False,
         "trainer": {
             "log_every_n_steps": 100,
             "max_steps": testbed.sft_steps,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.__main__ import main
 from lit_pref.commands import export as module
-from lit_pref.commands.export import export
+from lit_pref.checkpoint_export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models import saving
@@ -301,14 +301,14 @@ def test_whole_weights_do_not_need_the_folder_that_they_began_in(
 def test_weights_that_are_not_finite_are_refused_by_name(plain: Ran, lora: Ran, tmp_path: Path):
     norm = "scorer.model.model.norm.weight"
     nan = changed(plain.checkpoint(2), tmp_path / "nan.ckpt", lambda c: c["state_dict"][norm].fill_(float("nan")))
-    with pytest.raises(UserError, match=r"nan.ckpt: model.norm.weight holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"nan.ckpt: model.norm.weight contains numbers that are not finite"):
         export(nan, tmp_path / "hf")
     adapters = changed(
         lora.checkpoint(2),
         tmp_path / "inf.ckpt",
         lambda c: [t.fill_(float("inf")) for name, t in c["state_dict"].items() if "lora_A" in name],
     )
-    with pytest.raises(UserError, match=r"inf.ckpt: .*lora_A.default.weight holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"inf.ckpt: .*lora_A.default.weight contains numbers that are not finite"):
         export(adapters, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -339,7 +339,7 @@ def test_a_run_whose_last_step_broke_the_weights_ends_with_a_sentence_and_no_fol
         main(["fit", "--config", str(ROOT / "configs" / "dpo.yaml"), *settings])
     assert ended.value.code == 1
     errors = capfd.readouterr().err
-    assert "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "holds numbers that are not finite" in errors
+    assert "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "contains numbers that are not finite" in errors
     assert not (tmp_path / "run" / "hf").exists()
 
 

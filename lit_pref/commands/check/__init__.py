@@ -1,8 +1,6 @@
 """`python -m lit_pref check`: everything that can be known of a run before it is run."""
 
-import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,25 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_pref.commands.check.findings import Arrays, Finding, Report
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UserError
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
-
-HELP = """usage: python -m lit_pref check --config FILE [--model] [--html FILE] [--json FILE] [options of fit]
-
-Reads the data of a run as the run would, trains nothing, and says what it finds: how the sources were read, what became
-of their rows, lengths and truncation, begin and end tokens, margins and what the objective makes of them, and how far
-rules get that know nothing of quality. Faulty rows are counted, all in one go, also where the run would stop at the
-first. Nothing is written into the run folder. Exit code 1 where something is wrong enough to stop.
-
-  --config FILE    the configuration of a run, with any option of `fit` after it
-  --model          also build the policy, score up to 64 pairs with it and with all references, and compare: twice the
-                   same, both layouts, the first loss with what it must be; estimate the memory of one step; choose by
-                   data.selection where that reads a model. Runs on one device of the run's accelerator
-  --html FILE      write a page with figures, tables and marked tokens: one file that needs nothing beside it
-  --json FILE      write everything for machines
-"""
 
 
 @dataclass
@@ -180,36 +163,3 @@ def _reads_a_model(selection: Any) -> bool:
     module, _, name = selection.class_path.rpartition(".")
     reference = (selection.get("init_args") or {}).get("reference")
     return bool(getattr(import_module(module), name).reads_policy or reference)
-
-
-def asked_for(arguments: list[str]) -> tuple[Check, list[str]]:
-    """What the options of `check` ask for, and the other arguments, which are `fit`'s.
-
-    >>> check, rest = asked_for(["--config", "a.yaml", "--model", "--json=out.json"])
-    >>> check.title, check.model, check.json, rest
-    ('check a.yaml', True, PosixPath('out.json'), ['--config', 'a.yaml'])
-
-    Raises:
-        UsageError: a file is not named.
-    """
-    rest, files, model = [], {}, False
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.partition("=")
-        if name == "--model" and not equals:
-            model = True
-        elif name in ("--html", "--json"):
-            value = value if equals else next(waiting, "")
-            if not value or value.startswith("--"):
-                raise UsageError(f"{name} takes a file to write, as in {name} check.{name[2:]}")
-            files[name[2:]] = Path(value)
-        else:
-            rest.append(argument)
-    configs = [value for name, value in itertools.pairwise(rest) if name in ("--config", "-c")]
-    configs += [argument.partition("=")[2] for argument in rest if argument.startswith("--config=")]
-    return Check(" ".join(["check", *configs]), files.get("html"), files.get("json"), model), rest
-
-
-def main(arguments: list[str]) -> None:
-    """Show the help."""
-    sys.stdout.write(HELP)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lit_pref.callbacks.data_lines import data_lines
+from lit_pref.printout.data_lines import data_lines
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.splits import open_splits
 from lit_pref.data.sources.source import Source
