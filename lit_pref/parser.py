@@ -62,7 +62,9 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     """jsonargparse's report in one sentence, with the known names and the nearest guess where a name is unknown."""
     if path := _found(r"File does not exist: '([^']+)'", message):
         return f"config file {path} does not exist{did_you_mean(Path(path).name, _siblings(Path(path)))}"
-    if found := re.search(r"^(?:Group '(.+?)' does not accept option|Option) '([^']+)'(?! is not accepted \[)", message):
+    if found := re.search(
+        r"^(?:Group '(.+?)' does not accept option|Option) '([^']+)'(?! is not accepted \[)", message
+    ):
         return unknown_option(".".join(filter(None, found.groups())), options, in_file=True)
     if name := _found(r"unrecognized arguments: --(\S+)", message):
         return unknown_option(name.split("=")[0].rstrip("+"), options)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def score(
     run: RunOptions,
-    verify: PositiveInt | None = None,  # type: ignore[valid-type]
+    verify: PositiveInt | None = None,
     list: bool = False,
     prune: bool | str = False,
 ) -> None:

@@ -14,8 +14,8 @@ from peft import PeftModel
 from training_runs import Ran, Run, fit, logps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_pref import checkpoint_export as module
 from lit_pref.__main__ import main
-from lit_pref.commands import export as module
 from lit_pref.checkpoint_export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
@@ -339,7 +339,9 @@ def test_a_run_whose_last_step_broke_the_weights_ends_with_a_sentence_and_no_fol
         main(["fit", "--config", str(ROOT / "configs" / "dpo.yaml"), *settings])
     assert ended.value.code == 1
     errors = capfd.readouterr().err
-    assert "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "contains numbers that are not finite" in errors
+    assert (
+        "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "contains numbers that are not finite" in errors
+    )
     assert not (tmp_path / "run" / "hf").exists()
 
 
