@@ -21,7 +21,7 @@ from lit_pref.data.selection.criteria import (
     Random,
 )
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.modules.selecting import summary
+from lit_pref.references.selection_scores import summary
 
 MOST_NAMES = 12
 """Rows of a table of names; the others are counted together."""
