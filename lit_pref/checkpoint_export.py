@@ -13,7 +13,7 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
 from lit_pref.models.spec import Lora, ModelSpec
-from lit_pref.modules.checkpoint_info import FORMAT
+from lit_pref.modules.checkpoint_info import KEY, format_problem
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.scoring.scorer import Scorer
 
@@ -53,8 +53,8 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
     checkpoint_path, folder = Path(ckpt_path), Path(out)
     refuse_foreign(folder)
     checkpoint = read_checkpoint(checkpoint_path)
-    saved = checkpoint["lit_pref"]
-    policy = policy_of(saved["config"], checkpoint_path)
+    saved = checkpoint[KEY]
+    policy = policy_of(saved["model"], checkpoint_path)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run began with; give another --out")
     tokenizer = tokenizer_of(policy, checkpoint_path)
@@ -97,16 +97,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             dcp_to_torch_save(path, whole)
             checkpoint = torch.load(whole, map_location="cpu", weights_only=True)
         checkpoint |= torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
-    if "lit_pref" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of lit_pref")
-    if checkpoint["lit_pref"]["format"] != FORMAT:
-        raise UserError(f"{path} was written by another version of lit_pref; read it with the one that wrote it")
+    if problem := format_problem(checkpoint):
+        raise UserError(f"{path} {problem}")
     return checkpoint
 
 
-def policy_of(config: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
-    """The policy that a saved configuration describes, with the tokenizer that its run folder kept."""
-    fields = dict(config["model"]["policy"])
+def policy_of(model: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
+    """The policy of a checkpoint, with the tokenizer in its run folder if there is one.
+
+    Args:
+        model: the fields of its `ModelSpec`.
+        checkpoint_path: of the checkpoint.
+    """
+    fields = dict(model)
     if fields.get("lora"):
         fields["lora"] = Lora(**fields["lora"])
     kept = checkpoint_path.parent.parent / "tokenizer"
@@ -192,7 +195,13 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     """README.md of the folder: how the model was made."""
     import yaml
 
-    method = saved["config"]["model"]["objective"]["class_path"].rsplit(".", 1)[-1]
+    method = saved["objective_class"].rpartition(".")[2]
+    config = [
+        "The configuration that made it:",
+        "",
+        "```yaml",
+        yaml.safe_dump(saved["config"], sort_keys=False).strip(),
+    ]
     return "\n".join(
         [
             "---",
@@ -204,14 +213,9 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
             "",
             f"- objective: `{saved['objective']}`",
             f"- policy before training: {saved['policy_text']}",
-            *(f"- reference: {text}" for text in saved["reference_texts"]),
+            *(f"- reference: {text}" for text in saved.get("reference_texts", [])),
             "",
-            "The configuration that made it:",
-            "",
-            "```yaml",
-            yaml.safe_dump(saved["config"], sort_keys=False).strip(),
-            "```",
-            "",
+            *([*config, "```", ""] if saved["config"] else []),
         ]
     )
 

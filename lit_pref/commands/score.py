@@ -57,13 +57,11 @@ def fill(module: "PreferenceModule") -> None:
     Raises:
         UsageError: the run reads no reference from the store.
     """
-    from lit_pref.modules.opening import say, to_open
-
-    openings = to_open(module, "all")
-    _refuse_none(openings)
-    for opening in openings:
-        wanted = opening.fill()
-        say(f"{opening.label}: {len(wanted.addresses)} scores in {opening.store.folder}")
+    preparations = module.reference_preparations("all")
+    _refuse_none(preparations)
+    for preparation in preparations:
+        needed = preparation.fill()
+        module.run_context.say(f"{preparation.label}: {len(needed.keys)} scores in {preparation.store.folder}")
 
 
 def verify_stored(module: "PreferenceModule", rows: int) -> None:
@@ -75,41 +73,36 @@ def verify_stored(module: "PreferenceModule", rows: int) -> None:
     """
     import numpy as np
 
-    from lit_pref.modules.distributed import refuse
-    from lit_pref.modules.opening import say, to_open
-
-    openings = to_open(module, "all")
-    _refuse_none(openings)
-    seed = module.trainer.strategy.broadcast(time.time_ns())
+    preparations, run = module.reference_preparations("all"), module.run_context
+    _refuse_none(preparations)
+    seed = run.broadcast(time.time_ns())
     wrong, compared = [], 0
-    for opening in openings:
-        stored, again = opening.differences(rows, seed)
-        name = f"{opening.label}, {opening.store.identity.numerics}"
+    for preparation in preparations:
+        stored, again = preparation.differences(rows, seed)
+        name = f"{preparation.label}, {preparation.store.identity.numerics}"
         if not len(stored):
-            say(f"{name}: no scores of these pairs are stored yet")
+            run.say(f"{name}: no scores of these pairs are stored yet")
             continue
         compared += len(stored)
-        base, share = TOLERANCE.get(opening.store.identity.numerics.partition("-from-")[0], COARSE)
+        base, share = TOLERANCE.get(preparation.store.identity.numerics.partition("-from-")[0], COARSE)
         differences, allowed = np.abs(stored - again), base + share * np.abs(stored)
-        say(
+        run.say(
             f"{name}: {len(stored)} scores computed again, largest difference {differences.max():.1e} nats (allowed: "
             f"{base:g} and {share:g} of the score)"
         )
         if not (differences <= allowed).all():
-            wrong.append(f"{opening.label} in {opening.store.folder}")
+            wrong.append(f"{preparation.label} in {preparation.store.folder}")
     if not compared:
-        refuse(
-            module.trainer,
+        run.refuse(
             "nothing was compared, because no scores of this data are stored: compute them first, without --verify",
         )
     if wrong:
-        refuse(
-            module.trainer,
+        run.refuse(
             f"stored scores are not what is computed now ({', '.join(wrong)}): remove them with "
             "`python -m lit_pref score --prune NAME`, and say what changed if you know it",
         )
 
 
-def _refuse_none(openings: list) -> None:
-    if not openings:
+def _refuse_none(preparations: list) -> None:
+    if not preparations:
         raise UsageError("score: this configuration reads no reference from the store (see model.reference_store)")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.references.store import Kept, in_use, kept, tidy
+from lit_pref.references.store_admin import Kept, in_use, kept, tidy
 
 
 def table() -> str:

@@ -86,7 +86,6 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     """
     from lit_pref.commands.selection_report import page, plain, report_of
     from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
-    from lit_pref.modules.selecting import chosen_of
 
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     if data.selection is None:
@@ -97,7 +96,7 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     if out.pairs.suffix == ".parquet":
         one_of_every = (part.pairs[int(part.indices[0])] for part in data.unselected.parts if len(part.indices))
         refuse_mixed({type(pair.text.prompt) for pair in one_of_every})
-    pool, choice = chosen_of(module, data.unselected, data.selection)
+    pool, choice = module.pool_and_choice(data.unselected, data.selection)
     if not module.trainer.is_global_zero:
         return
     chosen = data.unselected.subset(choice.indices)

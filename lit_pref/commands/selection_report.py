@@ -20,8 +20,8 @@ from lit_pref.data.selection.criteria import (
     Random,
 )
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.modules.selecting import summary
 from lit_pref.printout.summary import as_text
+from lit_pref.references.selection_scores import summary
 
 MOST_NAMES = 12
 """Rows of a table of names; the others are counted together."""

@@ -29,7 +29,7 @@ class Reference(ABC):
 
     def __init__(self) -> None:
         # In a plain attribute of a plain object, no LightningModule finds the model.
-        self._scorer: Scorer | None = None
+        self.scorer: Scorer | None = None
         self._model: ModelSpec | None = None
 
     @abstractmethod
@@ -87,9 +87,9 @@ class Reference(ABC):
         return self._model.fingerprint()
 
     def _ready(self) -> Scorer:
-        if self._scorer is None:
+        if self.scorer is None:
             raise RuntimeError(f"the reference {self.label} has not been attached")
-        return self._scorer
+        return self.scorer
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -109,7 +109,7 @@ class InitialPolicy(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         self._model = policy
-        self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
+        self.scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
         self._policy_scorer = scorer
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
@@ -142,7 +142,7 @@ class AdapterOff(Reference):
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         if not hasattr(scorer.model, "disable_adapter"):
             raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
-        self._model, self._scorer = policy, scorer
+        self._model, self.scorer = policy, scorer
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
         self._model = policy
@@ -201,12 +201,12 @@ class Pretrained(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         own = self._source.load_tokenizer()
-        self._scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        self.scorer = Scorer(self._source.build()).eval().requires_grad_(False)
         self._shares = prefix_sharing_obstacle(self._source) is None
         if self._shares:
-            enable_prefix_sharing(self._scorer.model)
-        self._scorer.probe()
-        size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
+            enable_prefix_sharing(self.scorer.model)
+        self.scorer.probe()
+        size, policy_size = (_vocabulary(s) for s in (self.scorer, scorer))
         if not same_tokenizer(own, tokenizer):
             self._tokenizer, self._positions = own, self._source.max_length()
             self._refusal = "has a tokenizer of its own"

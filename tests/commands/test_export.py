@@ -238,7 +238,7 @@ def changed(checkpoint: Path, to: Path, change: Callable[[dict[str, Any]], objec
 
 
 def moved_policy(path: Path) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content["lit_pref"]["config"]["model"]["policy"].update(path=str(path))
+    return lambda content: content["lit_pref"]["model"].update(path=str(path))
 
 
 @pytest.mark.parametrize("merge", [True, False])

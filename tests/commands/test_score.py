@@ -10,7 +10,8 @@ from conftest import ROOT, write_pairs
 
 from lit_pref.__main__ import main
 from lit_pref.errors import UsageError
-from lit_pref.references.store import Identity, ReferenceStore, Scores, kept
+from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.store_admin import kept
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

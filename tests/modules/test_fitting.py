@@ -99,7 +99,7 @@ def test_a_run_does_not_go_on_under_another_rule_for_gamma(run: Run, tmp_path: P
         sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* says Fitted"
         with pytest.raises(UserError, match=sentence):
             fit(replace(run, objective=lambda gamma=other: MMPO(gamma=gamma)), tmp_path / "on", ckpt=part.checkpoint(1))
-    with pytest.warns(UserWarning, match="the run goes on with another objective: the checkpoint has MMPO"):
+    with pytest.warns(UserWarning, match="the run resumes with another objective: the checkpoint has MMPO"):
         fit(replace(run, objective=lambda: MMPO(beta=0.3, gamma=Fitted())), tmp_path / "on", ckpt=part.checkpoint(1))
 
 

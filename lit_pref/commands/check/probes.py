@@ -16,7 +16,7 @@ from lit_pref.commands.check.numbers import evenly
 from lit_pref.commands.score import COARSE, TOLERANCE
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
-from lit_pref.modules.opening import ReferencePreparation
+from lit_pref.references.prepare import prepare_references
 from lit_pref.references.stored import Stored
 from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
 from lit_pref.scoring.layout import Layout
@@ -71,15 +71,14 @@ class Probe:
     def open_stored(self) -> Iterator[Finding]:
         """Have the store hold the scores of these pairs, and compute some of them again."""
         splits = [(self.data.train_pairs, np.array(self.indices))]
-        for k, reference in enumerate(self.module.references):
-            if not isinstance(reference, Stored):
-                continue
-            opening = ReferencePreparation.of(self.module, reference, f"reference {k} ({reference.label})", splits)
-            wanted = opening.fill()
-            reference.open(opening.store.identity, wanted, opening.encoding is not None)
-            stored, again = opening.differences(COMPARED // 2, seed=0)
-            allowed = TOLERANCE.get(opening.store.identity.numerics.partition("-from-")[0], COARSE)
-            yield _same(opening.label, f"its stored scores and {len(again)} computed again", stored, again, allowed)
+        module = self.module
+        for preparation in prepare_references(
+            module.references, module.policy, module.objective, splits, module.run_context
+        ):
+            preparation.open()
+            stored, again = preparation.differences(COMPARED // 2, seed=0)
+            allowed = TOLERANCE.get(preparation.store.identity.numerics.partition("-from-")[0], COARSE)
+            yield _same(preparation.label, f"its stored scores and {len(again)} computed again", stored, again, allowed)
 
     def build(self) -> None:
         """The policy as a run builds it, and its live references, on the device."""
@@ -127,7 +126,7 @@ class Probe:
     def outputs(self) -> list[tuple[PreferenceBatch, PairScores, list[PairScores], ObjectiveOutput]]:
         """What a run's first step computes of all pairs, batch by batch."""
         with torch.no_grad(), self.module.trainer.precision_plugin.forward_context():
-            return [(batch, *self.module._scores(batch)) for batch in self.batches(PAIRS)]
+            return [(batch, *self.module.scores(batch)) for batch in self.batches(PAIRS)]
 
     @torch.no_grad()
     def policy_scores(self, layout: Layout | None = None, tokens: bool = False) -> list[Tensor]:
