@@ -291,11 +291,11 @@ def check_config(
     json: str | Path | None,
 ) -> None:
     """Check a resolved configuration and print the report; see `Run.check`."""
-    from lit_pref.commands.check import Check
+    from lit_pref.commands.check.check import Check
 
     check = Check(title, None if html is None else Path(html), None if json is None else Path(json), model)
     check.loosen(config)
-    assemble(config, "check", []).before_training(check, check.refused)
+    assemble(config, "check", []).before_training(check.run, check.refused)
     check.finish()
 
 

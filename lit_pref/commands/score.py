@@ -45,12 +45,6 @@ def score(
     run.build().before_training(fill if verify is None else lambda module: verify_stored(module, verify))
 
 
-TOLERANCE = {"fp64": (1e-9, 1e-11), "fp32": (1e-3, 1e-6)}
-"""The largest difference by rounding between two computations of a score: nats, and nats per nat of the score."""
-COARSE = (0.1, 1e-2)
-"""The same below fp32, where a score depends on the other pairs of its batch."""
-
-
 def fill(module: "PreferenceModule") -> None:
     """Compute the missing scores of a run's data.
 
@@ -73,6 +67,8 @@ def verify_stored(module: "PreferenceModule", rows: int) -> None:
     """
     import numpy as np
 
+    from lit_pref.references.prepare import tolerance_of
+
     preparations, run = module.reference_preparations("all"), module.run_context
     _refuse_none(preparations)
     seed = run.broadcast(time.time_ns())
@@ -84,7 +80,7 @@ def verify_stored(module: "PreferenceModule", rows: int) -> None:
             run.say(f"{name}: no scores of these pairs are stored yet")
             continue
         compared += len(stored)
-        base, share = TOLERANCE.get(preparation.store.identity.numerics.partition("-from-")[0], COARSE)
+        base, share = tolerance_of(preparation.store.identity.numerics)
         differences, allowed = np.abs(stored - again), base + share * np.abs(stored)
         run.say(
             f"{name}: {len(stored)} scores computed again, largest difference {differences.max():.1e} nats (allowed: "

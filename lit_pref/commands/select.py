@@ -1,4 +1,4 @@
-"""`python -m lit_pref select`: the training pairs that `data.selection` keeps, as a file, and what kind they are."""
+"""The command `select`: write the training pairs that `data.selection` keeps, and a report on them."""
 
 import json
 import shlex
@@ -110,15 +110,23 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
         raise UserError(f"{out.pairs} cannot be written ({error}): free space or permissions, or another --out") from (
             error
         )
-    print(f"\n{plain(report)}\n\nchosen pairs  {out.pairs}\nreport        {out.page}  (numbers: {out.numbers})")
+    print(f"\n{plain(report)}\n\nselected pairs  {out.pairs}\nreport          {out.page}  (numbers: {out.numbers})")
     print(_next(data, out.pairs, again), flush=True)
 
 
 def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every chosen pair with its place among them, as a row of this project's own fields, its texts uncut.
+    """Read the selected pairs again, with their full texts, as records in the format that `fit` reads by default.
+
+    Args:
+        data: the data module.
+        chosen: the selected pairs.
+        scores: their selection scores.
+
+    Yields:
+        The index of the pair in `chosen`, and its record.
 
     Raises:
-        UserError: the sources have changed meanwhile.
+        UserError: the sources have changed since they were prepared.
     """
     import numpy as np
 
@@ -127,7 +135,7 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
         for id in part.pairs.column("id")[part.indices]:
             places[part.source, id] = len(places)
     ids, groups = chosen.ids, chosen.column("group")
-    # Not those of the rows: what only some of the sources have, no pair has.
+    # Not read from the records: a strength that only some of the sources have is given to no pair.
     strengths = {"margin": chosen.own_margins, "probability": chosen.column("probability")}
     for source, read in data.read_train():
         place = places.pop((source, read.id), None)
@@ -139,8 +147,8 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
     if places:
         (source, id), number = next(iter(places)), len(places)
         raise UserError(
-            f"{number} of the chosen pairs are not in the sources (the first: {id} of {source}), which have changed "
-            "since this command began: run it again"
+            f"{number} of the selected pairs are no longer in the sources (the first: {id} of {source}): the sources "
+            "changed while this command ran; run it again"
         )
 
 
@@ -161,7 +169,7 @@ def _carried(read: "CheckedPair") -> dict[str, Any]:
 
 
 def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
-    """The command that trains on the file, and in which ways it is not the run that chooses itself."""
+    """The command that trains on the file, with notes on how that run differs from one with data.selection."""
     from lit_pref.data.prepared.splits import sources_of
 
     normalised = {mapping.normalise for mapping in data.train_mappings} - {"none"}
@@ -170,16 +178,16 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
     notes = []
     if normalised and mixture:
         notes.append(
-            "its margins are those of the sources, which this run normalised by constants of each, and a file has one "
-            "scale: leave data.selection in the run itself, or bring the margins to one scale"
+            "the margins in the file are those of the sources, before this run normalised each source by its own "
+            "constants: bring them to one scale, or keep data.selection in the run"
         )
     elif normalised:
         mapping = {"base": "pairs", "margin": {"normalise": next(iter(normalised))}}
         notes.append(
-            "its margins are not normalised: the command does that by constants of the chosen pairs, where a run with "
-            "data.selection takes those of all training pairs"
+            "the margins in the file are not normalised: this command fits the normalisation to the selected pairs, a "
+            "run with data.selection fits it to all training pairs"
         )
-    # The parser would leave the rest of what the configuration says of its sources in place.
+    # Options that are not named keep the values that the configuration gives to its sources, so all are set to null.
     old = sources_of(data.train, "data.train")
     said = {field for source in old for field, value in vars(source).items() if value is not None}
     train: dict[str, Any] = dict.fromkeys(sorted(said)) | {"path": str(pairs), "mapping": mapping}
@@ -188,14 +196,14 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
         change += ["--data.group_column", "source"]
     elif mixture and data.group_column is None:
         notes.append(
-            "`source` says where a pair is from: with --data.group_column source metrics are split by it, if the pairs "
-            "of data.val have such a column too"
+            "the column `source` names the source of each pair; --data.group_column source gives metrics for each, if "
+            "data.val has this column too"
         )
     if data.val is None and data.val_fraction:
         notes.append(
-            "it holds training prompts alone, of which the same split_seed and val_fraction hold none out, and the "
-            "sources would be validated on whole, training prompts too: name other pairs with --data.val, or leave "
-            "data.selection in the run itself"
+            "the file contains training prompts only, so the same split_seed and val_fraction hold out none of them, "
+            "and the sources cannot be used as data.val because they contain the same prompts: name other validation "
+            "pairs with --data.val, or keep data.selection in the run"
         )
     command = shlex.join([Path(sys.executable).name, "-m", "lit_pref", "fit", *again, *change])
     return "\n".join([f"Next: train on them\n  {command}", *(f"  ({note})" for note in notes)])

@@ -1,4 +1,4 @@
-"""What a choice of pairs is like: its scores, what other scores would have chosen, and which kinds of rows it keeps."""
+"""The report on a selection: its scores, the overlap with other selections, and the kinds of pairs it keeps."""
 
 import base64
 import html
@@ -24,13 +24,21 @@ from lit_pref.printout.summary import as_text
 from lit_pref.references.selection_scores import summary
 
 MOST_NAMES = 12
-"""Rows of a table of names; the others are counted together."""
+"""The most names in a table; all others are counted together."""
 KEPT, LEFT = "#0072b2", "#d0d0d0"
 
 
 @dataclass
 class Report:
-    """`numbers` is plain data, `tables` are (title, columns, rows) of texts, `figure` is a PNG."""
+    """The report on a selection.
+
+    Args:
+        summary: one line: the selection, the pairs it kept, and their scores.
+        notes: warnings of the selection.
+        numbers: plain data for the JSON file.
+        tables: (title, columns, rows), all texts.
+        figure: a PNG.
+    """
 
     summary: str
     notes: list[str]
@@ -40,7 +48,14 @@ class Report:
 
 
 def report_of(selection: Selection, pool: Pool, choice: Choice, pairs: PairView) -> Report:
-    """What was chosen from all pairs of the training split."""
+    """Build the report on the pairs that a selection kept.
+
+    Args:
+        selection: the criterion with its arguments.
+        pool: ids, columns and scores of all training pairs.
+        choice: the kept pairs.
+        pairs: all training pairs.
+    """
     kept = np.zeros(len(pairs), bool)
     kept[choice.indices] = True
     kinds, overlaps = _kinds(pool, pairs, kept), _overlaps(selection, pool, choice)
@@ -67,9 +82,9 @@ def report_of(selection: Selection, pool: Pool, choice: Choice, pairs: PairView)
     }
     rows = [[name, *(_number(row[part]) for part in ("all", "kept", "left_out"))] for name, row in kinds.items()]
     rows.append(["prompts with a pair", f"{prompts['all']:,}", f"{prompts['kept']:,}", ""])
-    tables = [("What is kept", ["mean of", "all", "kept", "left out"], rows)]
+    tables = [("Kept and left out", ["mean of", "all", "kept", "left out"], rows)]
     shares = [[name, f"{row['shared']:.3f}", f"{row['jaccard']:.3f}"] for name, row in overlaps.items()]
-    tables.append(("What other choices keep too", ["as many pairs by", "share of the kept", "Jaccard"], shares))
+    tables.append(("Overlap with other selections", ["other selection", "share of the kept", "Jaccard"], shares))
     for title, counts in names.items():
         cells = [[name, f"{row['all']:,}", f"{row['kept']:,}", f"{row['share']:.3f}"] for name, row in counts.items()]
         tables.append((f"By {title}", [title, "all", "kept", "share kept"], cells))
@@ -116,7 +131,7 @@ def _counts(values: Any, kept: Any) -> dict[str, dict[str, float]]:
 
 
 def _overlaps(selection: Selection, pool: Pool, choice: Choice) -> dict[str, dict[str, float]]:
-    """Of every other score that can be made of what is known: its choice of as many pairs, beside this one."""
+    """Compare with every other criterion that can be computed from the pool, each selecting as many pairs."""
     amount: dict[str, Any] = {"count": len(choice.indices)}
     if selection.per_prompt:
         amount = {"keep": selection.keep, "count": selection.count, "per_prompt": True}
@@ -158,7 +173,7 @@ def _figure(selection: Selection, pool: Pool, choice: Choice, pairs: PairView) -
     _histogram(scores, choice.scores, kept, f"score ({selection.unit})" if selection.unit else "score")
     if not selection.per_prompt:
         edge = choice.scores[kept].max() if selection.which == "bottom" else choice.scores[kept].min()
-        scores.axvline(edge, color="black", linewidth=1, linestyle="--", label=f"last kept: {edge:.3g}")
+        scores.axvline(edge, color="black", linewidth=1, linestyle="--", label=f"threshold {edge:.3g}")
     scores.legend(frameon=False)
     column = selection.margin_column or "margin"
     explicit = pool.columns[column]
@@ -168,15 +183,15 @@ def _figure(selection: Selection, pool: Pool, choice: Choice, pairs: PairView) -
         drawn = np.random.default_rng(0).permutation(len(kept))[:20_000]
         colours = np.where(kept, KEPT, LEFT)[drawn]
         plane.scatter(explicit[drawn], implicit[drawn], s=4, c=colours, alpha=0.5, linewidths=0, rasterized=True)
-        plane.set(xlabel=f"`{column}` of the data", ylabel=f"implicit margin of the policy ({selection.implicit_unit})")
+        plane.set(xlabel=f"`{column}` in the data", ylabel=f"implicit margin of the policy ({selection.implicit_unit})")
         plane.set_ylim(*np.quantile(implicit, (0.002, 0.998)))
     else:
         _histogram(plane, pairs.lengths[:, 0], kept, "tokens of the prompt")
     if known:
-        _histogram(margins, explicit, kept, f"`{column}` of the data")
+        _histogram(margins, explicit, kept, f"`{column}` in the data")
     else:
         _histogram(margins, pairs.lengths[:, 1], kept, "tokens of the chosen response")
-    _histogram(lengths, pairs.lengths[:, 1] - pairs.lengths[:, 2], kept, "tokens of chosen less those of rejected")
+    _histogram(lengths, pairs.lengths[:, 1] - pairs.lengths[:, 2], kept, "tokens of chosen minus tokens of rejected")
     out = BytesIO()
     figure.savefig(out, dpi=110)
     return out.getvalue()
@@ -191,7 +206,7 @@ def _histogram(axes: Any, values: Any, kept: Any, label: str) -> None:
 
 
 def plain(report: Report) -> str:
-    """The tables, for a terminal or a log."""
+    """Format the tables for a terminal or a log file."""
     parts = []
     for title, columns, rows in report.tables:
         table = Table(title=title, title_justify="left")
@@ -204,8 +219,8 @@ def plain(report: Report) -> str:
 
 
 def page(report: Report) -> str:
-    """The report as one file of HTML that needs no other."""
-    body = [f"<h1>Chosen pairs</h1><p>{html.escape(report.summary)}</p>"]
+    """Render the report as one self-contained HTML page."""
+    body = [f"<h1>Selected pairs</h1><p>{html.escape(report.summary)}</p>"]
     body += [f"<p class=note>{html.escape(note)}</p>" for note in report.notes]
     picture = base64.b64encode(report.figure).decode()
     body.append(f'<img alt="scores, margins and lengths, kept and left out" src="data:image/png;base64,{picture}">')
@@ -218,7 +233,7 @@ def page(report: Report) -> str:
         "table{border-collapse:collapse}td,th{padding:.15em .8em;text-align:right;border-bottom:1px solid #ddd}"
         "td:first-child,th:first-child{text-align:left}.note{border-left:4px solid #d55e00;padding-left:.8em}"
     )
-    head = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>Chosen pairs</title><style>{style}</style>"
+    head = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>Selected pairs</title><style>{style}</style>"
     return f"{head}</head><body>{''.join(body)}</body></html>\n"
 
 

@@ -36,20 +36,21 @@ def predict(run: RunOptions) -> None:
 
 
 def check(run: RunOptions, model: bool = False, html: Path | None = None, json: Path | None = None) -> None:
-    """Look at the data and models of a run without training.
+    """Find faults in the data, the objective and the models of a run before training.
 
-    Reads the data as the run would and reports: how the sources were read, what became of their rows, lengths and
-    truncation, bos and eos tokens, margins and what the objective makes of them, and how far rules get that know
-    nothing of quality. Faulty rows are all counted, also where the run would stop at the first. Nothing is written
-    into the run folder. Exit code 1 means that something is wrong enough to stop.
+    Reads the data of a run as training would and reports, without training, how the sources were read, how many
+    records were refused or left out, lengths and truncation, bos and eos tokens, margins and the targets made from
+    them, and the accuracy of rules that ignore quality. All faulty records are counted, even if the run would stop at
+    the first one. Nothing is written into the run folder. The exit code is 1 if something must be fixed before
+    training.
 
     Args:
         run: the options of the run.
-        model: also build the policy, score up to 64 pairs with it and with all references, and compare: twice the
-            same, both layouts, the first loss with its expected value; estimate the memory of one step; choose by
-            data.selection where that reads a model. Runs on one device of the run's accelerator.
-        html: write a page with figures, tables and marked tokens, one file that needs nothing beside it.
-        json: write the whole report for machines.
+        model: also build the policy and all references and score up to 64 pairs: compare two passes, both layouts,
+            and the first loss with its expected value; estimate the memory of one optimizer step; run a data.selection
+            that needs a model. Uses one device of the run's accelerator.
+        html: write a page with figures, tables and marked tokens, as one self-contained file.
+        json: write the report as JSON.
     """
     config = run.resolve()
     from lit_pref.run import check_config

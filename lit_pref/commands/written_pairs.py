@@ -1,4 +1,4 @@
-"""A file of pairs, written in an order of chance."""
+"""Write pairs into a JSONL or Parquet file in random order."""
 
 import hashlib
 import json
@@ -11,20 +11,22 @@ import numpy as np
 
 from lit_pref.errors import UserError
 
-CHUNK = 512  # pairs of a Parquet row group
+CHUNK = 512  # pairs in a Parquet row group
 
 
 def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Sequence[str], seed: int) -> None:
-    """Write rows in an order of chance that `seed` and the ids decide, in bounded memory; the file appears whole.
+    """Write records in a random order that depends only on `seed` and the ids.
+
+    Records go through a temporary file, so memory stays bounded, and the finished file is renamed into place.
 
     Args:
-        path: ends in .jsonl or .parquet.
-        rows: each with its place in `ids`, in any order.
+        path: ends with .jsonl or .parquet.
+        rows: (index into `ids`, record), in any order.
         ids: of the pairs.
         seed: of the order.
 
     Raises:
-        UserError: some prompts are texts and others messages, and the file is Parquet.
+        UserError: the file is Parquet, and some prompts are texts and others lists of messages.
     """
     chance = [hashlib.sha256(f"{seed} {id}".encode()).digest() for id in ids]
     unfinished = path.with_name(path.name + ".unfinished")
@@ -55,15 +57,18 @@ def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Seq
 
 
 def refuse_mixed(prompts: set[type]) -> None:
-    """Refuse prompts of both kinds in one Parquet file.
+    """Refuse a Parquet file of both texts and lists of messages.
+
+    Args:
+        prompts: the types of all prompts.
 
     Raises:
-        UserError: there are texts and messages.
+        UserError: there is more than one type.
     """
     if len(prompts) > 1:
         raise UserError(
-            "some prompts are texts and others lists of messages, and a column of a Parquet file holds one kind: "
-            "write the chosen pairs to a .jsonl file (--out)"
+            "some prompts are texts and others lists of messages, but a column of a Parquet file has one type; write a "
+            ".jsonl file instead (--out)"
         )
 
 

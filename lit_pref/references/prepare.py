@@ -269,3 +269,11 @@ def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceS
         fingerprint = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()
     aggregation = "tokens" if keeps_tokens else "sum"
     return ReferenceStore(Identity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
+
+
+def tolerance_of(numerics: str) -> tuple[float, float]:
+    """The largest difference by rounding between two computations of a score: nats, and nats per nat of the score.
+
+    Below fp32 a score depends on the other pairs of its batch.
+    """
+    return {"fp64": (1e-9, 1e-11), "fp32": (1e-3, 1e-6)}.get(numerics.partition("-from-")[0], (0.1, 1e-2))

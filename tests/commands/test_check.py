@@ -1,4 +1,4 @@
-"""`python -m lit_pref check`: what it says of the data of a run, and what it leaves behind."""
+"""The command `check`: its findings about the data of a run, and the files it writes."""
 
 import json
 import math
@@ -27,7 +27,7 @@ DPO = ["--config", str(ROOT / "configs" / "dpo.yaml"), *MMPO[2:]]
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path):
-    """Runs `check` in a folder with a policy; gives its exit code, what it prints, its error, and its findings."""
+    """Run `check` in a folder with a policy; return its exit code, stdout, stderr and JSON report."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     (tmp_path / "policy").symlink_to(policy_folder)
@@ -136,14 +136,17 @@ def test_a_selection_that_asks_a_model_is_told_of_where_there_is_none(check, tmp
     _, said, _, report = check(*MMPO, "--data.train", "pairs.jsonl", *options)
     selection = find(report, "selection")
     assert selection["severity"] == "warning" and selection["numbers"] == {"pairs": 60, "of": 60}
-    assert "numbers are of all 60 pairs, before AlignmentPotential chooses; --model makes the choice" in said
+    assert (
+        "numbers are of the 60 pairs before AlignmentPotential selects some, which needs the models; --model runs it"
+        in said
+    )
 
 
 def test_how_rows_were_read_is_told_beside_how_the_run_reads_them(check, tmp_path: Path):
     write_pairs(tmp_path / "pairs.jsonl", 20)
     _, said, _, _ = check(*DPO, "--data.train", "pairs.jsonl", "--data.max_refused", "0.2")
-    assert "rows were read with data.bad_rows lenient and data.max_refused 1" in said
-    assert "the run reads them with strict and 0.2" in said
+    assert "check reads with data.bad_rows lenient and data.max_refused 1" in said
+    assert "the run itself uses strict and 0.2" in said
 
 
 def test_margins_that_were_cut_to_a_bound_disagree_with_their_scores_for_that_reason(check, tmp_path: Path):
@@ -155,7 +158,7 @@ def test_margins_that_were_cut_to_a_bound_disagree_with_their_scores_for_that_re
     _, _, _, report = check(*DPO, *options)
     found = find(report, "disagreeing")
     assert found["severity"] == "note" and found["numbers"]["disagreeing"] == 29 and found["numbers"]["bound"] == 6
-    assert "all at the bound of 6" in found["says"]
+    assert "all with the margin 6" in found["says"]
     made[3]["margin"] = 2.5
     write(tmp_path / "pairs.jsonl", made)
     _, _, _, report = check(*DPO, *options)

@@ -1,4 +1,4 @@
-"""`check --model`: policy and references are read a few times in different ways, and what must be the same is."""
+"""The option `check --model`: scores of policy and references computed in several ways must agree."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from training_runs import logps
 from transformers import AutoModelForCausalLM
 
 from lit_pref.__main__ import main
-from lit_pref.commands.check import memory, probes
+from lit_pref.commands.check import memory, model_findings
+from lit_pref.commands.check.probe import Probe
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 
@@ -26,16 +27,16 @@ MRPO = ["--config", str(ROOT / "configs" / "mrpo.yaml")]
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path):
-    """Runs `check --model` on 24 pairs; gives its exit code and its findings about models by topic, and the probe."""
+    """Run `check --model` on 24 pairs; return its exit code, its findings by topic, and the probe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     write_pairs(tmp_path / "pairs.jsonl", 24)
     (tmp_path / "policy").symlink_to(policy_folder)
-    seen: list[probes.Probe] = []
-    monkeypatch.setattr(probes, "memory", lambda *given: (seen.append(given[0]), memory.memory(*given))[1])
+    seen: list[Probe] = []
+    monkeypatch.setattr(model_findings, "memory", lambda *given: (seen.append(given[0]), memory.memory(*given))[1])
 
-    def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], probes.Probe]:
+    def run(*arguments: str | Path) -> tuple[int, dict[str, list[dict[str, Any]]], Probe]:
         common = ["--model.policy.path", "policy", "--data.train", "pairs.jsonl", "--trainer.accelerator", "cpu"]
         with pytest.raises(SystemExit) as ended:
             main(["check", *map(str, arguments), *common, "--model", "--json", "out.json"])
@@ -142,7 +143,8 @@ def test_a_policy_that_draws_at_every_reading_is_caught(check, monkeypatch: pyte
 
     monkeypatch.setattr(ModelSpec, "build", noisy)
     code, found, _ = check(*MMPO)
-    assert code == 1 and found["twice"][0]["severity"] == "stop" and "left to chance" in found["twice"][0]["says"]
+    (policy, *_) = found["twice"]
+    assert code == 1 and policy["severity"] == "stop" and "something in the model is random" in policy["says"]
     assert found["first_loss"][0]["severity"] == "stop"
 
 
@@ -160,7 +162,8 @@ def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_c
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
     monkeypatch.setattr(PrefixSharedAttention, "__call__", leaking)
-    monkeypatch.setattr(probes, "prefix_sharing_obstacle", lambda policy: None)  # its own probe would have caught it
+    # Prefix sharing is tried out when it is enabled, and that would fail first.
+    monkeypatch.setattr("lit_pref.commands.check.probe.prefix_sharing_obstacle", lambda policy: None)
     code, found, _ = check(*MMPO, "--model.layout", "padded")
     assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
     assert found["first_loss"][0]["severity"] == "ok"

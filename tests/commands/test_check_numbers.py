@@ -1,4 +1,4 @@
-"""The numbers of `check`, against numbers worked out by hand."""
+"""The statistics and findings of `check`, compared with values computed by hand."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_pref.commands.check import counts
-from lit_pref.commands.check import numbers as n
-from lit_pref.commands.check.findings import Finding, Report, percent
-from lit_pref.commands.check.pairs import overlap, pair_findings
+from lit_pref.commands.check import counts, statistics
+from lit_pref.commands.check.data_findings import overlap, split_findings
 from lit_pref.commands.check.rendering import examples, render
-from lit_pref.commands.check.shortcuts import Shortcut, shortcuts
-from lit_pref.commands.check.target import Strength, strength_of, target_findings
-from lit_pref.commands.check.text import plain_line
+from lit_pref.commands.check.report import Finding, Report, percent
+from lit_pref.commands.check.statistics import Shortcut, shortcuts
+from lit_pref.commands.check.strength_findings import Strength, strength_of, target_findings
+from lit_pref.commands.check.terminal import plain_line
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.link import Hinge
@@ -26,7 +25,7 @@ BEGIN, END = 1, 2
 
 @dataclass
 class Pairs:
-    """What `check` asks of prepared pairs: of ids, margins and a few further columns."""
+    """Prepared pairs, as far as `check` needs them, from ids, margins and a few further columns."""
 
     ids: list[tuple[list[int], list[int], list[int] | None]]
     margins: list[float]
@@ -60,12 +59,12 @@ class Pairs:
 
 
 def pair(prompt: int, chosen: int, rejected: int, word: int = 7) -> tuple[list[int], list[int], list[int]]:
-    """Ids: the prompt's number, and responses of so many tokens with their end."""
+    """Token ids of a pair; the responses have the given lengths, including the eos token."""
     return [BEGIN, 100 + prompt], [word] * (chosen - 1) + [END], [word + 1] * (rejected - 1) + [END]
 
 
 def found(findings: list[Finding], topic: str, **numbers: Any) -> Finding:
-    """The one finding of a topic, with these numbers."""
+    """The only finding of a topic with these numbers."""
     matching = [f for f in findings if f.topic == topic and all(f.numbers[k] == v for k, v in numbers.items())]
     assert len(matching) == 1, [f.says for f in findings if f.topic == topic]
     return matching[0]
@@ -76,42 +75,42 @@ def found(findings: list[Finding], topic: str, **numbers: Any) -> Finding:
 
 def test_a_pile_at_the_largest_margin_is_a_bound_though_no_mapping_clipped():
     values = np.array([6.0] * 75 + [k / 5 for k in range(25)])
-    of = n.margins(values, np.zeros(100, bool))
+    of = statistics.margins(values, np.zeros(100, bool))
     assert of is not None
     assert (of.at_maximum, of.zero, of.distinct, of.clipped) == (75, 1, 26, 0)
     assert of.pile == 0.75 and of.is_clip
-    finding = found(pair_findings("train", Pairs([pair(k, 3, 2) for k in range(100)], list(values)), 1, {2}), "clip")
-    assert finding.severity == "warning" and "75.0 % of the margins are 6" in finding.says
-    assert "a bound that the data came with" in finding.says
+    finding = found(split_findings("train", Pairs([pair(k, 3, 2) for k in range(100)], list(values)), 1, {2}), "clip")
+    assert finding.severity == "warning" and "75.0 % of the margins equal the largest, 6" in finding.says
+    assert "they were clipped in the source" in finding.says
 
 
 def test_the_mappings_own_clip_is_named_as_that():
     values = [6.0] * 75 + [k / 5 for k in range(25)]
     clipped = np.array([True] * 75 + [False] * 25)
     pairs = Pairs([pair(k, 3, 2) for k in range(100)], values, {"clipped": clipped})
-    finding = found(pair_findings("train", pairs, BEGIN, {END}), "clip")
+    finding = found(split_findings("train", pairs, BEGIN, {END}), "clip")
     assert finding.numbers["clipped"] == 0.75 and "the mapping's clip" in finding.says
 
 
 def test_many_pairs_at_the_top_of_a_rating_scale_are_no_bound():
-    of = n.margins(np.array([1.0, 2.0, 3.0, 4.0] * 50), np.zeros(200, bool))
+    of = statistics.margins(np.array([1.0, 2.0, 3.0, 4.0] * 50), np.zeros(200, bool))
     assert of is not None and of.pile == 0.25 and not of.is_clip and of.whole
 
 
 def test_a_smooth_scale_has_no_bound():
-    of = n.margins(np.linspace(0.1, 5, 400), np.zeros(400, bool))
+    of = statistics.margins(np.linspace(0.1, 5, 400), np.zeros(400, bool))
     assert of is not None and of.at_maximum == 1 and not of.is_clip
 
 
 def test_the_gamma_that_is_suggested_makes_the_median_pair_three_quarters():
     pairs = Pairs([pair(k, 3, 2) for k in range(5)], [0.5, 1.0, 2.0, 3.0, 9.0])
-    gamma = found(pair_findings("train", pairs, BEGIN, {END}), "margins").numbers["gamma_for_three_quarters"]
+    gamma = found(split_findings("train", pairs, BEGIN, {END}), "margins").numbers["gamma_for_three_quarters"]
     assert 1 / (1 + math.exp(-gamma * 2.0)) == pytest.approx(0.75)
 
 
 def test_pairs_without_any_strength_are_noted():
     pairs = Pairs([pair(k, 3, 2) for k in range(5)], [math.nan] * 5)
-    finding = found(pair_findings("train", pairs, BEGIN, {END}), "margins")
+    finding = found(split_findings("train", pairs, BEGIN, {END}), "margins")
     assert finding.severity == "note" and "neither margin nor probability" in finding.says
 
 
@@ -122,20 +121,22 @@ def test_targets_saturate_where_fp32_has_no_number_below_one():
     # 1 - sigmoid(x) = exp(-x) / (1 + exp(-x)) is lost where it is below half the spacing of fp32 below 1, 2**-25.
     edge = 25 * math.log(2)
     values = np.array([0.0, 0.9 * edge, 1.1 * edge, 2 * edge]) / 2.2
-    of = n.asked(2.2, 0.01, values, np.array([[5, 100, 300]] * 4))
+    of = statistics.demand(2.2, 0.01, values, np.array([[5, 100, 300]] * 4))
     assert of.saturated == 0.5
     assert of.mean_target == pytest.approx((0.5 + 1 / (1 + math.exp(-0.9 * edge)) + 1 + 1) / 4, abs=1e-7)
 
 
 def test_gamma_over_beta_is_what_is_asked_for_in_nats_and_per_token():
     # gamma 2.2, beta 0.01: 220 nats at a margin of one; the median of all responses has 200 tokens.
-    of = n.asked(2.2, 0.01, np.array([0.5, 1.5, 2.0]), np.array([[5, 100, 200], [5, 200, 300], [5, 100, 300]]))
+    of = statistics.demand(
+        2.2, 0.01, np.array([0.5, 1.5, 2.0]), np.array([[5, 100, 200], [5, 200, 300], [5, 100, 300]])
+    )
     assert of.nats == pytest.approx({"margin 1": 220.0, "median margin": 330.0, "largest margin": 440.0})
     assert of.response == 200 and of.per_token["median margin"] == pytest.approx(1.65)
 
 
 def test_mean_log_probs_are_asked_for_per_token():
-    of = n.asked(2.0, 0.5, np.array([1.0]), np.array([[5, 10, 10]]), mean_scores=True)
+    of = statistics.demand(2.0, 0.5, np.array([1.0]), np.array([[5, 10, 10]]), mean_scores=True)
     assert of.per_token["margin 1"] == pytest.approx(4.0) and of.nats["margin 1"] == pytest.approx(40.0)
 
 
@@ -187,7 +188,7 @@ def test_the_first_in_the_source_and_the_most_frequent_writer():
 @pytest.mark.parametrize(("number", "severity"), [(400, "warning"), (100, "ok")])
 def test_a_shortcut_is_warned_of_where_there_are_pairs_enough(number: int, severity: str):
     ids = [pair(k, 5, 3) if k % 4 else pair(k, 3, 5) for k in range(number)]
-    finding = found(pair_findings("train", Pairs(ids, [1.0] * number), BEGIN, {END}), "shortcut")
+    finding = found(split_findings("train", Pairs(ids, [1.0] * number), BEGIN, {END}), "shortcut")
     assert finding.severity == severity and finding.numbers["accuracy"] == 0.75
 
 
@@ -196,9 +197,9 @@ def test_a_shortcut_is_warned_of_where_there_are_pairs_enough(number: int, sever
 
 def test_repeated_and_contradicting_pairs_are_told_apart():
     a, b = pair(0, 4, 6), pair(1, 4, 6)
-    turned = (a[0], a[2], a[1])
-    of = counts.repeated(Pairs([a, b, a, turned, pair(0, 4, 6, word=20)], [1.0] * 5))
-    assert of == counts.Repeated(same=1, turned=1, complete=True)
+    swapped = (a[0], a[2], a[1])
+    of = counts.repeated(Pairs([a, b, a, swapped, pair(0, 4, 6, word=20)], [1.0] * 5))
+    assert of == counts.Repeated(same=1, swapped=1, complete=True)
 
 
 def test_prompts_in_both_splits_are_a_warning_and_pairs_in_both_a_stop():
@@ -224,8 +225,8 @@ def test_pairs_in_both_splits_are_told_by_their_tokens_and_not_by_their_ids():
 
 
 def test_no_pairs_to_train_on_stop_and_none_to_validate_do_not():
-    assert [f.severity for f in pair_findings("train", Pairs([], []), BEGIN, {END})] == ["stop"]
-    assert [f.severity for f in pair_findings("val", Pairs([], []), BEGIN, {END})] == ["note"]
+    assert [f.severity for f in split_findings("train", Pairs([], []), BEGIN, {END})] == ["stop"]
+    assert [f.severity for f in split_findings("val", Pairs([], []), BEGIN, {END})] == ["note"]
 
 
 # Tokens
@@ -239,17 +240,17 @@ def test_one_begin_token_and_an_end_to_every_response():
 def test_a_second_begin_token_or_a_missing_end_stops():
     prompt, chosen, rejected = pair(0, 4, 6)
     doubled = Pairs([([BEGIN, *prompt], chosen, rejected), pair(1, 4, 6)], [1.0] * 2)
-    finding = found(pair_findings("train", doubled, BEGIN, {END}), "tokens")
+    finding = found(split_findings("train", doubled, BEGIN, {END}), "tokens")
     assert finding.severity == "stop" and finding.numbers["further_begins"] == 1
     endless = Pairs([(prompt, chosen[:-1], rejected), pair(1, 4, 6)], [1.0] * 2)
-    finding = found(pair_findings("train", endless, BEGIN, {END}), "tokens")
+    finding = found(split_findings("train", endless, BEGIN, {END}), "tokens")
     assert finding.severity == "stop" and finding.numbers["ended"] == 0.75
 
 
 def test_one_side_that_is_cut_more_often_is_warned_of():
     cut = {"chosen_cut": np.arange(100) < 9, "rejected_cut": np.arange(100) < 2}
     pairs = Pairs([pair(k, 4, 6) for k in range(100)], [1.0] * 100, cut)
-    finding = found(pair_findings("train", pairs, BEGIN, {END}), "truncation")
+    finding = found(split_findings("train", pairs, BEGIN, {END}), "truncation")
     assert finding.severity == "warning" and finding.numbers["chosen_minus_rejected"] == pytest.approx(0.07)
 
 

@@ -1,4 +1,4 @@
-"""`python -m lit_pref select`: its file is read as it is, the report counts right, and a run chooses alike."""
+"""The command `select`: `fit` reads its file, the report counts correctly, and a run selects the same pairs."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], policy_folder: Path):
-    """Runs a command beside a policy and pairs longer than it reads; gives exit code, lines and sentence."""
+    """Run a command in a folder with a policy and pairs, some too long; return exit code, printed lines and error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     (tmp_path / "policy").symlink_to(policy_folder)
@@ -135,7 +135,7 @@ def test_the_report_counts_what_is_kept(select, tmp_path: Path):
     assert name == "chance (expected 0.200)" and overlap["jaccard"] == pytest.approx(shared / (2 - shared))
     html = (tmp_path / "best.report.html").read_text()
     assert "data:image/png;base64," in html and "http" not in html and "kept 8 of 40 pairs" in html
-    assert any(line.startswith("chosen pairs  best.jsonl") for line in said)
+    assert any(line.startswith("selected pairs  best.jsonl") for line in said)
 
 
 def test_other_choices_are_compared_with_this_one(select, tmp_path: Path):
@@ -156,7 +156,7 @@ def test_other_choices_are_compared_with_this_one(select, tmp_path: Path):
 
 
 def command_of(said: list[str]) -> tuple[list[str], str]:
-    """The options of the command that is printed, and what is said of it."""
+    """The options of the printed command, and the notes on it."""
     at = said.index("Next: train on them")
     words = shlex.split(said[at + 1])
     assert words[1:4] == ["-m", "lit_pref", "fit"]
@@ -170,7 +170,7 @@ HALF = ["--data.selection", "Random", "--data.selection.keep", "0.5"]
 
 @pytest.fixture
 def mixture(tmp_path: Path, select) -> list[str]:
-    """Options of two sources of which one alone has probabilities, and the spans of which are ours."""
+    """Options for two sources with spans, only one of which has probabilities."""
     sources = []
     for name in ("one", "two"):
         sources.append({"path": f"{name}.jsonl"})
@@ -206,7 +206,7 @@ def test_a_mixture_with_a_file_to_validate_on_is_not_split_by_a_column_that_it_l
     code, said, _ = select(*mixture, "--data.val", "val.jsonl", "--out", "best.jsonl")
     options, notes = command_of(said)
     assert code == 0 and "--data.group_column" not in options
-    assert "with --data.group_column source metrics are split by it, if the pairs of data.val have" in notes
+    assert "--data.group_column source gives metrics for each, if data.val has this column too" in notes
     assert select(*options, command="fit")[::2] == (0, "")
 
 
@@ -244,8 +244,8 @@ def test_margins_are_written_before_they_are_normalised_and_normalised_once(sele
     for row in best:
         assert row["margin"] == min(60, 2 * abs(source[frozenset((row["chosen"], row["rejected"]))]))
     options, notes = command_of(said)
-    assert "its margins are not normalised: the command does that by constants of the chosen pairs" in notes
-    assert ("it holds training prompts alone" in notes) == (not val)
+    assert "this command fits the normalisation to the selected pairs" in notes
+    assert ("the file contains training prompts only" in notes) == (not val)
     code, _, sentence = select(*options, command="fit")
     assert (code, sentence) == (0, "")
     (checkpoint,) = [path for path in (tmp_path / "next").rglob("*.ckpt") if "last" not in path.name][:1]
@@ -260,7 +260,7 @@ def test_margins_of_a_mixture_that_are_normalised_apart_are_not_called_the_same(
     mapping = ["--data.mapping", "{margin: {normalise: minmax}}"]
     code, said, _ = select(*mixture, *mapping, "--out", "best.jsonl")
     options, notes = command_of(said)
-    assert code == 0 and "which this run normalised by constants of each, and a file has one scale" in notes
+    assert code == 0 and "before this run normalised each source by its own constants" in notes
     assert '"mapping": "pairs"' in options[options.index("--data.selection") - 1]
 
 
@@ -323,7 +323,7 @@ def test_the_help_says_what_is_written(select):
 
 
 def parsed(*arguments: str | Path) -> Selection | None:
-    """What the command line's parser builds of `--data.selection`."""
+    """The object that the command line's parser builds for `--data.selection`."""
     parser = RunParser()
     parser.add_lightning_class_args(PreferenceDataModule, "data")
     parser.add_argument("--config", action="config")

@@ -1,4 +1,4 @@
-"""Prompts, repeated pairs, and the tokens at the ends: counted over prepared pairs."""
+"""Counts over prepared pairs: prompts, repeated pairs, overlap of the splits, and bos and eos tokens."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.commands.check.numbers import Array, Pairs, evenly, share
+from lit_pref.commands.check.statistics import Array, Pairs, evenly, share
 from lit_pref.pairs import PreferencePair
 from lit_pref.response_key import response_key
 
 CANDIDATES = 5000
-"""The most pairs that are compared text by text when repeated ones are looked for."""
+"""The most pairs whose tokens are compared in the search for repeated pairs."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Counts: `most` pairs share one prompt; `repeated` is the share of pairs whose prompt another pair has too."""
+    """The number of `prompts`, the `most` pairs of one prompt, and the share of pairs whose prompt is `repeated`."""
 
     prompts: int
     most: int
@@ -24,7 +24,7 @@ class Prompts:
 
 
 def prompts(ids: Array) -> Prompts:
-    """How pairs are spread over prompts.
+    """Count how the pairs are distributed over prompts.
 
     >>> prompts(np.array(["a", "a", "b", "c"]))
     Prompts(prompts=3, most=2, repeated=0.5)
@@ -37,16 +37,21 @@ def prompts(ids: Array) -> Prompts:
 
 @dataclass(frozen=True)
 class Repeated:
-    """`same`: pairs that repeat an earlier one; `turned`: pairs whose two responses stand the other way round in an
-    earlier one, so that the labels contradict each other; `complete` is False where not all could be compared."""
+    """Counts of repeated pairs.
+
+    Args:
+        same: pairs that repeat an earlier pair.
+        swapped: pairs that repeat an earlier pair with chosen and rejected swapped, so that the labels contradict.
+        complete: all candidates were compared.
+    """
 
     same: int
-    turned: int
+    swapped: int
     complete: bool
 
 
 def repeated(pairs: Pairs) -> Repeated:
-    """Pairs of the same ids; only those that agree in prompt and lengths are read."""
+    """Count pairs with the same tokens; only pairs with the same prompt and lengths are loaded and compared."""
     lengths = pairs.lengths.astype(np.int64)
     prompt = np.unique(pairs.column("prompt_id").astype(str), return_inverse=True)[1].astype(np.int64)
     sides = np.sort(lengths[:, 1:], axis=1)
@@ -54,19 +59,19 @@ def repeated(pairs: Pairs) -> Repeated:
     _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     candidates = np.flatnonzero(counts[group.reshape(-1)] > 1)
     seen: set[tuple[Any, ...]] = set()
-    same = turned = 0
+    same = swapped = 0
     for k in candidates[:CANDIDATES].tolist():
         pair = pairs[k]
         chosen, rejected = tuple(pair.chosen), tuple(pair.rejected or ())
         same += (prompt[k], chosen, rejected) in seen
-        turned += (prompt[k], rejected, chosen) in seen
+        swapped += (prompt[k], rejected, chosen) in seen
         seen.add((prompt[k], chosen, rejected))
-    return Repeated(same, turned, len(candidates) <= CANDIDATES)
+    return Repeated(same, swapped, len(candidates) <= CANDIDATES)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Validation pairs: `shared` have a prompt that is trained on, `same` are trained on as they are."""
+    """Counts of validation pairs: `shared` have a training prompt, `same` are identical to a training pair."""
 
     shared: int
     same: int
@@ -74,19 +79,19 @@ class Overlap:
 
 
 def overlap(train: Pairs, val: Pairs) -> Overlap:
-    """What validation pairs share with training pairs."""
+    """Count the validation pairs that share their prompt or all their tokens with a training pair."""
     known = np.unique(train.column("prompt_id").astype(str))
     shared = np.isin(val.column("prompt_id").astype(str), known)
-    # By their tokens: files number their rows as they like, so that an id says nothing.
-    alike = [_alike(pairs) for pairs in (train, val)]
-    candidates = np.flatnonzero(np.isin(alike[0], alike[1])), np.flatnonzero(np.isin(alike[1], alike[0]))
+    # Tokens are compared and not ids, because two files may number their records alike.
+    keys = [_prompt_and_lengths(pairs) for pairs in (train, val)]
+    candidates = np.flatnonzero(np.isin(keys[0], keys[1])), np.flatnonzero(np.isin(keys[1], keys[0]))
     trained = {_digests(train[int(k)]) for k in candidates[0]}
     same = sum(_digests(val[int(k)]) in trained for k in candidates[1])
     return Overlap(int(shared.sum()), same, len(val))
 
 
-def _alike(pairs: Pairs) -> Array:
-    """(pairs,) the prompt and the responses' lengths: pairs that are the same have the same."""
+def _prompt_and_lengths(pairs: Pairs) -> Array:
+    """(pairs,) keys that identical pairs share: the prompt's id and the lengths of the responses."""
     named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
     return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
 
@@ -97,15 +102,14 @@ def _digests(pair: PreferencePair) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of a sample of pairs.
+    """Counts of bos and eos tokens in a sample of pairs.
 
     Args:
-        pairs: looked at.
-        begins_once: share whose prompt was not cut and has the begin token at its start and nowhere else; None where
-            the tokenizer has none.
-        further_begins: begin tokens elsewhere.
-        ended: share of the whole responses that end in an end token.
-        cut_ended: responses that were cut and end in one all the same.
+        pairs: the size of the sample.
+        begins_once: the share of pairs whose prompt starts with the bos token; None if the tokenizer has none.
+        further_begins: the number of bos tokens elsewhere.
+        ended: the share of complete responses that end with an eos or end-of-turn token.
+        cut_ended: the number of truncated responses that end with one.
     """
 
     pairs: int
@@ -115,15 +119,22 @@ class Tokens:
     cut_ended: int
 
 
-def tokens(pairs: Pairs, begin: int | None, ends: set[int], most: int = 1000) -> Tokens:
-    """Begin and end tokens in up to `most` pairs, evenly over all."""
+def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> Tokens:
+    """Count bos and eos tokens in up to `most` evenly spaced pairs.
+
+    Args:
+        pairs: the pairs of one split.
+        bos: id of the bos token; None if the tokenizer has none.
+        ends: ids of eos and end-of-turn tokens.
+        most: the largest sample.
+    """
     sample: list[PreferencePair] = [pairs[k] for k in evenly(len(pairs), most)]
-    starts = [pair.prompt[:1] == [begin] for pair in sample]
+    starts = [pair.prompt[:1] == [bos] for pair in sample]
     ids = [[*pair.prompt[1:], *pair.chosen, *(pair.rejected or ())] for pair in sample]
     sides = [(pair.chosen, pair.text.chosen_complete) for pair in sample]
     sides += [(pair.rejected, pair.text.rejected_complete) for pair in sample if pair.rejected is not None]
     whole = [response[-1] in ends for response, complete in sides if complete]
     cut = sum(response[-1] in ends for response, complete in sides if not complete)
-    begun = None if begin is None else share(np.array(starts))
-    further = 0 if begin is None else sum(row.count(begin) for row in ids)
+    begun = None if bos is None else share(np.array(starts))
+    further = 0 if bos is None else sum(row.count(bos) for row in ids)
     return Tokens(len(sample), begun, further, share(np.array(whole)) if whole else math.nan, cut)

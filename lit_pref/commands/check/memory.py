@@ -1,28 +1,26 @@
-"""The memory of one optimiser step, and what the device has."""
+"""An estimate of the memory of one optimizer step, compared with that of the device."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_pref.batch import PreferenceBatch
-from lit_pref.commands.check.findings import Finding, Severity
+from lit_pref.commands.check.probe import Probe
+from lit_pref.commands.check.report import Finding, Severity
 from lit_pref.data.batching.collation import collate
 
-if TYPE_CHECKING:
-    from lit_pref.commands.check.probes import Probe
-
 TIGHT = 0.9
-"""The share of a device from which an estimate is too near to its end: allocator and framework need some too."""
+"""The share of the device's memory above which an estimate causes a warning: allocator and framework need the rest."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """`trainer.devices` and `trainer.num_nodes` of a run.
+    """The number of devices of a run, from `trainer.devices` and `trainer.num_nodes`.
 
     >>> [Devices(given, 2).count(auto=4) for given in ("auto", -1, 3, "3", [0, 5], "0,")]
     [8, 8, 6, 6, 4, 2]
@@ -32,31 +30,30 @@ class Devices:
     nodes: int = 1
 
     def count(self, auto: int) -> int:
-        """Over all nodes; `auto` are those of this machine."""
+        """Devices on all nodes; `auto` is the number of devices of this machine."""
         given = auto if self.given in ("auto", -1, "-1") else self.given
         if isinstance(given, str) and "," in given:
             given = [part for part in given.split(",") if part.strip()]
         return (len(given) if isinstance(given, list) else int(given)) * self.nodes
 
 
-def memory(probe: "Probe", devices: Devices) -> Finding:
-    """Weights + gradients + the optimiser's state + what a forward pass keeps for the backward pass, bytes.
+def memory(probe: Probe, devices: Devices) -> Finding:
+    """Estimate the bytes for weights, gradients, optimizer state and activations.
 
-    The state is measured: one step of the run's optimiser on a small tensor says how many bytes it keeps for each
-    weight. What is kept is measured too: everything that autograd saves in one forward pass over two of the pairs, less
-    the weights, for each token; times the tokens of the largest micro-batch. Left out: what an operation needs while it
-    runs, and what the allocator wastes.
+    The optimizer state per weight is measured in one step on a small tensor. Activations are measured as the tensors
+    that autograd saves in a forward pass over two pairs, without the weights, and scaled to the tokens of the largest
+    micro-batch. Temporary buffers of operations and fragmentation are not included.
 
     Args:
-        probe: with its models.
-        devices: of the run, which divide a step's pairs.
+        probe: with its models built.
+        devices: of the run, among which the pairs of a step are divided.
     """
     module = probe.module
     every = list(probe.scorer.parameters())
     trained = [p for p in every if p.requires_grad]
     weights = _bytes(every) + _bytes(probe.scorer.buffers())
     scorers = [reference.scorer for reference in module.references]
-    # A stored reference has none, and that with the adapter off has the policy's.
+    # A stored reference has no model; one with the adapter off uses that of the policy.
     references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
     state = int(_state_per_byte(probe, trained) * _bytes(trained))
     world = devices.count(probe.module.trainer.accelerator.auto_device_count())
@@ -66,24 +63,24 @@ def memory(probe: "Probe", devices: Devices) -> Finding:
     parts |= {"references": references}
     total, device = sum(parts.values()), device_memory(probe.device)
     severity: Severity = "warning" if device is not None and total > TIGHT * device else "ok"
-    words = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
-    words = f"one step needs about {_gib(total)} ({words}; measured on two pairs, for {tokens} tokens in a micro-batch)"
-    words += f" of {_gib(device)} on {probe.device.type}" if device is not None else ""
-    words += f", on each of {world} devices where weights are not sharded" if world > 1 else ""
+    words = ", ".join(f"{name.replace('optimiser', 'optimizer')} {_gib(size)}" for name, size in parts.items() if size)
+    words = f"one optimizer step needs about {_gib(total)} ({words}; estimated for {tokens} tokens in a micro-batch)"
+    words += f" of the {_gib(device)} on {probe.device.type}" if device is not None else ""
+    words += f", on each of {world} devices unless weights are sharded" if world > 1 else ""
     if severity == "warning":
-        words += ": lower data.micro_batch or data.max_tokens, set policy.gradient_checkpointing, or shard"
+        words += ": lower data.micro_batch or data.max_tokens, use policy.gradient_checkpointing, or shard the weights"
     further = {"device": device, "devices": world, "tokens": tokens}
     return Finding("memory", severity, words, numbers={**parts, "total": total, **further})
 
 
-def largest_batch(probe: "Probe", world: int) -> int:
-    """Tokens of the largest micro-batch that the run can meet: of its longest pairs, in its layout."""
+def largest_batch(probe: Probe, world: int) -> int:
+    """The number of tokens in the largest possible micro-batch, which has the longest pairs, in the run's layout."""
     data, lengths = probe.data, probe.data.train_pairs.lengths.astype(int)
     if data.max_tokens is not None:
         return int(data.max_tokens)
     pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
     extra_response = data.train_pairs.extra_response_lengths.astype(int)
-    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # read apart, and kept as long
+    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # scored in rows of their own
     if probe.module.batch_layout == "prefix_shared":
         return int(sum(sorted(lengths.sum(1) + further, reverse=True)[:pairs]))
     sides = 2 if lengths[:, 2].any() else 1
@@ -91,7 +88,7 @@ def largest_batch(probe: "Probe", world: int) -> int:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes that the device has: of a GPU, or of this machine or the container that this runs in."""
+    """The memory in bytes of a GPU, or of this machine or container for the CPU; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type != "cpu" or not hasattr(os, "sysconf"):
@@ -103,8 +100,8 @@ def device_memory(device: torch.device) -> int | None:
     return min(found)
 
 
-def _state_per_byte(probe: "Probe", trained: list[nn.Parameter]) -> float:
-    """Bytes that the optimiser keeps for each byte of what it trains."""
+def _state_per_byte(probe: Probe, trained: list[nn.Parameter]) -> float:
+    """Bytes of optimizer state per byte of trained weights."""
     weight = nn.Parameter(torch.ones(64, 64, dtype=trained[0].dtype, device=probe.device))
     weight.grad = torch.ones_like(weight)
     optimizer = probe.module.optimizer([weight])
@@ -113,8 +110,8 @@ def _state_per_byte(probe: "Probe", trained: list[nn.Parameter]) -> float:
     return _bytes(tensors) / _bytes([weight])
 
 
-def _kept_per_token(probe: "Probe") -> float:
-    """Bytes that autograd keeps for each token of a forward pass of the policy."""
+def _kept_per_token(probe: Probe) -> float:
+    """Bytes that autograd saves per token in a forward pass of the policy."""
     module = probe.module
     tokenizer = module.policy.load_tokenizer()
     extra_response = "extra_response" in module.objective.sides
@@ -140,7 +137,7 @@ def _kept_per_token(probe: "Probe") -> float:
 
 
 def _tokens(batch: PreferenceBatch) -> int:
-    """Of the rows, with their padding."""
+    """The number of tokens in the rows, including padding."""
     return batch.rows.input_ids.numel() + (
         0 if batch.extra_response is None else batch.extra_response.rows.input_ids.numel()
     )

@@ -1,19 +1,19 @@
-"""The report for a terminal, a pipe or a log."""
+"""The report for a terminal, a pipe or a log file."""
 
 import sys
 
 from rich.console import Console
 from rich.text import Text
 
-from lit_pref.commands.check.findings import SEVERITIES, Finding, Report, Severity
 from lit_pref.commands.check.rendering import Kind, RenderedPair
+from lit_pref.commands.check.report import SEVERITIES, Finding, Report, Severity
 
 STYLES: dict[Severity, str] = {"stop": "bold white on red", "warning": "bold yellow", "note": "cyan", "ok": "green"}
 VERDICTS: dict[Severity, str] = {
-    "stop": "do not run this",
-    "warning": "understand the warnings before you run this",
-    "note": "nothing is wrong",
-    "ok": "nothing is wrong",
+    "stop": "do not start this run: fix the findings marked stop",
+    "warning": "read the warnings before you start this run",
+    "note": "no problems found",
+    "ok": "no problems found",
 }
 PIECES: dict[Kind, str] = {
     "prompt": "dim",
@@ -25,12 +25,12 @@ PIECES: dict[Kind, str] = {
 WIDTH = 130
 
 
-def text(report: Report, console: Console | None = None) -> None:
-    """Print the report: the verdict, what is wrong with the worst first, what is well, and three pairs.
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the report: the verdict, the findings with the worst first, and a few pairs.
 
     Args:
-        report: of one configuration.
-        console: colours where it is a terminal, and marks trained text by « » where it is not.
+        report: the findings.
+        console: where to print; stdout by default. A terminal gets colours; elsewhere « » enclose the trained text.
     """
     console = console or Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
     counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items() if count)
@@ -38,7 +38,7 @@ def text(report: Report, console: Console | None = None) -> None:
     console.print(Text(f"{VERDICTS[report.verdict]}\n"), style=STYLES[report.verdict], highlight=False)
     for severity in SEVERITIES:
         for finding in report.of(severity):
-            # What a split has one source for is said of the split.
+            # With a single source, its numbers would repeat those of the split.
             if finding.topic != "source" or len(report.about("source", finding.split)) > 1:
                 _line(console, finding)
     if report.rendered:
@@ -56,7 +56,7 @@ def _line(console: Console, finding: Finding) -> None:
 
 
 def _legend(console: Console) -> str:
-    return "the coloured text" if console.is_terminal else "the text in « », whose first token ends at ¦"
+    return "the coloured text" if console.is_terminal else "the text in « »; ¦ marks the end of its first token"
 
 
 def _pair(console: Console, pair: RenderedPair) -> None:
@@ -73,7 +73,7 @@ def _pair(console: Console, pair: RenderedPair) -> None:
 
 
 def plain_line(pieces: object) -> str:
-    """Pieces without colour.
+    """Format the pieces of one response without colour.
 
     >>> plain_line([("prompt", "2+2="), ("boundary", " 4"), ("trained", ".\\n"), ("end", "</s>")])
     '2+2=« 4¦.⏎</s>»'

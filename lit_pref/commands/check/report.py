@@ -1,16 +1,15 @@
-"""What `check` found: one sentence each, with its numbers and how bad it is."""
+"""The findings of `check`: one sentence each, with its numbers and severity, and the report that collects them."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from lit_pref.commands.check.rendering import RenderedPair
+from lit_pref.commands.check.rendering import RenderedPair
 
 Severity = Literal["stop", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "warning", "note", "ok")
@@ -19,15 +18,15 @@ SEVERITIES: tuple[Severity, ...] = ("stop", "warning", "note", "ok")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        topic: names it, the same in every version.
-        severity: how bad it is.
-        says: one sentence for a person.
-        split: "train" or "val", or "" where it is of the whole run.
-        source: of the pairs, or "" where it is of all of them.
-        numbers: what the sentence rests on.
+        topic: the name of the check; it stays the same across versions.
+        severity: how serious the result is.
+        says: one sentence for the user.
+        split: "train" or "val", or "" for the whole run.
+        source: the source of the pairs, or "" for all sources.
+        numbers: the values behind the sentence.
 
     >>> Finding("ties", "ok", "train: 3 ties", "train", numbers={"ties": 3, "share": float("nan")}).to_json()["numbers"]
     {'ties': 3, 'share': None}
@@ -41,13 +40,13 @@ class Finding:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a number that is not finite is null."""
+        """The finding as plain values; a number that is not finite becomes null."""
         return {name: plain(value) for name, value in vars(self).items()}
 
 
 @dataclass
 class Arrays:
-    """What the figures of one split are drawn from, one value a pair."""
+    """The margins and lengths of one split, from which its figures are drawn; one value per pair."""
 
     margin: NDArray[np.float64]
     lengths: NDArray[np.int32]  # (pairs, 3): prompt, chosen, rejected
@@ -55,26 +54,29 @@ class Arrays:
 
 @dataclass
 class Report:
-    """All findings of one configuration.
+    """All findings for one configuration.
 
     Args:
-        title: what was checked.
+        title: the command and its configuration files.
+        findings: the results, in the order of the checks.
+        rendered: a few pairs as the policy reads them.
+        arrays: the data of the figures, by split.
     """
 
     title: str
     findings: list[Finding] = field(default_factory=list)
-    rendered: list["RenderedPair"] = field(default_factory=list)
+    rendered: list[RenderedPair] = field(default_factory=list)
     arrays: dict[str, Arrays] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[Severity, int]:
-        """How many findings there are of each severity, the worst first."""
+        """The number of findings of each severity, the worst first."""
         counted = Counter(finding.severity for finding in self.findings)
         return {severity: counted[severity] for severity in SEVERITIES}
 
     @property
     def verdict(self) -> Severity:
-        """The worst severity of all."""
+        """The worst severity among the findings."""
         return next((severity for severity, count in self.counts.items() if count), "ok")
 
     def of(self, severity: Severity) -> list[Finding]:
@@ -84,14 +86,15 @@ class Report:
         return [f for f in self.findings if f.topic == topic and split in (None, f.split)]
 
     def to_json(self) -> dict[str, Any]:
-        """For machines. `topic`, `split` and `source` name a finding; they and the keys of `numbers` stay as they are.
+        """The report as plain values, for `--json`.
 
         {"format": 1, "checked": TEXT, "verdict": SEVERITY, "counts": {SEVERITY: N}, "findings": [
             {"topic": NAME, "split": "train"|"val"|"", "source": NAME|"", "severity": SEVERITY, "says": TEXT,
              "numbers": {...}}],
          "pairs": [{"id": ID, "place": "file:line", "margin": NUMBER|null, "chosen": [[KIND, TEXT]], "rejected": ...}]}
 
-        Shares are in [0, 1], lengths in tokens, scores in nats, memory in bytes; what is not finite is null.
+        `topic`, `split` and `source` identify a finding; they and the keys of `numbers` are stable across versions.
+        Shares are in [0, 1], lengths in tokens, scores in nats, memory in bytes. Numbers that are not finite are null.
         """
         return {
             "format": 1,
@@ -104,7 +107,7 @@ class Report:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: no numpy, no infinity."""
+    """Convert a value to one that JSON can represent: no numpy types, no infinity or NaN."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -115,7 +118,7 @@ def plain(value: Any) -> Any:
 
 
 def percent(share: float) -> str:
-    """A share for a person.
+    """Format a share as a percentage; only exact values are shown as 0 % or 100 %.
 
     >>> percent(0.773), percent(0.0004), percent(0.0), percent(1.0), percent(0.99996)
     ('77.3 %', '0.04 %', '0 %', '100 %', '99.996 %')

@@ -1,0 +1,165 @@
+"""The checks of one run, from its configuration to the printed report."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lit_pref.commands.check.data_findings import BadRowLimits, overlap, source_findings, split_findings
+from lit_pref.commands.check.html import page
+from lit_pref.commands.check.memory import Devices
+from lit_pref.commands.check.model_findings import model_findings
+from lit_pref.commands.check.rendering import examples, render
+from lit_pref.commands.check.report import Arrays, Finding, Report
+from lit_pref.commands.check.strength_findings import Strength, strength_of, target_findings
+from lit_pref.commands.check.terminal import print_report
+from lit_pref.errors import UserError
+from lit_pref.modules.fitting import fit_objective
+from lit_pref.modules.preference import PreferenceModule
+
+
+@dataclass
+class Check:
+    """Check a run instead of training it.
+
+    `loosen` changes the configuration before anything is built; then either `run` takes the built module, or `refused`
+    takes the error with which the run would stop; `finish` prints and writes the report.
+
+    Args:
+        title: heads the report: the command and its configuration files.
+        html: the file for the page; None writes none.
+        json: the file for the report as JSON; None writes none.
+        model: build the models and check them too.
+    """
+
+    title: str
+    html: Path | None = None
+    json: Path | None = None
+    model: bool = False
+    report: Report = field(init=False)
+    _limits: BadRowLimits = field(init=False, default=BadRowLimits(True, 0.0))
+    _skipped_selection: str | None = field(init=False, default=None)  # needs a model, and `model` is off
+    _devices: Devices = field(init=False, default=Devices())
+    _strength: Strength | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.title)
+
+    def loosen(self, config: Any) -> None:
+        """Change a run's configuration to use one process and to count faulty records instead of stopping at one."""
+        self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused)
+        config.data.bad_rows, config.data.max_refused = "lenient", 1.0
+        if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
+            self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
+            config.data.selection = None
+        self._devices = Devices(config.trainer.devices, config.trainer.num_nodes)
+        config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
+
+    def run(self, module: PreferenceModule) -> None:
+        """Check the data of a run, and its models if `model` is set.
+
+        Args:
+            module: attached to its Trainer, whose data module has prepared the data.
+        """
+        self._check_data(module)
+        if self.model:
+            try:
+                self.report.findings += model_findings(module, self._devices)
+            except UserError as error:
+                self._add_refusal(error)
+
+    def refused(self, module: PreferenceModule, error: UserError) -> None:
+        """Report an error with which the run would stop, and check the data as far as they can be opened."""
+        self._add_refusal(error)
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            if not data.is_open:  # data without a column that the objective needs can still be checked
+                data.open_for_any_objective()
+        except UserError:
+            return
+        self._check_data(module)
+
+    def finish(self) -> None:
+        """Print the report and write the requested files.
+
+        Raises:
+            UserError: a finding is a stop, or a file cannot be written.
+        """
+        report = self.report
+        print_report(report)
+        files = []
+        if self.html is None:
+            files.append("--html FILE writes a page with figures")
+        else:
+            _write(self.html, page(report, self._strength))
+            files.append(f"page: {self.html}")
+        if self.json is None:
+            files.append("--json FILE writes the report as JSON")
+        else:
+            _write(self.json, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+            files.append(f"JSON: {self.json}")
+        files += [] if self.model else ["--model checks the models too"]
+        print("\n" + "; ".join(files), flush=True)
+        if stops := report.of("stop"):
+            topics = ", ".join(dict.fromkeys(f"{f.split} {f.topic}".strip() for f in stops))
+            raise UserError(f"check: {len(stops)} finding(s) stop this run ({topics}); fix those marked stop above")
+
+    def _add_refusal(self, error: UserError) -> None:
+        self.report.findings.append(Finding("refused", "stop", f"the run would stop with this error: {error}"))
+
+    def _check_data(self, module: PreferenceModule) -> None:
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        splits = {"train": data.train_pairs, "val": data.val_pairs}
+        tokenizer = module.policy.load_tokenizer()
+        ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
+        ends.add(tokenizer.eos_token_id)
+        self.report.findings += [self._reading(), *self._selection(module)]
+        try:
+            fitted = fit_objective(module.objective, data.train_pairs)
+            self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
+            self._strength = strength_of(module.objective)
+        except UserError as error:
+            self._add_refusal(error)
+        found = source_findings(splits, self._limits, tokenizer.chat_template is not None)
+        for split, pairs in splits.items():
+            found += split_findings(split, pairs, tokenizer.bos_token_id, ends)
+            if len(pairs):
+                self.report.arrays[split] = Arrays(pairs.column("margin").astype(float), pairs.lengths)
+        found += target_findings("train", splits["train"], self._strength) + overlap(*splits.values())
+        self.report.findings += found
+        self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
+
+    def _reading(self) -> Finding:
+        """The finding that tells how `check` and the run read faulty records."""
+        configured = f"{'strict' if self._limits.strict else 'lenient'} and {self._limits.max_refused:g}"
+        words = "check reads with data.bad_rows lenient and data.max_refused 1, to find all faulty records at once"
+        return Finding("read", "ok", f"{words}; the run itself uses {configured}")
+
+    def _selection(self, module: PreferenceModule) -> Iterator[Finding]:
+        """The finding that tells whether the numbers are those before or after data.selection."""
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
+        if module.selected is not None:
+            words = f"train: all numbers are of the selected pairs: {module.selected}"
+            yield Finding("selection", "ok", words, "train", numbers=numbers)
+        elif name := self._skipped_selection or (data.selection and type(data.selection).__name__):
+            words = f"train: all numbers are of the {numbers['of']} pairs before {name} selects some"
+            words += ", which needs the models; --model runs it" if self._skipped_selection else ""
+            yield Finding("selection", "warning", words, "train", numbers=numbers)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def _needs_model(selection: Any) -> bool:
+    """Whether a selection needs scores of a model, according to its configuration."""
+    module, _, name = selection.class_path.rpartition(".")
+    reference = (selection.get("init_args") or {}).get("reference")
+    return bool(getattr(import_module(module), name).reads_policy or reference)
