@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def export(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
+def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
     The folder appears when it is whole and has been compared. Its weights are those of the checkpoint to the last bit
@@ -15,9 +15,9 @@ def export(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> No
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
         pairs: how many pairs are scored before and after.
     """
-    from lit_pref.checkpoint_export import export as write
+    from lit_pref.checkpoint_export import export
 
-    done = write(ckpt_path, out, merge, pairs)
+    done = export(ckpt_path, out, merge, pairs)
     print(f"wrote {done.folder}")
     print(f"opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -89,7 +89,7 @@ COMMANDS = (
     Command(
         "export",
         "write a checkpoint as a Hugging Face folder",
-        "lit_pref.commands.export:export",
+        "lit_pref.commands.export:write_folder",
         False,
         "export --ckpt_path FILE --out FOLDER",
     ),
