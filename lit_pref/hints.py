@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> list[str]:
+def nearest_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
     """Up to `most` of the known names that look most like `name`, regardless of case.
 
     >>> nearest_names("mmop", ["DPO", "MMPO"])
@@ -20,5 +20,5 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     >>> did_you_mean("bta", ["beta", "gamma"], prefix="--")
     '; did you mean --beta?'
     """
-    guesses = nearest_names(name, known, most=2)
+    guesses = nearest_names(name, known, most=2, cutoff=0.5)
     return f"; did you mean {' or '.join(prefix + guess for guess in guesses)}?" if guesses else ""

@@ -1,10 +1,9 @@
 """A run as a value: `build` assembles Trainer, module and data from a configuration, and `Run` uses them.
 
-The command line, tests and notebooks all come here; nothing else in the package puts a Trainer together.
+The command line, tests and notebooks all use it; a Trainer is put together nowhere else in the package.
 """
 
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,21 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, complete_checkpoints, step_in, trying_out
+from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
 from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
-from lit_pref.callbacks.progress import progress
-from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.checkpoint_export import Exported, export
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
 from lit_pref.lightning_messages import hide_hints, lightning_errors
-from lit_pref.modules.distributed import check_devices, refuse_fsdp1
+from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.printout.first_lines import FirstLines, first_lines, say
+from lit_pref.printout.first_lines import first_lines, say
 from lit_pref.printout.summary import held_out_table, summary
 from lit_pref.run_folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
 from lit_pref.run_parser import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run_trainer import trainer_of
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
-
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 @dataclass
@@ -41,12 +37,11 @@ class Run:
     """A Trainer, a module and its data, and what they were made from.
 
     Args:
-        trainer: with callbacks and loggers of its own; nothing has run yet.
+        trainer: with the callbacks of a run; nothing has run yet.
         module: the policy, its references and the objective; no model is loaded yet.
         data: the pairs; nothing is read yet.
         run_dir: the folder that a training run writes into.
-        config: the resolved configuration as plain data, with every default.
-        config_text: the same as YAML, which runs again on its own.
+        config_text: the resolved configuration as YAML, with every default; it runs again on its own.
         command: the command it was built for.
         options: what was parsed; it decides whatever is not in the objects above.
         arguments: the options it was built from.
@@ -58,13 +53,17 @@ class Run:
     module: PreferenceModule
     data: PreferenceDataModule
     run_dir: Path
-    config: dict[str, Any]
     config_text: str
     command: str
     options: Namespace
     arguments: Sequence[str]
     relaunchable: bool = False
     testbed: Path | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        return self.module.plain_config
 
     def fit(self, ckpt_path: str | Path | None = None) -> Exported | None:
         """Train, and export the last checkpoint into `hf` of the run folder.
@@ -238,7 +237,10 @@ def build(
     Example: `build("configs/dpo.yaml", {"data.train": "pairs.jsonl", "model.policy.path": "FOLDER"}).fit()`.
     """
     arguments = as_arguments(config, overrides)
-    return assemble(resolve(arguments, command), command, arguments)
+    run = assemble(resolve(arguments, command), command, arguments)
+    if isinstance(config, Mapping):
+        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # what can be typed to run it again
+    return run
 
 
 @lightning_errors()
@@ -248,15 +250,15 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     if config.seed_everything is not False:
         given = None if config.seed_everything is True else config.seed_everything
         config.seed_everything = seed_everything(given, workers=True)
-    testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
-    if testbed is not None:
-        fill_in_testbed(config, testbed)
     resumes = command in ("validate", "test", "predict") or config.ckpt_path is not None
     run_dir = folder_of_run(config.run_dir, config.get("config") or [], resumes)
     if config.ckpt_path not in (None, "last"):
         check_checkpoint(config.ckpt_path)
     elif relaunchable and command == "fit" and config.ckpt_path is None:
-        refuse_used(run_dir)  # before anything takes long
+        refuse_used(run_dir)  # before a testbed is made
+    testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
+    if testbed is not None:
+        fill_in_testbed(config, testbed)
     parser = run_parser(command)
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # what is saved runs again on its own, in a folder of its own
@@ -266,30 +268,12 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     module.plain_config = yaml.safe_load(text)
     module.seed = int(config.seed_everything)
     module.stop_at_step = config.stop_at_step
-    trainer = _trainer(built.trainer, command, run_dir, text)
+    trainer = trainer_of(built.trainer, command, run_dir, text)
     check_devices(trainer, config.trainer.devices, config.trainer.num_nodes)
-    return Run(
-        trainer,
-        module,
-        built.data,
-        run_dir,
-        module.plain_config,
-        text,
-        command,
-        config,
-        arguments,
-        relaunchable,
-        testbed,
-    )
+    return Run(trainer, module, built.data, run_dir, text, command, config, arguments, relaunchable, testbed)
 
 
-def check_config(
-    config: Namespace,
-    title: str,
-    model: bool,
-    html: str | Path | None,
-    json: str | Path | None,
-) -> None:
+def check_config(config: Namespace, title: str, model: bool, html: str | Path | None, json: str | Path | None) -> None:
     """Check a resolved configuration and print the report; see `Run.check`."""
     from lit_pref.commands.check.check import Check
 
@@ -297,31 +281,3 @@ def check_config(
     check.loosen(config)
     assemble(config, "check", []).before_training(check.run, check.refused)
     check.finish()
-
-
-def _trainer(config: Namespace, command: str, run_dir: Path, text: str) -> Trainer:
-    """The Trainer of a command, from its configuration with callbacks, loggers and strategy built."""
-    arguments = {**config}
-    if config.max_epochs is None and config.max_steps == -1:
-        arguments["max_epochs"] = 1
-    arguments |= {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
-    arguments["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
-    callbacks = _as_list(config.callbacks)
-    if command in TRAINER_COMMANDS and config.enable_progress_bar is not False:
-        callbacks.append(progress())
-        arguments["enable_progress_bar"] = sys.stdout.isatty()
-    if command == "fit":
-        callbacks += [FirstLines(), RunFolder(text)]
-        if not any(isinstance(callback, Checkpoints) for callback in callbacks):
-            callbacks.append(Checkpoints())
-    if config.logger is None or command not in TRAINER_COMMANDS or (command == "fit" and config.logger is True):
-        arguments["logger"] = False  # `Run.fit` makes the default one, once it knows from which step it writes
-    refuse_fsdp1(config.strategy)
-    try:
-        return Trainer(**{**arguments, "callbacks": callbacks})
-    except (ValueError, TypeError) as error:  # how Lightning refuses combinations of settings
-        raise UsageError(" ".join(str(error).split())) from error
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list) else [value]

@@ -60,8 +60,9 @@ class RunOptions:
         """
         names = [word.partition("=")[0].rstrip("+") for word in self.arguments if word.startswith("--")]
         for name in names:
-            if name[2:].partition(".")[0] not in TOP_LEVEL:
-                raise UsageError(unknown_option(name[2:], TOP_LEVEL))
+            first, dot, rest = name[2:].partition(".")
+            if first not in TOP_LEVEL:
+                raise UsageError(unknown_option(name[2:], [known + dot + rest for known in TOP_LEVEL]))
         if {"-h", "--help"} & {*names, *self.arguments} or any(name.endswith(".help") for name in names):
             return
         for config in self.configs:

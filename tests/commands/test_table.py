@@ -37,7 +37,10 @@ def test_an_unknown_command_is_answered_with_all_that_are_known():
 
 BEFORE_TORCH: list[tuple[list[str], str]] = [
     *(([command.name, "--help"], "usage: python -m lit_pref") for command in COMMANDS if command.name != "fit"),
-    (["fit", "--trainr.max_steps", "1", "--config", DPO], "unknown option --trainr.max_steps; did you mean --trainer?"),
+    (
+        ["fit", "--trainr.max_steps", "1", "--config", DPO],
+        "--trainr.max_steps; did you mean --trainer.max_steps?",
+    ),
     (["fit", "--config", "mmop.yaml"], "config file mmop.yaml does not exist"),
     (["fit", "--closing_words", "false", "--config", DPO], "closing_words is called print_summary now"),
     (["fit", "--run_dir", "x"], "missing: --model.objective"),
@@ -60,8 +63,8 @@ def test_help_and_mistakes_of_a_commands_own_options_need_no_heavy_import():
             out = io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
                 try: main(line.split("|"))
-                except SystemExit as end: pass
-            print(line, end.code if 'end' in dir() else 0, out.getvalue().strip().splitlines()[0], sep="\\t")
+                except SystemExit: pass
+            print(out.getvalue().strip().splitlines()[0])
         print({"torch", "lightning", "transformers", "pyarrow", "pandas"} & set(sys.modules))
     """
     typed = "\n".join("|".join(words) for words, _ in BEFORE_TORCH)
