@@ -22,8 +22,8 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
 
     Args:
         config: its arguments, with callbacks, loggers and strategy built.
-        command: `fit` logs, saves and keeps a record; `validate`, `test` and `predict` show progress alone, and commands
-            that train nothing not even that.
+        command: `fit` logs, saves and keeps a record; `validate`, `test` and `predict` only show their progress, and
+            the others do nothing of this.
         run_dir: of the run.
         text: the configuration for the record.
 

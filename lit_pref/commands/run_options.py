@@ -62,7 +62,8 @@ class RunOptions:
         for name in names:
             first, dot, rest = name[2:].partition(".")
             if first not in TOP_LEVEL:
-                raise UsageError(unknown_option(name[2:], [known + dot + rest for known in TOP_LEVEL]))
+                groups = [f"{group}.{rest}" for group in ("trainer", "model", "data", "testbed")]
+                raise UsageError(unknown_option(name[2:], groups if dot else TOP_LEVEL))
         if {"-h", "--help"} & {*names, *self.arguments} or any(name.endswith(".help") for name in names):
             return
         for config in self.configs:
