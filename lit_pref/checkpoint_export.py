@@ -42,7 +42,7 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
     Args:
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
         out: The folder to write; it must not exist, or be an earlier export, which is replaced.
-        merge: Merge a LoRA adapter into the weights; else the folder holds the adapter alone.
+        merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
         pairs: How many pairs are scored before and after; they are kept in the checkpoint.
 
     Raises:
@@ -122,7 +122,7 @@ def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
     """The policy's tokenizer.
 
     Raises:
-        UserError: It is neither beside the checkpoint nor where the policy had it.
+        UserError: It is neither in the run folder nor where the policy had it.
     """
     try:
         return policy.load_tokenizer()
@@ -192,7 +192,7 @@ def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder:
 
 
 def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
-    """README.md of the folder: how the model was made."""
+    """README.md of the folder: how the model was trained."""
     import yaml
 
     method = saved["objective_class"].rpartition(".")[2]

@@ -84,7 +84,7 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
 
 
 def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
-    """The sentence for an option, or a key of a file, that does not exist; a renamed one is told its new name."""
+    """The sentence for an unknown option or key of a file, with the new name of a renamed one."""
     if name in RENAMED:
         return f"{name} is called {RENAMED[name]} now: write {'' if in_file else '--'}{RENAMED[name]}"
     if in_file:
@@ -103,7 +103,7 @@ def known_subclasses(base: type) -> list[str]:
 
 
 def _class_sentence(message: str) -> str | None:
-    """What is wrong with a class that was named, or with the names of its arguments."""
+    """The sentence for an unknown class, or for unknown or missing arguments of a class."""
     if found := re.search(r"Option '([^']+)' is not accepted(?: \[(.*?)\])?", message):
         name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
         form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
@@ -136,7 +136,7 @@ def _class_sentence(message: str) -> str | None:
 
 
 def _value_sentence(message: str) -> str | None:
-    """What was expected of a value, in words."""
+    """The sentence that says which values are accepted."""
     inner, key = _innermost(message), _key(message)
     value = _found(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
     if value is None:
@@ -144,10 +144,10 @@ def _value_sentence(message: str) -> str | None:
         return None if value is None else f"{key}: expected a mapping, `name: value`, got {_short(value)!r}"
     types = re.findall(r"Not of type (\w+)", inner)
     types += re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
-    if (made := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
+    if (accepted := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
         if "str" not in types:
             return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
-        types.append(f"a mapping with the arguments of {made}")
+        types.append(f"a mapping with the arguments of {accepted}")
     choices = [c.strip("'") for names in re.findall(r"Literal\[(.*?)\]", inner) for c in names.split(", ")]
     words = [_WORDS.get(t, t) for t in dict.fromkeys(types) if not (t == "int" and ("float" in types or choices))]
     if choices:
@@ -192,19 +192,19 @@ def _known(names: list[str], name: str = "") -> str:
 
 
 def _key(message: str, end: int | None = None) -> str:
-    """The whole key of what is told at `end`: every parser between the command line and a class adds its part."""
+    """The whole key of the error at `end`: every parser between the command line and a class adds its part."""
     return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message[:end])))
 
 
 def _owner(message: str, leaf: re.Match[str]) -> str:
-    """The class whose arguments are told of: named before them, or behind them where it is an optimiser's."""
+    """The class whose arguments are reported: named before them, or after them where it is an optimizer's."""
     before = re.findall(r"given class_path '([^']+)'", message[: leaf.start()])
     behind = re.findall(r"class_path='([^']+)'", message[leaf.end() :])
     return (before or behind or ["it"])[-1 if before else 0].rpartition(".")[-1]
 
 
 def _innermost(message: str) -> str:
-    """What is told of the last key: the lines below it that are indented further."""
+    """The errors of the last key: the lines below it that are indented further."""
     before, _, inner = message.rpartition('Parser key "')
     line = before.rpartition("\n")[-1]
     first, *others = inner.splitlines() or [""]
@@ -214,9 +214,9 @@ def _innermost(message: str) -> str:
 
 
 def _first_reading(message: str) -> str:
-    """Where a value may be one class or a list of them, what is wrong is told twice; the second time of the base."""
-    told = re.search(r"\n( *)- Problem with given class_path", message)
-    again = told and re.compile(rf"\n{told.group(1)}- Problem with given class_path").search(message, told.end())
+    """The message without its second half, where a value may be a class or a list and the error is repeated."""
+    first = re.search(r"\n( *)- Problem with given class_path", message)
+    again = first and re.compile(rf"\n{first.group(1)}- Problem with given class_path").search(message, first.end())
     return message[: again.start()] if again else message
 
 

@@ -34,7 +34,7 @@ from lit_pref.testbed.make import Testbed, make
 
 @dataclass
 class Run:
-    """A Trainer, a module and its data, and what they were made from.
+    """A Trainer, a module and its data, with the configuration they were built from.
 
     Args:
         trainer: with the callbacks of a run; nothing has run yet.
@@ -109,7 +109,7 @@ class Run:
         return exported
 
     def validate(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
-        """Metrics of the held-out pairs by name; a record a pair goes into the run folder.
+        """Metrics of the held-out pairs by name; one record per pair goes into the run folder.
 
         Args:
             ckpt_path: whose weights to use, or `last`; None is `ckpt_path` of the configuration, and where that is null
@@ -122,7 +122,7 @@ class Run:
         return self._evaluate(self.trainer.test, ckpt_path)
 
     def predict(self, ckpt_path: str | Path | None = None) -> Path:
-        """Write one record a held-out pair as Parquet; the folder of the records."""
+        """Write one record per held-out pair as Parquet, and return the folder of the records."""
         self._evaluate(self.trainer.predict, ckpt_path, prints_table=False)
         return self.run_dir / "records"
 
@@ -155,7 +155,7 @@ class Run:
         return export(checkpoint, out or self.run_dir / "hf", merge, pairs)
 
     def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
-        """Print what is known of the run before it is run; see the command `check`.
+        """Find faults in data, objective and models before training, and print a report; see the command `check`.
 
         Args:
             model: build and compare the models too.
@@ -227,7 +227,7 @@ def build(
     """Resolve and check a configuration, and assemble its run; nothing is read or written yet but a testbed it names.
 
     Args:
-        config: a YAML file, several of which later ones win, or the content of one as a dictionary.
+        config: a YAML file, a list of files of which later ones win, or the content of one as a dictionary.
         overrides: changes to it, as `"data.seed=1"` or `"--data.seed 1"`, or as a dictionary of dotted names.
         command: `fit`, or the command that needs the run: others than `fit` have neither logger nor checkpoints.
 

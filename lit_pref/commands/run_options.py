@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean
+from lit_pref.hints import did_you_mean, nearest_names
 from lit_pref.option_split import values_of, without_options
 from lit_pref.parser import unknown_option
 
@@ -62,8 +62,8 @@ class RunOptions:
         for name in names:
             first, dot, rest = name[2:].partition(".")
             if first not in TOP_LEVEL:
-                groups = [f"{group}.{rest}" for group in ("trainer", "model", "data", "testbed")]
-                raise UsageError(unknown_option(name[2:], groups if dot else TOP_LEVEL))
+                nearest = nearest_names(first, TOP_LEVEL, cutoff=0.5)
+                raise UsageError(unknown_option(name[2:], [guess + dot + rest for guess in nearest]))
         if {"-h", "--help"} & {*names, *self.arguments} or any(name.endswith(".help") for name in names):
             return
         for config in self.configs:

@@ -189,8 +189,8 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
         )
     # Options that are not named keep the values that the configuration gives to its sources, so all are set to null.
     old = sources_of(data.train, "data.train")
-    said = {field for source in old for field, value in vars(source).items() if value is not None}
-    train: dict[str, Any] = dict.fromkeys(sorted(said)) | {"path": str(pairs), "mapping": mapping}
+    given = {field for source in old for field, value in vars(source).items() if value is not None}
+    train: dict[str, Any] = dict.fromkeys(sorted(given)) | {"path": str(pairs), "mapping": mapping}
     change = ["--data.train", json.dumps(train), "--data.selection", "null"]
     if mixture and data.group_column is None and data.val is None:
         change += ["--data.group_column", "source"]

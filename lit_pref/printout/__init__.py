@@ -1,1 +1,1 @@
-"""What a run prints: how the data were read, what is trained, and the summary at the end."""
+"""The printed text of a run: first lines, lines on the data, and the summary at the end."""

@@ -1,4 +1,4 @@
-"""The first lines of a run: what is trained, on which devices, and on which data."""
+"""Prints the first lines of a run: policy, references, objective, devices, data and layout."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class FirstLines(Callback):
 
 
 def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
-    """What is about to be trained, with every value of the objective."""
+    """Run folder, policy, references, objective with all its values, and devices."""
     devices = f"{trainer.world_size} asked, {trainer.world_size} used"
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     lines = [

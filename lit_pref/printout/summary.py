@@ -38,7 +38,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
     """
     parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
     kept = run_dir / "records"
-    records = [f"records      {kept}  (one row a held-out pair)"] if kept.exists() else []
+    records = [f"records      {kept}  (one row per held-out pair)"] if kept.exists() else []
     parts.append(
         "\n".join(
             [

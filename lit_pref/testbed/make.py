@@ -1,6 +1,6 @@
 """Makes the testbed: a warm-started policy folder, preference files and held-out prompts, once per setting.
 
-What is left is ordinary: an HF folder and JSONL files that any configuration can name. The warm start is an ordinary
+The result is an ordinary HF folder and JSONL files that any configuration can name. The warm start is an ordinary
 `python -m lit_pref fit` with the SFT objective.
 """
 
@@ -54,7 +54,7 @@ _LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PL_")
 
 @dataclass(frozen=True)
 class Testbed:
-    """Everything that the content of a testbed folder depends on.
+    """All settings that determine the content of a testbed folder.
 
     Args:
         seed: of prompts, demonstrations, warm start, sampled responses and annotator.
@@ -145,9 +145,9 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
 
 
 def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> Path:
-    """The testbed's folder, made first where the cache does not have it; processes that ask together make it once.
+    """Return the testbed's folder; make it if it is not in the cache, once for processes that ask at the same time.
 
-    It holds `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
+    It contains `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
     annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected` and
     `p_true`, the true probability that `chosen` is preferred), `prompts.jsonl` (for the evaluation), `demos.jsonl`,
     `tokenizer/`, and the warm start's configuration `sft.yaml` and run folder `sft/`. No prompt is in two of the files.
