@@ -47,19 +47,20 @@ def imports_of(name: str, path: Path) -> Iterator[str]:
 GRAPH = {name: set(imports_of(name, path)) for name, path in FILES.items()}
 
 
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return the files that a file imports directly or through others."""
+    seen: set[str] = set()
+    stack = [start]
+    while stack:
+        new = graph[stack.pop()] - seen
+        seen |= new
+        stack += new
+    return seen
+
+
 def circles(graph: dict[str, set[str]]) -> list[frozenset[str]]:
     """Return the sets of files that import each other directly or through others."""
-
-    def reachable(start: str) -> set[str]:
-        seen: set[str] = set()
-        stack = [start]
-        while stack:
-            new = graph[stack.pop()] - seen
-            seen |= new
-            stack += new
-        return seen
-
-    reach = {name: reachable(name) for name in graph}
+    reach = {name: reachable(graph, name) for name in graph}
     return sorted(
         {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]},
         key=sorted,
@@ -115,3 +116,11 @@ def test_no_file_imports_upwards_not_even_for_a_type():
                 upward.add((name, target))
     assert not upward - TEMPORARY_UPWARD, "\n".join(f"{a} imports {b}" for a, b in sorted(upward - TEMPORARY_UPWARD))
     assert not TEMPORARY_UPWARD - upward, "these are gone: take them out of TEMPORARY_UPWARD"
+
+
+def test_the_base_of_modules_knows_no_references_and_references_know_no_module():
+    of_base = reachable(GRAPH, "lit_pref.modules.base")
+    assert "lit_pref.models.spec" in of_base and not [name for name in of_base if "references" in name]
+    of_references = set().union(*(reachable(GRAPH, name) for name in GRAPH if name.startswith("lit_pref.references.")))
+    assert not [name for name in of_references if name.startswith("lit_pref.modules")]
+    assert "lit_pref.data.datamodule" not in of_references, "which imports lightning"
