@@ -401,7 +401,8 @@ MANY = 260  # in blocks of 64
 
 def program(*arguments: str | Path, cache: Path, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **variables, "LIT_PREF_CACHE": str(cache)}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, **variables, "LIT_PREF_CACHE": str(cache)}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -124,7 +124,8 @@ def numerics(reference: Stored, run: RunContext) -> str:
     weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
     # The head multiplies in fp32 even where the model does not.
     coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
-    how = (run.device.type, layout_of(reference, run), spec.attention or "default")
+    layout = "shared" if layout_of(reference, run) == "prefix_shared" else "padded"  # names in existing stores
+    how = (run.device.type, layout, spec.attention or "default")
     return "/".join([f"{computed}{weights}{rounded}{coarse}", *how])
 
 

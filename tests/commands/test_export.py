@@ -122,6 +122,14 @@ def test_the_model_card_says_how_the_model_was_made(plain: Ran, tmp_path: Path):
     assert "step=00000002.ckpt" in card and repr(plain.module.objective) in card
     assert f"policy before training: {plain.module.policy.describe()}" in card
     assert plain.module.references[0].describe() in card
+    assert "by `DPO`" in card and "configuration that made it" not in card, "this run has no configuration"
+    config = {"model": {"objective": {"class_path": "DPO"}}}
+    checkpoint = changed(
+        plain.checkpoint(2), tmp_path / "configured.ckpt", lambda c: c["lit_pref"].update(config=config)
+    )
+    export(checkpoint, tmp_path / "configured")
+    card = (tmp_path / "configured" / "README.md").read_text()
+    assert "The configuration that made it:\n\n```yaml\nmodel:\n  objective:\n    class_path: DPO\n```" in card
 
 
 def test_the_command_says_where_the_folder_is_and_how_far_its_scores_are(
@@ -266,7 +274,7 @@ def test_a_changed_policy_without_a_path_is_refused(policy_folder: Path, tmp_pat
     checkpoint = changed(
         ran.checkpoint(2),
         tmp_path / "other.ckpt",
-        lambda c: c["lit_pref"]["config"]["model"]["policy"]["config"].update(theta),
+        lambda c: c["lit_pref"]["model"]["config"].update(theta),
     )
     with pytest.raises(UserError, match="is not what it was when the run began"):
         export(checkpoint, tmp_path / "other")

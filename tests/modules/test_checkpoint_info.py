@@ -1,4 +1,4 @@
-"""What a run refuses to go on from, because it would silently become another one."""
+"""Checkpoints that a run refuses to resume from, because it would silently become another run."""
 
 import shutil
 from dataclasses import replace

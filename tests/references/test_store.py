@@ -225,7 +225,7 @@ def filling(store: ReferenceStore, said: list[str] | None = None, **options) -> 
     return StoreFiller(store, needed, reader, "reference 0", (said if said is not None else []).append), reader
 
 
-def test_a_fill_that_was_cut_off_goes_on_with_its_last_block_and_ends_with_the_same_bits():
+def test_an_interrupted_fill_resumes_with_its_last_block_and_ends_with_the_same_bits():
     whole, reader = filling(opened())
     assert whole.run() is True and sorted(reader.pairs) == list(range(250))
     other = opened(Identity("the same again", "fp32", "sum", ""))
