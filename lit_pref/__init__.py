@@ -1,1 +1,52 @@
-"""Preference optimisation of language models in PyTorch Lightning."""
+"""Preference optimisation of language models in PyTorch Lightning.
+
+`from lit_pref import DPO` imports the class's module then, and nothing before: `import lit_pref` itself is light.
+"""
+
+import functools as _functools
+import importlib as _importlib
+import re as _re
+from pathlib import Path as _Path
+from typing import Any as _Any
+
+_SOURCES = (
+    "run.py",
+    "modules/preference.py",
+    "modules/schedules.py",
+    "data/datamodule.py",
+    "data/sources/source.py",
+    "data/selection/criteria.py",
+    "models/spec.py",
+    "references/reference.py",
+    "objectives/**/*.py",
+    "callbacks/checkpointing.py",
+)
+"""Files whose public classes can be imported from the package itself; `build` and `export` are its two functions."""
+
+
+@_functools.cache
+def _homes() -> dict[str, str]:
+    """The module of every public name, read from the files, so that a new objective needs no entry anywhere."""
+    root = _Path(__file__).parent
+    homes = {"build": "lit_pref.run", "export": "lit_pref.checkpoint_export"}
+    for pattern in _SOURCES:
+        for path in sorted(root.glob(pattern)):
+            module = ".".join(["lit_pref", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+            for name in _re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), flags=_re.MULTILINE):
+                homes.setdefault(name, module)
+    return homes
+
+
+def __getattr__(name: str) -> _Any:
+    if not name.startswith("_") and name in _homes():
+        return getattr(_importlib.import_module(_homes()[name]), name)
+    hint = ""
+    if not name.startswith("_"):
+        from lit_pref.hints import did_you_mean
+
+        hint = did_you_mean(name, _homes())
+    raise AttributeError(f"module 'lit_pref' has no attribute {name!r}{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*(name for name in globals() if name.startswith("__")), *_homes()})

@@ -1,22 +1,22 @@
-"""The command line's parser: what changes a class drops the old class's arguments, and errors are one sentence."""
+"""The parser of every command: naming another class drops the old class's arguments, and errors are one sentence.
+
+It imports neither torch nor Lightning, so that a command's own arguments are checked at once.
+"""
 
 import argparse
-import difflib
 import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
-import torch
-from jsonargparse import ArgumentError
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives.base import Objective
+from lit_pref.hints import did_you_mean, nearest_names
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
@@ -33,79 +33,81 @@ def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any)
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments_of_the_old_class
 
 
-class Parser(LightningArgumentParser):
-    """LightningCLI's parser without abbreviations and without two hundred lines of usage before an error."""
+class Parser(ArgumentParser):
+    """A parser without abbreviations and without two hundred lines of usage before an error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        if "data" in (kwargs.get("nested_key"), *args[1:2]):
-            # A file that is named there holds pairs. As a configuration, jsonargparse reads it whole, five times.
-            kwargs["sub_configs"] = False
-        return super().add_class_arguments(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = list(_option_names(self))
         if self.exit_on_error:
             raise UsageError(plain_sentence(message, options)) from ex
-        # The parser of one class: the outer one tells it, with the whole key. Only here is known what the class takes.
+        # The parser of one class: the outer parser reports the error with the whole key, but only this one knows the
+        # class's arguments.
         raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex
 
 
 _REFUSED = re.compile(r"Option '([^']+)' is not accepted(?! \[)")
-_ONLY_BASES: dict[str, type] = {"model.objective": Objective, "model.optimizer": torch.optim.Optimizer}
+_ONLY_BASES = {"model.objective": "lit_pref.objectives.base.Objective", "model.optimizer": "torch.optim.Optimizer"}
+RENAMED = {"closing_words": "print_summary"}
+"""Options by their old names, with the new ones."""
 _OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
 _WORDS |= {"list": "a list (written [a, b])", "dict": "a mapping", "NoneType": "null"}
+_WORDS |= {"PositiveInt": "a whole number above 0"}
 
 
-def plain_sentence(message: str, options: Iterable[str] = ()) -> str:
+def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     """jsonargparse's report in one sentence, with the known names and the nearest guess where a name is unknown."""
     if path := _found(r"File does not exist: '([^']+)'", message):
-        return f"config file {path} does not exist{_nearest(Path(path).name, _siblings(Path(path)))}"
-    if name := _found(r"does not accept option '([^']+)'", message):
-        return f"unknown key {name!r} in the configuration{_nearest(_without_class_path(name), options)}"
+        return f"config file {path} does not exist{did_you_mean(Path(path).name, _siblings(Path(path)))}"
+    if found := re.search(
+        r"^(?:Group '(.+?)' does not accept option|Option) '([^']+)'(?! is not accepted \[)", message
+    ):
+        return unknown_option(".".join(filter(None, found.groups())), options, in_file=True)
     if name := _found(r"unrecognized arguments: --(\S+)", message):
-        name = name.split("=")[0].rstrip("+")
-        return f"unknown option --{name}{_nearest(name, options, prefix='--')}"
+        return unknown_option(name.split("=")[0].rstrip("+"), options)
     if name := _found(r"unrecognized arguments: (\S+)", message):
         return f"unknown word {name!r} on the command line; options begin with --"
     if name := _found(r"argument (\S+): expected one argument", message):
         return f"{name.split('/')[-1]} needs a value; one that begins with - is written --NAME=VALUE"
-    if 'expected "subcommand"' in message:
-        return (
-            "no command given; known: fit, validate, test, predict, check, score, select, export "
-            "(python -m lit_pref --help)"
-        )
-    if name := _found(r"argument subcommand: invalid choice: '([^']+)'", message):
-        known = ["fit", "validate", "test", "predict", "check", "score", "select", "export"]
-        return f"unknown command {name!r}; known: {', '.join(known)}{_nearest(name, known)}"
     if detail := _found(r"Problems parsing config: (.+)", message, flags=re.DOTALL):
         detail = re.sub(r' in "<.*?>", line', " at line", detail)
         return f"a configuration file is not valid YAML: {_short(detail, 250)}"
     if detail := _found(r"Unexpected config: (.+)", message, flags=re.DOTALL):
-        return f"a configuration file holds no `name: value`, but {_short(detail)!r}"
+        return f"a configuration file contains no `name: value`, but {_short(detail)!r}"
+    if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
+        return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help says what they are"
     message = _first_reading(message)
     return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
 
-_MADE = {"Stored"}
-"""What a run makes of what was named, and nobody names: references read from the store."""
+def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
+    """The sentence for an unknown option or key of a file, with the new name of a renamed one."""
+    if name in RENAMED:
+        return f"{name} is called {RENAMED[name]} now: write {'' if in_file else '--'}{RENAMED[name]}"
+    if in_file:
+        return f"unknown key {name!r} in the configuration{did_you_mean(_without_class_path(name), options)}"
+    return f"unknown option --{name}{did_you_mean(name, options, prefix='--')}"
+
+
+_INTERNAL = {"Stored"}
+"""Classes created internally; hidden from lists of valid names."""
 
 
 def known_subclasses(base: type) -> list[str]:
     """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
-    concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls) and cls.__name__ not in _MADE]
+    concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls) and cls.__name__ not in _INTERNAL]
     return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
 
 
 def _class_sentence(message: str) -> str | None:
-    """What is wrong with a class that was named, or with the names of its arguments."""
+    """The sentence for an unknown class, or for unknown or missing arguments of a class."""
     if found := re.search(r"Option '([^']+)' is not accepted(?: \[(.*?)\])?", message):
         name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
         form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
-        guess = _nearest(name, [*known, *form])
+        guess = did_you_mean(name, [*known, *form])
         return (
             f"{_key(message, found.start())}: {_owner(message, found)} has no argument {name!r}{_known(known)}{guess}"
         )
@@ -134,17 +136,18 @@ def _class_sentence(message: str) -> str | None:
 
 
 def _value_sentence(message: str) -> str | None:
-    """What was expected of a value, in words."""
+    """The sentence that says which values are accepted."""
     inner, key = _innermost(message), _key(message)
     value = _found(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
     if value is None:
         value = _found(r"Unable to load config [\"'](.+?)[\"']", inner)
         return None if value is None else f"{key}: expected a mapping, `name: value`, got {_short(value)!r}"
-    types = re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
-    if (made := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
+    types = re.findall(r"Not of type (\w+)", inner)
+    types += re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
+    if (accepted := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
         if "str" not in types:
             return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
-        types.append(f"a mapping with the arguments of {made}")
+        types.append(f"a mapping with the arguments of {accepted}")
     choices = [c.strip("'") for names in re.findall(r"Literal\[(.*?)\]", inner) for c in names.split(", ")]
     words = [_WORDS.get(t, t) for t in dict.fromkeys(types) if not (t == "int" and ("float" in types or choices))]
     if choices:
@@ -157,12 +160,12 @@ def _value_sentence(message: str) -> str | None:
         words.append(", ".join(classes))
         choices += classes
     infinity = "float" in types and value.strip("+-").lower() in ("inf", "infinity")
-    end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else _nearest(value, choices)
+    end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else did_you_mean(value, choices)
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
 
 
 def _unknown_class(name: str, key: str, message: str) -> str:
-    base = _ONLY_BASES.get(key)
+    base = _imported(_ONLY_BASES[key]) if key in _ONLY_BASES else None
     for path in re.findall(r"[\w.]+\.\w+", _found(r"Subtypes: \[(.*)\]", _innermost(message)) or ""):
         base = _imported(path)
     if base is None:
@@ -171,7 +174,7 @@ def _unknown_class(name: str, key: str, message: str) -> str:
     if not known:
         return f"{key}: expected the arguments of {base.__name__}, such as --{key}.NAME VALUE, got {name!r}"
     own = _OWN_CLASS if "." in name else ""
-    return f"{key}: unknown class {name!r}{_known(known, name)}{_nearest(name, known)}{own}"
+    return f"{key}: unknown class {name!r}{_known(known, name)}{did_you_mean(name, known)}{own}"
 
 
 def _imported(path: str) -> type:
@@ -184,24 +187,24 @@ def _known(names: list[str], name: str = "") -> str:
         return ""
     if len(", ".join(names)) <= 200:
         return f"; known: {', '.join(names)}"
-    near = difflib.get_close_matches(name, names, n=6, cutoff=0)
+    near = nearest_names(name, names, most=6, cutoff=0)
     return f"; {len(names)} are known, among them {', '.join(sorted(near))}"
 
 
 def _key(message: str, end: int | None = None) -> str:
-    """The whole key of what is told at `end`: every parser between the command line and a class adds its part."""
+    """The whole key of the error at `end`: every parser between the command line and a class adds its part."""
     return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message[:end])))
 
 
 def _owner(message: str, leaf: re.Match[str]) -> str:
-    """The class whose arguments are told of: named before them, or behind them where it is an optimiser's."""
+    """The class whose arguments are reported: named before them, or after them where it is an optimizer's."""
     before = re.findall(r"given class_path '([^']+)'", message[: leaf.start()])
     behind = re.findall(r"class_path='([^']+)'", message[leaf.end() :])
     return (before or behind or ["it"])[-1 if before else 0].rpartition(".")[-1]
 
 
 def _innermost(message: str) -> str:
-    """What is told of the last key: the lines below it that are indented further."""
+    """The errors of the last key: the lines below it that are indented further."""
     before, _, inner = message.rpartition('Parser key "')
     line = before.rpartition("\n")[-1]
     first, *others = inner.splitlines() or [""]
@@ -211,9 +214,9 @@ def _innermost(message: str) -> str:
 
 
 def _first_reading(message: str) -> str:
-    """Where a value may be one class or a list of them, what is wrong is told twice; the second time of the base."""
-    told = re.search(r"\n( *)- Problem with given class_path", message)
-    again = told and re.compile(rf"\n{told.group(1)}- Problem with given class_path").search(message, told.end())
+    """The message without its second half, where a value may be a class or a list and the error is repeated."""
+    first = re.search(r"\n( *)- Problem with given class_path", message)
+    again = first and re.compile(rf"\n{first.group(1)}- Problem with given class_path").search(message, first.end())
     return message[: again.start()] if again else message
 
 
@@ -232,12 +235,6 @@ def _option_names(parser: argparse.ArgumentParser) -> Iterator[str]:
         for option in action.option_strings:
             if option.startswith("--") and not option.endswith(("help", "+", "print_shtab")):
                 yield option[2:]
-
-
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    lower = {k.lower(): k for k in known}
-    guesses = [lower[g] for g in difflib.get_close_matches(name.lower(), lower, n=2, cutoff=0.5)]
-    return f"; did you mean {' or '.join(prefix + guess for guess in guesses)}?" if guesses else ""
 
 
 def _siblings(path: Path) -> list[str]:

@@ -1,12 +1,13 @@
-"""The command line round the Trainer: numbers that are none, devices and strategies that cannot be."""
+"""The commands that use a Trainer: losses that are not finite, devices and strategies that are refused."""
 
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_command, write_pairs
 
-from lit_pref.cli import _name_of_run, main
+from lit_pref.cli import main
 from lit_pref.errors import UsageError, UserError
+from lit_pref.run_folders import folder_of_run
 
 
 def command(policy: Path, pairs: Path, *arguments: str | Path) -> list[str]:
@@ -94,8 +95,8 @@ def test_a_run_folder_is_no_checkpoint(here: Path, policy_folder: Path):
         main(command(policy_folder, here, "--ckpt_path", "old"))
 
 
-def test_the_config_of_a_run_folder_goes_on_in_it_and_runs_again_beside_it(tmp_path: Path):
+def test_the_config_of_a_run_folder_resumes_in_it_and_runs_again_beside_it(tmp_path: Path):
     config = tmp_path / "first" / "config.yaml"
-    assert _name_of_run([config], going_on=True) == str(tmp_path / "first")
-    assert _name_of_run([config], going_on=False) == "runs/first-again"
-    assert _name_of_run(["configs/mmpo.yaml"], going_on=True) == "runs/mmpo"
+    assert folder_of_run(None, [config], resumes=True) == tmp_path / "first"
+    assert folder_of_run(None, [config], resumes=False) == Path("runs/first-again")
+    assert folder_of_run(None, ["configs/mmpo.yaml"], resumes=True) == Path("runs/mmpo")

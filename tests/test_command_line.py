@@ -151,7 +151,7 @@ MISTYPED_FILES: list[tuple[str, list[str]]] = [
     ("data: {train: [{path: x, weight: a}]}", ["data.train.weight: expected a number or null, got 'a'"]),
     ("modl: {a: 1}", ["unknown key 'modl"]),
     ("model: {objective: {class_path: MMPO", ["not valid YAML", "line 1"]),
-    ("just text", ["holds no `name: value`, but 'just text'"]),
+    ("just text", ["contains no `name: value`, but 'just text'"]),
 ]
 
 
@@ -266,7 +266,7 @@ def test_a_used_run_folder_is_refused_with_what_can_be_done(refuse: Refuse, tmp_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     code, sentence = refuse(*PAIRS)
-    assert code == 2 and "already holds a run" in sentence and "--ckpt_path last" in sentence
+    assert code == 2 and "already contains a run" in sentence and "--ckpt_path last" in sentence
 
 
 def test_help_costs_at_most_three_tenths_of_a_second_and_names_every_command():

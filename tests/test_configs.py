@@ -11,7 +11,6 @@ import torch
 import yaml
 from conftest import ROOT
 
-from lit_pref.cli import PreferenceCLI
 from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
@@ -23,27 +22,21 @@ from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.objectives.sft import SFT
 from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.run_parser import run_parser
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = ["--data.train", "pairs.jsonl", "--model.policy.path", "policy"]
 
 
-class Parsed(PreferenceCLI):
-    """Parses and builds model and data as `fit` does, and stops before there is a Trainer."""
+class Parsed:
+    """The classes that `fit` builds, all but the Trainer."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        super().__init__([str(a) for a in ("fit", *arguments)])
-
-    def before_instantiate_classes(self) -> None:
-        self.printed = self._parser("fit").dump(self.config["fit"], skip_unset=False)
-
-    def instantiate_classes(self) -> None:
-        built = self.parser.instantiate(self.config)
-        self.model, self.trainer = built["fit"].model, built["fit"].trainer
-
-    def _set_seed(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
+        parser = run_parser()
+        config = parser.parse_args([str(a) for a in arguments])
+        self.printed = parser.dump(config, skip_unset=False)
+        built = parser.instantiate(config)
+        self.model, self.trainer = built.model, built.trainer
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
 
 from lit_pref.__main__ import main
+from lit_pref.commands.table import lines
 from lit_pref.data.formats.load import load_mapping
 
 
@@ -110,7 +112,7 @@ def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path
         "--print_config",
     ]
     printed = run_command("fit", "--config", "configs/odpo.yaml", *options, cwd=copy)
-    assert "class_path: lit_pref.objectives.ODPO" in printed.stdout, printed.stderr
+    assert "class_path: lit_pref.ODPO" in printed.stdout, printed.stderr
     assert "Harmonic" in printed.stdout
 
 
@@ -172,6 +174,27 @@ def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pyt
         assert ended.value.code in (0, None), text
         mapping = values.get("data", {}).get("mapping")
         assert mapping is None or load_mapping(mapping) is None or mapping["base"] == "shp"
+
+
+def test_the_page_about_python_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "FOLDER").symlink_to(policy_folder)
+    write_pairs(tmp_path / "pairs.jsonl", 46)
+    names: dict[str, Any] = {}
+    for text in blocks("docs/python.md", "python"):
+        exec(compile(text, "docs/python.md", "exec"), names)
+    for folder in ("runs/first/hf", "runs/second/hf", "exported", "runs/own/hf"):
+        assert (tmp_path / folder / "model.safetensors").exists()
+    assert "MMPO" in repr(names["run"].module.objective) and "DPO" in repr(names["again"].module.objective)
+    assert names["second"].global_step == 2 * names["first"].global_step > 0
+
+
+def test_the_readme_lists_the_commands_of_the_table():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{lines()}\n```" in text, "README.md: paste the lines of commands/table.lines()"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from conftest import ROOT, write_pairs
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, differences, fit, trained
 
-from lit_pref.commands.export import read_checkpoint
+from lit_pref.checkpoint_export import read_checkpoint
 from lit_pref.errors import UsageError
 from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_other(run: Run, tmp_
 
 def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run, tmp_path: Path):
     whole = fit(run, tmp_path / "whole", every=1, max_epochs=1)
-    with pytest.raises(UsageError, match="holds a checkpoint of step 3 and this run goes on from step 1"):
+    with pytest.raises(UsageError, match="contains a checkpoint of step 3 and this run resumes from step 1"):
         fit(run, tmp_path / "whole", ckpt=whole.checkpoint(1))
 
 

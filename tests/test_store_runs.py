@@ -27,14 +27,15 @@ from transformers import AutoTokenizer
 
 from lit_pref.errors import UserError
 from lit_pref.models.spec import Lora, ModelSpec
-from lit_pref.modules.opening import ReferencePreparation, to_open
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
+from lit_pref.references.prepare import ReferencePreparation
 from lit_pref.references.reference import InitialPolicy, Pretrained
-from lit_pref.references.store import kept
-from lit_pref.references.stored import LazyScorer, Stored
+from lit_pref.references.scorer import LazyScorer
+from lit_pref.references.store_admin import kept
+from lit_pref.references.stored import Stored
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.scorer import Scorer
 
@@ -59,11 +60,11 @@ class Counted:
 def counting(patch: pytest.MonkeyPatch, seconds: float = 0.0) -> Counted:
     counted, score = Counted(), LazyScorer.score
 
-    def counted_score(weights: LazyScorer, batch: Any, device: torch.device) -> Any:
+    def counted_score(scorer: LazyScorer, batch: Any, device: torch.device) -> Any:
         counted.pairs += batch.pairs.ids
-        counted.built += weights._scorer is None
+        counted.built += not scorer.is_built
         time.sleep(seconds)
-        return score(weights, batch, device)
+        return score(scorer, batch, device)
 
     patch.setattr(LazyScorer, "score", counted_score)
     return counted
@@ -335,10 +336,10 @@ def test_a_reference_is_freed_when_its_scores_are_there(run: Run, made: Path, tm
     alive: list[int] = []
     fill = ReferencePreparation.fill
 
-    def counting_fill(opening: ReferencePreparation) -> Any:
+    def counting_fill(preparation: ReferencePreparation) -> Any:
         gc.collect()
         before = sum(isinstance(thing, Scorer) for thing in gc.get_objects())
-        result = fill(opening)
+        result = fill(preparation)
         alive.append(sum(isinstance(thing, Scorer) for thing in gc.get_objects()) - before)
         return result
 
@@ -376,7 +377,7 @@ def test_a_text_longer_than_its_reference_can_read_is_refused_before_training(ru
 
 
 def stored_scores(cache: Path) -> dict[bytes, float]:
-    """Everything in the store of a cache, by address."""
+    """Everything in the store of a cache, by key."""
     before = os.environ["LIT_PREF_CACHE"]
     os.environ["LIT_PREF_CACHE"] = str(cache)
     try:
@@ -388,8 +389,8 @@ def stored_scores(cache: Path) -> dict[bytes, float]:
             for name in store.parts():
                 part = store.read(name)
                 assert part is not None
-                for address, score in zip(part.addresses.tolist(), part.scores.tolist(), strict=True):
-                    found.setdefault(address, score)
+                for key, score in zip(part.keys.tolist(), part.scores.tolist(), strict=True):
+                    found.setdefault(key, score)
         return found
     finally:
         os.environ["LIT_PREF_CACHE"] = before
@@ -400,7 +401,8 @@ MANY = 260  # in blocks of 64
 
 def program(*arguments: str | Path, cache: Path, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **variables, "LIT_PREF_CACHE": str(cache)}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, **variables, "LIT_PREF_CACHE": str(cache)}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -421,10 +423,10 @@ def only_fill(case: Run, folder: Path, seconds: float = 0.0, **options: Any) -> 
 def _fill_and_leave(module: PreferenceModule, stage: str) -> None:
     from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-    openings = to_open(module, "all")
+    preparations = module.reference_preparations("all")
     _wait_for_company(Path(os.environ["LIT_PREF_CACHE"]), int(os.environ.get("COMPANY", "1")))
-    for opening in openings:
-        opening.fill()
+    for preparation in preparations:
+        preparation.fill()
     raise _TunerExitException
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,6 @@ def fit(
     arguments["reference_store"] = run.reference_store
     module = PreferenceModule(policy, objective, run.references(), **arguments)
     module.seed, module.stop_at_step = run.seed, stop_at_step
-    module.plain_config = {"model": {"policy": asdict(policy), "objective": {"class_path": type(objective).__name__}}}
     logged, history = Memory(), History()
     options = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
     options |= {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, and the newest of them."""
+"""Writes checkpoints that are complete or absent, and finds the newest one."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from lit_pref.errors import UsageError, UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint file beside its place and renames it, so that a killed save leaves the file whole or absent.
+    """Writes a checkpoint under another name and renames it, so that a killed save leaves the file whole or absent.
 
     Lightning's own writer goes through the system's temporary folder, where a move between file systems is a copy.
     """
@@ -37,14 +37,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every so many optimiser steps and at the end, under names that carry the step, and keeps the newest.
+    """Saves every `every` optimizer steps and at the end, under names that contain the step, and keeps the newest.
 
-    It keeps no state in checkpoints: what is newest is read from the folder when training starts. Where a validation
-    follows the step, it is saved after it, and at an epoch's end after what else belongs to the epoch, such as early
-    stopping: what a run is killed within is done again when it goes on.
+    It keeps no state in checkpoints: the newest one is found in the folder when training starts. A checkpoint is saved
+    after the validation that follows its step, and at the end of an epoch after everything else that belongs to the
+    epoch, such as early stopping: work since the last checkpoint is repeated on resume.
 
     Args:
-        every: Optimiser steps between two checkpoints.
+        every: Optimizer steps between two checkpoints.
         keep: How many of the newest to keep; null keeps all.
         folder: Where they go; null is `checkpoints` in the run folder.
     """
@@ -64,7 +64,7 @@ class Checkpoints(Checkpoint):
         newest = self._saved_step = newest_step(self.where(trainer))
         if newest is not None and newest > trainer.global_step and not trying_out(trainer):
             raise UsageError(
-                f"{self.where(trainer)} holds a checkpoint of step {newest} and this run goes on from step "
+                f"{self.where(trainer)} contains a checkpoint of step {newest} and this run resumes from step "
                 f"{trainer.global_step}: resume from the newest (--ckpt_path last), give the run another folder "
                 "(--run_dir), or delete the newer checkpoints"
             )
@@ -72,7 +72,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A new step means that an optimiser window has just ended: never save inside one.
+        # A new step means that its last micro-batch has just ended: never save between two micro-batches of a step.
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
             if trainer.global_step % self.every == 0:
@@ -89,14 +89,14 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not asked of the folder, where another rank may have written in the meantime: all ranks save or none.
+        # Not decided by the folder, where another rank may have written in the meantime: all ranks save or none.
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             newest = newest_step(self.where(trainer))
-            kept = "nothing is saved yet" if newest is None else f"--ckpt_path last goes on from step {newest}"
+            kept = "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
             print(f"interrupted at step {trainer.global_step}; {kept}", flush=True)
 
     def where(self, trainer: Trainer) -> Path:
@@ -132,12 +132,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The optimiser step in a checkpoint's name."""
+    """The optimizer step in a checkpoint's name."""
     return int(path.stem.removeprefix("step="))
 
 
 def step_in(path: Path) -> int:
-    """The optimiser step that a complete checkpoint holds; read from its name where it is one of ours."""
+    """The optimizer step of a complete checkpoint, read from its name where this project gave it."""
     if re.fullmatch(r"step=\d+\.ckpt", path.name):
         return step_of(path)
     content = path if path.is_file() else path / "meta.pt"
@@ -145,7 +145,7 @@ def step_in(path: Path) -> int:
 
 
 def check_complete(path: Path) -> None:
-    """Refuse what cannot be loaded.
+    """Refuse a path that cannot be loaded.
 
     Raises:
         UserError: `path` does not exist, is a run folder, or was not written to its end.

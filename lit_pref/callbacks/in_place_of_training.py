@@ -1,14 +1,17 @@
-"""Something else than training, on the Trainer's devices and with the run's data."""
+"""Work on the Trainer's devices and with the run's data, in place of training."""
 
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+
+class WorkDone(Exception):
+    """Raised when the work is done: the Trainer has no other way to end before it builds the model."""
 
 
 class InPlaceOfTraining(Callback):
-    """Calls `work` with the module once the data are prepared and before any model exists; then the run is over.
+    """Calls `work` with the module once the data are prepared and before any model exists, then raises `WorkDone`.
 
     Args:
         work: is called on every rank.
@@ -19,4 +22,4 @@ class InPlaceOfTraining(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.work(pl_module)
-        raise _TunerExitException  # how Lightning ends a run here by itself, without a failure, on every rank
+        raise WorkDone

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a log."""
+"""Shows the progress of a run: a bar on a terminal, lines in a log."""
 
 import sys
 from typing import Any
@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with what training last logged, for a terminal."""
+    """Lightning's progress bar with the last logged loss and accuracy, for a terminal."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         numbers: dict[str, float] = getattr(pl_module, "training_numbers", {})
@@ -47,5 +47,5 @@ class ProgressLines(Callback):
 
 
 def progress() -> Callback:
-    """What suits where the output goes."""
+    """The callback that suits the output: a bar on a terminal, lines elsewhere."""
     return ProgressBar() if sys.stdout.isatty() else ProgressLines()

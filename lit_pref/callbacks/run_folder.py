@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_pref.callbacks.data_lines import data_lines
 from lit_pref.references.stored import Stored
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
@@ -23,7 +22,7 @@ HPARAM_METRICS = ("val/loss", "val/kl_to_target", "val/rewards/accuracies", "val
 
 
 class RunFolder(Callback):
-    """Writes what makes a run repeatable: `config.yaml`, `manifest.json`, `tokenizer/`, and the HParams of TensorBoard.
+    """Writes the record of a run: `config.yaml`, `manifest.json`, `tokenizer/`, and the HParams of TensorBoard.
 
     Args:
         config: The resolved configuration as YAML text, which runs again on its own.
@@ -32,25 +31,10 @@ class RunFolder(Callback):
     def __init__(self, config: str) -> None:
         self.config = config
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # The data are prepared, and references not yet read: a wrong guess shows before anything takes long.
-        if trainer.is_global_zero:
-            for line in data_lines(trainer.datamodule):  # type: ignore[attr-defined]
-                print(line, flush=True)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        for line in pl_module.fitted:  # type: ignore[union-attr]
-            print(f"fitted      {line}", flush=True)
-        module: Any = pl_module
-        parts = trainer.accumulate_grad_batches
-        print(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step", flush=True)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        # Here and not before: what refuses to go on leaves nothing behind.
+        # Here and not before: a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
         self._write_config(folder)
         module: Any = pl_module
@@ -58,8 +42,8 @@ class RunFolder(Callback):
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        # Into the run itself, with what the held-out pairs said before training: a table over runs then shows their
-        # last values. On a resumed run the record stands already.
+        # Into the run itself, with the held-out metrics before training: a table over runs then shows their last
+        # values. A resumed run has its record already.
         if trainer.global_step > 0:
             return
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
@@ -70,7 +54,7 @@ class RunFolder(Callback):
                 logger.log_hyperparams(flat(module.plain_config))
 
     def _write_config(self, folder: Path) -> None:
-        # A resumed run may have been given other options: both records stay.
+        # A resumed run may have other options than before: both records stay.
         number = 0
         while True:
             path = folder / ("config.yaml" if number == 0 else f"config-{number}.yaml")
@@ -82,7 +66,7 @@ class RunFolder(Callback):
 
 
 def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any]:
-    """What one needs to trust or repeat a run: versions, git state, data, models, hardware."""
+    """The facts needed to trust or repeat a run: versions, git state, data, models, hardware."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""What the policy writes, as text in TensorBoard."""
+"""Logs responses of the policy to TensorBoard as text."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from lit_pref.models.generation import generate
 
 
 class SampleTexts(Callback):
-    """After each validation, the greedy responses to the first held-out prompts, under `val/samples`.
+    """Logs, after each validation, greedy responses to the first held-out prompts under `val/samples`.
 
     Args:
         prompts: How many.
         max_new_tokens: The most tokens of a response.
 
     Raises:
-        UsageError: under FSDP2: sharded weights are gathered for scoring only.
+        UsageError: the strategy is FSDP2, where sharded weights are gathered for scoring only.
     """
 
     def __init__(self, prompts: int = 4, max_new_tokens: int = 64) -> None:

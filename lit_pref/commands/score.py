@@ -1,90 +1,65 @@
-"""`python -m lit_pref score`: fills the store of reference scores, checks it, shows it, frees it."""
+"""`python -m lit_pref score`: computes the missing stored scores of references, verifies, lists and prunes them."""
 
-import shutil
 import time
-from datetime import datetime
-from io import StringIO
 from typing import TYPE_CHECKING
 
-from lit_pref.errors import UsageError, UserError
-from lit_pref.references.store import Kept, in_use, kept, tidy
+from jsonargparse.typing import PositiveInt
+
+from lit_pref.commands.run_options import RunOptions
+from lit_pref.errors import UsageError
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
 
-HELP = """usage: python -m lit_pref score --config FILE [--verify N] [options of fit]
-       python -m lit_pref score --list
-       python -m lit_pref score --prune [DAYS | NAME]
 
-Scores of references are computed once and kept in $LIT_PREF_CACHE/references; `fit` computes what it lacks.
+def score(
+    run: RunOptions,
+    verify: PositiveInt | None = None,
+    list: bool = False,
+    prune: bool | str = False,
+) -> None:
+    """Compute the stored scores of a run's references that are missing, for all pairs of training and validation.
 
-  --config FILE    the configuration of a run, with any option of `fit` after it: computes what the store lacks of all
-                   its references, for all pairs of training and validation. Killed, it goes on where it was; started
-                   several times at once, the processes share the work
-  --verify N       compute the stored scores of N pairs again, drawn by chance, and say how much they differ; exit code
-                   1 where that is more than rounding
-  --list           what is in the store
-  --prune          remove what killed processes left; DAYS: and references not used for so long; NAME: and this one
-"""
+    Scores of references are computed once and kept in $LIT_PREF_CACHE/references; `fit` computes those it needs and
+    does not find. A killed `score` resumes where it was; several started at once share the work. --list and --prune
+    stand alone, without the options of a run.
 
-TOLERANCE = {"fp64": (1e-9, 1e-11), "fp32": (1e-3, 1e-6)}
-"""The difference between two computations of a score that is rounding: nats, and nats per nat of the score."""
-COARSE = (0.1, 1e-2)
-"""The same below fp32, where a score depends on the pairs it is computed with."""
-
-
-def main(arguments: list[str]) -> None:
-    """Show or free what is in the store.
+    Args:
+        run: the options of the run.
+        verify: compute the stored scores of so many pairs again, drawn at random, and print the largest difference;
+            exit code 1 where that is more than rounding.
+        list: print what is in the store.
+        prune: remove what killed processes left; with a number of days also the references that were not used for
+            so long, with a name the reference of that name.
 
     Raises:
-        UsageError: another option.
+        UsageError: options that exclude each other.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-    elif arguments[1:] == ["--list"]:
-        print(table(list(kept())))
-    elif arguments[1] == "--prune" and len(arguments) <= 3:
-        prune(arguments[2] if len(arguments) == 3 else None)
-    else:
-        raise UsageError("score: --list stands alone, and --prune takes at most DAYS or a NAME; see score --help")
+    if list or prune is not False:
+        if (list and prune is not False) or verify is not None or run.arguments:
+            raise UsageError("score: --list stands alone, and --prune takes at most DAYS or a NAME; see score --help")
+        from lit_pref.commands.score_store import remove, table
 
-
-def rows_to_verify(arguments: list[str]) -> tuple[int | None, list[str]]:
-    """N of `--verify N`, and the other arguments.
-
-    >>> rows_to_verify(["--config", "a.yaml", "--verify", "8"])
-    (8, ['--config', 'a.yaml'])
-
-    Raises:
-        UsageError: it is not a number of pairs.
-    """
-    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--verify=") else [a])]
-    if "--verify" not in arguments:
-        return None, arguments
-    at = arguments.index("--verify")
-    number = "".join(arguments[at + 1 : at + 2])
-    if not number.isdigit() or int(number) == 0:
-        raise UsageError(f"--verify takes a number of pairs, as in --verify 32; got {number or 'nothing'!r}")
-    return int(number), arguments[:at] + arguments[at + 2 :]
+        print(table()) if list else remove(None if prune is True else str(prune))
+        return
+    run.build().before_training(fill if verify is None else lambda module: verify_stored(module, verify))
 
 
 def fill(module: "PreferenceModule") -> None:
-    """Compute what the store lacks for the data of a run.
+    """Compute the missing scores of a run's data.
 
     Raises:
         UsageError: the run reads no reference from the store.
     """
-    from lit_pref.modules.opening import say, to_open
-
-    openings = to_open(module, "all")
-    _refuse_none(openings)
-    for opening in openings:
-        wanted = opening.fill()
-        say(f"{opening.label}: {len(wanted.addresses)} scores in {opening.store.folder}")
+    preparations = module.reference_preparations("all")
+    _refuse_none(preparations)
+    for preparation in preparations:
+        needed = preparation.fill()
+        module.run_context.say(f"{preparation.label}: {len(needed.keys)} scores in {preparation.store.folder}")
 
 
-def verify(module: "PreferenceModule", rows: int) -> None:
-    """Compute stored scores of `rows` pairs of a run's data again.
+def verify_stored(module: "PreferenceModule", rows: int) -> None:
+    """Compute the stored scores of `rows` pairs of a run's data again.
 
     Raises:
         UserError: they differ by more than rounding.
@@ -92,87 +67,38 @@ def verify(module: "PreferenceModule", rows: int) -> None:
     """
     import numpy as np
 
-    from lit_pref.modules.distributed import refuse
-    from lit_pref.modules.opening import say, to_open
+    from lit_pref.references.prepare import tolerance_of
 
-    openings = to_open(module, "all")
-    _refuse_none(openings)
-    seed = module.trainer.strategy.broadcast(time.time_ns())
+    preparations, run = module.reference_preparations("all"), module.run_context
+    _refuse_none(preparations)
+    seed = run.broadcast(time.time_ns())
     wrong, compared = [], 0
-    for opening in openings:
-        stored, again = opening.differences(rows, seed)
-        name = f"{opening.label}, {opening.store.identity.numerics}"
+    for preparation in preparations:
+        stored, again = preparation.differences(rows, seed)
+        name = f"{preparation.label}, {preparation.store.identity.numerics}"
         if not len(stored):
-            say(f"{name}: nothing is stored of these pairs yet")
+            run.say(f"{name}: no scores of these pairs are stored yet")
             continue
         compared += len(stored)
-        base, share = TOLERANCE.get(opening.store.identity.numerics.partition("-from-")[0], COARSE)
+        base, share = tolerance_of(preparation.store.identity.numerics)
         differences, allowed = np.abs(stored - again), base + share * np.abs(stored)
-        say(
+        run.say(
             f"{name}: {len(stored)} scores computed again, largest difference {differences.max():.1e} nats (allowed: "
             f"{base:g} and {share:g} of the score)"
         )
         if not (differences <= allowed).all():
-            wrong.append(f"{opening.label} in {opening.store.folder}")
+            wrong.append(f"{preparation.label} in {preparation.store.folder}")
     if not compared:
-        refuse(
-            module.trainer, "nothing was compared, as nothing is stored of this data: fill it first, without --verify"
+        run.refuse(
+            "nothing was compared, because no scores of this data are stored: compute them first, without --verify",
         )
     if wrong:
-        refuse(
-            module.trainer,
+        run.refuse(
             f"stored scores are not what is computed now ({', '.join(wrong)}): remove them with "
             "`python -m lit_pref score --prune NAME`, and say what changed if you know it",
         )
 
 
-def _refuse_none(openings: list) -> None:
-    if not openings:
+def _refuse_none(preparations: list) -> None:
+    if not preparations:
         raise UsageError("score: this configuration reads no reference from the store (see model.reference_store)")
-
-
-def table(folders: list[Kept]) -> str:
-    """What is in the store, as text."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if not folders:
-        return "the reference store is empty"
-    rows = Table(title="Stored reference scores", title_justify="left")
-    for column in ("name", "reference", "numerics", "of each response"):
-        rows.add_column(column)
-    for column in ("responses", "MiB", "last used"):
-        rows.add_column(column, justify="right")
-    for one in folders:
-        about = one.about
-        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-        numbers = (str(one.rows), f"{one.size / 2**20:.1f}", used)
-        rows.add_row(one.folder.name[:12], about["description"], about["numerics"], about["aggregation"], *numbers)
-    out = StringIO()
-    Console(file=out, width=140, force_terminal=False).print(rows)
-    return out.getvalue().rstrip()
-
-
-def prune(which: str | None) -> None:
-    """Remove what killed processes left, and what was not used for `which` days or bears that name.
-
-    Raises:
-        UsageError: nothing bears the name.
-    """
-    folders = list(kept())
-    freed = sum(tidy(one.folder) for one in folders)
-    chosen: list[Kept] = []
-    if which is not None and which.isdigit() and len(which) < 6:
-        chosen = [one for one in folders if time.time() - one.used > 86400 * int(which)]
-    elif which is not None:
-        chosen = [one for one in folders if one.about["description"] == which or one.folder.name.startswith(which)]
-        if not chosen:
-            known = ", ".join(one.folder.name[:12] for one in folders) or "nothing"
-            raise UsageError(f"--prune {which}: no reference in the store has this name; it holds {known}")
-    if busy := [one.folder.name[:12] for one in chosen if in_use(one.folder)]:
-        raise UserError(f"{', '.join(busy)} is being filled by a running process: wait for it, or stop it first")
-    for one in chosen:
-        shutil.rmtree(one.folder)
-        freed += one.size
-        print(f"removed {one.folder.name[:12]}  {one.about['description']}, {one.about['numerics']}")
-    print(f"{freed / 2**20:.1f} MiB freed")

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
+from lit_pref.commands.run_options import RunOptions
 from lit_pref.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -17,31 +15,33 @@ if TYPE_CHECKING:
     from lit_pref.data.prepared.pair_view import PairView
     from lit_pref.modules.preference import PreferenceModule
 
-HELP = """usage: python -m lit_pref select --config FILE --out CHOSEN [--data.selection CLASS] [options of fit]
-
-Writes the training pairs that data.selection keeps, their texts uncut and shuffled, with what a run reads of them:
-margin (before it is normalised), probability, data.columns, data.token_columns, the group, who wrote the texts; and a
-column `selection_score`. Scores and further columns of a source are written where data.columns names them, and the
-rejected text where the objective reads it. Beside the file a report says what was kept and what was left out. A run
-that has data.selection itself needs no such file.
-
-  --config FILE    the configuration of a run, with any option of `fit` after it: its policy before training, its
-                   training pairs, and data.selection (AlignmentPotential, ExplicitMargin, ImplicitMargin, Random,
-                   PredictiveEntropy, Certainty, or a class of your own)
-  --out CHOSEN     the file that is written, .jsonl or .parquet; it must not exist. The report goes to
-                   CHOSEN.report.html and CHOSEN.report.json, less the ending
-
-  --data.selection AlignmentPotential --data.selection.keep 0.4       the best 40 %
-  --data.selection.per_prompt true    of every prompt;    --data.selection.which bottom    the worst
-  --data.selection.help AlignmentPotential      what it computes and takes
-"""
-
 ENDINGS = (".jsonl", ".parquet")
+_OF_THE_CHOICE = ("--data.selection", "--data.train")
+"""Options that a run on the chosen pairs does not repeat."""
 
 
-def main(arguments: list[str]) -> None:
-    """Print the help."""
-    print(HELP, end="")
+def select(run: RunOptions, out: Path) -> None:
+    """Write the training pairs that data.selection keeps, with a report on what is kept and left out.
+
+    The pairs are written shuffled, their texts uncut, with every field a run reads: margin (before it is
+    normalised), probability, data.columns, data.token_columns, the group, the writers of the texts; and a column
+    `selection_score`. Scores and further columns of a source are written where data.columns names them, and the
+    rejected text where the objective reads it. A run that has data.selection itself needs no such file.
+
+      --data.selection AlignmentPotential --data.selection.keep 0.4       the best 40 %
+      --data.selection.per_prompt true    of every prompt;    --data.selection.which bottom    the worst
+      --data.selection.help AlignmentPotential      its formula and arguments
+
+    Args:
+        run: the options of the run: its policy before training, its training pairs, and data.selection
+            (AlignmentPotential, ExplicitMargin, ImplicitMargin, Random, PredictiveEntropy, Certainty, or your own).
+        out: the file to write, .jsonl or .parquet; it must not exist. The report goes to files beside it that end
+            in .report.html and .report.json.
+    """
+    files = files_of(out)
+    built = run.build()
+    again = run.without(_OF_THE_CHOICE)
+    built.before_training(lambda module: write(module, files, again))
 
 
 class Out(NamedTuple):
@@ -52,28 +52,24 @@ class Out(NamedTuple):
     numbers: Path
 
 
-def out_of(arguments: list[str]) -> tuple[Out, list[str]]:
-    """The files of `--out CHOSEN`, and the other arguments.
+def files_of(path: Path) -> Out:
+    """The files that are written for `--out`.
 
-    >>> out_of(["--config", "a.yaml", "--out", "best.jsonl"])[0].page.name
+    >>> files_of(Path("best.jsonl")).page.name
     'best.report.html'
 
     Raises:
-        UsageError: none is named, its ending is unknown, or it is there already.
+        UsageError: the ending is unknown, or a file exists already.
     """
-    arguments = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--out=") else [a])]
-    at = arguments.index("--out") if "--out" in arguments else len(arguments)
-    name = "".join(arguments[at + 1 : at + 2])
-    if not name.endswith(ENDINGS) or name.startswith("--"):
+    if path.suffix not in ENDINGS:
         raise UsageError(
             f"select writes the chosen pairs into a new file: --out chosen.jsonl or --out chosen.parquet; got "
-            f"{name or 'nothing'!r}"
+            f"{str(path)!r}"
         )
-    path = Path(name)
     out = Out(path, path.with_suffix(".report.html"), path.with_suffix(".report.json"))
     if there := [str(file) for file in out if file.exists()]:
-        raise UsageError(f"{there[0]} is there already, and select replaces nothing: remove it or name another --out")
-    return out, arguments[:at] + arguments[at + 2 :]
+        raise UsageError(f"{there[0]} exists already, and select replaces nothing: remove it or name another --out")
+    return out
 
 
 def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
@@ -81,15 +77,15 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
 
     Args:
         module: with its Trainer, whose data are prepared.
-        out: the files.
-        again: the run's options, for what to do next.
+        out: the files to write.
+        again: the run's options, for the next command.
 
     Raises:
-        UsageError: the run chooses nothing.
+        UsageError: the run has no selection.
         UserError: a file cannot be written.
     """
     from lit_pref.commands.selection_report import page, plain, report_of
-    from lit_pref.modules.selecting import chosen_of
+    from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
 
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     if data.selection is None:
@@ -100,7 +96,7 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     if out.pairs.suffix == ".parquet":
         one_of_every = (part.pairs[int(part.indices[0])] for part in data.unselected.parts if len(part.indices))
         refuse_mixed({type(pair.text.prompt) for pair in one_of_every})
-    pool, choice = chosen_of(module, data.unselected, data.selection)
+    pool, choice = module.pool_and_choice(data.unselected, data.selection)
     if not module.trainer.is_global_zero:
         return
     chosen = data.unselected.subset(choice.indices)
@@ -132,6 +128,8 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
     Raises:
         UserError: the sources have changed since they were prepared.
     """
+    import numpy as np
+
     places: dict[tuple[str, str], int] = {}
     for part in chosen.parts:
         for id in part.pairs.column("id")[part.indices]:
@@ -191,8 +189,8 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
         )
     # Options that are not named keep the values that the configuration gives to its sources, so all are set to null.
     old = sources_of(data.train, "data.train")
-    said = {field for source in old for field, value in vars(source).items() if value is not None}
-    train: dict[str, Any] = dict.fromkeys(sorted(said)) | {"path": str(pairs), "mapping": mapping}
+    given = {field for source in old for field, value in vars(source).items() if value is not None}
+    train: dict[str, Any] = dict.fromkeys(sorted(given)) | {"path": str(pairs), "mapping": mapping}
     change = ["--data.train", json.dumps(train), "--data.selection", "null"]
     if mixture and data.group_column is None and data.val is None:
         change += ["--data.group_column", "source"]

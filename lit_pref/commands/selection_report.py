@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_pref.commands.summary import as_text
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.criteria import (
     AlignmentPotential,
@@ -21,7 +20,8 @@ from lit_pref.data.selection.criteria import (
     Random,
 )
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.modules.selecting import summary
+from lit_pref.printout.summary import as_text
+from lit_pref.references.selection_scores import summary
 
 MOST_NAMES = 12
 """The most names in a table; all others are counted together."""

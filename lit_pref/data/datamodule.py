@@ -292,7 +292,8 @@ class PreferenceDataModule(LightningDataModule):
     def _module(self) -> Any:
         return self._trainer.lightning_module
 
-    def _rank_and_world(self) -> tuple[int, int]:
+    def rank_and_world(self) -> tuple[int, int]:
+        """The position of this process among those that the pairs are spread over, and their number."""
         strategy = self._trainer.strategy
         if not isinstance(strategy, ParallelStrategy):
             return 0, 1
@@ -300,7 +301,7 @@ class PreferenceDataModule(LightningDataModule):
         return data_parallel["rank"], data_parallel["num_replicas"]
 
     def _sampler(self, epochs: int) -> WindowSampler:
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         if self.global_batch < world:
             raise UsageError(
                 f"data.global_batch {self.global_batch} is less than one pair for each of {world} devices; raise it to "
@@ -308,10 +309,11 @@ class PreferenceDataModule(LightningDataModule):
             )
         pairs = self.train_pairs
         return WindowSampler(
-            len(pairs), self.seed, self.global_batch, self._micro_batch(pairs, world), world, rank, epochs
+            len(pairs), self.seed, self.global_batch, self.micro_batch_of(pairs, world), world, rank, epochs
         )
 
-    def _micro_batch(self, pairs: PairView, world: int) -> int | TokenBudget:
+    def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget:
+        """The most pairs per device and forward pass, or the budget of tokens that limits them."""
         if self.max_tokens is not None:
             return self._budget(pairs)
         return self.micro_batch or -(-self.global_batch // world)
@@ -347,8 +349,8 @@ class PreferenceDataModule(LightningDataModule):
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):
             return []  # Lightning then trains without validation
-        rank, world = self._rank_and_world()
-        batch = self.val_batch or self._micro_batch(self.val_pairs, world)
+        rank, world = self.rank_and_world()
+        batch = self.val_batch or self.micro_batch_of(self.val_pairs, world)
         cells = evaluation_batches(len(self.val_pairs), rank, world, batch)
         return PairLoader(self._source(self.val_pairs), cells, self.workers)
 

@@ -1,6 +1,5 @@
 """Folders of models and tokenizers: a local path is used as it is, a hub name is downloaded."""
 
-import difflib
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lit_pref.errors import UserError
+from lit_pref.hints import nearest_names
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer; from_pretrained would wait a minute on a machine without network."""
@@ -104,5 +104,5 @@ def _nearest(path: Path) -> str:
     if not parent.is_dir():
         return f" (nor a folder '{parent}')"
     siblings = {p.name: p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.6)
+    near = nearest_names(path.name, siblings, most=3)
     return f" (nearest: {', '.join(str(siblings[n]) for n in near)})" if near else ""

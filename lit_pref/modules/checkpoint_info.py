@@ -1,140 +1,197 @@
-"""What a checkpoint says about the run that wrote it, and what a run refuses to go on from."""
+"""Information about a run in its checkpoints, and refusing to resume a run that would silently change."""
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lit_pref.errors import UserError
-from lit_pref.models.spec import DTYPES, Lora
+from lit_pref.models.spec import DTYPES, Lora, ModelSpec
+from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
+from lit_pref.scoring.layout import Layout
 
-if TYPE_CHECKING:
-    from lit_pref.modules.preference import PreferenceModule
-
-FORMAT = 1
+KEY = "lit_pref"
+"""The key of this information in a checkpoint."""
+FORMAT = 2  # raise it when an older checkpoint can no longer be resumed or exported
 SAMPLE = 8
 """Pairs kept in a checkpoint, as ids.
 
-An export scores them with the weights of the checkpoint and again with the folder that it wrote: that shows that the
-folder computes what the checkpoint does. It does not show that the checkpoint is what was trained: no scores are kept.
+An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both compute the
+same. It does not show that the checkpoint holds the trained weights, because no scores are kept.
 """
 
 
-def provenance(module: "PreferenceModule") -> dict[str, Any]:
-    """Plain data only, so that the checkpoint loads with weights_only and the command line wins over it."""
+class FrozenModel(Protocol):
+    """A model beside the trained one that a resumed run must have again."""
+
+    def describe(self) -> str: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def class_path(instance: Any) -> str:
+    """The import path of an object's class.
+
+    >>> class_path(Lora())
+    'lit_pref.models.spec.Lora'
+    """
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
+    """Describe the trained model in plain data, so that the checkpoint loads with `weights_only`.
+
+    The architecture is the content of config.json if the checkpoint holds all weights, and then does not need the
+    model's folder.
+    """
+    whole = spec.lora is None
     return {
-        "format": FORMAT,
-        "config": module.plain_config,
-        "objective": repr(module.objective),
-        "objective_state": sorted(module.objective.state_dict()),
-        "fitted": module.fitted,
-        "fitted_by": _fitted_by(module),
-        "policy": module.policy.fingerprint(),
-        "policy_text": module.policy.describe(),
-        "lora": _settings(module.policy.lora),
-        "architecture": _architecture(module),
-        "layout": module.batch_layout,
-        "references": [reference.fingerprint() for reference in module.references],
-        "reference_texts": [reference.describe() for reference in module.references],
-        "sample": module.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
-        "trainable": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
+        "model": asdict(spec),
+        "policy": spec.fingerprint(),
+        "policy_text": spec.describe(),
+        "lora": _settings(spec.lora),
+        "architecture": json.loads(model.config.to_json_string(use_diff=False)) if whole else None,
     }
 
 
-def _fitted_by(module: "PreferenceModule") -> dict[str, str]:
-    """The parts of the objective that were fitted to the training pairs: their settings say how."""
-    parts = module.objective.named_modules()
-    return {name: repr(part) for name, part in parts if isinstance(part, Gamma) and part.fit_inputs}
+def objective_info(objective: Objective, fitted: list[str]) -> dict[str, Any]:
+    """Describe the objective in plain data; `fitted` holds the lines about what was fitted to the training pairs."""
+    return {
+        "objective": repr(objective),
+        "objective_class": class_path(objective),
+        "objective_state": sorted(objective.state_dict()),
+        "fitted": fitted,
+        "fitted_by": _fitted_by(objective),
+    }
 
 
-def _settings(lora: Lora | None) -> dict[str, Any] | None:
-    return None if lora is None else asdict(lora)
+def reference_info(references: Sequence[FrozenModel]) -> dict[str, Any]:
+    """Describe the references in plain data."""
+    return {
+        "references": [reference.fingerprint() for reference in references],
+        "reference_texts": [reference.describe() for reference in references],
+    }
 
 
-def _architecture(module: "PreferenceModule") -> dict[str, Any] | None:
-    """config.json of a policy that is wholly in the checkpoint, which then does not need the policy's folder."""
-    if module.policy.lora is not None:
-        return None
-    config: Any = module.scorer.model.config  # type: ignore[union-attr]
-    return json.loads(config.to_json_string(use_diff=False))
+def format_problem(checkpoint: dict[str, Any]) -> str | None:
+    """Return why this version cannot read a checkpoint, as the end of a sentence about it; None if it can."""
+    saved = checkpoint.get(KEY)
+    if saved is None:
+        return "is not a checkpoint of lit_pref"
+    if saved["format"] != FORMAT:
+        return (
+            f"was written by another version of lit_pref (format {saved['format']}, this version reads {FORMAT}): use "
+            "the version that wrote it"
+        )
+    return None
 
 
-def check_provenance(module: "PreferenceModule", checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint that this run would silently make something else of; name what was changed on purpose.
+def check_format(checkpoint: dict[str, Any]) -> None:
+    """Refuse to load a checkpoint of another version or project.
 
     Raises:
-        UserError: Another version's checkpoint, another base model, other adapters, an objective with other state or
-            other references, or tensors that are missing.
+        UserError: This version cannot read it.
     """
-    saved = checkpoint.get("lit_pref")
-    if saved is None or saved["format"] != FORMAT:
-        raise UserError(
-            "this checkpoint was not written by this version of lit_pref; resume with the one that wrote it"
-        )
-    _check_policy(module, saved)
-    state = sorted(module.objective.state_dict())
-    if saved["objective_state"] != state:
-        raise UserError(
-            f"the objective of this run ({module.objective!r}) keeps {', '.join(state) or 'nothing'} in a checkpoint, "
-            f"and that of the checkpoint ({saved['objective']}) {', '.join(saved['objective_state']) or 'nothing'}; "
-            "take the checkpoint's objective, or start a new run from an exported folder"
-        )
-    if module.trainer.state.fn == "fit":
-        _check_references(module, saved)
-        _check_fitted(module, saved)
-        layout = saved.get("layout", "padded")  # of checkpoints from before there were two
-        if layout != module.batch_layout:
-            raise UserError(
-                f"the checkpoint was trained in the {layout} layout and this run would go on in the "
-                f"{module.batch_layout} one ({module.layout_reason}), which gives other last bits: set model.layout to "
-                f"{layout}"
-            )
-        if saved["objective"] != repr(module.objective):
-            warnings.warn(
-                f"the run goes on with another objective: the checkpoint has {saved['objective']}, this run "
-                f"{module.objective!r}",
-                stacklevel=2,
-            )
-    missing = set(saved["trainable"]) - set(checkpoint.get("state_dict", saved["trainable"]))
-    if missing:
-        raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
+    if problem := format_problem(checkpoint):
+        raise UserError(f"this checkpoint {problem}")
 
 
-def _check_fitted(module: "PreferenceModule", saved: dict[str, Any]) -> None:
-    # What was fitted is state, so that another rule would be printed and not followed.
-    for name, rule in saved.get("fitted_by", {}).items():
-        if (own := _fitted_by(module).get(name)) != rule:
-            raise UserError(
-                f"{name} of the checkpoint was fitted by {rule}, and this run says {own}, which a run that goes on "
-                "does not fit again: give the run the checkpoint's settings, or start a new run from an exported folder"
-            )
+def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) -> None:
+    """Refuse a checkpoint whose state this run cannot take.
 
-
-def _check_policy(module: "PreferenceModule", saved: dict[str, Any]) -> None:
+    Raises:
+        UserError: It is of other adapters, another base model, or an objective with other state.
+    """
     # Before the base model: a checkpoint of whole weights has no adapters, whatever the model.
-    lora = _settings(module.policy.lora)
+    lora = _settings(spec.lora)
     if saved["lora"] != lora:
         raise UserError(
             f"the adapters of the checkpoint have the settings {saved['lora']} and model.policy.lora of this run is "
             f"{lora}; give the run the checkpoint's settings, or start a new run from an exported folder"
         )
-    if lora is not None and saved["policy"] != module.policy.fingerprint():
+    if lora is not None and saved["policy"] != spec.fingerprint():
         raise UserError(
-            f"the policy ({module.policy.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
-            "which holds adapters only; give the run its base model back"
+            f"the policy ({spec.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
+            "which holds adapters only; set model.policy to that base model"
+        )
+    state = sorted(objective.state_dict())
+    if saved["objective_state"] != state:
+        raise UserError(
+            f"the objective of this run ({objective!r}) keeps {', '.join(state) or 'nothing'} in a checkpoint, "
+            f"and that of the checkpoint ({saved['objective']}) {', '.join(saved['objective_state']) or 'nothing'}; "
+            "take the checkpoint's objective, or start a new run from an exported folder"
         )
 
 
-def _check_references(module: "PreferenceModule", saved: dict[str, Any]) -> None:
-    described = [reference.describe() for reference in module.references]
-    fingerprints = [reference.fingerprint() for reference in module.references]
+def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout, layout_reason: str) -> None:
+    """Refuse to resume training with another fitting rule or layout; warn of other hyper-parameters of the objective.
+
+    Args:
+        saved: information in the checkpoint.
+        objective: of this run.
+        layout: of this run.
+        layout_reason: why this run has that layout.
+
+    Raises:
+        UserError: The fitting rules or the layouts differ.
+    """
+    # Fitted values are restored from the checkpoint, so a different rule in the config would be ignored.
+    for name, rule in saved["fitted_by"].items():
+        if (own := _fitted_by(objective).get(name)) != rule:
+            raise UserError(
+                f"{name} of the checkpoint was fitted by {rule}, and this run says {own}, but a resumed run does not "
+                "fit it again: give the run the checkpoint's settings, or start a new run from an exported folder"
+            )
+    if saved["layout"] != layout:
+        raise UserError(
+            f"the checkpoint was trained in the {saved['layout']} layout and this run would resume in the {layout} one "
+            f"({layout_reason}), which gives other last bits: set model.layout to {saved['layout']}"
+        )
+    if saved["objective"] != repr(objective):
+        warnings.warn(
+            f"the run resumes with another objective: the checkpoint has {saved['objective']}, this run {objective!r}",
+            stacklevel=2,
+        )
+
+
+def check_trained_tensors(saved: dict[str, Any], state: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint without some of the trained tensors; `state` is None where they are loaded separately.
+
+    Raises:
+        UserError: Tensors are missing.
+    """
+    missing = set() if state is None else set(saved["trainable"]) - set(state)
+    if missing:
+        raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
+
+
+def check_references(saved: dict[str, Any], references: Sequence[FrozenModel]) -> None:
+    """Refuse to resume against other references.
+
+    Raises:
+        UserError: A reference is another model, or has another dtype.
+    """
+    own = reference_info(references)
     # Of the descriptions only the dtype counts: a folder may move.
-    if saved["references"] != fingerprints or _dtypes(saved["reference_texts"]) != _dtypes(described):
+    same_dtypes = _dtypes(saved["reference_texts"]) == _dtypes(own["reference_texts"])
+    if saved["references"] != own["references"] or not same_dtypes:
         raise UserError(
             f"the references are not those of the checkpoint: it has {saved['reference_texts']}, this run has "
-            f"{described}; give the run its references back, or start a new run from an exported folder"
+            f"{own['reference_texts']}; set model.references to those of the checkpoint, or start a new run from an "
+            "exported folder"
         )
+
+
+def _fitted_by(objective: Objective) -> dict[str, str]:
+    """The parts of the objective that are fitted to the training pairs, with their settings."""
+    parts = objective.named_modules()
+    return {name: repr(part) for name, part in parts if isinstance(part, Gamma) and part.fit_inputs}
+
+
+def _settings(lora: Lora | None) -> dict[str, Any] | None:
+    return None if lora is None else asdict(lora)
 
 
 def _dtypes(descriptions: list[str]) -> list[list[str]]:

@@ -1,21 +1,69 @@
-"""What the modules ask of the strategies: the data-parallel group, sums and records over ranks, FSDP2 sharding."""
+"""Ranks and devices of a run: its context, sums and records over ranks, random state, FSDP2 sharding."""
 
+import random
 import sys
+import zlib
+from functools import partial
 from typing import Any, NoReturn
 
+import numpy
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.loading import blocks_of
+from lit_pref.run_context import RunContext
+from lit_pref.scoring.layout import Layout
+
+
+def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int | None) -> RunContext:
+    """Return the facts of a Trainer's run.
+
+    Args:
+        trainer: of the run.
+        layout: of the batches.
+        seed: of the run.
+        stop_at_step: an optimizer step at which the run stops before its end; None for none.
+    """
+    strategy, plugin = trainer.strategy, trainer.precision_plugin
+    assert trainer.state.fn is not None
+    steps = [limit for limit in (trainer.max_steps, stop_at_step or None) if limit is not None and limit != -1]
+    return RunContext(
+        stage=trainer.state.fn.value,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device=strategy.root_device,
+        precision=str(trainer.precision),
+        forward_context=plugin.forward_context,
+        convert=plugin.convert_module,
+        shard=partial(shard, strategy=strategy) if isinstance(strategy, ModelParallelStrategy) else None,
+        layout=layout,
+        seed=seed,
+        max_steps=min(steps, default=None),
+        max_epochs=None if trainer.max_epochs == -1 else trainer.max_epochs,
+        evaluation_limits={name: getattr(trainer, f"limit_{name}_batches") for name in ("val", "test", "predict")},
+        gather=partial(gather_objects, trainer),
+        broadcast=strategy.broadcast,
+        barrier=strategy.barrier,
+        say=say,
+        refuse=partial(refuse, trainer),
+    )
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Print a line, once for all ranks."""
+    print(line, flush=True)
 
 
 def data_parallel_size(trainer: Trainer) -> int:
-    """Over how many ranks the pairs of a window are spread."""
+    """The number of ranks over which the pairs of an optimizer step are spread."""
     return trainer.world_size
 
 
@@ -37,16 +85,40 @@ def refuse(trainer: Trainer, sentence: str) -> NoReturn:
     """Stop all ranks; called on every one.
 
     Raises:
-        UserError: on the first rank; the others leave without a word, and not as failures, which the first would be
-            killed for before it has spoken.
+        UserError: on the first rank. The others exit silently and successfully, because a launcher would answer a
+            failure by killing the first before it can print the sentence.
     """
     if not trainer.is_global_zero:
         sys.exit(0)
     raise UserError(sentence)
 
 
+class NonfiniteGuard:
+    """Stops training before an optimizer step on a loss that is not finite."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, list[str]]] = []  # per micro-batch of the step: a mask and the pairs' names
+
+    def add(self, losses: Tensor, pairs: PairData) -> None:
+        """Look at the losses of a micro-batch."""
+        self._seen.append((~torch.isfinite(losses.detach()) & pairs.is_real, pairs.names))
+
+    def check(self, trainer: Trainer) -> None:
+        """Check the micro-batches of an optimizer step, on all ranks, before the weights change.
+
+        A rank that stopped alone would leave the others waiting for its gradients.
+
+        Raises:
+            UserError: a loss is not finite; see `refuse`.
+        """
+        seen, self._seen = self._seen, []
+        if sum_over_ranks(trainer, torch.cat([bad for bad, _ in seen]).sum().double()):
+            own = [name for bad, names in seen for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
+            refuse_nonfinite(trainer, [name for names in gather_objects(trainer, own) for name in names])
+
+
 def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
-    """Stop all ranks because of these pairs, by file and line; called on every rank, with the pairs of all.
+    """Stop all ranks because the losses of these pairs are not finite; called on every rank, with the pairs of all.
 
     Raises:
         UserError: see `refuse`.
@@ -58,11 +130,25 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     )
 
 
+def seed_batch(seed: int, batch: int, rank: int, device: torch.device) -> None:
+    """Make all random state a function of the seed, the batch's number in the run, and the rank.
+
+    A resumed run then draws the same numbers as an uninterrupted one.
+    """
+    key = zlib.crc32(f"{seed}/{batch}/{rank}".encode())
+    # Not torch.manual_seed: it also seeds absent devices, which takes longer than the rest of a step's overhead.
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
+    random.seed(key)
+    numpy.random.seed(key)
+
+
 def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
-    """Shard `scorer` with FSDP2: each transformer block on its own, the rest (embeddings, norm, head) with the root.
+    """Shard `scorer` with FSDP2: each transformer block separately, the rest (embeddings, norm, head) with the root.
 
     Raises:
-        UsageError: Tensor parallelism was asked for, or the data are not spread over all ranks.
+        UsageError: The strategy has tensor parallelism.
     """
     mesh = strategy.device_mesh["data_parallel"]
     if strategy.device_mesh["tensor_parallel"].size() != 1:
@@ -81,8 +167,20 @@ def gradient_norm(module: nn.Module) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
+def refuse_tensors_outside(module: nn.Module, scorer: nn.Module) -> None:
+    """Refuse trainable tensors outside the scorer: strategies synchronise it alone, so others would diverge.
+
+    Raises:
+        UsageError: `module` has such tensors.
+    """
+    inside = {id(p) for p in scorer.parameters()}
+    outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]
+    if outside:
+        raise UsageError(f"trainable tensors outside the scorer: {', '.join(outside)}; move them into it")
+
+
 def refuse_fsdp1(strategy: Any) -> None:
-    """Answer FSDP1 with the recipe for FSDP2.
+    """Refuse FSDP1 with the recipe for FSDP2.
 
     Raises:
         UsageError: `strategy` is FSDP1, by name or as an object.
@@ -95,10 +193,10 @@ def refuse_fsdp1(strategy: Any) -> None:
 
 
 def check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
-    """Under SLURM Lightning can train on one device of many without a word.
+    """Refuse to run on fewer devices than requested: under SLURM, Lightning can silently train on one of several.
 
     Raises:
-        UsageError: other devices are used than were asked for.
+        UsageError: the number of devices is not the requested one.
     """
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
         return

@@ -1,11 +1,11 @@
-"""What validation, test and prediction do with their records: gather, write, measure, draw."""
+"""Validation, test and prediction: gathering, writing, measuring and drawing one record per pair."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_pref.batch import PairData
@@ -15,12 +15,9 @@ from lit_pref.metrics.records import PairRecords, Records, merge, read_parquet, 
 from lit_pref.modules.distributed import gather_objects, refuse_nonfinite
 from lit_pref.scores import ObjectiveOutput, PairScores
 
-if TYPE_CHECKING:
-    from lit_pref.modules.preference import PreferenceModule
-
 
 class Evaluation:
-    """One pass over held-out pairs: a record a pair, unique over ranks, from which every number is made.
+    """One pass over held-out pairs: one record per pair, unique over ranks, from which all metrics are computed.
 
     Args:
         margin_bins: Metrics are split into this many equal-count bins of the margin; 0 is off.
@@ -33,32 +30,40 @@ class Evaluation:
         self._records = PairRecords()
 
     def begin(self, columns: Sequence[str]) -> None:
-        """Start anew; the records hold these numeric columns of the data too.
+        """Start a new pass, whose records include these numeric columns of the data.
 
-        `p_true`, where it is one of them, is the known probability against which calibration is measured as well.
+        A column `p_true` holds known probabilities, against which calibration is measured as well.
         """
         self._records = PairRecords(columns)
 
     def add(
         self, pairs: PairData, policy: PairScores, references: Sequence[PairScores], output: ObjectiveOutput
     ) -> None:
-        """Keep the records of one batch."""
+        """Add the records of one batch."""
         self._records.add(pairs, policy, references, output)
 
-    def finish(self, module: "PreferenceModule", stage: str) -> None:
-        """Merge the records of all ranks, write them to the run folder, and log what they say."""
-        trainer = module.trainer
+    def finish(self, trainer: Trainer, weights_step: int) -> dict[str, float]:
+        """Merge the records of all ranks, write them to the run folder, and log their metrics.
+
+        Args:
+            trainer: of the run.
+            weights_step: the optimizer step of the evaluated weights, used where the run does not train.
+
+        Returns:
+            The metrics for callbacks that watch one, such as early stopping; none in the pass before training, and in
+            a prediction.
+        """
         records = merge(gather_objects(trainer, self._records.collect()))
-        assert trainer.state.fn is not None
+        assert trainer.state.fn is not None and trainer.state.stage is not None
+        stage = trainer.state.stage.dataloader_prefix or ""  # val, test or predict
         fitting = trainer.state.fn == "fit"
-        step = trainer.global_step if fitting else module.checkpoint_step
+        step = trainer.global_step if fitting else weights_step
         if fitting and trainer.sanity_checking and step > 0:
-            return  # a resumed run is not before training
+            return {}  # a resumed run is not before training
         if trainer.is_global_zero:
-            # The command's name: `validate` must not write over what `fit` left.
-            write_parquet(
-                records, record_file(trainer.default_root_dir, stage if fitting else trainer.state.fn.value, step)
-            )
+            # Named by the command, so that `validate` does not overwrite the records of `fit`.
+            name = stage if fitting else trainer.state.fn.value
+            write_parquet(records, record_file(trainer.default_root_dir, name, step))
         if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
             held_out = trainer.datamodule.val_pairs  # type: ignore[attr-defined]
             places = dict(zip(held_out.ids, held_out.column("place"), strict=True))
@@ -66,19 +71,17 @@ class Evaluation:
         self.last = self.measure(records, stage)
         if trainer.sanity_checking:
             self.before = self.last
-        elif stage != "predict":
-            # For callbacks that watch a metric, such as early stopping.
-            module.log_dict(self.last, logger=False, rank_zero_only=False, sync_dist=False, batch_size=1)
         if stage != "predict":
-            # Not by Lightning: it logs nothing in the pass before training, which is the baseline of every curve, and
-            # all others one step too early.
+            # Not through Lightning: it logs nothing in the pass before training, which is the baseline of every curve,
+            # and every later pass one step too early.
             for logger in trainer.loggers:
                 logger.log_metrics(self.last, step=step)
         if trainer.is_global_zero:
             self._draw(records, trainer.loggers, stage, step)
+        return {} if trainer.sanity_checking or stage == "predict" else self.last
 
     def measure(self, records: Records, stage: str) -> dict[str, float]:
-        """Every metric of the records, with calibration and the splits that were asked for."""
+        """Return every metric of the records, with calibration and the requested splits."""
         numbers = summarise(records, stage)
         numbers |= calibrate(records, against=self._targets(records), prefix=stage)
         parts = {f"{stage}/group/{name}": part for name, part in split_by_group(records).items() if "group" in records}
@@ -90,7 +93,7 @@ class Evaluation:
         return numbers
 
     def recall(self, folder: str | Path) -> None:
-        """Read what a run that goes on said before training."""
+        """Read the metrics before training of a run that is resumed."""
         file = record_file(folder, "val", 0)
         if file.exists():
             self.before = self.measure(read_parquet(file), "val")
@@ -117,5 +120,5 @@ class Evaluation:
 
 
 def record_file(folder: str | Path, name: str, step: int) -> Path:
-    """Where the records of an evaluation at an optimiser step are kept in a run folder."""
+    """The path of the records of an evaluation at an optimizer step, in a run folder."""
     return Path(folder) / "records" / f"{name}-step={step:08d}.parquet"

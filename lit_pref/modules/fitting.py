@@ -1,39 +1,39 @@
-"""What an objective leaves open until it has seen the training pairs."""
+"""Fitting an objective to the training pairs, before the first step."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.objectives.base import Objective
 from lit_pref.pairs import Strengths
 from lit_pref.response_key import response_key
 
-if TYPE_CHECKING:
-    from lit_pref.modules.preference import PreferenceModule
 
-
-def fit_objective(module: "PreferenceModule") -> list[str]:
-    """Fit the objective to the training pairs; lines for the log, none where it leaves nothing open.
+def fit_objective(objective: Objective, pairs: PairView, before_selection: bool = False) -> list[str]:
+    """Fit the objective to the training pairs; return lines for the log, none if it has nothing to fit.
 
     Args:
-        module: with its Trainer, whose data are prepared.
+        objective: is fitted in place.
+        pairs: of the training split.
+        before_selection: whether these are all training pairs although the run trains on a selection of them; the
+            lines then say so.
 
     Raises:
         UserError: it cannot be fitted to these pairs.
     """
-    asked = module.objective.fit_inputs
-    if not asked:
+    inputs = objective.fit_inputs
+    if not inputs:
         return []
-    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    pairs = data.train_pairs
 
     def numbers(name: str) -> NDArray[Any] | None:
         values = pairs.column(name).astype(np.float64)
         return None if np.isnan(values).all() else values
 
     own = {"margin", "probability", "responses"}
-    columns = {name: pairs.column(name).astype(np.float64) for name in asked - own}
-    responses = _responses(pairs) if "responses" in asked else None
+    columns = {name: pairs.column(name).astype(np.float64) for name in inputs - own}
+    responses = _responses(pairs) if "responses" in inputs else None
     strengths = Strengths(
         numbers("margin"),
         numbers("probability"),
@@ -42,13 +42,14 @@ def fit_objective(module: "PreferenceModule") -> list[str]:
         responses,
         pairs.own_margins,
     )
-    lines = module.objective.fit(strengths)
-    if data.selection is not None and module.trainer.state.fn != "fit":
+    lines = objective.fit(strengths)
+    if before_selection:
         lines = [f"{line}: of all training pairs, as data.selection chooses in `fit` alone" for line in lines]
     return lines
 
 
-def _responses(pairs: Any) -> NDArray[Any]:
-    made = (pairs[k] for k in range(len(pairs)))
-    named = [(response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected)) for pair in made]
-    return np.array(named, dtype=object)
+def _responses(pairs: PairView) -> NDArray[Any]:
+    """(pairs, 2) keys of the chosen and the rejected responses."""
+    each: Any = (pairs[k] for k in range(len(pairs)))
+    keys = [(response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected)) for pair in each]
+    return np.array(keys, dtype=object)

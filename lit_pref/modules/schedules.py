@@ -1,4 +1,4 @@
-"""Learning-rate schedules, counted in optimiser steps."""
+"""Learning-rate schedules over optimizer steps."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,8 +13,8 @@ class Schedule(ABC):
     """Base of the schedules: linear warm-up from 0, then the subclass's decay, ending at `floor` times the peak rate.
 
     Args:
-        warmup: Length of the warm-up: a share of all optimiser steps if below 1, else a number of steps.
-        floor: The last rate as a share of the peak rate, in [0, 1].
+        warmup: Length of the warm-up: a fraction of all optimizer steps if below 1, else a number of steps.
+        floor: The final rate as a fraction of the peak rate, in [0, 1].
 
     Raises:
         UsageError: `warmup` is negative or `floor` is not in [0, 1].
@@ -22,14 +22,14 @@ class Schedule(ABC):
 
     def __init__(self, warmup: float = 0.1, floor: float = 0.0) -> None:
         if warmup < 0:
-            raise UsageError(f"schedule: warmup is {warmup}; give a share of the run in [0, 1) or a number of steps")
+            raise UsageError(f"schedule: warmup is {warmup}; give a fraction of the run in [0, 1) or a number of steps")
         if not 0 <= floor <= 1:
-            raise UsageError(f"schedule: floor is {floor}; give a share of the peak rate in [0, 1]")
+            raise UsageError(f"schedule: floor is {floor}; give a fraction of the peak rate in [0, 1]")
         self.warmup = warmup
         self.floor = floor
 
     def factor(self, step: int, total: int) -> float:
-        """What the peak rate is multiplied by at optimiser step `step` (from 0) of `total`."""
+        """Return the multiplier of the peak rate at optimizer step `step` (from 0) of `total`."""
         warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
         if step < warmup:
             return (step + 1) / warmup
@@ -38,10 +38,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def decay(self, done: float) -> float:
-        """What is left of the rate when the share `done` in [0, 1] of the steps after the warm-up is over."""
+        """Return the multiplier of the rate after a fraction `done` in [0, 1] of the steps that follow the warm-up."""
 
     def over(self, optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
-        """The schedule as a torch scheduler over `total` optimiser steps."""
+        """Return the schedule as a torch scheduler over `total` optimizer steps."""
         return LambdaLR(optimizer, lambda step: self.factor(step, total))
 
     def __repr__(self) -> str:
@@ -79,3 +79,14 @@ class Flat(Schedule):
 
     def decay(self, done: float) -> float:
         return 1.0
+
+
+def total_steps(steps_per_epoch: int, max_epochs: int | None, max_steps: int) -> int:
+    """The optimizer steps of a whole run, under the limits of its Trainer.
+
+    >>> total_steps(10, max_epochs=3, max_steps=-1), total_steps(10, max_epochs=3, max_steps=25)
+    (30, 25)
+    """
+    limits = [max_steps] if max_steps and max_steps > 0 else []
+    limits += [max_epochs * steps_per_epoch] if max_epochs and max_epochs > 0 else []
+    return min(limits) if limits else steps_per_epoch

@@ -1,4 +1,4 @@
-"""Compute the missing scores of a store, each once, also when several processes ask at the same time."""
+"""Computing the missing scores of a store, each once, even when several processes do so at the same time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,34 +10,35 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lit_pref.errors import UserError
+from lit_pref.references.lookup import Array, NeededScores
 from lit_pref.references.store import ReferenceStore, Scores
-from lit_pref.references.wanted import Array, NeededScores
 
 BATCH_TOKENS = 8192
-"""The most tokens of a micro-batch of several pairs, padding included. Fixed: company decides a score's last bits."""
-_POLL = 0.2  # seconds between two looks at what others do
-_SAY_EVERY = 30.0  # seconds between two lines in a log
+"""The most tokens of a micro-batch of several pairs, padding included. Constant, because the other pairs of a batch
+decide a score's last bits."""
+_POLL = 0.2  # seconds between two looks at the blocks of other processes
+_SAY_EVERY = 30.0  # seconds between two lines of progress in a log
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that hold one sharded reference together and so must do every step together; alone by default.
+    """Processes that share one sharded reference and therefore run every step together; a single one by default.
 
     Args:
         rank: of this process.
-        size: how many there are.
-        agree: gives every rank the first one's value.
-        meet: waits for all.
+        size: number of processes.
+        broadcast: returns the first rank's value on every rank.
+        barrier: waits for all ranks.
     """
 
     rank: int = 0
     size: int = 1
-    agree: Callable[[Any], Any] = lambda value: value
-    meet: Callable[[], None] = lambda: None
+    broadcast: Callable[[Any], Any] = lambda value: value
+    barrier: Callable[[], None] = lambda: None
 
 
 def batches(pairs: Array, tokens: Array) -> list[Array]:
-    """Pairs of one block in the micro-batches in which they are read, in order, by a rule that knows only lengths.
+    """Split the pairs of a block into micro-batches, in order, by a rule that depends on lengths alone.
 
     >>> [batch.tolist() for batch in batches(np.array([4, 5, 6]), np.array([3000, 2000, 100]))]
     [[4], [5, 6]]
@@ -53,60 +54,60 @@ def batches(pairs: Array, tokens: Array) -> list[Array]:
     return [np.array(batch) for batch in cut]
 
 
-def load(store: ReferenceStore, wanted: NeededScores, seen: set[str]) -> None:
-    """Take what is wanted from the files of the store that were not `seen` yet."""
+def load(store: ReferenceStore, needed: NeededScores, seen: set[str]) -> None:
+    """Load needed scores from those files of the store that are not in `seen` yet."""
     for name in store.parts():
         if name not in seen:
             seen.add(name)
             if (part := store.read(name)) is not None:
-                wanted.take(part)
+                needed.take(part)
 
 
 class StoreFiller:
-    """One pass over the blocks of what is wanted.
+    """Fills the store block by block with the scores that a run needs.
 
     A block is claimed by a lock of the operating system, so that simultaneous runs and ranks share the work without
-    knowing each other, and a killed one holds up nobody. What is computed twice all the same does no harm.
+    knowing each other, and a killed process blocks nobody. A score that is computed twice does no harm.
 
     Args:
         store: to fill.
-        wanted: by this run.
-        score: gives the scores of a micro-batch of pairs.
+        needed: scores of this run.
+        score: returns the scores of a micro-batch of pairs.
         label: names the reference.
         say: prints a line, on one rank.
-        terminal: whether a bar may be drawn.
-        ranks: that read in lockstep.
+        terminal: whether to draw a progress bar.
+        ranks: that score in lockstep.
     """
 
     def __init__(
         self,
         store: ReferenceStore,
-        wanted: NeededScores,
+        needed: NeededScores,
         score: Callable[[Array], Scores],
         label: str,
         say: Callable[[str], None],
         terminal: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        self.store, self.wanted, self.score = store, wanted, score
+        self.store, self.needed, self.score = store, needed, score
         self.label, self.say, self.terminal = label, say, terminal
         self.ranks = ranks or Ranks()
         self._seen: set[str] = set()
 
     def run(self) -> bool:
-        """Until nothing is missing; whether anything was.
+        """Compute until nothing is missing; return whether anything was.
 
         Raises:
             UserError: a score is not finite, or the store cannot be written.
         """
-        load(self.store, self.wanted, self._seen)
-        missing = self.ranks.agree(self.wanted.missing)
+        load(self.store, self.needed, self._seen)
+        missing = self.ranks.broadcast(self.needed.missing)
         if not missing:
             return False
-        count = f"{missing} of {len(self.wanted.addresses)} scores"
+        count = f"{missing} of {len(self.needed.keys)} scores"
         self.say(f"{self.label}: {count} are missing from the store and are computed first")
-        left = self.wanted.blocks()
-        names = {id(block): self.wanted.name(block) for block in left}
+        left = self.needed.blocks()
+        names = {id(block): self.needed.name(block) for block in left}
         began, waiting = time.monotonic(), False
         with self.store.present(), self._progress() as done:
             while left := [block for block in left if not self._finish(block, names[id(block)], done)]:
@@ -118,43 +119,43 @@ class StoreFiller:
         return True
 
     def _finish(self, block: Array, name: str, done: Callable[[int], None]) -> bool:
-        """Compute what a block lacks; False where another process is at it."""
+        """Compute the missing scores of a block; return False where another process is computing them."""
         if not len(self._lacking(block)):
             return True
         lock = self.store.claim(name) if self.ranks.rank == 0 else None
-        if not self.ranks.agree(lock is not None):
+        if not self.ranks.broadcast(lock is not None):
             return False
         try:
-            lacking = self._lacking(block)  # whoever held the lock before has done it
+            lacking = self._lacking(block)  # the previous holder of the lock may have computed it
             if len(lacking):
                 part = self._compute(lacking)
-                self.wanted.take(part)
+                self.needed.take(part)
                 self.store.write(part)
-                done(int(self.wanted.tokens[lacking].sum()))
-            # Not after an error: the others are still within the model, and would meet nobody there.
-            self.ranks.meet()
+                done(int(self.needed.tokens[lacking].sum()))
+            # Not after an error: the other ranks are still inside the model and would wait here for ever.
+            self.ranks.barrier()
         finally:
             if lock is not None:
                 self.store.release(lock)
         return True
 
     def _lacking(self, block: Array) -> Array:
-        load(self.store, self.wanted, self._seen)
-        return self.ranks.agree(self.wanted.lacking(block))
+        load(self.store, self.needed, self._seen)
+        return self.ranks.broadcast(self.needed.lacking(block))
 
     def _compute(self, pairs: Array) -> Scores:
-        """The scores of this rank's share of the pairs."""
-        cut = batches(pairs, self.wanted.tokens[pairs])
+        """Compute the scores of this rank's share of the pairs."""
+        cut = batches(pairs, self.needed.tokens[pairs])
         rank, size = self.ranks.rank, self.ranks.size
         parts: list[Scores] = []
         for start in range(0, len(cut), size):
-            # Every rank reads as many batches as the others: the last one again where there is none left.
+            # Every rank scores the same number of batches; one that has none left repeats the last.
             part = self.score(cut[min(start + rank, len(cut) - 1)])
             if start + rank < len(cut) or not parts:
                 parts.append(part)
         tokens = [part.tokens for part in parts if part.tokens is not None]
-        addresses, numbers, lengths = (np.concatenate([part[column] for part in parts]) for column in range(3))
-        scores = Scores(addresses, numbers, lengths, np.concatenate(tokens) if tokens else None)
+        keys, numbers, lengths = (np.concatenate([part[column] for part in parts]) for column in range(3))
+        scores = Scores(keys, numbers, lengths, np.concatenate(tokens) if tokens else None)
         if not np.isfinite(scores.scores).all():
             raise UserError(
                 f"{self.label} gives {int((~np.isfinite(scores.scores)).sum())} of {len(scores.scores)} responses a "
@@ -164,9 +165,9 @@ class StoreFiller:
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[int], None]]:
-        """Yields what is called with the tokens of each block that is done."""
-        everything = np.arange(len(self.wanted.pairs))
-        total = int(self.wanted.tokens[self.wanted.lacking(everything)].sum())
+        """Yield a function to call with the number of tokens of each finished block."""
+        everything = np.arange(len(self.needed.pairs))
+        total = int(self.needed.tokens[self.needed.lacking(everything)].sum())
         began = said = time.monotonic()
         here = 0
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -176,10 +177,10 @@ class StoreFiller:
         def done(tokens: int) -> None:
             nonlocal said, here
             here += tokens
-            left = int(self.wanted.tokens[self.wanted.lacking(everything)].sum())
+            left = int(self.needed.tokens[self.needed.lacking(everything)].sum())
             bar.update(task, completed=total - left)
             now = time.monotonic()
-            # After the first block, and in a log now and then.
+            # After the first block, and at intervals where no bar is drawn.
             if left and (here == tokens or (not self.terminal and now - said > _SAY_EVERY)):
                 said = now
                 remaining = _duration((now - began) * left / here)

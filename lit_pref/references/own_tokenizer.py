@@ -1,4 +1,4 @@
-"""The text that the policy kept, tokenised again for a reference that has another tokenizer."""
+"""Tokenizing the truncated text again, for a reference with its own tokenizer."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -19,13 +19,13 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 
 
 def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded") -> PreferenceBatch:
-    """`batch` in the ids of another tokenizer, made from `batch.pairs.texts` and in the same order of pairs.
+    """Return `batch` in the ids of another tokenizer, from `batch.pairs.texts` and in the same order of pairs.
 
-    Token columns are left out: they are values of the policy's tokens.
+    Token columns are left out, because they hold values of the policy's tokens.
 
     Raises:
-        ValueError: for a batch without texts.
-        UserError: where a conversation does not go through the tokenizer's chat template.
+        ValueError: the batch has no texts.
+        UserError: the tokenizer's chat template refuses a conversation.
     """
     if batch.pairs.texts is None:
         raise ValueError("a reference with its own tokenizer reads `batch.pairs.texts`, and this batch has none")
@@ -55,17 +55,16 @@ def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded
 
 
 def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
-    """Ids of prompt, chosen and rejected response (empty for one-sided data).
+    """Return the ids of prompt, chosen and rejected response (empty for one-sided data).
 
-    One begin token where the tokenizer has one, whether it writes it by itself or not. The boundary is the longest
-    common prefix of prompt, prompt + chosen and prompt + rejected. A message list goes through the chat template, or is
-    joined line by line where there is none. Only a complete response is ended: by the template, else by the tokenizer's
-    end token.
+    The prompt starts with exactly one bos token if the tokenizer has one. It ends at the longest common prefix of
+    prompt, prompt + chosen and prompt + rejected. A message list is rendered by the chat template, or joined line by
+    line if there is none. Only a complete response is ended: by the template, else by the eos token.
 
-    The names of this tokenizer's special tokens are ordinary text to whoever wrote the data, and are read as such.
+    The names of this tokenizer's special tokens are encoded as plain text, because the data were not written for it.
 
     Raises:
-        UserError: a conversation that the chat template refuses, or a text that the tokenizer cannot read.
+        UserError: the chat template refuses a conversation, or the tokenizer cannot read a text.
     """
     tokenizer = encoding.tokenizer
     sides = [(text.chosen, text.chosen_complete)]
@@ -81,8 +80,8 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
         ) from error
     start = common_prefix_length([*prompts, *whole])
     responses = [ids[start:] for ids in whole]
-    # Without any token before it, a response's first token could not be predicted: models without a begin token were
-    # trained on documents that follow an end token.
+    # A response's first token can only be predicted from a token before it: models without a bos token were trained on
+    # documents that follow an eos token.
     kept = [*encoding.bos, *prompts[0][:start]] or [tokenizer.eos_token_id]
     return kept, responses[0], responses[1] if len(responses) == 2 else []
 
@@ -96,7 +95,7 @@ Ids = list[list[int]]
 
 
 def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
-    """Ids of the prompt, and of it with each response."""
+    """Return the ids of the prompt, and of the prompt with each response."""
     start = prompt if isinstance(prompt, str) else "".join(message["content"] + "\n" for message in prompt)
     whole = [encoding.ids(encoding.encodable(start + response)) for response, _ in sides]
     ended = [[*ids, encoding.eos] if complete else ids for ids, (_, complete) in zip(whole, sides, strict=True)]
@@ -104,7 +103,7 @@ def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> t
 
 
 def _chat(encoding: Encoding, prompt: Any, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
-    """Ids of the prompt, or of those that the template writes for each response, and of it with each response."""
+    """Return the ids of the prompt, once or as the template writes it for each response, and with each response."""
     messages: list[Message] = prompt
     prompts, whole = [], []
     try:

@@ -1,4 +1,4 @@
-"""Frozen models beside the policy. They are not modules: outside checkpoint, optimiser and gradient synchronisation."""
+"""Frozen models beside the policy, kept out of checkpoints, the optimizer and gradient synchronisation."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -22,14 +22,14 @@ from lit_pref.scoring.scorer import Scorer, evaluating
 class Reference(ABC):
     """A frozen scorer: `score(y|x) = Σ_t log π_ref(y_t | x, y_<t)` in nats, without gradient and in eval mode.
 
-    `label` names it in tables and in the checkpoint.
+    `label` names the reference in tables and in the checkpoint.
     """
 
     label: str
 
     def __init__(self) -> None:
-        # In a plain attribute of a plain object, no LightningModule finds the model.
-        self._scorer: Scorer | None = None
+        # A Reference is no nn.Module, so that a LightningModule does not register the model.
+        self.scorer: Scorer | None = None
         self._model: ModelSpec | None = None
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Reference(ABC):
         """Become ready to score; called once, before the policy is sharded and before a checkpoint is restored.
 
         Args:
-            policy: what the policy was built from.
+            policy: the spec of the policy.
             scorer: the policy's scorer, with its initial weights.
             tokenizer: the policy's.
         """
@@ -47,21 +47,21 @@ class Reference(ABC):
         self._ready().to(device)
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
-        """The scores of a batch, and the statistics needed."""
+        """Return the scores of a batch, and the statistics needed."""
         with torch.no_grad(), self._frozen():
             return cast(PairScores, self._ready()(batch, needs))
 
     def readout(self, batch: PreferenceBatch) -> Readout:
-        """The `against` of the policy's scorer, for needs that compare whole distributions.
+        """Return the `against` of the policy's scorer, for needs that compare whole distributions.
 
         Raises:
-            UserError: where the vocabulary is not the policy's.
+            UserError: the vocabulary differs from the policy's.
         """
         with torch.no_grad(), self._frozen():
             return self._ready().readout(batch)
 
     def max_length(self, tokenizer: Any) -> int | None:
-        """The most of the policy's tokens that it can read, where that may be less than what the policy can.
+        """Return the most of the policy's tokens that it can read, if this may be fewer than the policy can.
 
         Args:
             tokenizer: the policy's.
@@ -69,10 +69,10 @@ class Reference(ABC):
         return None
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
-        """The model that it is, whose scores can be kept because it never moves; None where it moves.
+        """Return the spec of the model if it never changes, so that its scores can be stored; None if it changes.
 
         Args:
-            policy: what the policy is built from.
+            policy: the spec of the policy.
         """
         return None
 
@@ -87,9 +87,9 @@ class Reference(ABC):
         return self._model.fingerprint()
 
     def _ready(self) -> Scorer:
-        if self._scorer is None:
+        if self.scorer is None:
             raise RuntimeError(f"the reference {self.label} has not been attached")
-        return self._scorer
+        return self.scorer
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -97,9 +97,9 @@ class Reference(ABC):
 
 
 class InitialPolicy(Reference):
-    """The policy as it was before its first step: a copy, made before a checkpoint is restored, so it never drifts.
+    """A copy of the policy as it was before its first step, made before a checkpoint is restored.
 
-    With LoRA `AdapterOff` is the same model without a second copy of the weights.
+    With LoRA, `AdapterOff` is the same model without a second copy of the weights.
 
     >>> InitialPolicy().describe()
     'the policy as it is before its first step'
@@ -109,7 +109,7 @@ class InitialPolicy(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         self._model = policy
-        self._scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
+        self.scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
         self._policy_scorer = scorer
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
@@ -128,10 +128,10 @@ class InitialPolicy(Reference):
 
 
 class AdapterOff(Reference):
-    """The policy with its LoRA adapters switched off, which is the model it started from; takes no memory of its own.
+    """The policy with its LoRA adapters switched off: the model it started from, without additional memory.
 
     Raises:
-        UsageError: on `attach`, where the policy has no adapters.
+        UsageError: on `attach`, if the policy has no adapters.
 
     >>> AdapterOff().describe()
     'the policy with its adapters off'
@@ -142,14 +142,14 @@ class AdapterOff(Reference):
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         if not hasattr(scorer.model, "disable_adapter"):
             raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
-        self._model, self._scorer = policy, scorer
+        self._model, self.scorer = policy, scorer
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
         self._model = policy
         return policy.base()
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing: the weights are the policy's and go where it goes."""
+        """Do nothing: the weights are the policy's and move with it."""
 
     def describe(self) -> str:
         described = "" if self._model is None else f": {self._model.describe()}"
@@ -157,7 +157,7 @@ class AdapterOff(Reference):
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        # Eval mode, or the dropout of base and adapter would make the reference noisy.
+        # In eval mode, because dropout of base and adapter would make the reference noisy.
         model: Any = self._ready().model
         with evaluating(self._ready()), model.disable_adapter():
             yield
@@ -166,8 +166,8 @@ class AdapterOff(Reference):
 class Pretrained(Reference):
     """Another model, from a folder or the hub.
 
-    With another tokenizer than the policy's it reads the text that the policy kept, in its own tokens and through its
-    own chat template; then only its sums can be compared with the policy's.
+    If its tokenizer is not the policy's, it reads the truncated text in its own tokens and with its own chat template;
+    then only its sums can be compared with the policy's.
 
     Args:
         path: a local folder or a hub name; weights in safetensors.
@@ -201,12 +201,12 @@ class Pretrained(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         own = self._source.load_tokenizer()
-        self._scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        self.scorer = Scorer(self._source.build()).eval().requires_grad_(False)
         self._shares = prefix_sharing_obstacle(self._source) is None
         if self._shares:
-            enable_prefix_sharing(self._scorer.model)
-        self._scorer.probe()
-        size, policy_size = (_vocabulary(s) for s in (self._scorer, scorer))
+            enable_prefix_sharing(self.scorer.model)
+        self.scorer.probe()
+        size, policy_size = (_vocabulary(s) for s in (self.scorer, scorer))
         if not same_tokenizer(own, tokenizer):
             self._tokenizer, self._positions = own, self._source.max_length()
             self._refusal = "has a tokenizer of its own"
@@ -217,7 +217,7 @@ class Pretrained(Reference):
         """See `Reference.score`.
 
         Raises:
-            UserError: for token log-probs in another tokenizer's tokens, or a text longer than the model can read.
+            UserError: token log-probs are needed in another tokenizer's tokens, or a text is too long for the model.
         """
         if self._tokenizer is not None:
             if TokenLogps() in needs:
@@ -234,7 +234,7 @@ class Pretrained(Reference):
         return self._source
 
     def max_length(self, tokenizer: Any) -> int | None:
-        # Tokens of another tokenizer are counted where a batch is read in them.
+        # Tokens of another tokenizer are counted when a batch is retokenized.
         return self._source.max_length() if same_tokenizer(self._source.load_tokenizer(), tokenizer) else None
 
     def readout(self, batch: PreferenceBatch) -> Readout:

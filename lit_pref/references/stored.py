@@ -1,8 +1,7 @@
-"""A reference whose scores are read from the store: while the policy trains, its weights are nowhere."""
+"""A reference whose scores are read from the store, so that no model is in memory while the policy trains."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,26 +9,21 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError
-from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
-from lit_pref.references.addresses import NOWHERE, text_keys
+from lit_pref.references.lookup import NeededScores, text_keys
 from lit_pref.references.reference import Reference
-from lit_pref.references.store import ADDRESS, Identity, Scores
-from lit_pref.references.wanted import NeededScores
+from lit_pref.references.store import Identity
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout
-from lit_pref.scoring.layout import Layout
 from lit_pref.scoring.scorer import Scorer
-
-Side = Literal["chosen", "rejected"]
 
 
 class Stored(Reference):
-    """Looks up what `reference` gave each response, by the response's content: no row can be another's.
+    """Looks up the scores that `reference` gave each response, by a hash of the response.
 
     Args:
-        reference: one that never moves.
-        policy: what the policy is built from.
+        reference: a frozen one.
+        policy: the spec of the policy.
     """
 
     def __init__(self, reference: Reference, policy: ModelSpec) -> None:
@@ -37,48 +31,48 @@ class Stored(Reference):
         self.reference, self._policy = reference, policy
         self.label = reference.label
         self.own_tokenizer = False
-        self._wanted: NeededScores | None = None
+        self._needed: NeededScores | None = None
         self._dtype = torch.float32
 
     @property
-    def source(self) -> ModelSpec:
-        """The model that it is."""
-        source = self.reference.frozen_spec(self._policy)
-        assert source is not None
-        return source
+    def spec(self) -> ModelSpec:
+        """The spec of the reference's model."""
+        spec = self.reference.frozen_spec(self._policy)
+        assert spec is not None
+        return spec
 
-    def open(self, identity: Identity, wanted: NeededScores, own_tokenizer: bool) -> None:
-        """Be ready to score.
+    def open(self, identity: Identity, needed: NeededScores, own_tokenizer: bool) -> None:
+        """Become ready to score.
 
         Args:
             identity: of the scores.
-            wanted: the scores.
-            own_tokenizer: whether they are looked up by the text, not by the policy's tokens.
+            needed: the scores.
+            own_tokenizer: whether scores are looked up by the text instead of the policy's tokens.
         """
-        self._wanted, self.own_tokenizer = wanted, own_tokenizer
+        self._needed, self.own_tokenizer = needed, own_tokenizer
         self._dtype = torch.float64 if identity.numerics.startswith("fp64") else torch.float32
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
-        """Nothing: it needs no weights."""
+        """Do nothing: no weights are needed."""
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing: its scores go where the batch is."""
+        """Do nothing: scores are moved to the device of each batch."""
 
     def max_length(self, tokenizer: Any) -> int | None:
         return self.reference.max_length(tokenizer)
 
     def describe(self) -> str:
-        self.reference.frozen_spec(self._policy)  # from here on it knows which policy's it is
+        self.reference.frozen_spec(self._policy)  # tells the reference which policy it belongs to
         return self.reference.describe() + (", reads the text with its own tokenizer" if self.own_tokenizer else "")
 
     def fingerprint(self) -> str:
-        return self.source.fingerprint()
+        return self.spec.fingerprint()
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
         """See `Reference.score`.
 
         Raises:
-            UserError: the store holds no score of a response.
+            UserError: the store lacks the score of a response.
         """
         if self.own_tokenizer:
             assert batch.pairs.texts is not None
@@ -93,10 +87,10 @@ class Stored(Reference):
         )
 
     def _side(self, keys: list[Any], batch: PreferenceBatch, needs: frozenset[Need]) -> SequenceScores:
-        if self._wanted is None:
+        if self._needed is None:
             raise RuntimeError(f"the stored reference {self.label} has not been opened")
-        wanted, device = self._wanted, batch.rows.input_ids.device
-        rows = wanted.rows(keys)
+        needed, device = self._needed, batch.rows.input_ids.device
+        rows = needed.rows(keys)
         if (rows < 0).any():
             pair = batch.pairs.names[int(np.flatnonzero(rows < 0)[0])]
             raise UserError(
@@ -107,67 +101,13 @@ class Stored(Reference):
         def tensor(values: Any) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        scores = SequenceScores(tensor(wanted.scores[rows]).to(self._dtype), tensor(wanted.lengths[rows]).long())
+        scores = SequenceScores(tensor(needed.scores[rows]).to(self._dtype), tensor(needed.lengths[rows]).long())
         if TokenLogps() in needs:
-            logps = np.zeros((len(rows), int(wanted.lengths[rows].max())))
+            logps = np.zeros((len(rows), int(needed.lengths[rows].max())))
             for k, row in enumerate(rows):
-                logps[k, : wanted.lengths[row]] = wanted.token_logps(row)
+                logps[k, : needed.lengths[row]] = needed.token_logps(row)
             scores.statistics[TokenLogps()] = tensor(logps).to(self._dtype)
         return scores
 
     def readout(self, batch: PreferenceBatch) -> Readout:
         raise RuntimeError(f"the stored reference {self.label} has scores and no hidden states")
-
-
-class LazyScorer:
-    """The model of a reference, built where a first batch has to be scored and not before.
-
-    Args:
-        source: what it is built from.
-        place: rounds, shards and moves it as the run does its policy.
-        context: in which the run's models are called.
-        needs: what is kept beside the scores.
-        layout: of the batches that it is given.
-    """
-
-    def __init__(
-        self,
-        source: ModelSpec,
-        place: Callable[[Scorer], Scorer],
-        context: Callable[[], AbstractContextManager[Any]],
-        needs: frozenset[Need],
-        layout: Layout,
-    ) -> None:
-        self._source, self._place, self._context, self._needs = source, place, context, needs
-        self.layout = layout
-        self._scorer: Scorer | None = None
-
-    def score(self, batch: PreferenceBatch, device: torch.device) -> Scores:
-        """The scores of both responses of a batch: first the chosen ones, then the rejected ones."""
-        if self._scorer is None:
-            scorer = Scorer(self._source.build()).eval().requires_grad_(False)
-            if self.layout == "prefix_shared":
-                enable_prefix_sharing(scorer.model)
-            scorer.probe()
-            self._scorer = self._place(scorer)
-        with torch.no_grad(), self._context():
-            pairs: PairScores = self._scorer(batch.to(device), self._needs)
-        sides = [side for side in (pairs.chosen, pairs.rejected) if side is not None]
-        addresses = [a for side in zip(*batch.pairs.response_keys, strict=True) for a in side if a is not None]
-        lengths = torch.cat([side.lengths for side in sides])
-        return Scores(
-            np.array([address or NOWHERE for address in addresses], ADDRESS),
-            torch.cat([side.scores for side in sides]).double().cpu().numpy(),
-            lengths.int().cpu().numpy(),
-            self._tokens(sides) if TokenLogps() in self._needs else None,
-        )
-
-    @staticmethod
-    def _tokens(sides: list[SequenceScores]) -> Any:
-        """Without the zeros that follow each response."""
-        kept = []
-        for side in sides:
-            logps = side.statistics[TokenLogps()]
-            places = torch.arange(logps.shape[1], device=logps.device)
-            kept.append(logps[places < side.lengths[:, None]])
-        return torch.cat(kept).cpu().numpy()

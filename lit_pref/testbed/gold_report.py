@@ -1,4 +1,4 @@
-"""What training did to the gold reward of what the policy writes."""
+"""Compares the gold reward of the policy's responses before and after training."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Makes the testbed: a warm-started policy folder, preference files and held-out prompts, once per setting.
 
-What is left is ordinary: an HF folder and JSONL files that any configuration can name. The warm start is an ordinary
+The result is an ordinary HF folder and JSONL files that any configuration can name. The warm start is an ordinary
 `python -m lit_pref fit` with the SFT objective.
 """
 
@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 """Environment of the warm start."""
 
-# Variables by which a launcher tells our process its place among others; the warm start is a process of its own.
+# By these variables a launcher tells our process its rank; the warm start is not one of those processes.
 _PLACE = (
     "RANK",
     "LOCAL_RANK",
@@ -54,7 +54,7 @@ _LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "PL_")
 
 @dataclass(frozen=True)
 class Testbed:
-    """Everything that the content of a testbed folder depends on.
+    """All settings that determine the content of a testbed folder.
 
     Args:
         seed: of prompts, demonstrations, warm start, sampled responses and annotator.
@@ -92,7 +92,11 @@ class Testbed:
 
 
 def run_fit(config: str, run_dir: str, folder: Path) -> None:
-    """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown."""
+    """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown.
+
+    A process of its own and not `run.build` in this one: the settings of memory and threads in `ENVIRONMENT` are read
+    when a process starts, and this one may be one of several that a launcher has started.
+    """
     environment = {
         name: value for name, value in os.environ.items() if name not in _PLACE and not name.startswith(_LAUNCHERS)
     }
@@ -103,7 +107,7 @@ def run_fit(config: str, run_dir: str, folder: Path) -> None:
     if ended.returncode:
         raise UserError(
             f"The testbed's warm start (`{' '.join(command)}` in {folder}) ended with exit code {ended.returncode}, "
-            "for the reason printed above; mend it and run your command again."
+            "for the reason printed above; fix it and run your command again."
         )
 
 
@@ -129,7 +133,7 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
             "schedule": {"class_path": "Linear", "init_args": {"warmup": 50, "floor": 0.05}},
         },
         "data": {"train": "demos.jsonl", "val_fraction": 0.0, "global_batch": 64, "max_length": 32},
-        "closing_words": False,
+        "print_summary": False,
         "trainer": {
             "log_every_n_steps": 100,
             "max_steps": testbed.sft_steps,
@@ -141,9 +145,9 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
 
 
 def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> Path:
-    """The testbed's folder, made first where the cache does not have it; processes that ask together make it once.
+    """Return the testbed's folder; make it if it is not in the cache, once for processes that ask at the same time.
 
-    It holds `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
+    It contains `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
     annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected` and
     `p_true`, the true probability that `chosen` is preferred), `prompts.jsonl` (for the evaluation), `demos.jsonl`,
     `tokenizer/`, and the warm start's configuration `sft.yaml` and run folder `sft/`. No prompt is in two of the files.

@@ -162,7 +162,7 @@ def test_whether_to_save_at_the_end_is_not_read_from_the_folder_where_another_ra
 def test_it_refuses_to_go_on_behind_newer_checkpoints(tmp_path: Path):
     saved(tmp_path / "checkpoints" / "step=00000006.ckpt")
     with pytest.raises(
-        UsageError, match="checkpoint of step 6 and this run goes on from step 4: resume from the newest"
+        UsageError, match="checkpoint of step 6 and this run resumes from step 4: resume from the newest"
     ):
         Checkpoints().on_train_start(trainer(tmp_path, global_step=4), None)
     Checkpoints().on_train_start(trainer(tmp_path, global_step=6), None)

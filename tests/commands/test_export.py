@@ -14,9 +14,9 @@ from peft import PeftModel
 from training_runs import Ran, Run, fit, logps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_pref import checkpoint_export as module
 from lit_pref.__main__ import main
-from lit_pref.commands import export as module
-from lit_pref.commands.export import export
+from lit_pref.checkpoint_export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models import saving
@@ -122,6 +122,14 @@ def test_the_model_card_says_how_the_model_was_made(plain: Ran, tmp_path: Path):
     assert "step=00000002.ckpt" in card and repr(plain.module.objective) in card
     assert f"policy before training: {plain.module.policy.describe()}" in card
     assert plain.module.references[0].describe() in card
+    assert "by `DPO`" in card and "configuration that made it" not in card, "this run has no configuration"
+    config = {"model": {"objective": {"class_path": "DPO"}}}
+    checkpoint = changed(
+        plain.checkpoint(2), tmp_path / "configured.ckpt", lambda c: c["lit_pref"].update(config=config)
+    )
+    export(checkpoint, tmp_path / "configured")
+    card = (tmp_path / "configured" / "README.md").read_text()
+    assert "The configuration that made it:\n\n```yaml\nmodel:\n  objective:\n    class_path: DPO\n```" in card
 
 
 def test_the_command_says_where_the_folder_is_and_how_far_its_scores_are(
@@ -238,7 +246,7 @@ def changed(checkpoint: Path, to: Path, change: Callable[[dict[str, Any]], objec
 
 
 def moved_policy(path: Path) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content["lit_pref"]["config"]["model"]["policy"].update(path=str(path))
+    return lambda content: content["lit_pref"]["model"].update(path=str(path))
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -266,7 +274,7 @@ def test_a_changed_policy_without_a_path_is_refused(policy_folder: Path, tmp_pat
     checkpoint = changed(
         ran.checkpoint(2),
         tmp_path / "other.ckpt",
-        lambda c: c["lit_pref"]["config"]["model"]["policy"]["config"].update(theta),
+        lambda c: c["lit_pref"]["model"]["config"].update(theta),
     )
     with pytest.raises(UserError, match="is not what it was when the run began"):
         export(checkpoint, tmp_path / "other")
@@ -301,14 +309,14 @@ def test_whole_weights_do_not_need_the_folder_that_they_began_in(
 def test_weights_that_are_not_finite_are_refused_by_name(plain: Ran, lora: Ran, tmp_path: Path):
     norm = "scorer.model.model.norm.weight"
     nan = changed(plain.checkpoint(2), tmp_path / "nan.ckpt", lambda c: c["state_dict"][norm].fill_(float("nan")))
-    with pytest.raises(UserError, match=r"nan.ckpt: model.norm.weight holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"nan.ckpt: model.norm.weight contains numbers that are not finite"):
         export(nan, tmp_path / "hf")
     adapters = changed(
         lora.checkpoint(2),
         tmp_path / "inf.ckpt",
         lambda c: [t.fill_(float("inf")) for name, t in c["state_dict"].items() if "lora_A" in name],
     )
-    with pytest.raises(UserError, match=r"inf.ckpt: .*lora_A.default.weight holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"inf.ckpt: .*lora_A.default.weight contains numbers that are not finite"):
         export(adapters, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -339,7 +347,9 @@ def test_a_run_whose_last_step_broke_the_weights_ends_with_a_sentence_and_no_fol
         main(["fit", "--config", str(ROOT / "configs" / "dpo.yaml"), *settings])
     assert ended.value.code == 1
     errors = capfd.readouterr().err
-    assert "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "holds numbers that are not finite" in errors
+    assert (
+        "lit_pref: run/checkpoints/step=00000001.ckpt: " in errors and "contains numbers that are not finite" in errors
+    )
     assert not (tmp_path / "run" / "hf").exists()
 
 

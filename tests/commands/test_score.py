@@ -10,7 +10,8 @@ from conftest import ROOT, write_pairs
 
 from lit_pref.__main__ import main
 from lit_pref.errors import UsageError
-from lit_pref.references.store import Identity, ReferenceStore, Scores, kept
+from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.store_admin import kept
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -47,7 +48,7 @@ def test_it_fills_for_all_pairs_and_a_run_then_computes_nothing(score, tmp_path:
     assert not (tmp_path / "runs").exists()
     code, said, _ = score(*RUN)
     assert code == 0 and len(said) == 1
-    options = ["--run_dir", "run", "--data.global_batch", "8", "--closing_words", "false"]
+    options = ["--run_dir", "run", "--data.global_batch", "8", "--print_summary", "false"]
     code, said, _ = score(*RUN, *options, command="fit")
     assert code == 0 and not [line for line in said if "missing" in line]
     assert any(line.endswith("; stored: scores are computed once and kept") for line in said)
@@ -55,7 +56,7 @@ def test_it_fills_for_all_pairs_and_a_run_then_computes_nothing(score, tmp_path:
 
 def test_verify_says_how_far_stored_scores_are_from_what_is_computed_now(score):
     code, said, _ = score(*RUN, "--verify", "5")
-    assert code == 1 and said == ["reference 0 (initial policy), fp32: nothing is stored of these pairs yet"]
+    assert code == 1 and said == ["reference 0 (initial policy), fp32: no scores of these pairs are stored yet"]
     score(*RUN)
     code, said, _ = score(*RUN, "--verify=5")
     assert code == 0 and said[-1].startswith("reference 0 (initial policy), fp32: 10 scores computed again, largest")
@@ -78,10 +79,18 @@ def test_a_configuration_without_a_stored_reference_is_refused(score):
         assert code == 2 and "reads no reference from the store" in sentence
 
 
-@pytest.mark.parametrize("options", [["--verify"], ["--verify", "0"], ["--verify", "many"]], ids=str)
-def test_a_number_of_pairs_that_is_none_is_refused(score, options: list[str]):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--verify"], "--verify needs a value"),
+        (["--verify", "0"], "verify: expected a whole number above 0 or null, got '0'"),
+        (["--verify", "many"], "verify: expected a whole number above 0 or null, got 'many'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_number_of_pairs_is_refused(score, options: list[str], said: str):
     code, _, sentence = score(*RUN, *options)
-    assert code == 2 and "--verify takes a number of pairs" in sentence
+    assert code == 2 and said in sentence
 
 
 def stored(description: str, responses: int, days_ago: float) -> Path:
@@ -117,7 +126,7 @@ def test_what_was_not_used_for_days_or_bears_a_name_is_removed(score):
     assert score("--prune", "third")[0] == 0 and not third.exists()
     assert score("--prune", new.name[:12])[0] == 0 and not new.exists()
     code, _, sentence = score("--prune", "nothing")
-    assert code == 2 and "no reference in the store has this name; it holds nothing" in sentence
+    assert code == 2 and "no reference in the store has this name; it contains nothing" in sentence
 
 
 def test_what_is_being_filled_is_not_removed(score):

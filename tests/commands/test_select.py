@@ -22,7 +22,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection.criteria import AlignmentPotential, ExplicitMargin, ImplicitMargin, Random
 from lit_pref.data.selection.selection import Selection
 from lit_pref.errors import UserError
-from lit_pref.parser import Parser
+from lit_pref.run_parser import RunParser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS = 40
@@ -101,7 +101,7 @@ def test_what_is_written_is_whole_and_read_again_as_it_is(select, tmp_path: Path
 
 def test_a_run_trains_on_what_the_command_writes(select, tmp_path: Path):
     select(*RUN, *BEST, "--out", "best.parquet")
-    small = ["--run_dir", "run", "--data.global_batch", "4", "--closing_words", "false"]
+    small = ["--run_dir", "run", "--data.global_batch", "4", "--print_summary", "false"]
     code, said, _ = select(*RUN, *BEST, *small, command="fit")
     assert code == 0 and not any("missing" in line for line in said if line.startswith("selection (policy)"))
     (line,) = [line.removeprefix("selection   ") for line in said if line.startswith("selection   Alignment")]
@@ -160,7 +160,7 @@ def command_of(said: list[str]) -> tuple[list[str], str]:
     at = said.index("Next: train on them")
     words = shlex.split(said[at + 1])
     assert words[1:4] == ["-m", "lit_pref", "fit"]
-    short = ["--run_dir", "next", "--trainer.max_steps", "1", "--closing_words", "false"]
+    short = ["--run_dir", "next", "--trainer.max_steps", "1", "--print_summary", "false"]
     return [*words[4:], *short], " ".join(said[at + 2 :])
 
 
@@ -302,10 +302,10 @@ def test_a_faulty_row_on_the_way_leaves_no_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        ([], 2, "select writes the chosen pairs into a new file: --out chosen.jsonl"),
-        (["--out"], 2, "got 'nothing'"),
+        ([], 2, "missing: --out"),
+        (["--out"], 2, "--out needs a value"),
         (["--out", "best.csv"], 2, "got 'best.csv'"),
-        (["--out", "pairs.jsonl"], 2, "pairs.jsonl is there already, and select replaces nothing"),
+        (["--out", "pairs.jsonl"], 2, "pairs.jsonl exists already, and select replaces nothing"),
         (["--out", "best.jsonl"], 2, "this configuration has no data.selection"),
         (["--out=best.jsonl", "--data.selection", "Best"], 2, "data.selection: unknown class 'Best'; known: Alignment"),
         (["--out=b.jsonl", "--data.selection", "Random", "--data.selection.keep", "2"], 2, "keep is 2; it is a share"),
@@ -319,12 +319,12 @@ def test_what_is_refused(select, options: list[str], code: int, sentence: str):
 
 def test_the_help_says_what_is_written(select):
     code, said, _ = select("--help")
-    assert code == 0 and said[0].startswith("usage: python -m lit_pref select --config FILE --out CHOSEN")
+    assert code == 0 and said[0].startswith("usage: python -m lit_pref select --config FILE --out OUT")
 
 
 def parsed(*arguments: str | Path) -> Selection | None:
     """The object that the command line's parser builds for `--data.selection`."""
-    parser = Parser()
+    parser = RunParser()
     parser.add_lightning_class_args(PreferenceDataModule, "data")
     parser.add_argument("--config", action="config")
     return parser.instantiate(parser.parse_args([str(argument) for argument in arguments])).data.selection

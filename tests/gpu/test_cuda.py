@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from training_runs import Ran, Run, fit
 
 from lit_pref.__main__ import main
-from lit_pref.commands.export import read_checkpoint
+from lit_pref.checkpoint_export import read_checkpoint
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec

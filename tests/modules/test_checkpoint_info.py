@@ -1,4 +1,4 @@
-"""What a run refuses to go on from, because it would silently become another one."""
+"""Checkpoints that a run refuses to resume from, because it would silently become another run."""
 
 import shutil
 from dataclasses import replace
@@ -11,7 +11,6 @@ from training_runs import Ran, Run, fit
 
 from lit_pref.errors import UserError
 from lit_pref.models.spec import Lora
-from lit_pref.modules.checkpoint_info import check_provenance
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.references.reference import Pretrained
@@ -56,12 +55,12 @@ def test_adapters_are_not_put_on_whole_weights(run: Run, tmp_path: Path, policy_
 def test_other_adapter_settings_are_refused_in_validation_too(run: Run, part: Ran):
     part_checkpoint = torch.load(part.checkpoint(1), weights_only=True)
     module, before = part.module, part.module.policy.lora
-    check_provenance(module, part_checkpoint)
+    module.on_load_checkpoint(part_checkpoint)
     try:
         module.policy.lora = Lora(r=2, alpha=1)
         module.trainer.state.fn = "validate"
         with pytest.raises(UserError, match="'alpha': 999"):
-            check_provenance(module, part_checkpoint)
+            module.on_load_checkpoint(part_checkpoint)
     finally:
         module.policy.lora, module.trainer.state.fn = before, "fit"
 

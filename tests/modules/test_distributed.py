@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from training_runs import Ran, Run, differences, environment, fit, logps, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_pref.commands.export import export, read_checkpoint
+from lit_pref.checkpoint_export import export, read_checkpoint
 from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet

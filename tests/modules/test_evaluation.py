@@ -85,7 +85,7 @@ def test_predict_writes_one_row_a_pair(arguments: list[str]):
     assert z == pytest.approx([0.0] * 46, abs=1e-5), "the policy is its own reference"
 
 
-def test_a_run_that_goes_on_keeps_what_was_before_training(arguments: list[str], capfd: pytest.CaptureFixture[str]):
+def test_a_resumed_run_keeps_the_metrics_before_training(arguments: list[str], capfd: pytest.CaptureFixture[str]):
     run("fit", *arguments, "--stop_at_step", "2")
     capfd.readouterr()
     run("fit", *arguments, "--ckpt_path", "last")

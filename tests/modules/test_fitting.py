@@ -74,7 +74,7 @@ def test_a_column_of_labels_is_carried_because_it_is_asked_for(run: Run, tmp_pat
     assert "maximum likelihood of `votes`" in ran.module.fitted[0]
 
 
-def test_a_run_that_goes_on_ends_with_the_same_bits(run: Run, tmp_path: Path):
+def test_a_resumed_run_ends_with_the_same_bits(run: Run, tmp_path: Path):
     whole = torch.load(fit(run, tmp_path / "whole").checkpoint(3), weights_only=True)
     part = fit(run, tmp_path / "part", stop_at_step=1)
     resumed = fit(run, tmp_path / "part", ckpt=part.checkpoint(1))
@@ -92,14 +92,14 @@ def test_other_data_of_a_later_command_leave_the_checkpoint_s_gamma(run: Run, tm
     assert module.fitted == ran.module.fitted
 
 
-def test_a_run_does_not_go_on_under_another_rule_for_gamma(run: Run, tmp_path: Path):
+def test_a_run_does_not_resume_under_another_rule_for_gamma(run: Run, tmp_path: Path):
     run.data = {**run.data, "val": None, "val_fraction": 0}
     part = fit(run, tmp_path / "part", stop_at_step=1)
     for other in (Fitted(mean_probability=0.9), Fitted(labels="probability")):
         sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* says Fitted"
         with pytest.raises(UserError, match=sentence):
             fit(replace(run, objective=lambda gamma=other: MMPO(gamma=gamma)), tmp_path / "on", ckpt=part.checkpoint(1))
-    with pytest.warns(UserWarning, match="the run goes on with another objective: the checkpoint has MMPO"):
+    with pytest.warns(UserWarning, match="the run resumes with another objective: the checkpoint has MMPO"):
         fit(replace(run, objective=lambda: MMPO(beta=0.3, gamma=Fitted())), tmp_path / "on", ckpt=part.checkpoint(1))
 
 

@@ -177,7 +177,7 @@ def test_the_reference_is_outside_and_stays_the_same_to_the_last_bit(run: Run, t
     live = replace(run, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), reference_store=False)
     ran = fit(live, tmp_path, max_epochs=2)
     written = load_file(policy_folder / "model.safetensors")
-    reference = dict(ran.module.references[0]._scorer.model.named_parameters())
+    reference = dict(ran.module.references[0].scorer.model.named_parameters())
     assert all(torch.equal(reference[name], tensor.double()) for name, tensor in written.items())
     assert not torch.equal(ran.module.scorer.model.state_dict()["lm_head.weight"], written["lm_head.weight"].double())
     assert not any(p.requires_grad or p.grad is not None for p in reference.values())

@@ -118,8 +118,8 @@ def test_scores_carry_no_gradient_and_modes_come_back(kind, tmp_path):
     modes = [module.training for module in scorer.modules()]
     trained = [p.requires_grad for p in scorer.parameters()]
     if kind != "adapter":  # without gradient even where its weights would take one
-        assert not any(module.training for module in reference._scorer.modules())
-        reference._scorer.requires_grad_(True)
+        assert not any(module.training for module in reference.scorer.modules())
+        reference.scorer.requires_grad_(True)
     one, other = reference.score(batch, frozenset({TokenLogps()})), reference.score(batch)
     assert same(one, other)  # no dropout, although the policy is in train mode
     assert not one.chosen.scores.requires_grad and not one.chosen.statistics[TokenLogps()].requires_grad
@@ -137,8 +137,8 @@ def test_a_reference_is_not_part_of_a_module_that_holds_it(kind):
     module.reference = reference
     assert list(module.parameters()) == [] and module.state_dict() == {}
     if kind is InitialPolicy:
-        assert not any(p.requires_grad for p in reference._scorer.parameters())
-        assert not {p.data_ptr() for p in reference._scorer.parameters()} & {p.data_ptr() for p in scorer.parameters()}
+        assert not any(p.requires_grad for p in reference.scorer.parameters())
+        assert not {p.data_ptr() for p in reference.scorer.parameters()} & {p.data_ptr() for p in scorer.parameters()}
 
 
 def test_a_reference_moves_and_the_adapterless_policy_stays_with_the_policy():
@@ -147,7 +147,7 @@ def test_a_reference_moves_and_the_adapterless_policy_stays_with_the_policy():
     off.attach(policy_of(lora=Lora(r=2)), scorer, None)
     for reference in (initial, off):
         reference.to("meta")
-    assert {p.device.type for p in initial._scorer.parameters()} == {"meta"}
+    assert {p.device.type for p in initial.scorer.parameters()} == {"meta"}
     assert {p.device.type for p in scorer.parameters()} == {"cpu"}
 
 
@@ -256,8 +256,8 @@ def test_the_initial_policy_is_rounded_as_the_policy_was(policy_folder):
     reference.attach(policy, scorer, policy.load_tokenizer())
     scorer.to(torch.bfloat16)  # what precision bf16-true does to the module after it was built
     reference.to("cpu")
-    assert reference._scorer is not None
-    pairs = zip(reference._scorer.parameters(), scorer.parameters(), strict=True)
+    assert reference.scorer is not None
+    pairs = zip(reference.scorer.parameters(), scorer.parameters(), strict=True)
     assert all(torch.equal(own, policys) for own, policys in pairs)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from lit_pref.errors import UserError
 from lit_pref.pairs import TruncatedText
-from lit_pref.references.addresses import NOWHERE, TABLE, text_keys
 from lit_pref.references.filling import StoreFiller, batches, load
-from lit_pref.references.store import ADDRESS, Identity, ReferenceStore, Scores, in_use, kept, tidy
-from lit_pref.references.wanted import NeededScores
+from lit_pref.references.lookup import NO_RESPONSE, TABLE, NeededScores, text_keys
+from lit_pref.references.store import KEY, Identity, ReferenceStore, Scores
+from lit_pref.references.store_admin import in_use, kept, tidy
 
 SUM = Identity("weights", "fp32", "sum", "a reference")
 
@@ -32,30 +32,30 @@ def opened(identity: Identity = SUM) -> ReferenceStore:
 
 
 def name(number: int) -> bytes:
-    """An address; every fourth ends in a zero byte, which a C string would lose."""
+    """A key; every fourth ends in a zero byte, which a C string would lose."""
     return number.to_bytes(8, "little") + b"response" if number % 4 else b"\1" + number.to_bytes(15, "little")
 
 
 def scores_of(numbers: list[int], tokens: bool = False) -> Scores:
     """Response n scores -n / 8 over n % 3 + 1 tokens."""
-    addresses = np.array([name(n) for n in numbers], ADDRESS)
+    keys = np.array([name(n) for n in numbers], KEY)
     lengths = np.array([n % 3 + 1 for n in numbers], np.int32)
     logps = np.concatenate([np.full(n % 3 + 1, -n / 8 / (n % 3 + 1), np.float32) for n in numbers])
-    return Scores(addresses, np.array([-n / 8 for n in numbers]), lengths, logps if tokens else None)
+    return Scores(keys, np.array([-n / 8 for n in numbers]), lengths, logps if tokens else None)
 
 
 def table_of(pairs: list[tuple[int, int | None]], tokens: list[int] | None = None) -> np.ndarray:
     rows = []
     for k, (chosen, rejected) in enumerate(pairs):
-        sides = (name(chosen), NOWHERE if rejected is None else name(rejected))
+        sides = (name(chosen), NO_RESPONSE if rejected is None else name(rejected))
         rows.append((sides, sides, tokens[k] if tokens else 4))
     return np.array(rows, TABLE)
 
 
 def loaded(store: ReferenceStore, pairs: list[tuple[int, int | None]]) -> NeededScores:
-    wanted = NeededScores(table_of(pairs))
-    load(store, wanted, set())
-    return wanted
+    needed = NeededScores(table_of(pairs))
+    load(store, needed, set())
+    return needed
 
 
 @pytest.mark.parametrize("tokens", [False, True])
@@ -63,25 +63,25 @@ def test_what_was_written_is_read_from_as_many_files_as_there_are(tokens: bool):
     store = opened()
     store.write(scores_of([5, 4, 9], tokens))
     store.write(scores_of([7, 8], tokens))
-    wanted = loaded(store, [(8, 4), (9, 5), (7, None)])
-    rows = wanted.rows([name(8), name(4), name(5), name(7), name(9)])
-    assert wanted.scores[rows].tolist() == [-1.0, -0.5, -0.625, -0.875, -1.125]
-    assert wanted.lengths[rows].tolist() == [3, 2, 3, 2, 1]
+    needed = loaded(store, [(8, 4), (9, 5), (7, None)])
+    rows = needed.rows([name(8), name(4), name(5), name(7), name(9)])
+    assert needed.scores[rows].tolist() == [-1.0, -0.5, -0.625, -0.875, -1.125]
+    assert needed.lengths[rows].tolist() == [3, 2, 3, 2, 1]
     if tokens:
-        assert [wanted.token_logps(row).tolist() for row in rows[:2]] == [pytest.approx([-1 / 3] * 3), [-0.25, -0.25]]
-    assert wanted.missing == 0
+        assert [needed.token_logps(row).tolist() for row in rows[:2]] == [pytest.approx([-1 / 3] * 3), [-0.25, -0.25]]
+    assert needed.missing == 0
 
 
 def test_what_is_not_there_is_missing_and_what_is_not_wanted_is_not_found():
     store = opened()
     store.write(scores_of([1, 2, 3]))
-    wanted = loaded(store, [(1, 2), (2, 6), (5, 6)])
-    assert wanted.missing == 2
-    lacking = wanted.lacking(np.arange(3))
-    assert sorted(map(tuple, wanted.addresses[wanted.pairs[lacking]].tolist())) == sorted(
+    needed = loaded(store, [(1, 2), (2, 6), (5, 6)])
+    assert needed.missing == 2
+    lacking = needed.lacking(np.arange(3))
+    assert sorted(map(tuple, needed.keys[needed.pairs[lacking]].tolist())) == sorted(
         [(name(2).rstrip(b"\0"), name(6)), (name(5), name(6))]
     )
-    assert wanted.rows([name(3), name(6)]).tolist() == [-1, -1]
+    assert needed.rows([name(3), name(6)]).tolist() == [-1, -1]
 
 
 def test_of_two_scores_of_one_response_the_first_stands_for_whoever_comes_later():
@@ -156,7 +156,7 @@ def test_text_is_looked_up_by_all_that_decides_how_another_tokenizer_reads_it():
     texts += [TruncatedText(*fields) for fields in (("a", "b", "d", True, True), ("ab", "", "c", True, True))]
     keys = [key for text in texts for key in text_keys(text)]
     assert len(set(keys)) == 8 and {len(key) for key in keys} == {16}
-    assert text_keys(TruncatedText("a", "b", None, True, True))[1] == NOWHERE
+    assert text_keys(TruncatedText("a", "b", None, True, True))[1] == NO_RESPONSE
 
 
 # Blocks and batches
@@ -166,19 +166,19 @@ def test_blocks_hold_each_distinct_pair_once_the_longest_first_whatever_the_orde
     rng = np.random.default_rng(0)
     pairs = [(int(a), int(b)) for a, b in rng.integers(1, 400, (300, 2))]
     tokens = [chosen % 50 + rejected % 7 for chosen, rejected in pairs]
-    wanted = NeededScores(table_of(pairs + pairs[:30], tokens + tokens[:30]))
-    blocks = wanted.blocks()
+    needed = NeededScores(table_of(pairs + pairs[:30], tokens + tokens[:30]))
+    blocks = needed.blocks()
     assert [len(block) for block in blocks] == [64] * (len(set(pairs)) // 64) + [len(set(pairs)) % 64]
-    widths = np.concatenate([wanted.tokens[block] for block in blocks])
+    widths = np.concatenate([needed.tokens[block] for block in blocks])
     assert (np.diff(widths) <= 0).all()
     order = rng.permutation(300)
     again = NeededScores(table_of([pairs[k] for k in order], [tokens[k] for k in order]))
-    assert [wanted.name(block) for block in blocks] == [again.name(block) for block in again.blocks()]
+    assert [needed.name(block) for block in blocks] == [again.name(block) for block in again.blocks()]
 
 
 def test_a_large_set_is_cut_into_five_hundred_blocks_or_so():
-    wanted = NeededScores(table_of([(k, 70_000 + k) for k in range(1, 66_000)]))
-    sizes = [len(block) for block in wanted.blocks()]
+    needed = NeededScores(table_of([(k, 70_000 + k) for k in range(1, 66_000)]))
+    sizes = [len(block) for block in needed.blocks()]
     assert sum(sizes) == 65_999 and set(sizes[:-1]) == {129} and len(sizes) <= 512
 
 
@@ -196,8 +196,8 @@ def test_a_micro_batch_holds_at_most_8192_tokens_with_padding_and_at_least_one_p
 class Reader:
     """Scores a micro-batch; each call is kept, and the call `dies_at` never returns."""
 
-    def __init__(self, wanted: NeededScores, dies_at: int | None = None, sleep: float = 0.0) -> None:
-        self.wanted, self.dies_at, self.sleep = wanted, dies_at, sleep
+    def __init__(self, needed: NeededScores, dies_at: int | None = None, sleep: float = 0.0) -> None:
+        self.needed, self.dies_at, self.sleep = needed, dies_at, sleep
         self.calls: list[list[int]] = []
 
     def __call__(self, pairs: np.ndarray) -> Scores:
@@ -205,10 +205,10 @@ class Reader:
             raise KeyboardInterrupt
         self.calls.append(pairs.tolist())
         time.sleep(self.sleep)
-        rows = self.wanted.pairs[pairs].T.reshape(-1)
+        rows = self.needed.pairs[pairs].T.reshape(-1)
         company = float(len(pairs)) * 1e-6
         values = -rows.astype(float) - company
-        return Scores(self.wanted.addresses[rows], values, np.ones(len(rows), np.int32), None)
+        return Scores(self.needed.keys[rows], values, np.ones(len(rows), np.int32), None)
 
     @property
     def pairs(self) -> list[int]:
@@ -220,12 +220,12 @@ TOKENS = [100 + k % 90 for k in range(250)]
 
 
 def filling(store: ReferenceStore, said: list[str] | None = None, **options) -> tuple[StoreFiller, Reader]:
-    wanted = NeededScores(table_of(PAIRS, TOKENS))
-    reader = Reader(wanted, **options)
-    return StoreFiller(store, wanted, reader, "reference 0", (said if said is not None else []).append), reader
+    needed = NeededScores(table_of(PAIRS, TOKENS))
+    reader = Reader(needed, **options)
+    return StoreFiller(store, needed, reader, "reference 0", (said if said is not None else []).append), reader
 
 
-def test_a_fill_that_was_cut_off_goes_on_with_its_last_block_and_ends_with_the_same_bits():
+def test_an_interrupted_fill_resumes_with_its_last_block_and_ends_with_the_same_bits():
     whole, reader = filling(opened())
     assert whole.run() is True and sorted(reader.pairs) == list(range(250))
     other = opened(Identity("the same again", "fp32", "sum", ""))
@@ -249,9 +249,9 @@ def test_nothing_is_computed_where_nothing_is_missing_and_a_row_more_costs_a_row
     filling(store)[0].run()
     again, reader = filling(store, said)
     assert again.run() is False and reader.calls == [] and said == []
-    wanted = NeededScores(table_of([*PAIRS, (7000, 3)], [*TOKENS, 50]))
-    more = Reader(wanted)
-    StoreFiller(store, wanted, more, "reference 0", said.append).run()
+    needed = NeededScores(table_of([*PAIRS, (7000, 3)], [*TOKENS, 50]))
+    more = Reader(needed)
+    StoreFiller(store, needed, more, "reference 0", said.append).run()
     assert len(more.pairs) == 1  # whose second response is another pair's too
     assert said[0] == "reference 0: 1 of 501 scores are missing from the store and are computed first"
 
@@ -267,7 +267,7 @@ def test_those_who_fill_at_the_same_time_share_the_blocks():
     read = [reader.pairs for _, reader in fillings]
     assert sorted(pair for pairs in read for pair in pairs) == list(range(250))
     assert sum(bool(pairs) for pairs in read) >= 2
-    assert all(one.wanted.missing == 0 for one, _ in fillings)
+    assert all(one.needed.missing == 0 for one, _ in fillings)
     assert not list((store.folder / "locks").glob("*"))
 
 
@@ -275,7 +275,7 @@ def test_it_waits_for_a_block_that_another_process_holds_and_takes_it_over_where
     store, said = opened(), []
     late, reader = filling(opened(), said)
     (store.folder / "locks").mkdir()
-    path = store.folder / "locks" / f"{late.wanted.name(late.wanted.blocks()[1])}.lock"
+    path = store.folder / "locks" / f"{late.needed.name(late.needed.blocks()[1])}.lock"
     program = f"import filelock, time; lock = filelock.FileLock({str(path)!r}); lock.acquire(); "
     program += "print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as holder:

@@ -117,7 +117,7 @@ class Check:
         ends.add(tokenizer.eos_token_id)
         self.report.findings += [self._reading(), *self._selection(module)]
         try:
-            fitted = fit_objective(module)
+            fitted = fit_objective(module.objective, data.train_pairs)
             self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
             self._strength = strength_of(module.objective)
         except UserError as error:

@@ -52,7 +52,7 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     every = list(probe.scorer.parameters())
     trained = [p for p in every if p.requires_grad]
     weights = _bytes(every) + _bytes(probe.scorer.buffers())
-    scorers = [reference._scorer for reference in module.references]
+    scorers = [reference.scorer for reference in module.references]
     # A stored reference has no model; one with the adapter off uses that of the policy.
     references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
     state = int(_state_per_byte(probe, trained) * _bytes(trained))

@@ -14,8 +14,8 @@ from lit_pref.commands.check.memory import Devices, memory
 from lit_pref.commands.check.probe import PAIRS, Probe
 from lit_pref.commands.check.report import Finding, Severity, percent
 from lit_pref.commands.check.statistics import evenly
-from lit_pref.commands.score import COARSE, TOLERANCE
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.references.prepare import tolerance_of
 from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored
 from lit_pref.scores import PairScores, SequenceScores
@@ -60,7 +60,7 @@ def model_findings(module: PreferenceModule, devices: Devices) -> list[Finding]:
 def stored_scores(probe: Probe) -> Iterator[Finding]:
     """Compare stored scores with the same scores computed again, after computing the missing ones."""
     for preparation, stored, again in probe.open_stored():
-        allowed = TOLERANCE.get(preparation.store.identity.numerics.partition("-from-")[0], COARSE)
+        allowed = tolerance_of(preparation.store.identity.numerics)
         what = f"{len(again)} stored scores and the same scores computed again"
         yield _same(preparation.label, what, stored, again, allowed)
 

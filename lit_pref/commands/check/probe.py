@@ -11,9 +11,8 @@ from torch import Tensor
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
-from lit_pref.modules.opening import ReferencePreparation
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.references.stored import Stored
+from lit_pref.references.prepare import ReferencePreparation, prepare_references
 from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
 from lit_pref.scoring.layout import Layout
 
@@ -42,12 +41,11 @@ class Probe:
             The preparation of the reference, some stored scores, and the same scores computed again.
         """
         splits = [(self.data.train_pairs, np.array(self.indices))]
-        for k, reference in enumerate(self.module.references):
-            if not isinstance(reference, Stored):
-                continue
-            preparation = ReferencePreparation.of(self.module, reference, f"reference {k} ({reference.label})", splits)
-            needed = preparation.fill()
-            reference.open(preparation.store.identity, needed, preparation.encoding is not None)
+        module = self.module
+        for preparation in prepare_references(
+            module.references, module.policy, module.objective, splits, module.run_context
+        ):
+            preparation.open()
             stored, again = preparation.differences(COMPARED // 2, seed=0)
             yield preparation, stored, again
 
@@ -102,7 +100,7 @@ class Probe:
     def outputs(self) -> list[tuple[PreferenceBatch, PairScores, list[PairScores], ObjectiveOutput]]:
         """Policy scores, reference scores and objective output of every batch, as in the first optimizer step."""
         with torch.no_grad(), self.module.trainer.precision_plugin.forward_context():
-            return [(batch, *self.module._scores(batch)) for batch in self.batches(PAIRS)]
+            return [(batch, *self.module.scores(batch)) for batch in self.batches(PAIRS)]
 
     @torch.no_grad()
     def policy_scores(self, layout: Layout | None = None, tokens: bool = False) -> Tensor:

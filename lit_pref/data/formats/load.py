@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lit_pref.data.formats.spec import RowMapping as RowMapping
 from lit_pref.data.formats.strength import Margin, Probability, Score, Signed
 from lit_pref.data.sources.row import Row
 from lit_pref.errors import UsageError, UserError
+from lit_pref.hints import nearest_names
 
 REQUIRED = ("prompt", "chosen", "a", "b", "responses", "score", "signed", "probability", "label", "tree", "group")
 
@@ -79,7 +79,7 @@ def _written(mapping: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, 
 def _named(name: str, place: str) -> RowMapping:
     layout = shipped().get(name)
     if layout is None:
-        near = get_close_matches(name, shipped(), n=1)
+        near = nearest_names(name, shipped())
         hint = f"did you mean {near[0]}" if near else f"there are {', '.join(shipped())}"
         raise UsageError(f"{place} is {name!r:.60}, which is no mapping; {hint}, or give a file that ends in .yaml.")
     if layout.refuse:
@@ -127,7 +127,7 @@ def _check_paths(mapping: RowMapping, rows: Sequence[Row], given: Any) -> None:
         part = key.partition(".")[0]
         if part not in (*REQUIRED, *said) or any(ValuePath(path).within(row.values) for row in rows):
             continue
-        near = get_close_matches(path, columns, n=1)
+        near = nearest_names(path, columns)
         hint = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(columns[:30])}."
         raise UserError(
             f"The mapping {mapping.name}: `{key}` is {path}, which none of the first {len(rows)} rows of "

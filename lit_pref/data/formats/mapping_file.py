@@ -4,7 +4,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import yaml
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.formats.validate import problem_of
 from lit_pref.errors import UsageError
+from lit_pref.hints import nearest_names
 
 Written = TypeVar("Written")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,7 +81,7 @@ def _built(kind: type[Written], values: Any, place: str, key: str, base: Any = N
     for name, value in values.items():
         whole = f"{key}.{name}" if key else str(name)
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
+            near = nearest_names(str(name), known)
             hint = f"did you mean `{near[0]}`" if near else _keys(kind)
             raise UsageError(f"{place}: `{whole}` is no key of a mapping; {hint}.")
         said[name] = _value(hints[name], value, place, whole, getattr(base, name, None))

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lit_pref.data.sources.jsonl import json_rows
 from lit_pref.data.sources.row import CSV_ENDINGS, BadRow, Row
 from lit_pref.data.sources.tables import csv_rows, parquet_rows
 from lit_pref.errors import UserError
+from lit_pref.hints import nearest_names
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", *CSV_ENDINGS)
 
@@ -79,7 +79,7 @@ def _what_there_is(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"
     names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
-    near = get_close_matches(path.name, names, n=1)
+    near = nearest_names(path.name, names)
     if near:
         return f"did you mean {path.with_name(near[0])}"
     return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

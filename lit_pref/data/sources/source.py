@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from lit_pref.data.sources.reading import ENDINGS, exists, read_rows, source_file
 from lit_pref.data.sources.row import HUB_NAME, BadRow, Row
 from lit_pref.errors import UsageError, UserError
+from lit_pref.hints import nearest_names
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|valid|val|validation|dev|eval)(?:ing)?(?:[^a-z]|$)")
 
@@ -202,7 +202,7 @@ def _nearest(path: Path) -> str:
         folder = folder.parent
     entries = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
     files = sorted(entry.name for entry in entries if entry.name.endswith(ENDINGS))
-    near = get_close_matches(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())], n=1)
+    near = nearest_names(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())])
     if near and folder == path.parent:
         return f"did you mean {folder / near[0]}"
     return f"the folder {folder.absolute()} holds {', '.join(files[:8]) or 'no file of data'}"

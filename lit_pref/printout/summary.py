@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""The summary at the end of a run."""
 
 import math
 import os
@@ -7,14 +7,12 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lit_pref.commands.export import Exported
+from lit_pref.checkpoint_export import Exported
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.references.stored import Stored
-from lit_pref.scores import COMPARING_NEEDS
+from lit_pref.option_split import without_options
 
 HELD_OUT = {
     "loss minus the target's entropy (nats)": "val/kl_to_target",
@@ -28,45 +26,19 @@ HELD_OUT = {
 }
 
 
-def opening_words(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
-    """What is about to be trained, with every value of the objective."""
-    devices = f"{trainer.world_size} asked, {trainer.world_size} used"
-    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
-    lines = [
-        f"run folder  {run_dir}",
-        f"policy      {module.policy.describe()}",
-        *(f"reference {k} {_reference(module, k)}" for k in range(len(module.references))),
-        f"objective   {module.objective!r}",
-        f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
-    ]
-    if module.objective.max_references is None and len(module.references) == 1:
-        lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
-    if not module.references:
-        lines.insert(2, "reference   none")
-    if trainer.precision == "bf16-true":
-        lines.append(
-            "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
-        )
-    return "\n".join(lines)
+def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, arguments: list[str]) -> str:
+    """The held-out metrics before and after, where everything is, and a command to run next.
 
-
-def _reference(module: PreferenceModule, k: int) -> str:
-    """Which one it is, and where its scores come from."""
-    reference = module.references[k]
-    if isinstance(reference, Stored):
-        return f"{reference.describe()}; stored: scores are computed once and kept"
-    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.needs)
-    why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
-    return f"{reference.describe()}; live: read again in every step{why}"
-
-
-def closing_words(
-    module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, again: list[str]
-) -> str:
-    """The table of held-out metrics before and after, where everything is, and what to run next."""
+    Args:
+        module: after training.
+        run_dir: of the run.
+        checkpoint: the last one.
+        exported: the folder made from it.
+        arguments: the run's command line.
+    """
     parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
     kept = run_dir / "records"
-    records = [f"records      {kept}  (one row a held-out pair)"] if kept.exists() else []
+    records = [f"records      {kept}  (one row per held-out pair)"] if kept.exists() else []
     parts.append(
         "\n".join(
             [
@@ -79,16 +51,12 @@ def closing_words(
             ]
         )
     )
-    parts.append(next_steps(module, run_dir, again))
+    parts.append(next_steps(module, run_dir, arguments))
     return "\n\n".join(parts)
 
 
-def next_steps(module: PreferenceModule, run_dir: Path, again: list[str]) -> str:
-    """A command that can be run next: the same with another objective that these references and data can feed.
-
-    Args:
-        again: The command line of this run, less its objective and its run folder.
-    """
+def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) -> str:
+    """A command to run next: the same with another objective that works with these references and data."""
     if module.objective.sides == ("chosen",):
         return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
@@ -98,12 +66,13 @@ def next_steps(module: PreferenceModule, run_dir: Path, again: list[str]) -> str
         change += [] if method != "MRPO" else ["--model.objective.reference", "Geometric"]
     else:
         change = ["--model.objective", "DPO" if method != "DPO" else "MMPO" if has_margins else "EpsilonDPO"]
+    again = without_options(arguments, ["--run_dir", "--ckpt_path", "--model.objective"])
     command = [_this_python(), "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
     return f"Next: the same with another objective (none of this one's arguments are kept)\n  {shlex.join(command)}"
 
 
 def _this_python() -> str:
-    """The interpreter that runs this, as one would type it here."""
+    """The running interpreter, as one would type it here."""
     here = os.path.relpath(sys.executable)
     return sys.executable if here.startswith("..") else here
 

@@ -1,4 +1,4 @@
-"""Which references a module takes when none are named, and which it refuses."""
+"""The default references of a module, and those it refuses."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a run says of its data before anything takes long: a wrong guess must not be missed."""
+"""Lines on the data of a run, printed before anything takes long, so that a wrong guess about a file is noticed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +11,10 @@ from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def data_lines(data: Any) -> Iterator[str]:
-    """How the sources were read, one pair of them in words, what became of their rows, and what to look at.
+    """How the sources were read, with an example pair, how many records were left out, and notes on possible faults.
 
     Args:
-        data: the data module, whose pairs are prepared.
+        data: the data module, after its preparation.
     """
     for split, (_, reports) in data.describe().items():
         for name, report in reports.items():
@@ -30,8 +30,8 @@ def data_lines(data: Any) -> Iterator[str]:
 def _of_parts(pairs: PairView) -> Iterator[str]:
     taken = [(part.source, len(part.indices), len(part.pairs)) for part in pairs.parts]
     if any(some < every for _, some, every in taken):
-        told = ", ".join(f"{name} {some} of {every}" for name, some, every in taken)
-        yield f"mixture     {len(pairs)} training pairs: {told}"
+        shares = ", ".join(f"{name} {some} of {every}" for name, some, every in taken)
+        yield f"mixture     {len(pairs)} training pairs: {shares}"
     for part in pairs.parts:
         if part.normaliser == Normaliser():
             continue
@@ -53,21 +53,19 @@ def _notes(data: Any) -> Iterator[str]:
     elif shared := int(np.isin(held_out, train.column("prompt_id").astype(str)).sum()):
         yield f"{shared} of {len(held_out)} validation pairs have a prompt that is trained on"
     for name in train.unshared:
-        yield f"only some of the sources have a {name}, and it is read of none: pairs of all are mixed"
+        yield f"only some of the sources have a {name}, so it is dropped for all, because batches mix the sources"
 
 
 def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator[str]:
     if report.unasked:
         yield (
             f"{name}: in {report.unasked} pairs the assistant's turn does not begin as the chat template asks for one, "
-            "so that the head of the turn is trained on: mend the template"
+            "so that the head of the turn is trained on: fix the template"
         )
     if report.plain and template:
         yield (
-            f"{name}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which stays as it "
-            "is; data.mapping {format: messages} makes messages of them"
+            f"{name}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which is not "
+            "rendered by it; data.mapping {format: messages} turns them into messages"
         )
     if report.joined:
-        yield (
-            f"{name}: {report.joined} pairs have no space between prompt and response, and they are read as they stand"
-        )
+        yield (f"{name}: {report.joined} pairs have no space between prompt and response, and none is added")

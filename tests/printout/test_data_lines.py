@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lit_pref.callbacks.data_lines import data_lines
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.splits import open_splits
 from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.models.spec import ModelSpec
+from lit_pref.printout.data_lines import data_lines
 
 HONEST = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 HONEST += "{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -1,4 +1,4 @@
-"""A run that trains on chosen pairs: what they are scored by, that it is asked once, and what is refused."""
+"""Training on selected pairs: the scores they are selected by, computing these once, and refusals."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -80,12 +80,12 @@ def test_a_reference_can_be_another_model(folder: Path, tmp_path: Path):
     assert {pair.id for pair in ran.trainer.datamodule.train_pairs} == {policy["id"][k] for k in largest}
 
 
-def test_a_run_does_not_go_on_with_another_choice(folder: Path, tmp_path: Path):
+def test_a_run_does_not_resume_with_another_selection(folder: Path, tmp_path: Path):
     run = run_of(folder, ExplicitMargin(keep=0.5))
     started = fit(run, tmp_path, stop_at_step=2)
     whole = trained_on(run, tmp_path / "whole")
-    went_on = fit(run, tmp_path / "on", ckpt=started.checkpoint(2))
-    assert {id for ran in (started, went_on) for _, ids in ran.given for id in ids} == whole
+    resumed = fit(run, tmp_path / "on", ckpt=started.checkpoint(2))
+    assert {id for ran in (started, resumed) for _, ids in ran.given for id in ids} == whole
     for other in (ExplicitMargin(keep=0.6), None, Random(keep=0.5)):
         with pytest.raises(UserError, match="data"):
             fit(run_of(folder, other), tmp_path / "other", ckpt=started.checkpoint(2))

@@ -11,10 +11,12 @@ import torch
 from conftest import make_policy, write_pairs
 from training_runs import Ran, Run, fit
 
+from lit_pref.__main__ import main
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Lora, ModelSpec
-from lit_pref.modules.layouts import decide_layout
+from lit_pref.modules.layout_choice import decide_layout
+from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
@@ -136,7 +138,9 @@ def test_a_model_that_cannot_share_falls_back_and_says_why(tmp_path: Path):
     path = make_policy(tmp_path / "window", 0, model_type="mistral", num_key_value_heads=2, sliding_window=16)
     layout, reason = decide_layout("auto", ModelSpec(path=str(path)), LONG)
     assert layout == "padded" and "window of 16 tokens" in reason
-    with pytest.raises(UsageError, match=r"model\.layout is shared, and .* cannot: its attention looks back"):
+    with pytest.raises(
+        UsageError, match=r"model\.layout is prefix_shared, and .* cannot read it: its attention looks back"
+    ):
         decide_layout("prefix_shared", ModelSpec(path=str(path)), LONG)
 
 
@@ -157,7 +161,27 @@ def test_a_module_trained_on_short_pairs_reads_long_ones_rightly(folder, policy_
     assert (shared.rejected.scores - padded.rejected.scores).abs().max() < 1e-4
 
 
-def test_a_run_does_not_go_on_in_another_layout(folder, policy_folder, tmp_path):
+def test_a_name_that_is_no_layout_is_refused_with_the_right_one(
+    policy_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    policy = ModelSpec(path=str(policy_folder))
+    with pytest.raises(
+        UsageError, match=r"the layout `shared` is now called `prefix_shared`: set model\.layout to prefix_"
+    ):
+        PreferenceModule(policy, DPO(), layout="shared")
+    with pytest.raises(
+        UsageError, match=r"layout is 'paded'; it must be auto, prefix_shared or padded; did you mean pad"
+    ):
+        PreferenceModule(policy, DPO(), layout="paded")
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    options = ["--model.policy.path", str(policy_folder), "--model.objective", "DPO", "--data.train", "pairs.jsonl"]
+    with pytest.raises(SystemExit):
+        main(["fit", *options, "--run_dir", "run", "--model.layout", "shared"])
+    sentence = "lit_pref: the layout `shared` is now called `prefix_shared`: set model.layout to prefix_shared\n"
+    assert capfd.readouterr().err == sentence
+
+
+def test_a_run_does_not_resume_in_another_layout(folder, policy_folder, tmp_path):
     run = run_of(folder, policy_folder, "prefix_shared")
     ran = fit(run, tmp_path / "first", stop_at_step=2)
     with pytest.raises(UserError, match=r"trained in the prefix_shared layout.*set model\.layout to prefix_shared"):

@@ -1,0 +1,233 @@
+"""Makes a Hugging Face folder from any checkpoint that training writes, and compares the two."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pref.callbacks.checkpointing import check_complete
+from lit_pref.data.batching.collation import collate
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
+from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.checkpoint_info import KEY, format_problem
+from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.scoring.scorer import Scorer
+
+PREFIX = "scorer.model."
+NO_TEXT = TruncatedText("", "", None, True, True)
+AFTER_A_BREAK = (
+    "take an earlier checkpoint, or train with a lower learning rate or clipped gradients (trainer.gradient_clip_val)"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the folder is, and how far its scores are from those of the checkpoint (nats a response)."""
+
+    folder: Path
+    largest_difference: float
+    pairs: int
+
+
+def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8) -> Exported:
+    """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
+
+    The folder appears when it is whole and has been compared: its weights are those of the checkpoint to the last bit
+    (merged LoRA: those of the merged model), its scores are compared on some pairs.
+
+    Args:
+        ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
+        out: The folder to write; it must not exist, or be an earlier export, which is replaced.
+        merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
+        pairs: How many pairs are scored before and after; they are kept in the checkpoint.
+
+    Raises:
+        UserError: The checkpoint is not complete, not one of this project's, or broken by training (not finite); or its
+            base model has changed or is gone.
+        UsageError: `out` contains something else.
+    """
+    checkpoint_path, folder = Path(ckpt_path), Path(out)
+    refuse_foreign(folder)
+    checkpoint = read_checkpoint(checkpoint_path)
+    saved = checkpoint[KEY]
+    policy = policy_of(saved["model"], checkpoint_path)
+    if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
+        raise UsageError(f"{folder} is the model that the run began with; give another --out")
+    tokenizer = tokenizer_of(policy, checkpoint_path)
+    weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
+    model = trained(policy, saved, weights, checkpoint_path)
+    sample = [
+        PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
+        for prompt, chosen, rejected in saved["sample"][:pairs]
+    ]
+    before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
+    origin = {
+        "checkpoint": str(checkpoint_path.resolve()),
+        "step": checkpoint["global_step"],
+        "objective": saved["objective"],
+        "policy_before_training": saved["policy"],
+    }
+    with replacing(folder, origin) as unfinished:
+        written = save_folder(model, tokenizer, unfinished, model_card(saved, checkpoint_path), merge)
+        opened = reopen(unfinished, policy)
+        refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
+        after = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
+    differences = [float((old - new).abs().max()) for old, new in zip(before, after, strict=True)]
+    return Exported(folder, max(differences, default=0.0), len(sample))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file or of a folder of shards, on the CPU.
+
+    Raises:
+        UserError: It does not exist, was not written to its end, or is not one of this project's.
+    """
+    check_complete(path)
+    if path.is_file():
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            whole = Path(scratch) / "whole.pt"
+            dcp_to_torch_save(path, whole)
+            checkpoint = torch.load(whole, map_location="cpu", weights_only=True)
+        checkpoint |= torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+    if problem := format_problem(checkpoint):
+        raise UserError(f"{path} {problem}")
+    return checkpoint
+
+
+def policy_of(model: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
+    """The policy of a checkpoint, with the tokenizer in its run folder if there is one.
+
+    Args:
+        model: the fields of its `ModelSpec`.
+        checkpoint_path: of the checkpoint.
+    """
+    fields = dict(model)
+    if fields.get("lora"):
+        fields["lora"] = Lora(**fields["lora"])
+    kept = checkpoint_path.parent.parent / "tokenizer"
+    if kept.is_dir():
+        fields["tokenizer"] = str(kept)
+    return ModelSpec(**fields)
+
+
+def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
+    """The policy's tokenizer.
+
+    Raises:
+        UserError: It is neither in the run folder nor where the policy had it.
+    """
+    try:
+        return policy.load_tokenizer()
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint_path}: the tokenizer of its run is not in {checkpoint_path.parent.parent / 'tokenizer'}, and "
+            f"cannot be had from the policy either: {error}"
+        ) from error
+
+
+def trained(policy: ModelSpec, saved: dict[str, Any], weights: dict[str, Tensor], checkpoint_path: Path) -> nn.Module:
+    """The model with the weights of the checkpoint.
+
+    Raises:
+        UserError: They do not fit, or are not finite.
+    """
+    model = untrained(policy, saved)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    names = {name.removeprefix(PREFIX) for name in saved["trainable"]}
+    if unexpected or names & set(missing):
+        raise UserError(
+            f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"
+        )
+    broken = [name for name in sorted(names) if not torch.isfinite(weights[name]).all()]
+    if broken:
+        raise UserError(
+            f"{checkpoint_path}: {broken[0]} contains numbers that are not finite (so do {len(broken) - 1} other "
+            f"tensors): training broke the weights; {AFTER_A_BREAK}"
+        )
+    return model
+
+
+def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
+    """The model to load the checkpoint's tensors into; parameters they do not fill are as when the run began.
+
+    Raises:
+        UserError: The checkpoint needs the model that the run began with, and that is gone or has changed.
+    """
+    if policy.path is not None and policy.lora is None:
+        # The checkpoint contains all weights and the architecture: the folder may be gone, or contain another model.
+        try:
+            unchanged = policy.fingerprint() == saved["policy"]
+        except UserError:
+            unchanged = False
+        return policy.build() if unchanged else from_architecture(saved["architecture"], policy)
+    if policy.fingerprint() != saved["policy"]:
+        raise UserError(
+            f"the policy ({policy.describe()}) is not what it was when the run began: its weights, configuration or "
+            "tokenizer have changed, and the checkpoint does not contain them; put them back"
+        )
+    return policy.build()
+
+
+def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder: Path) -> None:
+    """Refuse a folder whose weights differ from those it was made from, to the last bit of its own dtype.
+
+    Raises:
+        UserError: A tensor is missing or differs.
+    """
+    found = opened.state_dict()
+    for name, tensor in expected.items():
+        if name not in found or not torch.equal(found[name], tensor.to(found[name].dtype)):
+            raise UserError(
+                f"{name} in the exported folder is not that of the checkpoint, so {folder} was not written; please "
+                "report this with the name of the policy's architecture"
+            )
+
+
+def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
+    """README.md of the folder: how the model was trained."""
+    import yaml
+
+    method = saved["objective_class"].rpartition(".")[2]
+    config = [
+        "The configuration that made it:",
+        "",
+        "```yaml",
+        yaml.safe_dump(saved["config"], sort_keys=False).strip(),
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [lit_pref, preference-optimisation]",
+            "---",
+            "",
+            f"Trained with lit_pref by `{method}`, from checkpoint `{checkpoint_path.name}`.",
+            "",
+            f"- objective: `{saved['objective']}`",
+            f"- policy before training: {saved['policy_text']}",
+            *(f"- reference: {text}" for text in saved.get("reference_texts", [])),
+            "",
+            *([*config, "```", ""] if saved["config"] else []),
+        ]
+    )
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, pair: PreferencePair, pad: int, where: Path) -> Tensor:
+    scores = Scorer(model.eval())(collate([pair], pad))
+    sides = [scores.chosen] + ([scores.rejected] if scores.rejected is not None else [])
+    found = torch.cat([side.scores for side in sides])
+    if not torch.isfinite(found).all():
+        raise UserError(
+            f"{where}: the score of a training pair is not finite, though the weights are: training made them too "
+            f"large; {AFTER_A_BREAK}"
+        )
+    return found

@@ -1,0 +1,135 @@
+"""The one table of commands: dispatch, help, error texts and the documentation read it."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lit_pref.errors import UsageError
+from lit_pref.hints import did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `python -m lit_pref`.
+
+    Args:
+        name: what is typed.
+        help: one line for the list of commands.
+        function: where its typed function is, as `module:name`. The options come from its signature, their help from
+            its docstring.
+        needs_run: whether the function first takes the `RunOptions` of a run; then every option of `fit` can follow.
+        example: a command line, without `python -m lit_pref`.
+        lists_options_of_run: whether its `--help` lists every option of a run, for which torch is imported.
+    """
+
+    name: str
+    help: str
+    function: str
+    needs_run: bool
+    example: str
+    lists_options_of_run: bool = False
+
+    def load(self) -> Callable[..., None]:
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS = (
+    Command(
+        "fit",
+        "train a policy",
+        "lit_pref.commands.trainer:fit",
+        True,
+        "fit --config configs/quickstart.yaml",
+        lists_options_of_run=True,
+    ),
+    Command(
+        "validate",
+        "metrics on held-out pairs",
+        "lit_pref.commands.trainer:validate",
+        True,
+        "validate --config runs/NAME/config.yaml --ckpt_path FILE",
+    ),
+    Command(
+        "test",
+        "like validate, logged as test",
+        "lit_pref.commands.trainer:test",
+        True,
+        "test --config runs/NAME/config.yaml --ckpt_path FILE",
+    ),
+    Command(
+        "predict",
+        "write one record per held-out pair as Parquet",
+        "lit_pref.commands.trainer:predict",
+        True,
+        "predict --config runs/NAME/config.yaml --ckpt_path FILE",
+    ),
+    Command(
+        "check",
+        "look at data and models before a run",
+        "lit_pref.commands.trainer:check",
+        True,
+        "check --config FILE --html check.html",
+    ),
+    Command(
+        "score",
+        "compute, verify, list or prune stored reference scores",
+        "lit_pref.commands.score:score",
+        True,
+        "score --config FILE",
+    ),
+    Command(
+        "select",
+        "write the training pairs that data.selection keeps",
+        "lit_pref.commands.select:select",
+        True,
+        "select --config FILE --out best.jsonl",
+    ),
+    Command(
+        "export",
+        "write a checkpoint as a Hugging Face folder",
+        "lit_pref.commands.export:write_folder",
+        False,
+        "export --ckpt_path FILE --out FOLDER",
+    ),
+)
+
+
+def command_named(name: str) -> Command:
+    """The command of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = [command.name for command in COMMANDS]
+    if name not in names:
+        raise UsageError(f"unknown command {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
+    return COMMANDS[names.index(name)]
+
+
+def lines(which: tuple[Command, ...] = COMMANDS) -> str:
+    """The commands, one line each with an example."""
+    return "\n".join(f"  {command.name:<10} {command.help:<56} {command.example}" for command in which)
+
+
+def program_help() -> str:
+    """What `python -m lit_pref --help` prints."""
+    with_run = lines(tuple(command for command in COMMANDS if command.needs_run))
+    without = lines(tuple(command for command in COMMANDS if not command.needs_run))
+    return f"""usage: python -m lit_pref COMMAND [options]
+
+Preference optimisation of language models on pairs whose strength is known.
+
+commands that read the configuration of a run (every option can be set in a file and overridden on the command line):
+{with_run}
+
+other commands:
+{without}
+
+  COMMAND --help                        the options of a command; fit --help lists all options of a run
+  COMMAND --model.objective.help MMPO   the arguments of a class
+  fit --config FILE --print_config      the configuration with every default, without running it
+  fit --config FILE --model.objective DPO --model.objective.beta 0.05    another class, with its own defaults
+  fit --config FILE --ckpt_path last    resume a run that was killed
+"""

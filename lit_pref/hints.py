@@ -1,0 +1,24 @@
+"""The nearest known names to a mistyped one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Up to `most` of the known names that look most like `name`, regardless of case.
+
+    >>> nearest_names("mmop", ["DPO", "MMPO"])
+    ['MMPO']
+    """
+    lower = {k.lower(): k for k in known}
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=most, cutoff=cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a sentence that names up to two near names; empty where none is near.
+
+    >>> did_you_mean("bta", ["beta", "gamma"], prefix="--")
+    '; did you mean --beta?'
+    """
+    guesses = nearest_names(name, known, most=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(prefix + guess for guess in guesses)}?" if guesses else ""

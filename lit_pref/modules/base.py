@@ -1,0 +1,300 @@
+"""The training loop, evaluation and checkpoints of every module that scores pairs."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import OptimizerCallable
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_pref.batch import PreferenceBatch
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.checkpoint_info import (
+    FORMAT,
+    KEY,
+    SAMPLE,
+    check_format,
+    check_resumption,
+    check_state,
+    check_trained_tensors,
+    class_path,
+    model_info,
+    objective_info,
+)
+from lit_pref.modules.distributed import (
+    NonfiniteGuard,
+    data_parallel_size,
+    gradient_norm,
+    refuse_tensors_outside,
+    run_context,
+    seed_batch,
+    sum_over_ranks,
+)
+from lit_pref.modules.evaluation import Evaluation
+from lit_pref.modules.fitting import fit_objective
+from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.schedules import Schedule, total_steps
+from lit_pref.modules.training_log import TrainingLog
+from lit_pref.objectives.base import Objective
+from lit_pref.run_context import RunContext
+from lit_pref.scores import ObjectiveOutput, PairScores
+from lit_pref.scoring.layout import Layout
+from lit_pref.scoring.scorer import Scorer
+
+Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
+"""Scores of the trained model, scores of each reference, and the objective's output."""
+
+
+class PairModule(LightningModule, ABC):
+    """Base of the modules that train a model on the scores of pairs.
+
+    A subclass implements `scores`.
+
+    Args:
+        spec: The model to train.
+        objective: The loss to minimise; an optimizer step takes the mean over its pairs.
+        optimizer: A callable from parameters to a torch optimizer.
+        schedule: The learning rate over optimizer steps; None is constant.
+        margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
+        layout: One of `layout_choice.LAYOUTS`.
+
+    Raises:
+        UsageError: There is no such layout.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        objective: Objective,
+        optimizer: OptimizerCallable,
+        schedule: Schedule | None = None,
+        margin_bins: int = 0,
+        layout: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_layout(layout)
+        self.spec = spec
+        self.objective = objective
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.layout = layout
+        self.batch_layout: Layout = "padded"  # decided when the data are known
+        self.layout_reason = ""
+        self.seed = 0
+        self.stop_at_step: int | None = None
+        self.plain_config: dict[str, Any] = {}  # the configuration of the run, if it has one
+        self.scorer: Scorer | None = None
+        self.fitted: list[str] = []  # lines about parameters of the objective fitted to the training pairs
+        self.selected: str | None = None  # a line about the selected training pairs, if not all are used
+        self.evaluation = Evaluation(margin_bins)
+        self.checkpoint_step = 0  # of the evaluated weights
+        self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
+        self.logged_step = 0
+        self._log = TrainingLog()
+        self._guard = NonfiniteGuard()
+        # Under LoRA checkpoints hold the adapters only: the base weights come from the spec.
+        self.strict_loading = spec.lora is None
+
+    @abstractmethod
+    def scores(self, batch: PreferenceBatch) -> Scored:
+        """Score a batch with the trained model and the references, if any, and apply the objective."""
+
+    def on_scorer_built(self, scorer: Scorer) -> None:
+        """Hook: the model has its initial weights, is not sharded yet, and no checkpoint has been restored."""
+
+    @property
+    def run_context(self) -> RunContext:
+        """The facts of the current run, for code that does not know Lightning."""
+        return run_context(self.trainer, self.batch_layout, self.seed, self.stop_at_step)
+
+    # Building the model
+
+    def decide_layout(self, lengths: NDArray[Any]) -> None:
+        """Set the layout of batches from the data's lengths and the model's configuration.
+
+        Args:
+            lengths: (pairs, 3), tokens of prompt, chosen and rejected response of the training pairs.
+
+        Raises:
+            UsageError: The layout is `prefix_shared`, and the model does not support it.
+        """
+        self.batch_layout, self.layout_reason = decide_layout(self.layout, self.spec, lengths)
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        selected_later = data.selection is not None and self.trainer.state.fn != "fit"
+        self.fitted = fit_objective(self.objective, data.train_pairs, before_selection=selected_later)
+
+    def configure_model(self) -> None:
+        if self.scorer is not None:
+            return
+        scorer = Scorer(self.spec.build())
+        if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
+            # Even if these data are read padded: the data of a later validation may not be.
+            enable_prefix_sharing(scorer.model)
+        scorer.probe()
+        self.on_scorer_built(scorer)
+        if (shard := self.run_context.shard) is not None:
+            shard(scorer)
+        self.scorer = scorer
+
+    def configure_optimizers(self) -> Any:
+        assert self.scorer is not None
+        refuse_tensors_outside(self, self.scorer)
+        optimizer = self.optimizer([p for p in self.scorer.parameters() if p.requires_grad])
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule.over(optimizer, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, from the data: asking the Trainer would load the loaders too early."""
+        steps_per_epoch = self.trainer.datamodule.windows_per_epoch  # type: ignore[attr-defined]
+        return total_steps(steps_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
+
+    # Training
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        policy, references, output = self.scores(batch)
+        self._guard.add(output.losses, batch.pairs)
+        self._log.pairs.add(output, policy, references, batch.pairs)
+        # Gives the mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes:
+        # Lightning divides by the accumulation and the strategies by the ranks.
+        scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
+        return (output.losses * batch.pairs.is_real).sum() * scale
+
+    def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        seed_batch(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank, self.device)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # After the step and before a checkpoint at the end of this batch.
+        self.objective.update(self._sum_over_ranks)
+        # Lightning counts the step after this hook. Stopped here, it still validates, also if max_steps ends the run.
+        self._stop_after(self.trainer.global_step + 1)
+
+    def on_train_start(self) -> None:
+        if self.trainer.global_step > 0:
+            self.evaluation.recall(self.trainer.default_root_dir)
+        self._log.throughput.start(self.trainer.global_step)
+        # A run killed after its last step has no step left when it is resumed.
+        self._stop_after(self.trainer.global_step)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
+            self.trainer.should_stop = True
+
+    def _stop_after(self, step: int) -> None:
+        limits = [limit for limit in (self.stop_at_step, self.trainer.max_steps) if limit is not None and limit > 0]
+        if any(step >= limit for limit in limits):
+            self.trainer.should_stop = True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._guard.check(self.trainer)
+        self._log.learning_rate = optimizer.param_groups[0]["lr"]
+        if (self.trainer.global_step + 1) % self._log_every == 0:
+            self._log.gradient_norm = gradient_norm(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        if self._log.is_due(self.trainer.global_step, self._log_every):
+            self.log_training()
+
+    def on_train_end(self) -> None:
+        if self._log.is_due(self.trainer.global_step, every=1):
+            self.log_training()
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+    def log_training(self) -> None:
+        """Log the metrics since the last call."""
+        step = self.trainer.global_step
+        self.training_numbers = self._log.take(step, self._sum_over_ranks, self.objective.progress)
+        self.logged_step = step
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.training_numbers, step=step)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return sum_over_ranks(self.trainer, value)
+
+    # Validation, test and prediction: one record per pair, and metrics of the records
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.begin(self.trainer.datamodule.columns)  # type: ignore[attr-defined]
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        policy, references, output = self.scores(batch)
+        self.evaluation.add(batch.pairs, policy, references, output)
+
+    test_step = predict_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        # For callbacks that watch a metric, such as early stopping; loggers have the numbers already.
+        if watched := self.evaluation.finish(self.trainer, self.checkpoint_step):
+            self.log_dict(watched, logger=False, rank_zero_only=False, sync_dist=False, batch_size=1)
+
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+    def on_validation_start(self) -> None:
+        self._log.throughput.pause()
+
+    def on_validation_end(self) -> None:
+        self._log.throughput.resume()
+
+    # Checkpoints
+
+    def checkpoint_info(self) -> dict[str, Any]:
+        """Plain data about the run: what `export` needs, and what `check_checkpoint` compares."""
+        assert self.scorer is not None
+        return {
+            "format": FORMAT,
+            "module_class": class_path(self),
+            "config": self.plain_config,
+            **model_info(self.spec, self.scorer.model),
+            **objective_info(self.objective, self.fitted),
+            "layout": self.batch_layout,
+            "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
+            "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
+        }
+
+    def check_checkpoint(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint that would silently make another run of this one; warn of changes that are allowed.
+
+        Args:
+            saved: the `checkpoint_info` in it.
+
+        Raises:
+            UserError: The checkpoint is of another base model, other adapters, or an objective with other state; or
+                this run resumes training and would fit the objective or lay out batches in another way.
+        """
+        check_state(saved, self.spec, self.objective)
+        if self.trainer.state.fn == "fit":
+            check_resumption(saved, self.objective, self.batch_layout, self.layout_reason)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        state = super().state_dict(*args, **kwargs)
+        if self.spec.lora is None:
+            return state
+        # Tied weights are listed under both of their names.
+        everything = self.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in everything if not parameter.requires_grad}
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.checkpoint_info()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_format(checkpoint)
+        saved = checkpoint[KEY]
+        self.check_checkpoint(saved)
+        check_trained_tensors(saved, checkpoint.get("state_dict"))
+        self.fitted = saved["fitted"]  # the fitted values are in the state
+        self.checkpoint_step = checkpoint["global_step"]

@@ -1,0 +1,67 @@
+"""Prints the first lines of a run: policy, references, objective, devices, data and layout."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.printout.data_lines import data_lines
+from lit_pref.references.stored import Stored
+from lit_pref.scores import COMPARING_NEEDS
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a text at once, on the first rank."""
+    print(text, flush=True)
+
+
+class FirstLines(Callback):
+    """Prints how the data were read, what the objective was fitted to, and the layout of batches."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The data are prepared and references not yet scored: a wrong guess shows before anything takes long.
+        if stage == "fit" and trainer.is_global_zero:
+            for line in data_lines(trainer.datamodule):  # type: ignore[attr-defined]
+                say(line)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        for line in module.fitted:
+            say(f"fitted      {line}")
+        parts = trainer.accumulate_grad_batches
+        say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
+
+
+def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
+    """Run folder, policy, references, objective with all its values, and devices."""
+    devices = f"{trainer.world_size} asked, {trainer.world_size} used"
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
+    lines = [
+        f"run folder  {run_dir}",
+        f"policy      {module.policy.describe()}",
+        *(f"reference {k} {_reference(module, k)}" for k in range(len(module.references))),
+        f"objective   {module.objective!r}",
+        f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
+    ]
+    if module.objective.max_references is None and len(module.references) == 1:
+        lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
+    if not module.references:
+        lines.insert(2, "reference   none")
+    if trainer.precision == "bf16-true":
+        lines.append(
+            "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
+        )
+    return "\n".join(lines)
+
+
+def _reference(module: PreferenceModule, k: int) -> str:
+    """Its name, and where its scores come from."""
+    reference = module.references[k]
+    if isinstance(reference, Stored):
+        return f"{reference.describe()}; stored: scores are computed once and kept"
+    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.needs)
+    why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
+    return f"{reference.describe()}; live: computed again in every step{why}"

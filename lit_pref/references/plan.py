@@ -1,0 +1,83 @@
+"""Which pairs a run will read: pairs it never reaches need no reference scores."""
+
+import itertools
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_pref.data.batching.sampling import epoch_order, evaluation_batches
+from lit_pref.data.batching.token_budget import TokenBudget
+from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.run_context import RunContext
+
+Split = tuple[PairView, NDArray[Any]]
+"""Pairs of a split, and the increasing indices of those that a run reads."""
+
+
+class RunData(Protocol):
+    """The facts of a prepared data module that decide which pairs a run reads."""
+
+    seed: int
+    global_batch: int
+    val_batch: int | None
+
+    @property
+    def train_pairs(self) -> PairView: ...
+
+    @property
+    def val_pairs(self) -> PairView: ...
+
+    @property
+    def windows_per_epoch(self) -> int: ...
+
+    def rank_and_world(self) -> tuple[int, int]: ...
+
+    def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget: ...
+
+
+def pairs_read(data: RunData, run: RunContext, stage: str) -> list[Split]:
+    """Return, for each split that a stage reads, its pairs and the indices of those that are read.
+
+    Args:
+        data: prepared.
+        run: with the limits of steps, epochs and batches.
+        stage: "fit", "validate", "test" or "predict"; or "all", every pair of both splits.
+    """
+    if stage == "all":
+        return [(pairs, np.arange(len(pairs))) for pairs in (data.train_pairs, data.val_pairs)]
+    limit = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
+    held_out = (data.val_pairs, _evaluated(data, run.evaluation_limits[limit]))
+    return [(data.train_pairs, _trained(data, run)), held_out] if stage == "fit" else [held_out]
+
+
+def _trained(data: RunData, run: RunContext) -> NDArray[Any]:
+    """The training pairs of all optimizer steps of the run; the order is a function of seed and epoch."""
+    pairs, steps_per_epoch = len(data.train_pairs), data.windows_per_epoch
+    steps = math.inf if run.max_steps is None else run.max_steps
+    epochs = math.inf if run.max_epochs is None else run.max_epochs
+    if epochs == steps == math.inf or (epochs > 0 and min(steps_per_epoch, steps) * data.global_batch >= pairs):
+        return np.arange(pairs)
+    seen = np.zeros(pairs, bool)
+    for epoch in itertools.count():
+        now = int(min(steps_per_epoch, steps - epoch * steps_per_epoch))
+        if epoch >= epochs or now <= 0 or seen.all():
+            return np.flatnonzero(seen)
+        seen[epoch_order(pairs, data.seed, epoch)[: now * data.global_batch]] = True
+    raise AssertionError
+
+
+def _evaluated(data: RunData, limit: int | float) -> NDArray[Any]:
+    """The held-out pairs in the first `limit` batches of every rank."""
+    _, world = data.rank_and_world()
+    pairs = len(data.val_pairs)
+    if not pairs or limit == 0 or (limit == 1 and isinstance(limit, float)):
+        return np.arange(pairs if limit else 0)
+    batch = data.val_batch or data.micro_batch_of(data.val_pairs, world)
+    seen = np.zeros(pairs, bool)
+    for rank in range(world):
+        cells = evaluation_batches(pairs, rank, world, batch)
+        for cell in cells[: limit if isinstance(limit, int) else int(limit * len(cells))]:
+            seen[list(cell.indices)] = True
+    return np.flatnonzero(seen)

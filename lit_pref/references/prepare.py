@@ -1,0 +1,279 @@
+"""References of a run: which it takes, which are read from the store, and computing scores that the store lacks."""
+
+import gc
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_pref.data.batching.collation import collate
+from lit_pref.errors import UsageError, UserError
+from lit_pref.models.encoding import Encoding
+from lit_pref.models.spec import ModelSpec
+from lit_pref.objectives.base import Objective
+from lit_pref.pairs import PreferencePair
+from lit_pref.references.filling import Ranks, StoreFiller, load
+from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, Pairs, in_own_ids, key_table
+from lit_pref.references.own_tokenizer import same_tokenizer
+from lit_pref.references.plan import Split
+from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
+from lit_pref.references.scorer import LazyScorer, lazy_scorer, numerics
+from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.stored import Stored
+from lit_pref.run_context import RunContext
+from lit_pref.scores import COMPARING_NEEDS, TokenLogps
+
+
+def references_of(objective: Objective, references: list[Reference] | None, policy: ModelSpec) -> list[Reference]:
+    """Return the given references, or by default those that the objective needs.
+
+    The default is no reference, or the policy as it was before training: under LoRA the policy with its adapter
+    switched off.
+
+    Raises:
+        UsageError: The objective does not take this number, or there is no adapter to switch off.
+    """
+    if references is None:
+        initial = InitialPolicy() if policy.lora is None else AdapterOff()
+        references = [] if objective.min_references == 0 else [initial]
+    low, high, given = objective.min_references, objective.max_references, len(references)
+    if given < low or (high is not None and given > high):
+        takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        several = "; several are mixed by model.objective.reference Harmonic or Geometric" if given > 1 else ""
+        raise UsageError(
+            f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
+            f"list as many as it takes, or leave model.references out{several}"
+        )
+    if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
+        raise UsageError(
+            "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
+        )
+    return references
+
+
+def through_store(
+    references: list[Reference], objective: Objective, policy: ModelSpec, reference_store: bool | None
+) -> list[Reference]:
+    """Return the references, each one whose scores are kept on disk wrapped in `Stored`.
+
+    Raises:
+        UsageError: All are to be stored, and one of them moves, or the objective reads more of it than scores.
+    """
+    if reference_store is False:
+        return references
+    compared = any(isinstance(need, COMPARING_NEEDS) for need in objective.needs)
+    result: list[Reference] = []
+    for k, reference in enumerate(references):
+        live = compared and k == 0
+        if reference_store and live:
+            raise UsageError(
+                f"{type(objective).__name__} compares the policy's whole distributions with those of its first "
+                "reference, and the store holds scores only: leave model.reference_store out, and that reference stays "
+                "live"
+            )
+        spec = reference.frozen_spec(policy)
+        live = live or spec is None or spec.trust_remote_code
+        if reference_store and live:
+            why = "moves" if spec is None else "runs its own code, which the store's keys do not cover"
+            raise UsageError(f"the reference '{reference.label}' {why}: leave model.reference_store out")
+        result.append(reference if live else Stored(reference, policy))
+    return result
+
+
+def prepare_references(
+    references: Sequence[Reference], policy: ModelSpec, objective: Objective, splits: list[Split], run: RunContext
+) -> list["ReferencePreparation"]:
+    """Return the preparation of each stored reference: the scores it needs for these pairs, and its store.
+
+    Args:
+        references: of the run; live ones are skipped.
+        policy: the run's.
+        objective: decides which statistics and responses are scored.
+        splits: the pairs that will be read.
+        run: gives ranks, device, precision and layout.
+
+    Raises:
+        UserError: A reference cannot score these pairs.
+    """
+    return [
+        ReferencePreparation.of(reference, f"reference {k} ({reference.label})", policy, objective, splits, run)
+        for k, reference in enumerate(references)
+        if isinstance(reference, Stored)
+    ]
+
+
+@dataclass
+class ReferencePreparation:
+    """A stored reference, the scores that a run needs of it, and the means to compute those that are missing.
+
+    Args:
+        reference: to be opened.
+        label: its name in messages.
+        run: gives ranks, device, precision and layout.
+        tokenizer: with whose tokens the reference reads: the policy's, or its own.
+        encoding: of the reference's own tokenizer; None where it reads the policy's tokens.
+        keeps_tokens: whether the log-prob of every token is stored too.
+        splits: (pairs, indices of those that are needed) of each split.
+        store: of its scores.
+        table: (pairs,) `lookup.TABLE` of all splits, one after another.
+        needed: scores of the responses in the table.
+    """
+
+    reference: Stored
+    label: str
+    run: RunContext
+    tokenizer: Any
+    encoding: Encoding | None
+    keeps_tokens: bool
+    splits: Sequence[tuple[Pairs, Array]]
+    store: ReferenceStore
+    table: Any
+    needed: NeededScores
+
+    @classmethod
+    def of(
+        cls,
+        reference: Stored,
+        label: str,
+        policy: ModelSpec,
+        objective: Objective,
+        splits: Sequence[Split],
+        run: RunContext,
+    ) -> "ReferencePreparation":
+        """Look up the keys of all responses that the objective reads of these pairs.
+
+        Raises:
+            UserError: The reference's tokens cannot be compared with the policy's, or a pair is too long for it.
+        """
+        own, policy_tokenizer = reference.spec.load_tokenizer(), policy.load_tokenizer()
+        other = None if own is policy_tokenizer or same_tokenizer(own, policy_tokenizer) else own
+        keeps_tokens = TokenLogps() in objective.reference_needs
+        if other is not None and keeps_tokens:
+            raise UserError(
+                f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
+                "tokenizer of its own: take a reference with the policy's tokenizer"
+            )
+        all_splits: list[tuple[Pairs, Array]] = [*splits]
+        if "extra_response" in objective.sides:
+            all_splits += [(ExtraResponses(pairs), indices) for pairs, indices in splits]
+        table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
+        encoding = None if other is None else Encoding(other)
+        store = _store(reference, keeps_tokens, run)
+        tokenizer = policy_tokenizer if other is None else other
+        preparation = cls(
+            reference, label, run, tokenizer, encoding, keeps_tokens, all_splits, store, table, NeededScores(table)
+        )
+        preparation._refuse_too_long()
+        return preparation
+
+    def fill(self) -> NeededScores:
+        """Compute the missing scores and return all that are needed.
+
+        Raises:
+            UserError: A score is missing that another process was to compute.
+        """
+        self.store.open()
+        run, needed = self.run, self.needed
+        terminal = sys.stdout.isatty() and run.is_global_zero
+        ranks = None if run.shard is None else Ranks(run.rank, run.world_size, run.broadcast, run.barrier)
+        score = partial(self._score, self._scorer())
+        if StoreFiller(self.store, needed, score, self.label, run.say, terminal, ranks).run():
+            del score  # and the model with it
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            # Read again as every later run will: if a score was computed twice, the first in the store stands.
+            needed = NeededScores(self.table)
+            load(self.store, needed, set())
+        if missing := sum(run.gather(needed.missing)):
+            run.refuse(
+                f"{missing} scores of the reference '{self.reference.label}' are not in {self.store.folder}, where "
+                "another process was to put them: processes that share a reference must share LIT_PREF_CACHE"
+            )
+        return needed
+
+    def open(self) -> NeededScores:
+        """Compute the missing scores, make the reference ready to score, and return its scores.
+
+        Raises:
+            UserError: see `fill`.
+        """
+        needed = self.fill()
+        self.reference.open(self.store.identity, needed, self.encoding is not None)
+        return needed
+
+    def differences(self, rows: int, seed: int) -> tuple[Array, Array]:
+        """Stored scores of up to `rows` randomly drawn pairs, and the same computed again; (2 x rows,) each, nats."""
+        load(self.store, self.needed, set())
+        everything = np.arange(len(self.needed.pairs))
+        held = np.setdiff1d(everything, self.needed.lacking(everything))
+        drawn = np.random.default_rng(seed).permutation(held)[:rows]
+        if not len(drawn):
+            return np.empty(0), np.empty(0)
+        scorer = self._scorer()
+        # One pair a batch, unlike in the block: whether that changes a score is part of the comparison.
+        again = np.concatenate([self._score(scorer, drawn[k : k + 1]).scores for k in range(len(drawn))])
+        stored = self.needed.pairs[drawn].reshape(-1)
+        return self.needed.scores[stored[stored >= 0]], again
+
+    def _scorer(self) -> LazyScorer:
+        return lazy_scorer(self.reference, frozenset({TokenLogps()} if self.keeps_tokens else ()), self.run)
+
+    def _score(self, scorer: LazyScorer, pairs: Array) -> Scores:
+        # Only ids: pairs of one split may have columns that those of another lack.
+        bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
+        batch = [replace(self._pair(int(self.needed.first[pair])), **bare) for pair in pairs]
+        tokenizer = self.tokenizer
+        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        scores = scorer.score(collate(batch, pad_id, layout=scorer.layout), self.run.device)
+        if not np.isfinite(scores.scores).all():
+            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # all chosen responses come first
+            raise UserError(
+                f"{batch[response % len(batch)].place}: {self.label} gives a response of this pair the score "
+                f"{scores.scores[response]}: check its weights, or give it a larger dtype"
+            )
+        return scores
+
+    def _pair(self, at: int) -> PreferencePair:
+        """The pair of one row of the table, in the reference's ids."""
+        for pairs, indices in self.splits:
+            if at < len(indices):
+                pair = pairs[int(indices[at])]
+                return pair if self.encoding is None else in_own_ids(pair, self.encoding)
+            at -= len(indices)
+        raise IndexError(at)
+
+    def _refuse_too_long(self) -> None:
+        limit = None if self.encoding is None else self.reference.spec.max_length()
+        if limit is not None and len(self.table) and (longest := int(self.table["tokens"].max())) > limit:
+            pair = self._pair(int(self.table["tokens"].argmax()))
+            raise UserError(
+                f"{pair.place} has {longest} tokens for the reference '{self.reference.label}', which reads at most "
+                f"{limit}: lower data.max_length"
+            )
+
+
+def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceStore:
+    spec = reference.spec
+    fingerprint = reference.fingerprint()
+    if spec.path is None:
+        # The versions of these libraries decide which weights a seed gives.
+        drawn_by = [fingerprint, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
+        fingerprint = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()
+    aggregation = "tokens" if keeps_tokens else "sum"
+    return ReferenceStore(Identity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
+
+
+def tolerance_of(numerics: str) -> tuple[float, float]:
+    """The largest difference by rounding between two computations of a score: nats, and nats per nat of the score.
+
+    Below fp32 a score depends on the other pairs of its batch.
+    """
+    return {"fp64": (1e-9, 1e-11), "fp32": (1e-3, 1e-6)}.get(numerics.partition("-from-")[0], (0.1, 1e-2))

@@ -1,0 +1,138 @@
+"""Computing scores for the store: the model of a stored reference, its layout, and the numerics of its scores."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_pref.batch import PreferenceBatch
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
+from lit_pref.references.lookup import NO_RESPONSE
+from lit_pref.references.reference import Pretrained
+from lit_pref.references.store import KEY, Scores
+from lit_pref.references.stored import Stored
+from lit_pref.run_context import RunContext
+from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
+from lit_pref.scoring.layout import Layout
+from lit_pref.scoring.scorer import Scorer
+
+ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+"""The dtype to which Lightning rounds a policy under these precisions."""
+
+
+class LazyScorer:
+    """The model of a reference, built when the first batch has to be scored.
+
+    Args:
+        spec: of the model.
+        place: rounds, shards and moves the model as the run does its policy.
+        context: the context in which the run's models are called.
+        needs: statistics to keep beside the scores.
+        layout: of the batches.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        place: Callable[[Scorer], Scorer],
+        context: Callable[[], AbstractContextManager[Any]],
+        needs: frozenset[Need],
+        layout: Layout,
+    ) -> None:
+        self._spec, self._place, self._context, self._needs = spec, place, context, needs
+        self.layout = layout
+        self._scorer: Scorer | None = None
+
+    @property
+    def is_built(self) -> bool:
+        return self._scorer is not None
+
+    def score(self, batch: PreferenceBatch, device: torch.device) -> Scores:
+        """Return the scores of both responses of a batch: first the chosen ones, then the rejected ones."""
+        if self._scorer is None:
+            scorer = Scorer(self._spec.build()).eval().requires_grad_(False)
+            if self.layout == "prefix_shared":
+                enable_prefix_sharing(scorer.model)
+            scorer.probe()
+            self._scorer = self._place(scorer)
+        with torch.no_grad(), self._context():
+            pairs: PairScores = self._scorer(batch.to(device), self._needs)
+        sides = [side for side in (pairs.chosen, pairs.rejected) if side is not None]
+        keys = [key for side in zip(*batch.pairs.response_keys, strict=True) for key in side if key is not None]
+        lengths = torch.cat([side.lengths for side in sides])
+        return Scores(
+            np.array([key or NO_RESPONSE for key in keys], KEY),
+            torch.cat([side.scores for side in sides]).double().cpu().numpy(),
+            lengths.int().cpu().numpy(),
+            self._tokens(sides) if TokenLogps() in self._needs else None,
+        )
+
+    @staticmethod
+    def _tokens(sides: list[SequenceScores]) -> Any:
+        """The log-probs of all tokens, without the zeros that pad each response."""
+        kept = []
+        for side in sides:
+            logps = side.statistics[TokenLogps()]
+            positions = torch.arange(logps.shape[1], device=logps.device)
+            kept.append(logps[positions < side.lengths[:, None]])
+        return torch.cat(kept).cpu().numpy()
+
+
+def lazy_scorer(reference: Stored, needs: frozenset[Need], run: RunContext) -> LazyScorer:
+    """Return the scorer of a stored reference, as this run would score with it.
+
+    Args:
+        reference: to be scored.
+        needs: statistics to keep beside the scores.
+        run: gives device, precision, layout and sharding.
+    """
+
+    def place(scorer: Scorer) -> Scorer:
+        if _follows_policy(reference):
+            scorer = run.convert(scorer)  # type: ignore[assignment]
+        if run.shard is not None:
+            run.shard(scorer)
+        return scorer.to(run.device)
+
+    # Under `bf16-true` the context is for models rounded to bf16; other models keep their own dtype.
+    context = run.forward_context if _follows_policy(reference) or _is_mixed(run) else nullcontext
+    return LazyScorer(reference.spec, place, context, needs, layout_of(reference, run))
+
+
+def layout_of(reference: Stored, run: RunContext) -> Layout:
+    """The layout in which the reference scores pairs for the store: the run's, if its model supports it."""
+    shares = run.layout == "prefix_shared" and prefix_sharing_obstacle(reference.spec) is None
+    return "prefix_shared" if shares else "padded"
+
+
+def numerics(reference: Stored, run: RunContext) -> str:
+    """`fp32` or `fp64` where weights and computation have that precision; else all that the numbers depend on."""
+    spec = reference.spec
+    dtype = ROUNDED.get(run.precision, spec.dtype) if _follows_policy(reference) else spec.dtype
+    mixed = _is_mixed(run)
+    matmul = torch.get_float32_matmul_precision()
+    # Weights rounded after loading give other numbers than weights stored in that dtype.
+    rounded = "" if dtype == spec.dtype else f"-from-{spec.dtype}"
+    if dtype == "float64":  # autocast leaves it alone
+        return "fp64" + rounded
+    if dtype == "float32" and not mixed and matmul == "highest":
+        return "fp32" + rounded
+    computed = run.precision if mixed else "fp32" if dtype == "float32" else dtype
+    weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
+    # The head multiplies in fp32 even where the model does not.
+    coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
+    layout = "shared" if layout_of(reference, run) == "prefix_shared" else "padded"  # names in existing stores
+    how = (run.device.type, layout, spec.attention or "default")
+    return "/".join([f"{computed}{weights}{rounded}{coarse}", *how])
+
+
+def _follows_policy(reference: Stored) -> bool:
+    """Whether the reference has the policy's own weights, which are rounded as the policy's are."""
+    return not isinstance(reference.reference, Pretrained)
+
+
+def _is_mixed(run: RunContext) -> bool:
+    return run.precision not in {"32-true", *ROUNDED}

@@ -1,0 +1,283 @@
+"""A run as a value: `build` assembles Trainer, module and data from a configuration, and `Run` uses them.
+
+The command line, tests and notebooks all use it; a Trainer is put together nowhere else in the package.
+"""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
+from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
+from lit_pref.checkpoint_export import Exported, export
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.errors import UsageError, UserError
+from lit_pref.lightning_messages import hide_hints, lightning_errors
+from lit_pref.modules.distributed import check_devices
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.printout.first_lines import first_lines, say
+from lit_pref.printout.summary import held_out_table, summary
+from lit_pref.run_folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
+from lit_pref.run_parser import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run_trainer import trainer_of
+from lit_pref.testbed.gold_report import gold_report
+from lit_pref.testbed.make import Testbed, make
+
+
+@dataclass
+class Run:
+    """A Trainer, a module and its data, with the configuration they were built from.
+
+    Args:
+        trainer: with the callbacks of a run; nothing has run yet.
+        module: the policy, its references and the objective; no model is loaded yet.
+        data: the pairs; nothing is read yet.
+        run_dir: the folder that a training run writes into.
+        config_text: the resolved configuration as YAML, with every default; it runs again on its own.
+        command: the command it was built for.
+        options: what was parsed; it decides whatever is not in the objects above.
+        arguments: the options it was built from.
+        relaunchable: whether running this process's command line again gives another process of this run.
+        testbed: the folder of the testbed, where the run makes one.
+    """
+
+    trainer: Trainer
+    module: PreferenceModule
+    data: PreferenceDataModule
+    run_dir: Path
+    config_text: str
+    command: str
+    options: Namespace
+    arguments: Sequence[str]
+    relaunchable: bool = False
+    testbed: Path | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        return self.module.plain_config
+
+    def fit(self, ckpt_path: str | Path | None = None) -> Exported | None:
+        """Train, and export the last checkpoint into `hf` of the run folder.
+
+        Args:
+            ckpt_path: the checkpoint to resume; `last` is the newest complete one of the run folder, and where there is
+                none yet the run starts from the beginning. None is `ckpt_path` of the configuration.
+
+        Returns:
+            What was exported; None for a `fast_dev_run` and on all ranks but the first.
+
+        Raises:
+            UserError: the data, the models or the configuration cannot be trained on, or the folder is used.
+        """
+        if self.command != "fit":
+            raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
+        checkpoint = self._checkpoint(ckpt_path, or_start=True)
+        if checkpoint is None:
+            refuse_used(self.run_dir)
+        else:
+            self.trainer.num_sanity_val_steps = 0  # the held-out numbers before training are on record
+        if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
+            # What a killed run wrote after its last checkpoint is written again.
+            first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
+            self.trainer.logger = TensorBoardLogger(
+                self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
+            )
+        make_folder(self.run_dir)
+        say(first_lines(self.module, self.trainer, self.run_dir))
+        self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
+        return self._finish()
+
+    def _finish(self) -> Exported | None:
+        if trying_out(self.trainer) or not self.trainer.is_global_zero:
+            return None
+        newest = complete_checkpoints(self._checkpoint_folder())[-1]
+        exported = export(newest, self.run_dir / "hf")
+        if self.options.print_summary:
+            if self.testbed is not None:
+                say("writing responses before and after training ...")
+                say(gold_report(self.testbed, exported.folder) + "\n")
+            say(summary(self.module, self.run_dir, newest, exported, ["fit", *self.arguments]))
+        return exported
+
+    def validate(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
+        """Metrics of the held-out pairs by name; one record per pair goes into the run folder.
+
+        Args:
+            ckpt_path: whose weights to use, or `last`; None is `ckpt_path` of the configuration, and where that is null
+                the weights that the module has, or else those of the policy before training.
+        """
+        return self._evaluate(self.trainer.validate, ckpt_path)
+
+    def test(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
+        """The same as `validate`, logged as test."""
+        return self._evaluate(self.trainer.test, ckpt_path)
+
+    def predict(self, ckpt_path: str | Path | None = None) -> Path:
+        """Write one record per held-out pair as Parquet, and return the folder of the records."""
+        self._evaluate(self.trainer.predict, ckpt_path, prints_table=False)
+        return self.run_dir / "records"
+
+    def _evaluate(self, method: Any, ckpt_path: str | Path | None, prints_table: bool = True) -> dict[str, float]:
+        checkpoint = self._checkpoint(ckpt_path)
+        if checkpoint is None and self.module.scorer is None:
+            say("weights: those of the policy before training (no --ckpt_path)")
+        verbose = {"verbose": self.options.get("verbose", False)} if prints_table else {}
+        self._call(method, ckpt_path=checkpoint, weights_only=self.options.weights_only, **verbose)
+        if prints_table and self.trainer.is_global_zero:
+            fitted = "".join(f"fitted      {line}\n" for line in self.module.fitted)
+            say(f"{fitted}{held_out_table({}, self.module.evaluation.last)}")
+        if self.trainer.is_global_zero:
+            say(f"one record a pair: {self.run_dir / 'records'}")
+        return dict(self.module.evaluation.last)
+
+    def export(
+        self, out: str | Path | None = None, ckpt_path: str | Path | None = "last", merge: bool = True, pairs: int = 8
+    ) -> Exported:
+        """Write a checkpoint of this run as a Hugging Face folder; see `checkpoint_export.export`.
+
+        Args:
+            out: the folder; None is `hf` in the run folder.
+            ckpt_path: which checkpoint; `last` is the newest.
+            merge: merge a LoRA adapter into the weights.
+            pairs: how many pairs are scored before and after.
+        """
+        checkpoint = self._checkpoint(ckpt_path or "last")
+        assert checkpoint is not None
+        return export(checkpoint, out or self.run_dir / "hf", merge, pairs)
+
+    def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
+        """Find faults in data, objective and models before training, and print a report; see the command `check`.
+
+        Args:
+            model: build and compare the models too.
+            html: a page with figures to write.
+            json: a report for machines to write.
+
+        Raises:
+            UserError: something was found that is wrong enough to stop.
+        """
+        # Of the configuration: this run's own Trainer and data stay as they are.
+        config = resolve([f"--config={self.config_text}", f"--run_dir={self.run_dir}"], "check")
+        check_config(config, f"check {self.run_dir}", model, html, json)
+
+    def before_training(
+        self,
+        work: Callable[[PreferenceModule], None],
+        refused: Callable[[PreferenceModule, UserError], None] | None = None,
+    ) -> None:
+        """Prepare the data as `fit` would, and call `work` on every rank before any model exists; nothing is trained.
+
+        Args:
+            work: is called with the module.
+            refused: is called with the error for which training would not begin; None raises it.
+        """
+        self.trainer.callbacks.append(InPlaceOfTraining(work))  # type: ignore[attr-defined]
+        try:
+            self._call(self.trainer.fit)
+        except WorkDone:
+            pass
+        except UserError as error:
+            if refused is None:
+                raise
+            refused(self.module, error)
+
+    def _checkpoint(self, ckpt_path: str | Path | None, or_start: bool = False) -> str | None:
+        wanted = self.options.ckpt_path if ckpt_path is None else str(ckpt_path)
+        if wanted != "last":
+            return check_checkpoint(wanted)
+        return newest_checkpoint(self._checkpoint_folder(), or_start)
+
+    def _checkpoint_folder(self) -> Path:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        saving = [callback.where(self.trainer) for callback in callbacks if isinstance(callback, Checkpoints)]
+        return saving[0] if saving else self.run_dir / "checkpoints"
+
+    def _call(self, method: Any, **arguments: Any) -> None:
+        launcher = self.trainer.strategy.launcher
+        launches = isinstance(launcher, _SubprocessScriptLauncher) and launcher.num_processes > 1
+        if launches and not self.relaunchable:
+            raise UsageError(
+                f"{self.trainer.world_size} processes cannot be started from within Python, where Lightning would run "
+                "the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
+            )
+        with lightning_errors():
+            try:
+                method(self.module, datamodule=self.data, **arguments)
+            except UserError:
+                # The first process reports the error and ends; the processes that it started would wait for it.
+                if isinstance(launcher, _SubprocessScriptLauncher):
+                    launcher.kill(signal.SIGKILL)
+                raise
+
+
+def build(
+    config: str | Path | Mapping[str, Any] | Sequence[str | Path],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    command: str = "fit",
+) -> Run:
+    """Resolve and check a configuration, and assemble its run; nothing is read or written yet but a testbed it names.
+
+    Args:
+        config: a YAML file, a list of files of which later ones win, or the content of one as a dictionary.
+        overrides: changes to it, as `"data.seed=1"` or `"--data.seed 1"`, or as a dictionary of dotted names.
+        command: `fit`, or the command that needs the run: others than `fit` have neither logger nor checkpoints.
+
+    Raises:
+        UserError: the configuration cannot be run as written.
+
+    Example: `build("configs/dpo.yaml", {"data.train": "pairs.jsonl", "model.policy.path": "FOLDER"}).fit()`.
+    """
+    arguments = as_arguments(config, overrides)
+    run = assemble(resolve(arguments, command), command, arguments)
+    if isinstance(config, Mapping):
+        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # what can be typed to run it again
+    return run
+
+
+@lightning_errors()
+def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunchable: bool = False) -> Run:
+    """Trainer, module and data of a resolved configuration; see `Run` for the arguments."""
+    hide_hints()
+    if config.seed_everything is not False:
+        given = None if config.seed_everything is True else config.seed_everything
+        config.seed_everything = seed_everything(given, workers=True)
+    resumes = command in ("validate", "test", "predict") or config.ckpt_path is not None
+    run_dir = folder_of_run(config.run_dir, config.get("config") or [], resumes)
+    if config.ckpt_path not in (None, "last"):
+        check_checkpoint(config.ckpt_path)
+    elif relaunchable and command == "fit" and config.ckpt_path is None:
+        refuse_used(run_dir)  # before a testbed is made
+    testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
+    if testbed is not None:
+        fill_in_testbed(config, testbed)
+    parser = run_parser(command)
+    alone = config.clone()
+    alone.run_dir = alone.ckpt_path = None  # what is saved runs again on its own, in a folder of its own
+    text = parser.dump(alone, skip_unset=False)
+    built = instantiate(parser, config)
+    module = built.model
+    module.plain_config = yaml.safe_load(text)
+    module.seed = int(config.seed_everything)
+    module.stop_at_step = config.stop_at_step
+    trainer = trainer_of(built.trainer, command, run_dir, text)
+    check_devices(trainer, config.trainer.devices, config.trainer.num_nodes)
+    return Run(trainer, module, built.data, run_dir, text, command, config, arguments, relaunchable, testbed)
+
+
+def check_config(config: Namespace, title: str, model: bool, html: str | Path | None, json: str | Path | None) -> None:
+    """Check a resolved configuration and print the report; see `Run.check`."""
+    from lit_pref.commands.check.check import Check
+
+    check = Check(title, None if html is None else Path(html), None if json is None else Path(json), model)
+    check.loosen(config)
+    assemble(config, "check", []).before_training(check.run, check.refused)
+    check.finish()

@@ -1,0 +1,61 @@
+"""The facts of a run that references, selection and fitting need, without the Trainer they come from."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from lit_pref.scoring.layout import Layout
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Ranks, device, precision and limits of a run, and the few operations that involve all ranks.
+
+    Args:
+        stage: the Trainer's command: `fit`, `validate`, `test` or `predict`.
+        rank: of this process.
+        world_size: number of processes.
+        device: of this process; its type is the kind of accelerator.
+        precision: Lightning's name, such as `32-true` or `bf16-mixed`.
+        forward_context: the context in which models of this precision are called.
+        convert: rounds a module's weights as the policy's are rounded.
+        shard: shards a module over the ranks, in place; None where models are whole on every rank.
+        layout: of the batches.
+        seed: of the run.
+        max_steps: optimizer steps after which the run stops; None for no limit.
+        max_epochs: epochs after which the run stops; None for no limit.
+        evaluation_limits: batches a rank reads in `val`, `test` and `predict`: a number, or a share as a float.
+        gather: returns the values of all ranks, in rank order, on every rank.
+        broadcast: returns the first rank's value on every rank.
+        barrier: waits for all ranks.
+        say: prints a line, on the first rank alone.
+        refuse: stops all ranks with a `UserError`; called on every one.
+    """
+
+    stage: str
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: str
+    forward_context: Callable[[], AbstractContextManager[Any]]
+    convert: Callable[[nn.Module], nn.Module]
+    shard: Callable[[nn.Module], None] | None
+    layout: Layout
+    seed: int
+    max_steps: int | None
+    max_epochs: int | None
+    evaluation_limits: Mapping[str, int | float]
+    gather: Callable[[Any], list[Any]]
+    broadcast: Callable[[Any], Any]
+    barrier: Callable[[], None]
+    say: Callable[[str], None]
+    refuse: Callable[[str], NoReturn]
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the first rank, which prints and writes."""
+        return self.rank == 0

@@ -1,0 +1,128 @@
+"""The parser of a run's configuration: Trainer, module, data, and where the run goes."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.selection import criteria  # noqa: F401  their short names resolve once they are imported
+from lit_pref.errors import UsageError, UserError
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.parser import Parser
+from lit_pref.testbed.make import Testbed
+
+TRAINER_DEFAULTS = {
+    # One pass over all held-out pairs before training: the baseline of every curve.
+    "num_sanity_val_steps": -1,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+
+
+class RunParser(Parser, LightningArgumentParser):
+    """Parses the configuration of a run."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        if "data" in (kwargs.get("nested_key"), *args[1:2]):
+            # A file named there contains pairs. jsonargparse would try to read it as a configuration, five times.
+            kwargs["sub_configs"] = False
+        return super().add_class_arguments(*args, **kwargs)
+
+
+def run_parser(command: str = "fit") -> RunParser:
+    """The parser of a run; which command it is decides little more than the name in the help."""
+    parser = RunParser(
+        prog=f"python -m lit_pref {command}",
+        description="A run: a policy, pairs, an objective, and Lightning's Trainer.",
+        dump_header=[f"lightning.pytorch=={lightning.pytorch.__version__}"],
+    )
+    parser.add_argument("-c", "--config", action="config", help="A configuration file; later files and options win.")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything that is random.")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.add_lightning_class_args(PreferenceModule, "model")
+    parser.add_lightning_class_args(PreferenceDataModule, "data")
+    parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
+    parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
+    parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
+    parser.add_argument("--print_summary", type=bool, default=True, help="Print at the end where everything is.")
+    parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint to resume or evaluate; `last`: the newest.")
+    parser.add_argument("--weights_only", type=bool | None, help="Passed to torch.load; null: true.")
+    if command in ("validate", "test"):
+        parser.add_argument("--verbose", type=bool, default=True, help="Print Lightning's table of metrics.")
+    return parser
+
+
+def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
+    """The whole configuration that the options give, with every default.
+
+    Raises:
+        UsageError: an option or a file cannot be read.
+    """
+    return run_parser(command).parse_args(list(arguments))
+
+
+def instantiate(parser: RunParser, config: Namespace) -> Namespace:
+    """Build the classes of a configuration, all but the Trainer.
+
+    Raises:
+        UserError: a class refuses its arguments.
+    """
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        # For Optional[Class], jsonargparse repeats the class's error once per union member.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        # Where one member is no class, only the text of the error is left.
+        texts = re.findall(r"^\s*- (?!Expected|Not a valid|a )(.+)$", str(error), flags=re.MULTILINE)
+        if cause is None and not texts:
+            raise
+        raise cause or UsageError(texts[-1]) from None
+
+
+def fill_in_testbed(config: Namespace, folder: Path) -> None:
+    """Take the policy and the pairs of a testbed where the configuration names none."""
+    policy = config.model.policy
+    if policy.path is None and policy.config is None:
+        policy.path = str(folder / "policy")
+    if config.data.train is None:
+        config.data.train = str(folder / "train.jsonl")
+        config.data.val = str(folder / "val.jsonl")
+
+
+def as_arguments(
+    config: str | Path | Mapping[str, Any] | Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]
+) -> list[str]:
+    """Files or a plain dictionary, and changes to them, as options of the command line.
+
+    >>> as_arguments("configs/dpo.yaml", ["data.seed=1", "--model.objective MMPO"])
+    ['--config=configs/dpo.yaml', '--data.seed=1', '--model.objective=MMPO']
+    >>> as_arguments("a.yaml", {"trainer.max_steps": 3, "data.val": None})
+    ['--config=a.yaml', '--trainer.max_steps=3', '--data.val=null']
+    """
+    if isinstance(config, Mapping):
+        files = [yaml.safe_dump(dict(config), sort_keys=False)]
+    else:
+        files = [str(config)] if isinstance(config, str | Path) else [str(file) for file in config]
+    return [*(f"--config={file}" for file in files), *_overrides(overrides)]
+
+
+def _overrides(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(overrides, Mapping):
+        for name, value in overrides.items():
+            yield f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        return
+    for override in overrides:
+        name, _, value = override.strip().removeprefix("--").replace(" ", "=", 1).partition("=")
+        yield f"--{name}={value.strip()}"

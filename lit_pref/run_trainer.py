@@ -1,0 +1,56 @@
+"""The Trainer of a run: callbacks, loggers and plugins by the command that it is for."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+
+from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
+from lit_pref.callbacks.progress import progress
+from lit_pref.callbacks.run_folder import RunFolder
+from lit_pref.errors import UsageError
+from lit_pref.modules.distributed import refuse_fsdp1
+from lit_pref.printout.first_lines import FirstLines
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Trainer:
+    """The Trainer of a command.
+
+    Args:
+        config: its arguments, with callbacks, loggers and strategy built.
+        command: `fit` logs, saves and keeps a record; `validate`, `test` and `predict` only show their progress, and
+            the others do nothing of this.
+        run_dir: of the run.
+        text: the configuration for the record.
+
+    Raises:
+        UsageError: Lightning refuses a combination of settings, or the strategy is not supported.
+    """
+    arguments = {**config}
+    if config.max_epochs is None and config.max_steps == -1:
+        arguments["max_epochs"] = 1
+    arguments |= {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
+    arguments["plugins"] = [*_as_list(config.plugins), AtomicCheckpointIO()]
+    callbacks = _as_list(config.callbacks)
+    if command in TRAINER_COMMANDS and config.enable_progress_bar is not False:
+        callbacks.append(progress())
+        arguments["enable_progress_bar"] = sys.stdout.isatty()
+    if command == "fit":
+        callbacks += [FirstLines(), RunFolder(text)]
+        if not any(isinstance(callback, Checkpoints) for callback in callbacks):
+            callbacks.append(Checkpoints())
+    if config.logger is None or command not in TRAINER_COMMANDS or (command == "fit" and config.logger is True):
+        arguments["logger"] = False  # `Run.fit` makes the default one, once it knows from which step it writes
+    refuse_fsdp1(config.strategy)
+    try:
+        return Trainer(**{**arguments, "callbacks": callbacks})
+    except (ValueError, TypeError) as error:  # how Lightning refuses combinations of settings
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]

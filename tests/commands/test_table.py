@@ -1,0 +1,86 @@
+"""The table of commands, and what is known of a command line before torch is imported."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from lit_pref.cli import command_parser
+from lit_pref.commands.run_options import RunOptions
+from lit_pref.commands.table import COMMANDS, Command, command_named, program_help
+from lit_pref.errors import UsageError
+
+DPO = str(ROOT / "configs" / "dpo.yaml")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_command_is_a_documented_typed_function(command: Command):
+    function = command.load()
+    parameters = list(inspect.signature(function).parameters.values())
+    assert function.__doc__ and all(parameter.annotation is not parameter.empty for parameter in parameters)
+    assert command.needs_run == bool(parameters and parameters[0].annotation is RunOptions)
+    own = parameters[1:] if command.needs_run else parameters
+    actions = {action.dest: action for action in command_parser(command, function)._actions}
+    for parameter in own:
+        assert actions[parameter.name].help, f"the docstring says nothing of {parameter.name}"
+    assert f"  {command.name} " in program_help() and command.example.split()[0] == command.name
+
+
+def test_an_unknown_command_is_answered_with_all_that_are_known():
+    with pytest.raises(
+        UsageError, match=r"unknown command 'scoer'; known: fit, validate, test, .*; did you mean score"
+    ):
+        command_named("scoer")
+
+
+BEFORE_TORCH: list[tuple[list[str], str]] = [
+    *(([command.name, "--help"], "usage: python -m lit_pref") for command in COMMANDS if command.name != "fit"),
+    (
+        ["fit", "--trainr.max_steps", "1", "--config", DPO],
+        "--trainr.max_steps; did you mean --trainer.max_steps?",
+    ),
+    (["fit", "--config", "mmop.yaml"], "config file mmop.yaml does not exist"),
+    (["fit", "--closing_words", "false", "--config", DPO], "closing_words is called print_summary now"),
+    (["fit", "--run_dir", "x"], "missing: --model.objective"),
+    (["check", "--config", DPO, "--html"], "--html needs a value"),
+    (["check", "--config", DPO, "--htm", "x"], "unknown option --htm"),
+    (["score", "--verify", "0", "--config", DPO], "verify: expected a whole number above 0 or null, got '0'"),
+    (["score", "--list", "--config", DPO], "--list stands alone"),
+    (["select", "--config", DPO], "missing: --out; --help says what they are"),
+    (["select", "--out", "x.csv"], "--out chosen.jsonl or --out chosen.parquet; got 'x.csv'"),
+    (["export", "--ckpt_path", "x"], "missing: --out"),
+    (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),
+]
+
+
+def test_help_and_mistakes_of_a_commands_own_options_need_no_heavy_import():
+    code = """if True:
+        import sys, io, contextlib
+        from lit_pref.__main__ import main
+        for line in sys.stdin.read().splitlines():
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                try: main(line.split("|"))
+                except SystemExit: pass
+            print(out.getvalue().strip().splitlines()[0])
+        print({"torch", "lightning", "transformers", "pyarrow", "pandas"} & set(sys.modules))
+    """
+    typed = "\n".join("|".join(words) for words, _ in BEFORE_TORCH)
+    done = subprocess.run([sys.executable, "-c", code], input=typed, capture_output=True, text=True, check=True)
+    *lines, heavy = done.stdout.splitlines()
+    assert heavy == "set()"
+    assert len(lines) == len(BEFORE_TORCH)
+    for line, (words, said) in zip(lines, BEFORE_TORCH, strict=True):
+        assert said in line, words
+
+
+def test_options_of_a_run_keep_their_order_and_values_among_those_of_a_command(capsys: pytest.CaptureFixture[str]):
+    from lit_pref.option_split import keep_options
+
+    command = command_named("check")
+    typed = ["--model", "--config", "a.yaml", "--json=out.json", "--model.policy.path", "p", "--html", "x", "--a", "-1"]
+    own, rest = keep_options(typed, command_parser(command, command.load()))
+    assert own == ["--model", "--json=out.json", "--html=x"]
+    assert rest == ["--config", "a.yaml", "--model.policy.path", "p", "--a", "-1"]

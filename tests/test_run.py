@@ -1,0 +1,137 @@
+"""A run built from Python: what `build` takes, what a `Run` does, and that it does the same as the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, write_pairs
+
+from lit_pref.__main__ import main
+from lit_pref.checkpoint_export import read_checkpoint
+from lit_pref.commands.run_options import TOP_LEVEL
+from lit_pref.errors import UsageError, UserError
+from lit_pref.run import Run, build
+from lit_pref.run_parser import run_parser
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+MMPO = str(ROOT / "configs" / "mmpo.yaml")
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path) -> dict[str, Any]:
+    """What a run of three steps needs beside its method, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    options: dict[str, Any] = {"model.policy.path": str(policy_folder), "data.train": "pairs.jsonl"}
+    return options | {"data.global_batch": 8, "trainer.accelerator": "cpu", "print_summary": False}
+
+
+def weights(run_dir: str) -> dict[str, torch.Tensor]:
+    newest = sorted((Path(run_dir) / "checkpoints").iterdir())[-1]
+    return read_checkpoint(newest)["state_dict"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_runs_of_one_process_and_the_command_line_end_with_the_same_bits(options: dict[str, Any]):
+    build(MMPO, options | {"run_dir": "one"}).fit()
+    exported = build(MMPO, options | {"run_dir": "two"}).fit()
+    assert exported is not None and (exported.folder / "model.safetensors").exists()
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", MMPO, *(f"--{k}={v}" for k, v in options.items()), "--run_dir", "three"])
+    assert ended.value.code == 0
+    assert same(weights("one"), weights("two")) and same(weights("one"), weights("three"))
+    one, three = (Path(name, "config.yaml").read_text() for name in ("one", "three"))
+    assert one == three
+
+
+def test_a_run_stops_and_resumes_to_the_same_bits_and_is_not_overwritten(options: dict[str, Any]):
+    build(MMPO, options | {"run_dir": "whole"}).fit()
+    build(MMPO, options | {"run_dir": "parts", "stop_at_step": 1}).fit()
+    with pytest.raises(UsageError, match=r"parts already contains a run; resume it \(--ckpt_path last\)"):
+        build(MMPO, options | {"run_dir": "parts"}).fit()
+    resumed = build(MMPO, options | {"run_dir": "parts"})
+    resumed.fit(ckpt_path="last")
+    assert same(weights("whole"), weights("parts"))
+    numbers = resumed.validate(ckpt_path="last")
+    assert numbers == build(MMPO, options | {"run_dir": "whole"}, "validate").validate("last")
+    assert resumed.export("folder").folder == Path("folder")
+
+
+def test_a_configuration_is_a_file_several_or_a_dictionary_and_overrides_are_words_or_a_dictionary(
+    options: dict[str, Any],
+):
+    Path("mine.yaml").write_text("data: {train: pairs.jsonl}\nmodel: {policy: {path: somewhere}}\n")
+    several = build([MMPO, "mine.yaml"], ["--model.objective.beta 0.3", "data.seed=4"])
+    assert several.run_dir == Path("runs/mine") and several.config["data"]["seed"] == 4
+    assert "beta=0.3" in repr(several.module.objective)
+    given = {"model": {"objective": "DPO", "policy": {"path": "somewhere"}}, "data": {"train": "pairs.jsonl"}}
+    plain = build(given, {"run_dir": "here", "model.objective": {"class_path": "MMPO", "init_args": {"beta": 0.2}}})
+    assert plain.run_dir == Path("here") and "beta=0.2" in repr(plain.module.objective)
+    with pytest.raises(UsageError, match="give the run a folder"):
+        build(given)
+
+
+def test_naming_another_class_drops_the_arguments_of_the_old_one(options: dict[str, Any]):
+    words = [f"{name}={value}" for name, value in options.items()]
+    run = build(MMPO, [*words, "--model.objective.beta 0.7", "--model.objective DPO"])
+    assert repr(run.module.objective) == repr(build(str(ROOT / "configs" / "dpo.yaml"), options).module.objective)
+
+
+def test_mistakes_are_answered_as_on_the_command_line(options: dict[str, Any]):
+    with pytest.raises(UsageError, match=r"unknown option --data.trian; did you mean --data.train"):
+        build(MMPO, {"data.trian": "x"})
+    with pytest.raises(UsageError, match="unknown class 'MPO'"):
+        build(MMPO, {"model.objective": "MPO"})
+    with pytest.raises(UsageError, match="closing_words is called print_summary now"):
+        build(MMPO, {"closing_words": False})
+    with pytest.raises(UsageError, match="closing_words is called print_summary now: write print_summary"):
+        build({"closing_words": False, "model": {"objective": "DPO"}})
+
+
+def test_processes_are_not_started_from_within_python(options: dict[str, Any]):
+    run = build(MMPO, options | {"trainer.devices": 2, "trainer.strategy": "ddp", "run_dir": "run"})
+    with pytest.raises(UsageError, match="2 processes cannot be started from within Python"):
+        run.fit()
+    assert not list(Path("run").iterdir())
+
+
+def test_a_run_of_another_command_has_nothing_to_train_with(options: dict[str, Any]):
+    run = build(MMPO, options, "validate")
+    assert run.trainer.loggers == []
+    with pytest.raises(UsageError, match="built for validate"):
+        run.fit()
+
+
+def test_check_leaves_the_run_as_it_is(options: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    run = build(MMPO, options | {"run_dir": "run"})
+    run.check(json="report.json")
+    assert Path("report.json").exists() and "train" in capsys.readouterr().out
+    assert run.data.bad_rows == "strict" and not Path("run").exists()
+    write_pairs(Path("pairs.jsonl"), 3)
+    Path("pairs.jsonl").write_text(Path("pairs.jsonl").read_text() + "{}\n")
+    with pytest.raises(UserError, match="stop this run"):
+        run.check()
+
+
+def test_work_in_place_of_training_sees_the_data_and_no_model(options: dict[str, Any]):
+    seen: list[Any] = []
+
+    def work(module: Any) -> None:
+        seen.append((len(module.trainer.datamodule.train_pairs), module.scorer))
+
+    run: Run = build(MMPO, options, "score")
+    run.before_training(work)
+    ((pairs, scorer),) = seen
+    assert pairs > 0 and scorer is None and not Path("runs").exists()
+
+
+def test_the_first_parts_of_options_that_commands_check_are_those_of_the_parser():
+    known = {"help", "print_config"}
+    for command in ("fit", "validate"):
+        known |= {action.dest.partition(".")[0] for action in run_parser(command)._actions if action.option_strings}
+    assert set(TOP_LEVEL) == {name for name in known if not name.startswith("print_shtab")}
