@@ -55,7 +55,7 @@ class Doubled(Temperature):
     [
         (
             {"temperature": EpsilonStep(), "reference": NoReference()},
-            "EpsilonStep compares the policy with a reference: choose another than `NoReference`",
+            "EpsilonStep needs a reference and NoReference takes none: choose another part than EpsilonStep or than N",
         ),
         (
             {"temperature": EpsilonStep(), "tokens": Mean()},
@@ -63,7 +63,7 @@ class Doubled(Temperature):
         ),
         (
             {"temperature": EpsilonStep(), "score": JensenShannon()},
-            "EpsilonStep perturbs beta of the reverse KL, not of JensenShannon: choose `score: Identity`",
+            "EpsilonStep perturbs beta of the reverse KL, not of another divergence: choose `score: Identity`",
         ),
         (
             {"temperature": EpsilonStep(), "link": Squared()},
@@ -119,7 +119,8 @@ def test_the_repr_shows_every_part_with_its_values():
         "score=Identity(), offset=NoOffset(), weight=NoWeight(), terms=[])"
     )
     text = repr(EpsilonDPO(epsilon=0.02, target=MarginTarget(math.inf), terms=[ChosenNLL(0.5), Anchor()]))
-    assert text.startswith("EpsilonDPO(beta=0.01, reference=Single(), temperature=EpsilonStep(epsilon=0.02, ")
+    assert text.startswith("EpsilonDPO(beta=0.01, epsilon=0.02, first_order=False, reference=Single(), ")
+    assert "temperature=EpsilonStep(epsilon=0.02, " in text
     assert "target=MarginTarget(gamma=inf)" in text
     assert text.endswith("terms=[ChosenNLL(coefficient=0.5), Anchor(coefficient=1.0)])")
 

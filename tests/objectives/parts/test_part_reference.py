@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives import Geometric, Harmonic, NoReference, Single
+from lit_pref.objectives import Geometric, Harmonic, NoReference, Requirements, Single
 
 ANCHOR, DECISIVE, FAR = (-13.0, -14.5), (-12.2, -16.0), (-20.0, -19.5)
 
@@ -23,7 +23,7 @@ def test_single_is_the_reference_and_no_reference_is_zero():
     assert mix(Single(), ANCHOR)[0] == ANCHOR
     (chosen, rejected), _ = NoReference()([], sides(ANCHOR)[0])
     assert (chosen.tolist(), rejected.tolist()) == ([0.0], [0.0])
-    assert (NoReference().min_references, NoReference().max_references) == (0, 0)
+    assert NoReference().requirements == Requirements(max_references=0)
 
 
 def test_harmonic_of_two_references_step_by_step():

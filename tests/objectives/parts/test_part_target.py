@@ -46,7 +46,7 @@ def test_the_probability_column_is_the_target(make):
     output = make.g0(probability=0.3).into(DPO(target=ProbabilityColumn()))
     assert output.losses.item() == pytest.approx(0.3 * softplus(-0.15) + 0.7 * softplus(0.15), abs=1e-15)
     assert output.logged["target_entropy"].item() == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
-    assert ProbabilityColumn().required == {"probability"}
+    assert ProbabilityColumn().requirements.columns == {"probability"}
     with pytest.raises(UserError, match="ProbabilityColumn needs the field `probability`"):
         make.g0().into(DPO(target=ProbabilityColumn()))
 
