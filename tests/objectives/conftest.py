@@ -99,7 +99,7 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
         size,
         margin=(normal(1.0).abs() + 0.1).tolist(),
         probability=torch.rand(size, generator=generator, dtype=torch.float64).tolist(),
-        **{name: normal(1.0).tolist() for name in columns},
+        **{name: (normal(1.0).abs() + 0.1).tolist() for name in sorted(columns)},  # positive: a beta may read one
     )
     names = sorted(objective.token_columns | objective.token_functions.keys())
     widths = (CHOSEN, REJECTED)

@@ -1,6 +1,8 @@
 """What holds of every objective, present and future: found by walking the subclasses, not by a list."""
 
-import inspect
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 from lit_pref.objectives import (
     DPO,
     SELM,
+    ColumnsOffset,
+    ColumnTemperature,
     EditWeighted,
     EpsilonStep,
     Geometric,
@@ -18,19 +22,21 @@ from lit_pref.objectives import (
     Weighted,
 )
 
-
-def concrete(kind):
-    for subclass in kind.__subclasses__():
-        if not inspect.isabstract(subclass) and subclass.__module__.startswith("lit_pref."):
-            yield subclass
-        yield from concrete(subclass)
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from write_methods import required_arguments, subclasses
 
 
-KINDS = sorted(set(concrete(Objective)), key=lambda kind: kind.__name__)
-BUILDS = {kind.__name__: kind for kind in KINDS} | {
+def plain(kind):
+    """The objective with its defaults, and an example of whatever has none."""
+    return kind(**required_arguments(kind))
+
+
+KINDS = subclasses(Objective)
+BUILDS = {kind.__name__: partial(plain, kind) for kind in KINDS} | {
     "composed": lambda: DPO(target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep(0.1)),
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
     "tokens of the data": lambda: DPO(tokens=Weighted("spans"), target=MarginTarget(UnitMargin(0.9))),
+    "columns": lambda: DPO(offset=ColumnsOffset({"other": 0.3}), temperature=ColumnTemperature("trust")),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
     "extra_response, composed": lambda: SELM(
         alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()
