@@ -91,9 +91,8 @@ def unusual_arguments(cls: type) -> dict[str, Any]:
 
 
 def neighbours(classes: list[type]) -> list[tuple[type, type]]:
-    """Every class with the one after it, in both orders: as many switches as there are classes, not their square."""
-    pairs = itertools.pairwise([*classes, classes[0]])
-    return list(dict.fromkeys(switch for old, new in pairs if old is not new for switch in ((old, new), (new, old))))
+    """Every class with the one after it: each is left once and chosen once, in as many switches as there are classes."""
+    return [(old, new) for old, new in itertools.pairwise([*classes, classes[0]]) if old is not new]
 
 
 def options(prefix: str, cls: type) -> list[str]:
