@@ -91,7 +91,7 @@ def unusual_arguments(cls: type) -> dict[str, Any]:
 
 
 def neighbours(classes: list[type]) -> list[tuple[type, type]]:
-    """Every class with the one after it: each is left once and chosen once, in as many switches as there are classes."""
+    """Every class with the one after it, so that each is left once and chosen once."""
     return [(old, new) for old, new in itertools.pairwise([*classes, classes[0]]) if old is not new]
 
 

@@ -1,4 +1,4 @@
-"""What every objective is: scores in, unreduced losses out."""
+"""Base class of every objective: scores in, unreduced losses out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores
 
 Faithfulness = Literal["code", "derived", "reconstruction"]
-"""How far a method is checked: against the authors' code, derived from the paper's equations, or reconstructed."""
+"""How a method was checked: against the authors' code, derived from the paper's equations, or reconstructed."""
 
 ONE_REFERENCE = Requirements(min_references=1, max_references=1)
 
@@ -54,7 +54,7 @@ class Objective(Component, ABC):
         return {}
 
     def log_prob_parts(self) -> list[str]:
-        """Names of the classes in it that read log-probs of tokens, which the scalar head of a reward model has not."""
+        """Return the names of the classes that read log-probs of tokens, which a reward model's scalar head has not."""
         asked = self.requirements
         reads = self.log_probs_only or asked.statistics or asked.reference_statistics
         return [type(self).__name__] if reads else []

@@ -1,4 +1,4 @@
-"""Rules on which parts can be combined, written over flags and requirements: a user's own part obeys them too."""
+"""Rules on which parts can be combined. They read flags and requirements only, so a user's own part obeys them."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from lit_pref.objectives.parts.tokens import TokenSum
 
 
 def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterator[str]:
-    """Beta is a number that the temperature allows, and constant where the link needs it to be."""
+    """Objections to a beta out of bounds, or to one that varies under a link that needs a constant one."""
     if not (math.isfinite(beta) and beta > 0):
         yield f"beta must be a positive, finite number, got {beta}."
     if not (temperature.minimum or 0) <= beta <= (math.inf if temperature.maximum is None else temperature.maximum):
@@ -26,7 +26,7 @@ def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterat
 
 
 def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: Score) -> Iterator[str]:
-    """There are as many references as every part needs, and a ratio where the score is a function of one."""
+    """Objections to numbers of references that parts disagree on, or to a score that needs a reference and has none."""
     for part, limit in itertools.product(parts, parts):
         least, most = part.requirements.min_references, limit.requirements.max_references
         if most is not None and least > most:
@@ -43,7 +43,7 @@ def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: 
 
 
 def score_objections(parts: Sequence[Part], tokens: TokenSum, score: Score, temperature: Temperature) -> Iterator[str]:
-    """The score of a response is a plain sum, and its divergence the reverse KL, where a part needs it to be."""
+    """Objections to an aggregation of tokens that is no plain sum, or to a divergence, where a part relies on it."""
     if not tokens.plain_sum:
         yield from (part.sums_only for part in parts if part.sums_only)
     if temperature.reverse_kl_only and not score.reverse_kl:
@@ -51,7 +51,7 @@ def score_objections(parts: Sequence[Part], tokens: TokenSum, score: Score, temp
 
 
 def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]:
-    """A target other than 1 has a loss of the swapped pair, and a link that needs one between 0 and 1 has it."""
+    """Objections to a target that the score or the link cannot use."""
     if not (score.symmetric or target.hard):
         yield (
             f"{type(score).__name__} treats chosen and rejected differently, so that l(-x) is not the loss of the "
@@ -62,7 +62,7 @@ def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]
 
 
 def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
-    """The margin should act once."""
+    """Warnings about a margin that acts twice."""
     if all("margin" in part.requirements.columns for part in (target, offset)):
         yield (
             f"the margin acts twice, in {type(target).__name__} and in {type(offset).__name__}, "

@@ -107,7 +107,7 @@ def test_a_part_that_keeps_no_attribute_prints_its_arguments():
     assert repr(SFT()) == "SFT()"
 
 
-def test_copies_keep_what_was_given():
+def test_copies_keep_the_given_arguments():
     objective = PaperMODPO({"other": 0.5}, temperature=EpsilonStep(0.02))
     copied = copy.deepcopy(objective)
     assert repr(copied) == repr(objective)

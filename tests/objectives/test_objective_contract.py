@@ -1,4 +1,4 @@
-"""What holds of every objective, present and future: found by walking the subclasses, not by a list."""
+"""Properties of every objective, present and future: the classes are found, not listed."""
 
 import sys
 from functools import partial

@@ -58,7 +58,7 @@ def test_a_string_in_place_of_a_set_and_an_unknown_side_are_refused():
         Requirements(sides=("chosen", "third"))
 
 
-def test_an_objective_asks_for_what_its_parts_ask_for():
+def test_an_objective_requires_everything_that_its_parts_require():
     asked = DPO(
         temperature=EpsilonStep(0.1), target=MarginTarget(Fitted("votes")), reference=Geometric([1.0, 2.0])
     ).requirements

@@ -1,4 +1,4 @@
-"""gamma, by which the probability grows with the margin, where it is not simply a number."""
+"""gamma in p = sigmoid(gamma m), where it is not given as a number."""
 
 import math
 from abc import abstractmethod
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.estimation import (
+    are_log_odds,
     by_likelihood,
     by_mean_probability,
-    is_made_of,
     labels_of_repeats,
 )
 from lit_pref.objectives.parts.part import Part
@@ -113,12 +113,12 @@ class Fitted(Gamma):
         gamma = self._known[2]
         if math.isnan(gamma):
             raise UserError(
-                "gamma is to be fitted to the training pairs when a run starts, and here is none: give it as a number"
+                "gamma is to be fitted to the training pairs when a run starts, and has not been: give it as a number"
             )
         return gamma
 
     def fit(self, strengths: Strengths) -> list[str]:
-        """Find gamma.
+        """Estimate gamma.
 
         Returns:
             The line for the log: gamma, its interval and the rule.
@@ -131,8 +131,8 @@ class Fitted(Gamma):
         margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
         name, labels = self._labels(strengths, margin)
         note = ""
-        if labels is not None and self._says_nothing_new(strengths, margin, labels):
-            note = f"the margin is made of {name}, which is no label of its own: "
+        if labels is not None and self._is_computed_from(strengths, margin, labels):
+            note = f"the margin is computed from {name}, which is no label of its own: "
             labels = labels if self.labels is not None else None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)
@@ -145,9 +145,9 @@ class Fitted(Gamma):
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
         return [f"{note}gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
 
-    def _says_nothing_new(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
+    def _is_computed_from(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
         own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)
-        return not self.repeats and not bool(labels.isnan().all()) and is_made_of(own, labels)
+        return not self.repeats and not bool(labels.isnan().all()) and are_log_odds(own, labels)
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
         """Return the name of the labels and the labels, NaN where a pair has none."""

@@ -1,4 +1,4 @@
-"""From a logit to a loss."""
+"""The loss as a function of the logit."""
 
 from abc import abstractmethod
 

@@ -81,7 +81,7 @@ class LengthOffset(Offset):
     A reward r - alpha n in place of r makes beta (h_w - h_l) + alpha (n_w - n_l) the logit of the preference.
 
     **Source**: R-DPO, arXiv 2403.19159, derived from its regularised reward; some re-implementations have the sign of
-    alpha turned.
+    alpha flipped.
 
     Args:
         alpha: finite, units of the logit per token; positive makes responses shorter.

@@ -1,4 +1,4 @@
-"""What every part of a `Pairwise` objective is."""
+"""Base class of the parts of a `Pairwise` objective."""
 
 from abc import ABC
 
@@ -26,7 +26,7 @@ class Part(Component, ABC):
 
     @property
     def reads_log_probs(self) -> bool:
-        """`log_probs_only`, or statistics are asked for, which only log-probs have."""
+        """True if it is for log-probs only, or asks for statistics, which only log-probs have."""
         asked = self.requirements
         return self.log_probs_only or bool(asked.statistics or asked.reference_statistics)
 

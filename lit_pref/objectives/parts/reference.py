@@ -1,4 +1,4 @@
-"""How K reference scores become one."""
+"""Combination of K reference scores into one."""
 
 import math
 from abc import abstractmethod
@@ -64,8 +64,8 @@ class Harmonic(ReferenceMix):
 
     **Source**: MRPO, arXiv 2405.16388; CTRO and ARWC from the authors' `trainer_mref.py`, written there for K = 2 and
     derived here for any K. Their code gives the more decisive reference the smaller weight in the harmonic sum, against
-    their derivation: `arwc_swap` repeats that. They add d to the denominator only; here the weights sum to one, which
-    differs by less than 1e-6 / sum c.
+    their derivation: `arwc_swap` reproduces that. They add d to the denominator only; here the weights sum to one,
+    which differs by less than 1e-6 / sum c.
 
     Args:
         eta: width of the window relative to the anchor's score, >= 0; 0 leaves the anchor alone.
@@ -158,7 +158,7 @@ class Geometric(ReferenceMix):
 
 
 def relative(weights: list[float], owner: str) -> list[float]:
-    """`weights` divided by their sum.
+    """Return `weights` divided by their sum.
 
     Raises:
         UsageError: a weight is negative or not finite, or all are zero.

@@ -1,4 +1,4 @@
-"""Losses added to that of the preference."""
+"""Losses that are added to the preference loss."""
 
 import math
 from abc import abstractmethod

@@ -1,4 +1,4 @@
-"""How the log-probs of tokens become the score of a response."""
+"""Aggregation of the log-probs of tokens into the score of a response."""
 
 import math
 from abc import abstractmethod
@@ -30,7 +30,7 @@ class TokenSum(Part):
 
     @abstractmethod
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
-        """The scores of both responses, each (B,)."""
+        """Return the scores of both responses, each (B,)."""
 
 
 class Sum(TokenSum):
@@ -144,7 +144,7 @@ class EditWeighted(TokenWeights):
 
 
 def edits(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> TokenValues:
-    """1 for every token in which the responses differ and 0 for the others, by their longest matching blocks.
+    """Return 1 for every token in which the responses differ and 0 for the others, by their longest matching blocks.
 
     >>> edits([1], [5, 6, 7], [5, 8, 9, 7])
     ([0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0])

@@ -31,7 +31,7 @@ def names(count):
 # Given as a probability
 
 
-def test_the_probability_at_a_margin_of_one_is_what_was_said(make):
+def test_the_probability_at_a_margin_of_one_is_the_given_one(make):
     inputs = make.g0(margin=1.0)
     assert inputs.into(MMPO(gamma=UnitMargin(0.9))).logged["target"].item() == pytest.approx(0.9, abs=1e-15)
     assert MarginTarget(UnitMargin(0.75)).strength == pytest.approx(math.log(3), abs=1e-15)
@@ -217,7 +217,7 @@ def test_a_column_comes_before_the_probability_and_the_probability_before_the_me
 
 @pytest.mark.parametrize("rounding", [16, 4])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, rounding):
+def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
     """Log-odds of 0 to 8, written with digits, times a scale and cut at log-odds of 4."""
     odds = np.linspace(0, 8, 40)
     probability = np.round(1 / (1 + np.exp(-odds)), rounding)
@@ -225,13 +225,13 @@ def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, roundin
     (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
     mean = by_mean_probability(tensor(margin), 0.75, names(40))
     said = f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, 95 %), for a mean probability of 0.75 over 40"
-    note = "the margin is made of `probability`, which is no label of its own: "
+    note = "the margin is computed from `probability`, which is no label of its own: "
     assert line == f"{note}{said} pairs of 40 prompts"
     # Who names the column is followed, and told.
     (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
     assert line.startswith(note) and "maximum likelihood of `probability` over 40 pairs" in line
     (line,) = MMPO(gamma=Fitted(labels="judge")).fit(strengths(margin, judge=probability))
-    assert line.startswith("the margin is made of `judge`, ") and "maximum likelihood of `judge`" in line
+    assert line.startswith("the margin is computed from `judge`, ") and "maximum likelihood of `judge`" in line
     # Normalised margins no longer are the log-odds, and were made of them.
     ranks = strengths(np.arange(40) / 40, probability)
     ranks.own_margin = margin
@@ -244,7 +244,7 @@ def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, roundin
         assert line.startswith("gamma ") and "maximum likelihood of `probability`" in line
 
 
-def test_what_was_fitted_is_state_and_neither_rounded_nor_printed(make):
+def test_a_fitted_gamma_is_state_and_neither_rounded_nor_printed(make):
     objective, inputs = MMPO(gamma=Fitted()), make.g0(margin=1.0)
     with pytest.raises(UserError, match="gamma is to be fitted to the training pairs when a run starts"):
         inputs.into(objective)

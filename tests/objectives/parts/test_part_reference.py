@@ -96,7 +96,7 @@ def test_a_wide_window_clips_nothing_and_geometric_exceeds_harmonic():
     assert [logged[f"reference_weights/{k}"] for k in range(3)] == [0.25, 0.5, 0.25]
 
 
-def test_harmonic_does_not_change_when_the_label_is_turned():
+def test_harmonic_does_not_change_when_the_responses_swap():
     (chosen, rejected), _ = mix(Harmonic(), ANCHOR, DECISIVE, FAR)
     turned, _ = mix(Harmonic(), *((rejected, chosen) for chosen, rejected in (ANCHOR, DECISIVE, FAR)))
     assert turned == pytest.approx((rejected, chosen), abs=1e-13)
