@@ -15,7 +15,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
 def page() -> str:
     """The page's text."""
-    lines = ["# Objectives and parts", "", "Written by `make docs` from the docstrings.", "", "## Objectives", ""]
+    lines = [
+        "# Objectives and parts",
+        "",
+        "Written by `make docs` from the docstrings. [Write your own part](own_parts.md) describes their interface.",
+        "",
+        "## Objectives",
+        "",
+    ]
     lines += ["| class | what it is | references | faithfulness |", "|---|---|---|---|"]
     for cls in subclasses(Objective):
         asked = cls(**required_arguments(cls)).requirements

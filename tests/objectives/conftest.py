@@ -68,7 +68,7 @@ class Inputs:
 
 
 def random_inputs(objective: Objective, size: int = 5, references: int | None = None, seed: int = 0) -> Inputs:
-    """Everything that `objective` asks for, with scores that require a gradient."""
+    """Random inputs with everything that `objective` requires; the scores of the policy require a gradient."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> Tensor:
@@ -128,7 +128,7 @@ def g0(margin: float | None = 2.0, probability: float | None = None, **columns: 
 
 @dataclass
 class Fabricate:
-    """What tests build their inputs with."""
+    """Builders of test inputs, as the fixture `make`."""
 
     side: Callable = make_side
     pair: Callable = make_pair

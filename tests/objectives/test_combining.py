@@ -1,4 +1,4 @@
-"""Parts of a user's own obey the rules by their flags, which are all that the rules read."""
+"""A user's own parts obey the rules on combinations by their flags; and classes of one short name are refused."""
 
 import sys
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""The arguments that an objective prints are those that were given, whatever it makes of them."""
+"""An objective prints its arguments as given, whatever it computes from them."""
 
 import copy
 import math

@@ -27,7 +27,7 @@ from write_methods import required_arguments, subclasses
 
 
 def plain(kind):
-    """The objective with its defaults, and an example of whatever has none."""
+    """An objective of the class with its defaults, and an example of every argument without one."""
     return kind(**required_arguments(kind))
 
 
