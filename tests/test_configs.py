@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,15 @@ from conftest import ROOT
 from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
-from lit_pref.objectives.epsilon_dpo import EpsilonDPO
-from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
-from lit_pref.objectives.sft import SFT
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run_parser import run_parser
+
+sys.path.append(str(ROOT / "tools"))
+from write_methods import required_arguments, subclasses
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = ["--data.train", "pairs.jsonl", "--model.policy.path", "policy"]
@@ -63,83 +65,89 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
     objective: Any = Parsed("--config", config, *DATA).model.objective
     assert type(objective).__name__ == written["class_path"]
     for name, value in written.get("init_args", {}).items():
-        if isinstance(value, dict):
-            part = getattr(objective, name)
-            assert type(part).__name__ == value["class_path"]
-            assert {k: getattr(part, k) for k in value["init_args"]} == value["init_args"]
+        given = objective.arguments[name]
+        if isinstance(value, dict) and "class_path" in value:
+            assert type(given).__name__ == value["class_path"]
+            assert {k: given.arguments[k] for k in value["init_args"]} == value["init_args"]
         else:
-            assert f"{name}={value}" in repr(objective)
+            assert given == value and f"{name}={value}" in repr(objective)
 
 
-METHODS = [DPO, MMPO, MRPO, EpsilonDPO, SFT]
-UNUSUAL = {
-    "beta": 0.07,
-    "gamma": 0.7,
-    "eta": 0.7,
-    "adaptive": False,
-    "arwc_swap": True,
-    "epsilon": 0.07,
-    "first_order": True,
-}
+def unusual_arguments(cls: type) -> dict[str, Any]:
+    """A value that is not the default for every argument whose default is a number or a truth value."""
+    found = {}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        default = parameter.default
+        if isinstance(default, bool | int | float):
+            found[name] = not default if isinstance(default, bool) else 0.9 * default or 0.07
+    return found
 
 
-def unusual(method: type[Objective]) -> dict[str, Any]:
-    names = inspect.signature(method.__init__).parameters
-    return {name: value for name, value in UNUSUAL.items() if name in names}
+def neighbours(classes: list[type]) -> list[tuple[type, type]]:
+    """Every class with the one after it, so that each is left once and chosen once."""
+    return [(old, new) for old, new in itertools.pairwise([*classes, classes[0]]) if old is not new]
 
 
-@pytest.mark.parametrize(("old", "new"), list(itertools.permutations(METHODS, 2)), ids=lambda c: c.__name__)
-def test_a_later_class_keeps_no_argument_of_the_old_one(old: type[Objective], new: type[Objective], tmp_path: Path):
+def options(prefix: str, cls: type) -> list[str]:
+    """The options that choose `cls`, with the arguments that it cannot do without."""
+    values = required_arguments(cls).items()
+    required = [
+        (f"--{prefix}.{name}", value if isinstance(value, str) else json.dumps(value)) for name, value in values
+    ]
+    return [f"--{prefix}", cls.__name__, *itertools.chain(*required)]
+
+
+@pytest.mark.parametrize(("old", "new"), neighbours(subclasses(Objective)), ids=lambda c: c.__name__)
+def test_a_later_class_keeps_no_argument_of_the_old_one(old: type, new: type, tmp_path: Path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text(yaml.safe_dump({"model": {"objective": {"class_path": old.__name__, "init_args": unusual(old)}}}))
-    second.write_text(yaml.safe_dump({"model": {"objective": new.__name__}}))
-    assert not unusual(old) or objective_after("--config", first) != repr(old()), "it must differ from the defaults"
-    assert objective_after("--config", first, "--config", second) == repr(new())
-    assert objective_after("--config", first, "--model.objective", new.__name__) == repr(new())
+    for file, cls, values in ((first, old, unusual_arguments(old)), (second, new, {})):
+        spec = {"class_path": cls.__name__, "init_args": required_arguments(cls) | values}
+        file.write_text(yaml.safe_dump({"model": {"objective": spec}}))
+    plain = old(**required_arguments(old))
+    assert not unusual_arguments(old) or objective_after("--config", first) != repr(plain), "differs from the defaults"
+    expected = repr(new(**required_arguments(new)))
+    assert objective_after("--config", first, "--config", second) == expected
+    assert objective_after("--config", first, *options("model.objective", new)) == expected
 
 
-# Of every argument that two members of a part share: a value of its type that is nobody's default.
-SHARED = {"alpha": 0.07, "epsilon": 0.07, "weights": [3.0], "coefficient": 0.07}
+def arguments_of(cls: type) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
 
 
-def shared_arguments(old: type, new: type) -> set[str]:
-    names = [set(inspect.signature(cls.__init__).parameters) for cls in (old, new)]
-    return (names[0] & names[1]) - {"self", "args", "kwargs"}
-
-
-def members(base: type) -> list[type]:
-    found = [cls for child in base.__subclasses__() for cls in (child, *members(child))]
-    return [cls for cls in found if not inspect.isabstract(cls) and cls.__module__.startswith("lit_pref.")]
-
-
-def part_switches() -> list[tuple[str, type, type]]:
-    """Every switch from one member of a part to another where an argument of the old one could survive."""
+def part_switches() -> list[tuple[str, str, type, type]]:
+    """Switches from one class of a part to another with the same argument, which could survive: part and argument."""
     hints = {name: parameter.annotation for name, parameter in inspect.signature(Pairwise.__init__).parameters.items()}
-    bases = {part: next(t for t in hints[part].__args__ if t is not type(None)) for part in PARTS}
-    pairs = [(part, *pair) for part, base in bases.items() for pair in itertools.permutations(members(base), 2)]
-    return [(part, old, new) for part, old, new in pairs if shared_arguments(old, new)]
+    found = []
+    for part in PARTS:
+        classes = subclasses(next(base for base in hints[part].__args__ if base is not type(None)))
+        for argument in sorted(set().union(*map(arguments_of, classes))):
+            owners = [cls for cls in classes if argument in arguments_of(cls)]
+            found += [(part, argument, old, new) for old, new in neighbours(owners)]
+    return found
 
 
-def test_these_are_all_switches_of_a_part_that_share_an_argument():
-    assert {(part, old.__name__, new.__name__) for part, old, new in part_switches()} == {
-        ("reference", "Harmonic", "Geometric"),
-        ("reference", "Geometric", "Harmonic"),
-        ("target", "Smoothed", "Unbiased"),
-        ("target", "Unbiased", "Smoothed"),
-        ("offset", "MarginOffset", "LengthOffset"),
-        ("offset", "LengthOffset", "MarginOffset"),
+def test_there_are_switches_of_parts_that_share_an_argument():
+    assert {(part, argument, old.__name__, new.__name__) for part, argument, old, new in part_switches()} >= {
+        ("reference", "weights", "Harmonic", "Geometric"),
+        ("target", "epsilon", "Unbiased", "Smoothed"),
+        ("offset", "alpha", "MarginOffset", "LengthOffset"),
+        ("offset", "scale", "ColumnOffset", "ColumnsOffset"),
     }
 
 
-@pytest.mark.parametrize(("part", "old", "new"), part_switches(), ids=lambda value: getattr(value, "__name__", value))
-def test_a_later_part_keeps_no_argument_of_the_old_one(part: str, old: type, new: type, tmp_path: Path):
-    values = {name: SHARED[name] for name in shared_arguments(old, new)}
+@pytest.mark.parametrize(
+    ("part", "argument", "old", "new"), part_switches(), ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_later_part_keeps_no_argument_of_the_old_one(part: str, argument: str, old: type, new: type, tmp_path: Path):
+    value = unusual_arguments(old).get(argument, [3.0])
+    values = required_arguments(old) | ({} if argument in required_arguments(old) else {argument: value})
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    for file, spec in ((first, {"class_path": old.__name__, "init_args": values}), (second, new.__name__)):
+    for file, cls, init_args in ((first, old, values), (second, new, required_arguments(new))):
+        spec = {"class_path": cls.__name__, "init_args": init_args}
         file.write_text(yaml.safe_dump({"model": {"objective": {"class_path": "DPO", "init_args": {part: spec}}}}))
     assert f"{part}={old(**values)!r}" in objective_after("--config", first)
-    for switch in (["--config", second], [f"--model.objective.{part}", new.__name__]):
-        assert f"{part}={new()!r}" in objective_after("--config", first, *switch)
+    for switch in (["--config", second], options(f"model.objective.{part}", new)):
+        assert f"{part}={new(**required_arguments(new))!r}" in objective_after("--config", first, *switch)
 
 
 def test_a_later_list_of_terms_or_references_takes_the_place_of_the_old_one(tmp_path: Path):
@@ -193,8 +201,9 @@ def test_the_command_in_a_configs_comment_builds_the_references_that_it_names(co
     built = Parsed(*arguments, *(DATA if config.name == "quickstart.yaml" else []))
     found = [reference.describe().partition(": ")[0] for reference in built.model.references]
     initial, off = "the policy as it is before its first step", "the policy with its adapters off"
-    other = {"mrpo": [initial, "OTHER_FOLDER, float32"], "three_papers": [initial, "OTHER_FOLDER, float32"]}
-    assert found == {**other, "sft": [], "lora": [off]}.get(config.stem, [initial])
+    own = off if yaml.safe_load(config.read_text())["model"].get("policy", {}).get("lora") else initial
+    none = built.model.objective.requirements.max_references == 0
+    assert found == ([] if none else [own]) + ["OTHER_FOLDER, float32"] * command.count("OTHER_FOLDER")
 
 
 def test_the_path_of_the_last_reference_is_set_by_an_option_and_none_is_dropped():
@@ -218,7 +227,7 @@ def test_three_papers_compose_from_the_command_line_as_from_the_file():
     line += ["--model.objective.temperature.epsilon", "0.01"]
     from_line = objective_after("--config", ROOT / "configs" / "dpo.yaml", *line)
     from_file = objective_after("--config", ROOT / "configs" / "three_papers.yaml")
-    assert from_line.replace("MMPO(", "DPO(") == from_file
+    assert from_line.replace("MMPO(beta=0.1, gamma=1.1, ", "DPO(beta=0.1, ") == from_file
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """What the pages say is run: README's commands, CONTRIBUTING's three steps, the generated page."""
 
+import inspect
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,11 @@ from conftest import ROOT, make_policy, run_command, write_pairs
 from lit_pref.__main__ import main
 from lit_pref.commands.table import lines
 from lit_pref.data.formats.load import load_mapping
+from lit_pref.objectives import Requirements
+from lit_pref.objectives.parts.part import Part
+
+sys.path.append(str(ROOT / "tools"))
+from write_methods import subclasses
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -76,48 +85,130 @@ def test_the_two_commands_to_start_with_are_the_ones_that_ci_and_the_quickstart_
     assert (ROOT / ".ci" / "run").read_text().endswith('.venv/bin/python" -m pytest -q\n')
 
 
-def test_an_objective_is_added_in_the_three_steps_of_contributing(tmp_path: Path):
+def method_file(text: str) -> str:
+    return f'''"""A method."""
+
+from typing import Any
+
+from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.parts.link import Squared
+from lit_pref.objectives.parts.offset import ColumnsOffset, ConstantOffset
+from lit_pref.objectives.parts.reference import NoReference
+from lit_pref.objectives.parts.tokens import Mean
+
+
+{textwrap.dedent(text)}'''
+
+
+# What other papers add: a name of their own for beta, no reference, a rescaled beta and an argument without default.
+OTHER_METHODS = {
+    "lit_pref/objectives/ipo.py": method_file('''
+        class IPO(Pairwise):
+            """Identity preference optimisation. **Source**: arXiv 2310.12036."""
+
+            faithfulness = "derived"
+
+            def __init__(self, tau: float = 0.1, **parts: Any) -> None:
+                super().__init__(beta=tau, link=Squared(), **parts)
+        '''),
+    "lit_pref/objectives/simpo.py": method_file('''
+        class SimPO(Pairwise):
+            """Simple preference optimisation. **Source**: arXiv 2405.14734."""
+
+            faithfulness = "derived"
+
+            def __init__(self, beta: float = 2.0, gamma: float = 0.5, **parts: Any) -> None:
+                offset = ConstantOffset(gamma)
+                super().__init__(beta=beta, reference=NoReference(), tokens=Mean(), offset=offset, **parts)
+        '''),
+    "lit_pref/objectives/modpo.py": method_file('''
+        class MODPO(Pairwise):
+            """Multi-objective direct preference optimisation. **Source**: arXiv 2310.03708."""
+
+            faithfulness = "derived"
+
+            def __init__(self, rewards: dict[str, float], beta: float = 0.1, **parts: Any) -> None:
+                own = 1 - sum(rewards.values())
+                super().__init__(beta=beta / own, offset=ColumnsOffset(rewards, scale=1 / own), **parts)
+        '''),
+    **{
+        f"configs/{name}.yaml": f"# python -m lit_pref fit --config configs/{name}.yaml --model.policy.path A "
+        f"--data.train B\nmodel:\n  objective:\n    class_path: {method}\n    init_args: {arguments}\n"
+        for name, method, arguments in (
+            ("ipo", "IPO", "{tau: 0.2}"),
+            ("simpo", "SimPO", "{beta: 2.5, gamma: 1.0}"),
+            ("modpo", "MODPO", "{beta: 0.1, rewards: {help: 0.25, harm: 0.25}}"),
+        )
+    },
+}
+
+
+def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path):
     copy = tmp_path / "copy"
-    shutil.copytree(ROOT / "lit_pref", copy / "lit_pref")
-    shutil.copytree(ROOT / "tests" / "objectives", copy / "tests" / "objectives")
-    shutil.copy(ROOT / "tests" / "conftest.py", copy / "tests")
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    for folder in ("lit_pref", "tests", "configs", "docs", "tools"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for page in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / page, copy)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    steps = re.findall(r"\n`(\S+\.(?:py|yaml))`\n\n```\w+\n(.*?)```", page, flags=re.DOTALL)
-    assert [name for name, _ in steps] == [
-        "lit_pref/objectives/odpo.py",
-        "tests/objectives/test_odpo.py",
-        "configs/odpo.yaml",
-    ]
-    for name, text in steps:
-        (copy / name).parent.mkdir(exist_ok=True)
+    steps = dict(re.findall(r"\n`(\S+\.(?:py|yaml))`\n\n```\w+\n(.*?)```", page, flags=re.DOTALL))
+    assert list(steps) == ["lit_pref/objectives/odpo.py", "tests/objectives/test_odpo.py", "configs/odpo.yaml"]
+    for name, text in {**steps, **OTHER_METHODS}.items():
+        assert not (copy / name).exists(), f"{name} is in the package: take another method as the example"
         (copy / name).write_text(text, encoding="utf-8")
-    # Its own test, and what every objective must fulfil.
-    tests = ["tests/objectives/test_odpo.py", "tests/objectives/test_objective_contract.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert (
-        "ODPO"
-        in subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--collect-only", tests[1]], cwd=copy, capture_output=True, text=True
-        ).stdout
-    )
-    options = [
-        "--data.train",
-        "x",
-        "--model.policy.path",
-        "y",
-        "--model.objective.reference",
-        "Harmonic",
-        "--print_config",
-    ]
-    printed = run_command("fit", "--config", "configs/odpo.yaml", *options, cwd=copy)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        return subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
+
+    # `make docs`, as the page says; then the method's own test, and every test that finds methods and configurations.
+    assert "then `make docs`" in page and "$(PYTHON) tools/write_methods.py" in (ROOT / "Makefile").read_text()
+    assert python("tools/write_methods.py").returncode == 0
+    tests = ["tests/objectives/test_odpo.py", "tests/objectives/test_objective_contract.py", "tests/test_configs.py"]
+    new = "odpo or ipo or simpo or modpo or methods or links or subclasses or switches"
+    done = python("-m", "pytest", "-n", "0", "-v", "-k", new, *tests, "tests/test_docs.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("ODPO", "odpo.yaml", "IPO", "simpo.yaml", "MODPO", "write_methods.py", "CONTRIBUTING.md"):
+        assert re.search(rf"\[\S*{re.escape(name)}\S*\] PASSED", done.stdout), name
+    assert "`MODPO`" in (copy / "docs" / "methods.md").read_text(encoding="utf-8")
+    options = ["--data.train", "x", "--model.policy.path", "y", "--model.objective.reference", "Harmonic"]
+    printed = python("-m", "lit_pref", "fit", "--config", "configs/odpo.yaml", *options, "--print_config")
     assert "class_path: lit_pref.ODPO" in printed.stdout, printed.stderr
     assert "Harmonic" in printed.stdout
 
 
+def test_a_part_of_ones_own_is_written_tested_and_named_as_its_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
+):
+    part, test = blocks("docs/own_parts.md", "python")
+    (tmp_path / "my_parts.py").write_text(part)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "FOLDER").symlink_to(policy_folder)
+    write_pairs(tmp_path / "margins.jsonl", 12)
+    rows = [json.loads(line) for line in (tmp_path / "margins.jsonl").read_text().splitlines()]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({**row, "trust": 0.7}) + "\n" for row in rows))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    exec(test, {})
+    (command,) = (line for block in blocks("docs/own_parts.md", "bash") for line in block.splitlines())
+    arguments = [*shlex.split(command)[3:], "--run_dir", "run", "--trainer.max_steps", "1"]
+    done = run_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "weight=Confidence(column='trust', power=2.0)" in manifest["objective"]
+
+
+def test_the_page_of_parts_names_every_kind_requirement_and_flag():
+    page = (ROOT / "docs" / "own_parts.md").read_text(encoding="utf-8")
+    bases = {base for cls in subclasses(Part) for base in cls.__mro__ if inspect.isabstract(base)} - {Part}
+    named = {base.__name__ for base in bases} | {f.name for f in fields(Requirements)}
+    for base in (Part, *bases):
+        annotated = inspect.get_annotations(base)
+        named |= {name for name in annotated if not name.startswith("_") and hasattr(base, name)}
+    assert {"TokenWeights", "Gamma", "sums_only", "symmetric", "max_references"} <= named
+    assert [name for name in sorted(named) if f"`{name}`" not in page] == []
+
+
 OWN = '''
-from lit_pref.objectives.base import Objective
+from lit_pref.objectives import Objective, Requirements
 from lit_pref.scores import ObjectiveOutput
 
 
@@ -125,14 +216,13 @@ class Gap(Objective):
     """The negative gap of log-probs, without a reference."""
 
     faithfulness = "derived"
-    min_references = 0
-    max_references = 0
+    requirements = Requirements(max_references=0)
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
 
-    def forward(self, policy, references, batch):
+    def forward(self, policy, references, pairs):
         gap = self.scale * (policy.chosen.scores - policy.rejected.scores)
         return ObjectiveOutput(-gap, policy.chosen.scores.detach(), policy.rejected.scores.detach())
 '''

@@ -31,6 +31,7 @@ from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.references.prepare import ReferencePreparation
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.references.scorer import LazyScorer
@@ -111,16 +112,16 @@ class TokenDPO(DPO):
     """Reads the log-prob of every token of the reference, too."""
 
     @property
-    def reference_needs(self):
-        return super().reference_needs | {TokenLogps()}
+    def requirements(self):
+        return super().requirements | Requirements(reference_statistics=frozenset({TokenLogps()}))
 
-    def forward(self, policy, references, batch):
+    def forward(self, policy, references, pairs):
         for side in ("chosen", "rejected"):
             scores = getattr(references[0], side)
             logps = scores.statistics[TokenLogps()]
-            assert logps.shape == (len(batch), int(scores.lengths.max()))
+            assert logps.shape == (len(pairs), int(scores.lengths.max()))
             torch.testing.assert_close(logps.sum(1), scores.scores, rtol=1e-5, atol=1e-5)
-        return super().forward(policy, references, batch)
+        return super().forward(policy, references, pairs)
 
 
 # What is computed again

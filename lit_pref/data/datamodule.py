@@ -219,15 +219,15 @@ class PreferenceDataModule(LightningDataModule):
 
     def _preparation(self) -> Preparation:
         objective = self._module.objective
-        extra_response = {"extra_response"} if "extra_response" in objective.sides else set()
+        extra_response = {"extra_response"} if "extra_response" in objective.requirements.sides else set()
         return Preparation(
             mapping=self.mapping,
             columns=tuple(self.columns),
             on_swap=self.on_swap,
-            token_columns=tuple(sorted({*self.token_columns, *objective.token_columns})),
+            token_columns=tuple(sorted({*self.token_columns, *objective.requirements.token_columns})),
             group_column=self.group_column,
-            required=frozenset(objective.required) | extra_response,
-            one_sided="rejected" not in objective.sides,
+            required=frozenset(objective.requirements.columns) | extra_response,
+            one_sided="rejected" not in objective.requirements.sides,
             ties=self.ties,
             bad_rows=self.bad_rows,
             max_refused=self.max_refused,
@@ -333,7 +333,11 @@ class PreferenceDataModule(LightningDataModule):
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         objective = self._module.objective
         return UncastBatches(
-            pairs, pad_id, self._module.batch_layout, objective.token_functions, "extra_response" in objective.sides
+            pairs,
+            pad_id,
+            self._module.batch_layout,
+            objective.requirements.token_functions,
+            "extra_response" in objective.requirements.sides,
         )
 
     def train_dataloader(self) -> ResumableLoader:

@@ -187,7 +187,7 @@ def check_references(saved: dict[str, Any], references: Sequence[FrozenModel]) -
 def _fitted_by(objective: Objective) -> dict[str, str]:
     """The parts of the objective that are fitted to the training pairs, with their settings."""
     parts = objective.named_modules()
-    return {name: repr(part) for name, part in parts if isinstance(part, Gamma) and part.fit_inputs}
+    return {name: repr(part) for name, part in parts if isinstance(part, Gamma) and part.requirements.fit_inputs}
 
 
 def _settings(lora: Lora | None) -> dict[str, Any] | None:

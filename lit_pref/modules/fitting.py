@@ -23,7 +23,7 @@ def fit_objective(objective: Objective, pairs: PairView, before_selection: bool 
     Raises:
         UserError: it cannot be fitted to these pairs.
     """
-    inputs = objective.fit_inputs
+    inputs = objective.requirements.fit_inputs
     if not inputs:
         return []
 

@@ -68,15 +68,15 @@ class PreferenceModule(PairModule):
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None
         # References first: one of them may be the policy's own scorer with its adapter off.
-        needs, against = self.objective.reference_needs, None
+        needs, against = self.objective.requirements.reference_statistics, None
         references: list[PairScores] = []
-        if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.needs):
+        if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics):
             against = self.references[0].readout(batch)
             references.append(score_readout(against, batch, needs))
             if batch.extra_response is not None:
                 references[0].extra_response = self.references[0].score(batch.extra_response).chosen
         references += [reference.score(batch, needs) for reference in self.references[len(references) :]]
-        policy = self.scorer(batch, self.objective.needs, against)
+        policy = self.scorer(batch, self.objective.requirements.statistics, against)
         return policy, references, self.objective(policy, references, batch.pairs)
 
     # Selecting training pairs, before the policy exists

@@ -18,11 +18,11 @@ class EpsilonDPO(Pairwise):
     EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None)
 
     **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves by the paper's
-    arithmetic mean, not the code's harmonic one; `EpsilonStep` tells the rest. In that code label smoothing has no
+    arithmetic mean, not the code's harmonic one; see `EpsilonStep`. In that code label smoothing has no
     effect (both terms have the same sign); here it is `target: Smoothed` and works.
 
     Args:
-        beta: > 0, reward units per nat; where the moving beta starts.
+        beta: > 0, reward units per nat; the start of the moving beta.
         epsilon: relative size of the step, in [0, 1).
         first_order: decide the step by the slope at epsilon = 0 (cheaper) instead of by two tilted policies.
         parts: the other parts of `Pairwise`.

@@ -8,7 +8,7 @@ from lit_pref.objectives.parts.target import MarginTarget
 
 
 class MMPO(Pairwise):
-    """Margin matching: the quality margin m says how likely the chosen response is better, and the loss fits that.
+    """Margin matching: the loss fits the probability that the quality margin m gives the chosen response.
 
         L = -p log sigmoid(x) - (1 - p) log sigmoid(-x),    p = sigmoid(gamma m),    x = beta (h_w - h_l)
 

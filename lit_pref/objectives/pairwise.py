@@ -1,8 +1,9 @@
 """The common form of an objective: a loss of pairs made of parts."""
 
-import math
+import functools
+import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -10,19 +11,28 @@ from torch import Tensor, nn
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
-from lit_pref.objectives.base import Faithfulness, Objective, call_text, constructor_values
-from lit_pref.objectives.parts.link import Link, Logistic, ReverseKL, Squared
-from lit_pref.objectives.parts.offset import MarginOffset, NoOffset, Offset
+from lit_pref.objectives.base import Faithfulness, Objective
+from lit_pref.objectives.combining import (
+    beta_objections,
+    margin_warnings,
+    reference_objections,
+    score_objections,
+    target_objections,
+)
+from lit_pref.objectives.component import call_text
+from lit_pref.objectives.parts.link import Link, Logistic
+from lit_pref.objectives.parts.offset import NoOffset, Offset
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.objectives.parts.reference import Harmonic, NoReference, ReferenceMix, Single
+from lit_pref.objectives.parts.reference import ReferenceMix, Single
 from lit_pref.objectives.parts.score import Identity, Score
-from lit_pref.objectives.parts.target import Hard, MarginTarget, Target, entropy
-from lit_pref.objectives.parts.temperature import Constant, EpsilonStep, Temperature
+from lit_pref.objectives.parts.target import Hard, Target, entropy
+from lit_pref.objectives.parts.temperature import Constant, Temperature
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.tokens import Sum, TokenSum
 from lit_pref.objectives.parts.weight import NoWeight, Weight
-from lit_pref.pairs import Strengths, TokenFunction
-from lit_pref.scores import Need, ObjectiveOutput, PairScores
+from lit_pref.objectives.requirements import Requirements
+from lit_pref.pairs import Strengths
+from lit_pref.scores import ObjectiveOutput, PairScores
 
 PARTS = ("reference", "temperature", "target", "link", "tokens", "score", "offset", "weight")
 
@@ -33,12 +43,13 @@ class Pairwise(Objective):
         L_i = omega_i link(x_i, p_i) + sum_j c_j A_j,i
         x_i = beta_i (phi(h_w) - phi(h_l)) - o_i,        h_y = log pi(y) - log pi~(y)
 
-    Every part is chosen on its own; left out, all of them together are DPO. A reward model is trained by the same parts
-    with `reference: NoReference` and `beta: 1`: its scalar takes the place of log pi.
+    Every part is chosen on its own; the defaults of all of them together are DPO. A reward model is trained by the same
+    parts with `reference: NoReference` and `beta: 1`: its scalar takes the place of log pi.
 
-    Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, held in [0, 1]),
+    Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
     `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, where it is a KL divergence),
-    and what the parts log.
+    and values of the parts. The `repr` prints the arguments as given to the subclass: a paper's own name for beta
+    replaces `beta`, and of a beta that a subclass rescales it prints the one given; `beta` in the log is the one used.
 
     >>> from lit_pref.objectives.parts.target import MarginTarget
     >>> Pairwise(beta=0.05, target=MarginTarget(gamma=2.2)).target
@@ -48,15 +59,15 @@ class Pairwise(Objective):
 
     Args:
         beta: > 0, reward units per nat; 1 for a reward model.
-        reference: one reference score out of K; default `Single`.
-        temperature: a rule on beta; default `Constant`.
+        reference: how K reference scores become one; default `Single`.
+        temperature: beta of every pair; default `Constant`.
         target: the probability p that the chosen response is better; default `Hard`.
         link: the loss of a logit; default `Logistic`.
         tokens: how token log-probs become the score of a response; default `Sum`.
         score: phi; default `Identity`.
         offset: o; default `NoOffset`.
         weight: omega; default `NoWeight`.
-        terms: further losses with their coefficients; default none.
+        terms: further losses, each with its coefficient; default none.
 
     Raises:
         UsageError: beta is not a positive number, or parts that cannot be combined.
@@ -90,45 +101,17 @@ class Pairwise(Objective):
         self.terms = nn.ModuleList(terms or [])
         for objection in self._objections():
             raise UsageError(f"{type(self).__name__}: {objection}")
-        if isinstance(self.offset, MarginOffset) and isinstance(self.target, MarginTarget):
-            warnings.warn(
-                f"{type(self).__name__}: the margin acts twice, in MarginTarget and in MarginOffset, "
-                "and the data cannot tell the two strengths apart.",
-                stacklevel=2,
-            )
-
-    @property
-    def min_references(self) -> int:
-        return max(self.reference.min_references, self.temperature.min_references)
-
-    @property
-    def max_references(self) -> int | None:
-        return self.reference.max_references
+        for warning in margin_warnings(self.target, self.offset):
+            warnings.warn(f"{type(self).__name__}: {warning}", stacklevel=2)
 
     # Asked for in every step, and parts stay what they are.
     @cached_property
-    def needs(self) -> frozenset[Need]:
-        return frozenset[Need]().union(*(part.needs for part in self._parts()))
+    def requirements(self) -> Requirements:
+        return functools.reduce(operator.or_, (part.requirements for part in self._parts()))
 
-    @cached_property
-    def reference_needs(self) -> frozenset[Need]:
-        return frozenset[Need]().union(*(part.reference_needs for part in self._parts()))
-
-    @property
-    def required(self) -> frozenset[str]:
-        return frozenset[str]().union(*(part.required for part in self._parts()))
-
-    @property
-    def token_functions(self) -> Mapping[str, TokenFunction]:
-        return {name: function for part in self._parts() for name, function in part.token_functions.items()}
-
-    @property
-    def token_columns(self) -> frozenset[str]:
-        return frozenset[str]().union(*(part.token_columns for part in self._parts()))
-
-    @property
-    def fit_inputs(self) -> frozenset[str]:
-        return frozenset[str]().union(*(part.fit_inputs for part in self._parts()))
+    def log_prob_parts(self) -> list[str]:
+        own = [type(self).__name__] if self.log_probs_only else []
+        return own + [type(part).__name__ for part in self._parts() if part.reads_log_probs]
 
     def fit(self, strengths: Strengths) -> list[str]:
         return [line for part in self._parts() for line in part.fit(strengths)]
@@ -175,50 +158,19 @@ class Pairwise(Objective):
         return self.temperature.progress(self.beta)
 
     def __repr__(self) -> str:
-        parts = {name: getattr(self, name) for name in PARTS}
-        return call_text(self, {"beta": self.beta, **constructor_values(self), **parts, "terms": list(self.terms)})
+        given = self.arguments
+        beta = {"beta": given.pop("beta")} if "beta" in given else {}
+        parts = {name: getattr(self, name) if given.get(name) is None else given[name] for name in PARTS}
+        own = {name: value for name, value in given.items() if name not in PARTS and name != "terms"}
+        return call_text(self, {**beta, **own, **parts, "terms": list(self.terms)})
 
     def _parts(self) -> Iterator[Part]:
         return (module for module in self.modules() if isinstance(module, Part))
 
     def _objections(self) -> Iterator[str]:
-        """Why these parts cannot be combined: the one place where parts meet."""
-        score, step = type(self.score).__name__, self.temperature
-        unreferenced = isinstance(self.reference, NoReference)
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            yield f"beta must be a positive, finite number, got {self.beta}."
-        if isinstance(step, EpsilonStep):
-            cure = "or `temperature: Constant`."
-            if unreferenced:
-                yield f"EpsilonStep compares the policy with a reference: choose another than `NoReference`, {cure}"
-            if not isinstance(self.tokens, Sum):
-                yield f"EpsilonStep compares sums of log-probs, not another aggregation: choose `tokens: Sum`, {cure}"
-            if not self.score.reverse_kl:
-                yield f"EpsilonStep perturbs beta of the reverse KL, not of {score}: choose `score: Identity`, {cure}"
-            if not (step.minimum or 0) <= self.beta <= (math.inf if step.maximum is None else step.maximum):
-                yield f"beta {self.beta} lies outside EpsilonStep's minimum and maximum: change beta or the bounds."
-        if isinstance(self.link, Squared) and not isinstance(step, Constant):
-            yield (
-                "Squared divides by beta squared, so that a beta that varies would weigh the pairs: "
-                "choose `temperature: Constant`, or `link: Logistic`."
-            )
-        if isinstance(self.reference, Harmonic) and not isinstance(self.tokens, Sum):
-            yield (
-                "Harmonic's window is a share of the summed log-prob, and no meaningful width for another aggregation: "
-                "choose `tokens: Sum`, or `reference: Geometric`."
-            )
-        if unreferenced and self.score.of_a_ratio:
-            yield (
-                f"{score} is a function of the ratio to a reference and NoReference has none: "
-                "choose another reference, or `score: Identity`."
-            )
-        if not (self.score.same_on_both_sides or self.target.hard):
-            yield (
-                f"{score} treats chosen and rejected differently, so that l(-x) is not the loss of the exchanged pair, "
-                "which a target other than 1 needs: choose `target: Hard`, or another score."
-            )
-        if isinstance(self.link, ReverseKL) and (self.target.hard or not self.target.proper):
-            yield (
-                "ReverseKL is infinite where the target is 1 and undefined beyond: "
-                "choose `target: Smoothed` (EXO: epsilon 0.001) or `MarginTarget`, or `link: Logistic`."
-            )
+        """Reasons why these parts cannot be combined."""
+        parts = list(self._parts())
+        yield from beta_objections(self.beta, self.temperature, self.link)
+        yield from reference_objections(parts, self.reference, self.score)
+        yield from score_objections(parts, self.tokens, self.score, self.temperature)
+        yield from target_objections(self.target, self.link, self.score)

@@ -1,11 +1,13 @@
 """Self-exploring preference optimisation."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 
@@ -14,37 +16,41 @@ class SELM(Pairwise):
 
         L = -log sigmoid(beta (h_w - h_l)) + alpha beta h_y',    h_y = log pi(y | x) - log pi_ref(y | x)
 
-    y' is the reference model's own response, the `extra_response` of every row. Minimising **lowers** its probability:
-    optimism rewards responses that the reference does not give yet. alpha = 0 is DPO. The last term is unbounded below
-    with a constant gradient: watch `extra_response_change`, h_y' in nats. If the reference's response is also the
-    chosen one, the two terms oppose each other.
+    y' is the reference model's own response, the `extra_response` of every record. Minimising **lowers** its
+    probability: optimism rewards responses that the reference does not give yet. alpha = 0 is DPO. The last term is
+    unbounded below with a constant gradient: watch `extra_response_change`, h_y' in nats. If the reference's response
+    is also the chosen one, the two terms oppose each other.
 
-    >>> SELM().sides
+    >>> SELM().requirements.sides
     ('chosen', 'rejected', 'extra_response')
 
     **Source**: SELM, arXiv 2405.19332, and shenao-zhang/SELM (beta 0.01, alpha 0.001 or 0.0001, a new reference and
     new pairs each round). There the extra responses' reference log-probs cannot be computed beforehand; here they can.
     With several references h_y' is taken against the first one, without any it is log pi: the reference's share is a
-    constant and moves no weight. y' counts by its plain sum of log-probs, whatever `tokens` and `score` are, and with
-    the beta of its pair, whatever moves it.
+    constant and has no gradient. y' enters by its plain sum of log-probs, whatever `tokens` and `score` are, and with
+    the beta of its pair, whatever `temperature` is.
 
     Args:
         beta: > 0, reward units per nat.
         alpha: >= 0, the weight of the exploration.
-        parts: the parts of `Pairwise`.
+        parts: the other parts of `Pairwise`.
 
     Raises:
         UsageError: alpha is negative or not finite.
     """
 
-    sides = ("chosen", "rejected", "extra_response")
     faithfulness = "code"
+    log_probs_only = True
 
     def __init__(self, beta: float = 0.01, alpha: float = 0.001, **parts: Any) -> None:
         super().__init__(beta=beta, **parts)
         if not 0 <= alpha < float("inf"):
             raise UsageError(f"SELM: alpha weighs the exploration and must be finite and >= 0, got {alpha}.")
         self.alpha = alpha
+
+    @cached_property
+    def requirements(self) -> Requirements:
+        return super().requirements | Requirements(sides=("chosen", "rejected", "extra_response"))
 
     def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
         output = super().forward(policy, references, pairs)

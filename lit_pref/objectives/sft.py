@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import Objective
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 
@@ -14,7 +15,7 @@ class SFT(Objective):
 
     Rejected responses are not read and may be absent; there is no reference. The reward is the summed log-prob l_w.
 
-    >>> SFT().sides
+    >>> SFT().requirements.sides
     ('chosen',)
 
     **Source**: cross-entropy on the response, as in DPO's first stage (arXiv 2305.18290, section 4). TRL averages over
@@ -22,10 +23,9 @@ class SFT(Objective):
     ranks and accumulation are.
     """
 
-    sides = ("chosen",)
     faithfulness = "derived"
-    min_references = 0
-    max_references = 0
+    log_probs_only = True
+    requirements = Requirements(max_references=0, sides=("chosen",))
 
     def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
         self.check_inputs(policy, references, pairs)

@@ -46,7 +46,7 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
         f"objective   {module.objective!r}",
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
-    if module.objective.max_references is None and len(module.references) == 1:
+    if module.objective.requirements.max_references is None and len(module.references) == 1:
         lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
     if not module.references:
         lines.insert(2, "reference   none")
@@ -62,6 +62,6 @@ def _reference(module: PreferenceModule, k: int) -> str:
     reference = module.references[k]
     if isinstance(reference, Stored):
         return f"{reference.describe()}; stored: scores are computed once and kept"
-    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.needs)
+    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.requirements.statistics)
     why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
     return f"{reference.describe()}; live: computed again in every step{why}"

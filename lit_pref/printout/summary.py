@@ -57,7 +57,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
 
 def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) -> str:
     """A command to run next: the same with another objective that works with these references and data."""
-    if module.objective.sides == ("chosen",):
+    if module.objective.requirements.sides == ("chosen",):
         return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
     has_margins = module.trainer.datamodule.train_pairs[0].margin is not None  # type: ignore[attr-defined]

@@ -41,8 +41,8 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
     """
     if references is None:
         initial = InitialPolicy() if policy.lora is None else AdapterOff()
-        references = [] if objective.min_references == 0 else [initial]
-    low, high, given = objective.min_references, objective.max_references, len(references)
+        references = [] if objective.requirements.min_references == 0 else [initial]
+    low, high, given = objective.requirements.min_references, objective.requirements.max_references, len(references)
     if given < low or (high is not None and given > high):
         takes = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         several = "; several are mixed by model.objective.reference Harmonic or Geometric" if given > 1 else ""
@@ -67,7 +67,7 @@ def through_store(
     """
     if reference_store is False:
         return references
-    compared = any(isinstance(need, COMPARING_NEEDS) for need in objective.needs)
+    compared = any(isinstance(need, COMPARING_NEEDS) for need in objective.requirements.statistics)
     result: list[Reference] = []
     for k, reference in enumerate(references):
         live = compared and k == 0
@@ -153,14 +153,14 @@ class ReferencePreparation:
         """
         own, policy_tokenizer = reference.spec.load_tokenizer(), policy.load_tokenizer()
         other = None if own is policy_tokenizer or same_tokenizer(own, policy_tokenizer) else own
-        keeps_tokens = TokenLogps() in objective.reference_needs
+        keeps_tokens = TokenLogps() in objective.requirements.reference_statistics
         if other is not None and keeps_tokens:
             raise UserError(
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
                 "tokenizer of its own: take a reference with the policy's tokenizer"
             )
         all_splits: list[tuple[Pairs, Array]] = [*splits]
-        if "extra_response" in objective.sides:
+        if "extra_response" in objective.requirements.sides:
             all_splits += [(ExtraResponses(pairs), indices) for pairs, indices in splits]
         table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
         encoding = None if other is None else Encoding(other)

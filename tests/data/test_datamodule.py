@@ -16,6 +16,7 @@ from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.sampling import epoch_order
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives.requirements import Requirements
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -41,7 +42,7 @@ class Recorder(LightningModule):
             load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: positions
         )
         self.references = references
-        self.objective = SimpleNamespace(sides=sides, required=required, token_columns=frozenset(), token_functions={})
+        self.objective = SimpleNamespace(requirements=Requirements(sides=sides, columns=required))
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.seen, self.evaluated, self.steps, self.batches = [], [], [], []
 

@@ -101,7 +101,7 @@ def scored(ran: Ran, layout: Any) -> Any:
     """The validation pairs and their scores by the trained policy."""
     pairs = list(ran.trainer.datamodule.val_pairs)
     enable_prefix_sharing(ran.module.scorer.model)
-    made = {"token_functions": ran.module.objective.token_functions, "extra_response": True}
+    made = {"token_functions": ran.module.objective.requirements.token_functions, "extra_response": True}
     batch = collate(pairs, 0, layout=layout, **made)
     with torch.no_grad():
         return pairs, batch, ran.module.scorer(batch, frozenset({TokenLogps()}))

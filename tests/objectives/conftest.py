@@ -68,8 +68,9 @@ class Inputs:
 
 
 def random_inputs(objective: Objective, size: int = 5, references: int | None = None, seed: int = 0) -> Inputs:
-    """Everything that `objective` asks for, with scores that require a gradient."""
+    """Random inputs with everything that `objective` requires; the scores of the policy require a gradient."""
     generator = torch.Generator().manual_seed(seed)
+    asked = objective.requirements
 
     def normal(scale: float) -> Tensor:
         return scale * torch.randn(size, generator=generator, dtype=torch.float64)
@@ -87,26 +88,27 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
         return SequenceScores(scores, lengths, statistics)
 
     def pair(needs: frozenset[Need], trained: bool = False) -> PairScores:
-        rejected = side(needs, REJECTED, trained) if "rejected" in objective.sides else None
+        rejected = side(needs, REJECTED, trained) if "rejected" in asked.sides else None
         chosen = side(needs, CHOSEN, trained)
-        extra_response = side(frozenset(), CHOSEN, trained) if "extra_response" in objective.sides else None
+        extra = "extra_response" in asked.sides
+        extra_response = side(frozenset(), CHOSEN, trained) if extra else None
         return PairScores(chosen, rejected, extra_response)
 
-    count = objective.min_references if references is None else references
-    policy = pair(objective.needs, trained=True)
-    columns = objective.required - {"margin", "probability"}
+    count = asked.min_references if references is None else references
+    policy = pair(asked.statistics, trained=True)
+    columns = asked.columns - {"margin", "probability"}
     pairs = make_batch(
         size,
         margin=(normal(1.0).abs() + 0.1).tolist(),
         probability=torch.rand(size, generator=generator, dtype=torch.float64).tolist(),
-        **{name: normal(1.0).tolist() for name in columns},
+        **{name: (normal(1.0).abs() + 0.1).tolist() for name in sorted(columns)},  # positive: a beta may read one
     )
-    names = sorted(objective.token_columns | objective.token_functions.keys())
+    names = sorted(asked.token_columns | asked.token_functions.keys())
     widths = (CHOSEN, REJECTED)
     pairs.token_columns = {
         name: tuple(torch.rand(size, tokens, generator=generator).round() for tokens in widths) for name in names
     }
-    return Inputs(policy, [pair(objective.reference_needs) for _ in range(count)], pairs)
+    return Inputs(policy, [pair(asked.reference_statistics) for _ in range(count)], pairs)
 
 
 def g0(margin: float | None = 2.0, probability: float | None = None, **columns: float) -> Inputs:
@@ -128,7 +130,7 @@ def g0(margin: float | None = 2.0, probability: float | None = None, **columns: 
 
 @dataclass
 class Fabricate:
-    """What tests build their inputs with."""
+    """Builders of test inputs, as the fixture `make`."""
 
     side: Callable = make_side
     pair: Callable = make_pair

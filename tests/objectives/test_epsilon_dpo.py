@@ -90,9 +90,9 @@ def test_epsilon_zero_is_dpo(make, first_order):
 
 
 def test_the_needs_follow_the_criterion_and_fall_on_the_policy_alone():
-    assert EpsilonDPO(epsilon=0.02).needs == {Tilt(0.02), Tilt(-0.02)}
-    assert EpsilonDPO(first_order=True).needs == {Kl()}
-    assert EpsilonDPO().reference_needs == frozenset()
+    assert EpsilonDPO(epsilon=0.02).requirements.statistics == {Tilt(0.02), Tilt(-0.02)}
+    assert EpsilonDPO(first_order=True).requirements.statistics == {Kl()}
+    assert EpsilonDPO().requirements.reference_statistics == frozenset()
 
 
 def test_the_step_looks_at_the_first_reference_only(make):

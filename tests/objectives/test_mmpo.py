@@ -93,8 +93,8 @@ def test_missing_margins_are_refused_with_the_field_named(make):
 
 
 def test_mmpo_requires_the_margin_and_dpo_nothing():
-    assert MMPO().required == {"margin"}
-    assert DPO().required == frozenset()
+    assert MMPO().requirements.columns == {"margin"}
+    assert DPO().requirements.columns == frozenset()
 
 
 def test_mmpo_under_the_reverse_kl_link_is_the_kl_from_sigmoid_x_to_p(make):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lit_pref.objectives import DPO, MRPO, Geometric
+from lit_pref.objectives import DPO, MRPO, Geometric, Requirements
 
 ANCHOR, DECISIVE, FAR = (-13.0, -14.5), (-12.2, -16.0), (-20.0, -19.5)
 
@@ -58,6 +58,6 @@ def test_references_carry_no_gradient(make):
 
 
 def test_the_number_of_references_follows_the_weights_and_the_swap():
-    assert (MRPO().min_references, MRPO().max_references) == (1, None)
-    assert (MRPO(weights=[1, 1, 2]).min_references, MRPO(weights=[1, 1, 2]).max_references) == (3, 3)
-    assert MRPO(arwc_swap=True).max_references == 2
+    assert (MRPO().requirements.min_references, MRPO().requirements.max_references) == (1, None)
+    assert MRPO(weights=[1, 1, 2]).requirements == Requirements(3, 3)
+    assert MRPO(arwc_swap=True).requirements.max_references == 2

@@ -12,6 +12,8 @@ from lit_pref.objectives import (
     Anchor,
     ChosenNLL,
     ColumnOffset,
+    ColumnsOffset,
+    ColumnTemperature,
     EditWeighted,
     EpsilonDPO,
     EpsilonStep,
@@ -87,6 +89,12 @@ def test_three_parts_of_dpo_from_a_dict_and_from_what_was_saved(parser):
         ),
         ("EpsilonDPO --objective.first_order true", EpsilonDPO(first_order=True)),
         ("DPO --objective.offset ColumnOffset --objective.offset.column harm", DPO(offset=ColumnOffset("harm"))),
+        (
+            'DPO --objective.offset ColumnsOffset --objective.offset.columns {"help":0.3,"harm":0.2} '
+            "--objective.offset.scale 2 --objective.temperature ColumnTemperature "
+            "--objective.temperature.column trust",
+            DPO(offset=ColumnsOffset({"help": 0.3, "harm": 0.2}, 2.0), temperature=ColumnTemperature("trust")),
+        ),
         (
             'DPO --objective.terms [{"class_path":"ChosenNLL","init_args":{"coefficient":0.5}},"Anchor"]',
             DPO(terms=[ChosenNLL(0.5), Anchor()]),

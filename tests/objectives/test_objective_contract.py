@@ -1,6 +1,8 @@
-"""What holds of every objective, present and future: found by walking the subclasses, not by a list."""
+"""Properties of every objective, present and future: the classes are found, not listed."""
 
-import inspect
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 from lit_pref.objectives import (
     DPO,
     SELM,
+    ColumnsOffset,
+    ColumnTemperature,
     EditWeighted,
     EpsilonStep,
     Geometric,
@@ -18,19 +22,21 @@ from lit_pref.objectives import (
     Weighted,
 )
 
-
-def concrete(kind):
-    for subclass in kind.__subclasses__():
-        if not inspect.isabstract(subclass) and subclass.__module__.startswith("lit_pref."):
-            yield subclass
-        yield from concrete(subclass)
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from write_methods import required_arguments, subclasses
 
 
-KINDS = sorted(set(concrete(Objective)), key=lambda kind: kind.__name__)
-BUILDS = {kind.__name__: kind for kind in KINDS} | {
+def plain(kind):
+    """An objective of the class with its defaults, and an example of every argument without one."""
+    return kind(**required_arguments(kind))
+
+
+KINDS = subclasses(Objective)
+BUILDS = {kind.__name__: partial(plain, kind) for kind in KINDS} | {
     "composed": lambda: DPO(target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep(0.1)),
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
     "tokens of the data": lambda: DPO(tokens=Weighted("spans"), target=MarginTarget(UnitMargin(0.9))),
+    "columns": lambda: DPO(offset=ColumnsOffset({"other": 0.3}), temperature=ColumnTemperature("trust")),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
     "extra_response, composed": lambda: SELM(
         alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()
@@ -45,7 +51,7 @@ def build(request):
 
 def several(objective):
     """K = 3 where the objective takes any number, else as many as it must have."""
-    return 3 if objective.max_references is None else objective.min_references
+    return 3 if objective.requirements.max_references is None else objective.requirements.min_references
 
 
 def state(objective):
@@ -67,7 +73,7 @@ def test_losses_rewards_and_logged_values_are_finite_and_one_for_each_pair(make,
     objective = build()
     output = make.random(objective, size, several(objective)).into(objective)
     values = [output.losses, output.chosen_rewards, *output.logged.values()]
-    if "rejected" in objective.sides:
+    if "rejected" in objective.requirements.sides:
         values.append(output.rejected_rewards)
     assert all(value.shape == (size,) for value in values)
     assert all(bool(value.isfinite().all()) for value in values)
@@ -86,7 +92,7 @@ def test_the_loss_of_a_pair_depends_on_that_pair_alone(make, build):
     inputs = make.random(objective, references=several(objective))
     losses = inputs.into(objective).losses
     for i in range(len(losses)):
-        for side in objective.sides:
+        for side in objective.requirements.sides:
             scores = getattr(inputs.policy, side).scores
             (gradient,) = torch.autograd.grad(losses[i], scores, retain_graph=True)
             assert gradient.nonzero().flatten().tolist() in ([], [i])
@@ -138,7 +144,7 @@ def test_two_builds_print_the_same_and_show_no_address(build):
 
 def test_one_reference_too_few_or_too_many_is_refused(make, build):
     objective = build()
-    lowest, highest = objective.min_references, objective.max_references
+    lowest, highest = objective.requirements.min_references, objective.requirements.max_references
     wrong = ([lowest - 1] if lowest else []) + ([highest + 1] if highest is not None else [])
     for count in wrong:
         with pytest.raises(ValueError, match=f"references, got {count}"):

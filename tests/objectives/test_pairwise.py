@@ -55,7 +55,7 @@ class Doubled(Temperature):
     [
         (
             {"temperature": EpsilonStep(), "reference": NoReference()},
-            "EpsilonStep compares the policy with a reference: choose another than `NoReference`",
+            "EpsilonStep needs a reference and NoReference takes none: choose another part than EpsilonStep or than N",
         ),
         (
             {"temperature": EpsilonStep(), "tokens": Mean()},
@@ -63,7 +63,7 @@ class Doubled(Temperature):
         ),
         (
             {"temperature": EpsilonStep(), "score": JensenShannon()},
-            "EpsilonStep perturbs beta of the reverse KL, not of JensenShannon: choose `score: Identity`",
+            "EpsilonStep perturbs beta of the reverse KL, not of another divergence: choose `score: Identity`",
         ),
         (
             {"temperature": EpsilonStep(), "link": Squared()},
@@ -119,7 +119,8 @@ def test_the_repr_shows_every_part_with_its_values():
         "score=Identity(), offset=NoOffset(), weight=NoWeight(), terms=[])"
     )
     text = repr(EpsilonDPO(epsilon=0.02, target=MarginTarget(math.inf), terms=[ChosenNLL(0.5), Anchor()]))
-    assert text.startswith("EpsilonDPO(beta=0.01, reference=Single(), temperature=EpsilonStep(epsilon=0.02, ")
+    assert text.startswith("EpsilonDPO(beta=0.01, epsilon=0.02, first_order=False, reference=Single(), ")
+    assert "temperature=EpsilonStep(epsilon=0.02, " in text
     assert "target=MarginTarget(gamma=inf)" in text
     assert text.endswith("terms=[ChosenNLL(coefficient=0.5), Anchor(coefficient=1.0)])")
 
@@ -148,9 +149,9 @@ def test_a_subclass_shows_its_own_numbers_too():
     ids=lambda objective: type(objective).__name__,
 )
 def test_three_methods_compose_into_one_loss_whichever_of_them_is_named(make, objective):
-    assert (objective.min_references, objective.max_references) == (1, None)
-    assert objective.needs == {Tilt(0.05), Tilt(-0.05)}
-    assert objective.required == {"margin"}
+    assert (objective.requirements.min_references, objective.requirements.max_references) == (1, None)
+    assert objective.requirements.statistics == {Tilt(0.05), Tilt(-0.05)}
+    assert objective.requirements.columns == {"margin"}
     inputs = make.random(objective, size=8, references=3)
     output = inputs.into(objective)
 
@@ -189,8 +190,8 @@ def test_three_methods_compose_into_one_loss_whichever_of_them_is_named(make, ob
     ids=repr,
 )
 def test_the_gradient_is_that_of_finite_differences(make, objective):
-    inputs = make.random(objective, size=4, references=2 if objective.max_references != 1 else None)
-    inputs.references = inputs.references[: objective.max_references]
+    inputs = make.random(objective, size=4, references=2 if objective.requirements.max_references != 1 else None)
+    inputs.references = inputs.references[: objective.requirements.max_references]
 
     def losses(chosen, rejected):
         inputs.policy.chosen.scores, inputs.policy.rejected.scores = chosen, rejected

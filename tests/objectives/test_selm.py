@@ -20,7 +20,7 @@ def three_pairs(make):
     return inputs
 
 
-def test_selm_has_the_golden_losses_and_lowers_what_the_reference_says_itself(make):
+def test_selm_has_the_golden_losses_and_lowers_the_references_own_response(make):
     inputs = three_pairs(make)
     inputs.policy.extra_response.scores.requires_grad_()
     output = inputs.into(SELM(beta=0.01, alpha=0.001))
@@ -67,7 +67,7 @@ def test_the_other_parts_stay_open_and_the_term_takes_the_beta_of_its_pair(make)
     torch.testing.assert_close(output.losses - without.losses, expected.detach(), rtol=0, atol=1e-14)
 
 
-def test_of_several_references_the_first_and_of_none_nothing_is_taken_off(make):
+def test_the_extra_response_is_compared_with_the_first_reference_if_there_is_one(make):
     inputs = three_pairs(make)
     inputs.references = [inputs.references[0], make.pair([-1, -2, -3], [-1, -2, -3])]
     inputs.references[1].extra_response = make.side([-1.0, -1.0, -1.0])

@@ -18,7 +18,7 @@ def test_sft_is_the_negative_log_prob_per_response_token_and_needs_no_rejected_s
 
 
 def test_sft_takes_no_reference(make):
-    assert (SFT().min_references, SFT().max_references) == (0, 0)
+    assert (SFT().requirements.min_references, SFT().requirements.max_references) == (0, 0)
     with pytest.raises(ValueError, match="takes 0 to 0 references, got 1"):
         make.random(SFT(), references=1).into(SFT())
 

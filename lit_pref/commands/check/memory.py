@@ -114,7 +114,7 @@ def _kept_per_token(probe: Probe) -> float:
     """Bytes that autograd saves per token in a forward pass of the policy."""
     module = probe.module
     tokenizer = module.policy.load_tokenizer()
-    extra_response = "extra_response" in module.objective.sides
+    extra_response = "extra_response" in module.objective.requirements.sides
     batch = collate(
         probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, extra_response=extra_response
     ).to(probe.device)

@@ -173,7 +173,7 @@ def _mixture(means: dict[str, float]) -> Finding:
 
 def accuracies(probe: Probe) -> Iterator[Finding]:
     """The share of pairs in which the policy, or a reference, scores the chosen response higher; a tie counts half."""
-    if probe.module.objective.sides == ("chosen",):
+    if probe.module.objective.requirements.sides == ("chosen",):
         return
     names = ["the policy", *(f"reference {k} ({r.label})" for k, r in enumerate(probe.module.references))]
     gaps: list[list[Tensor]] = [[] for _ in names]

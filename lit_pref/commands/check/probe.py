@@ -92,8 +92,8 @@ class Probe:
                 self.pairs[start : start + BATCH],
                 pad,
                 layout=layout or self.module.batch_layout,
-                token_functions=objective.token_functions,
-                extra_response="extra_response" in objective.sides,
+                token_functions=objective.requirements.token_functions,
+                extra_response="extra_response" in objective.requirements.sides,
             ).to(self.device)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Estimates of gamma, the strength of p = sigmoid(gamma m), with their intervals; `gamma.Fitted` derives them."""
+"""Estimates of gamma in p = sigmoid(gamma m), with their intervals; derived in `gamma.Fitted`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ class Estimate(NamedTuple):
 
 
 def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) -> Tensor:
-    """For each pair the share of the other comparisons of its two texts that prefer its chosen one; see `gamma.Fitted`.
+    """Return each pair's share of the other comparisons of its two texts that prefer its chosen one (`gamma.Fitted`).
 
     >>> labels_of_repeats([(b"a", b"b"), (b"b", b"a"), (b"a", b"b"), (b"a", b"c")], torch.tensor([2.0, 1.0, 1.0, 1.0]))
     tensor([0.5000, 0.0000, 0.5000,    nan], dtype=torch.float64)
 
     Args:
-        responses: (P, 2) names of the chosen and of the rejected response.
+        responses: (P, 2) identifiers of the chosen and of the rejected response.
         margin: (P,); 0 is a tie.
     """
-    # Of every two texts, in a fixed order: how many comparisons, and how many prefer the first.
+    # For every two texts, in a fixed order: the number of comparisons, and of those that prefer the first text.
     votes = [0.5 if m == 0 else float((m > 0) == (a < b)) for (a, b), m in zip(responses, margin.tolist(), strict=True)]
     totals: dict[tuple[bytes, bytes], tuple[int, float]] = {}
     for (a, b), vote in zip(responses, votes, strict=True):
@@ -45,15 +45,15 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
     return torch.tensor(labels, dtype=torch.float64)
 
 
-def is_made_of(margin: Tensor, labels: Tensor) -> bool:
-    """Whether the margins are the labels' log-odds, times one factor and cut to a bound: the same numbers twice.
+def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
+    """Return whether the margins are the labels' log-odds, times one factor and cut to a bound.
 
-    Both may be rounded: with the factor that the pairs below the bound have in the median, every label must be
-    sigmoid(factor m) to four digits; at the bound it may be further from one half. Below the bound there must be
-    margins of two sizes, or one factor says nothing.
+    Both may be rounded: with the median factor of the pairs below the bound, every label must be sigmoid(factor m) to
+    four digits; at the bound it may be further from one half. Below the bound there must be margins of two sizes, as
+    one size has a factor whatever the labels are.
 
     >>> labels = torch.tensor([0.6, 0.7, 0.9, 0.999])
-    >>> is_made_of((2 * labels.logit()).clamp(max=5), labels), is_made_of(torch.tensor([1.0, 2.0, 3.0, 4.0]), labels)
+    >>> are_log_odds((2 * labels.logit()).clamp(max=5), labels), are_log_odds(torch.arange(1, 5), labels)
     (True, False)
 
     Args:
@@ -74,13 +74,13 @@ def is_made_of(margin: Tensor, labels: Tensor) -> bool:
 
 
 def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: str = "the labels") -> Estimate:
-    """The gamma under which the labels are likeliest; see `gamma.Fitted`.
+    """Return the gamma under which the labels are likeliest; see `gamma.Fitted`.
 
     Args:
         margin: (P,) float64.
         labels: (P,) float64, in [0, 1]: how likely the chosen response is better.
         prompts: of the pairs.
-        name: what the labels are called in a sentence.
+        name: of the labels, for messages.
 
     Raises:
         UserError: the maximum is not above zero and below infinity.
@@ -92,8 +92,8 @@ def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: 
         )
     if float((margin * (labels - 0.5)).sum()) <= 0:
         raise UserError(
-            f"gamma cannot be fitted to {name}: larger margins do not make the chosen response likelier there; look "
-            "whether margins and labels are turned the same way, or give gamma as a number"
+            f"gamma cannot be fitted to {name}: larger margins do not make the chosen response likelier there; check "
+            "that margins and labels have the same orientation, or give gamma as a number"
         )
     if not bool((torch.where(margin > 0, 1 - labels, labels)[margin != 0] > 0).any()):
         raise UserError(
@@ -109,7 +109,7 @@ def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: 
 
 
 def by_mean_probability(margin: Tensor, probability: float, prompts: Sequence[str]) -> Estimate:
-    """The gamma under which sigmoid(gamma m) has this mean over the pairs; see `gamma.Fitted`.
+    """Return the gamma under which sigmoid(gamma m) has this mean over the pairs; see `gamma.Fitted`.
 
     Args:
         margin: (P,) float64.
@@ -117,7 +117,7 @@ def by_mean_probability(margin: Tensor, probability: float, prompts: Sequence[st
         prompts: of the pairs.
 
     Raises:
-        UserError: no gamma has it, as too many pairs are ties.
+        UserError: no gamma gives this mean, because too many pairs are ties.
     """
     ties = int((margin == 0).sum())
     highest = (int((margin > 0).sum()) + ties / 2) / len(margin)
@@ -136,7 +136,7 @@ def by_mean_probability(margin: Tensor, probability: float, prompts: Sequence[st
 
 
 def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompts: Sequence[str]) -> Estimate:
-    """The root of sum_i psi_i, which is negative at 0 and positive at infinity, with its interval.
+    """Return the root of sum_i psi_i, which is negative at 0 and positive at infinity, with its interval.
 
     Args:
         terms: psi_i and its derivative at a gamma, each (P,).
@@ -147,7 +147,7 @@ def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompt
     while float(terms(high)[0].sum()) < 0:
         low, high = high, 2 * high
     gamma = high
-    while True:  # Newton's steps, and halves of what is left where one leads out of it
+    while True:  # Newton's steps; where one leaves the bracket, the bracket is halved
         psi, slope = terms(gamma)
         total = float(psi.sum())
         low, high = (gamma, high) if total < 0 else (low, gamma)
@@ -157,7 +157,7 @@ def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompt
         gamma = step if low < step < high else (low + high) / 2
     numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
     clusters = torch.bincount(torch.tensor([numbers[prompt] for prompt in prompts]), weights=psi)
-    # One prompt says nothing of how prompts differ: 1 / 0 makes the interval infinite.
+    # A single prompt does not show how prompts differ: 1 / 0 makes the interval infinite.
     correction = torch.tensor(float(len(clusters))) / (len(clusters) - 1)
     error = (correction * clusters.square().sum()).sqrt() / slope.sum()
     factor = float(torch.exp(NORMAL_975 * error / gamma))

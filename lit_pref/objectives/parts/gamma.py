@@ -1,4 +1,4 @@
-"""How strongly the probability grows with the margin, where it is not simply a number."""
+"""gamma in p = sigmoid(gamma m), where it is not given as a number."""
 
 import math
 from abc import abstractmethod
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.estimation import (
+    are_log_odds,
     by_likelihood,
     by_mean_probability,
-    is_made_of,
     labels_of_repeats,
 )
 from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.pairs import Strengths
 
 
@@ -23,7 +24,7 @@ class Gamma(Part):
 
     @abstractmethod
     def forward(self) -> float:
-        """gamma, >= 0, per unit of the data's margin."""
+        """Return gamma, >= 0, per unit of the data's margin."""
 
 
 class UnitMargin(Gamma):
@@ -50,7 +51,7 @@ class UnitMargin(Gamma):
 
 
 class Fitted(Gamma):
-    """gamma fitted to the training pairs before the first step, and from then on a constant that checkpoints keep.
+    """gamma fitted to the training pairs before the first step; then a constant that checkpoints keep.
 
     Where pairs have labels y_i in [0, 1], made without looking at the margin m_i (another annotator's choice, the share
     of annotators), it is their maximum-likelihood estimate; else a probability is chosen, and gamma follows from it:
@@ -59,13 +60,13 @@ class Fitted(Gamma):
                                              the maximum of sum_i y_i log s_i + (1 - y_i) log(1 - s_i)
         sum_i (s_i - mean_probability) = 0   without
 
-    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability of which the margin
-    was made, or that was made of the margin, is no label: the fit would give back the gamma of their making. Where the
-    margin is the probability's log-odds up to one factor and a bound, the second rule is taken, unless `labels` names
-    the column (`probability` too). With `repeats` they come from
-    the rows themselves, where the same two texts were compared more than once: the label of a row is the share of the
-    *other* rows of its two texts that prefer its chosen one (a tie counts one half), so that it knows nothing of the
-    row's own margin. Rows whose texts were compared once have no label.
+    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability that was computed
+    from the margin, or from which the margin was computed, is no label: the fit would only recover that computation.
+    Where the margin is the probability's log-odds up to one factor and a bound, the second rule is used, unless
+    `labels` names the column (`probability` too). With `repeats` they come from the records themselves, where the same
+    two texts were compared more than once: the label of a record is the share of the *other* records of its two texts
+    that prefer its chosen one (a tie counts one half), so that it is independent of the record's own margin. Records
+    whose texts were compared once have no label.
 
     Both are roots of a sum of terms psi_i(gamma), and pairs of one prompt are not independent. By Taylor's theorem
     gamma^ - gamma is sum_i psi_i / |sum_i psi_i'| to first order, and the C prompts' sums of psi_i are independent with
@@ -79,11 +80,11 @@ class Fitted(Gamma):
     **Source**: own formulation; MMPO (arXiv 2410.03145) tunes gamma by hand.
 
     Args:
-        labels: a column of the data that says how likely the chosen response is better: 1, 0, or between. A column is
-            turned with the pair where its strength prefers the rejected text, if `data.on_swap` says `complement`.
+        labels: a column of the data that says how likely the chosen response is better: 1, 0, or between. Where the
+            texts swap, its value becomes 1 - value if `data.on_swap` says `complement`.
         mean_probability: in (1/2, 1); the mean of p over the training pairs, where there are no labels.
-        repeats: the same two texts in several rows are independent comparisons, and labels of each other. Not for
-            data that hold copies of a row.
+        repeats: the same two texts in several records are independent comparisons, and labels of each other. Not for
+            data that hold copies of a record.
     """
 
     def __init__(self, labels: str | None = None, mean_probability: float = 0.75, repeats: bool = False) -> None:
@@ -101,26 +102,23 @@ class Fitted(Gamma):
         self._known: tuple[Tensor, int, float] | None = None  # the buffer, its version, and what it held
 
     @property
-    def required(self) -> frozenset[str]:
-        return frozenset() if self.labels is None else frozenset({self.labels})
-
-    @property
-    def fit_inputs(self) -> frozenset[str]:
-        return frozenset({"margin", "responses" if self.repeats else self.labels or "probability"})
+    def requirements(self) -> Requirements:
+        inputs = frozenset({"margin", "responses" if self.repeats else self.labels or "probability"})
+        return Requirements(columns=frozenset({self.labels} if self.labels else ()), fit_inputs=inputs)
 
     def forward(self) -> float:
-        # Read once and not in every step: a device would be waited for.
+        # Read once and not in every step, which would wait for the device.
         if self._known is None or self._known[0] is not self.value or self._known[1] != self.value._version:
             self._known = self.value, self.value._version, float(self.value)
         gamma = self._known[2]
         if math.isnan(gamma):
             raise UserError(
-                "gamma is to be fitted to the training pairs when a run starts, and here is none: give it as a number"
+                "gamma is to be fitted to the training pairs when a run starts, and has not been: give it as a number"
             )
         return gamma
 
     def fit(self, strengths: Strengths) -> list[str]:
-        """Find gamma.
+        """Estimate gamma.
 
         Returns:
             The line for the log: gamma, its interval and the rule.
@@ -133,8 +131,8 @@ class Fitted(Gamma):
         margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
         name, labels = self._labels(strengths, margin)
         note = ""
-        if labels is not None and self._says_nothing_new(strengths, margin, labels):
-            note = f"the margin is made of {name}, which is no label of its own: "
+        if labels is not None and self._is_computed_from(strengths, margin, labels):
+            note = f"the margin is computed from {name}, which is no label of its own: "
             labels = labels if self.labels is not None else None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)
@@ -147,12 +145,12 @@ class Fitted(Gamma):
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
         return [f"{note}gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
 
-    def _says_nothing_new(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
+    def _is_computed_from(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
         own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)
-        return not self.repeats and not bool(labels.isnan().all()) and is_made_of(own, labels)
+        return not self.repeats and not bool(labels.isnan().all()) and are_log_odds(own, labels)
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
-        """What the labels are called, and these; NaN where a pair has none."""
+        """Return the name of the labels and the labels, NaN where a pair has none."""
         if self.repeats:
             assert strengths.responses is not None
             labels = labels_of_repeats(strengths.responses.tolist(), margin)

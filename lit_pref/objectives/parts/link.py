@@ -1,4 +1,4 @@
-"""From a logit to a loss."""
+"""The loss as a function of the logit."""
 
 from abc import abstractmethod
 
@@ -15,17 +15,23 @@ class Link(Part):
     cross_entropy: bool = False
     """The loss is the cross-entropy of p against sigmoid(x), so that loss - entropy(p) is a KL divergence."""
 
+    constant_beta_only: str = ""
+    """Works only where beta is the same for every pair (`Temperature.constant`)."""
+
+    soft_targets_only: str = ""
+    """Works only with targets between 0 and 1."""
+
     @abstractmethod
     def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
-        """The loss of every pair; all (B,)."""
+        """Return the loss of every pair; all (B,)."""
 
 
 class MarginLink(Link):
-    """A link of the usual form p l(x) + (1 - p) l(-x); subclasses write `loss`, which is l."""
+    """A link of the usual form p l(x) + (1 - p) l(-x); subclasses write l as `loss`."""
 
     @abstractmethod
     def loss(self, logits: Tensor) -> Tensor:
-        """l(x), (B,)."""
+        """Return l(x), (B,)."""
 
     def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
         return target * self.loss(logits) + (1 - target) * self.loss(-logits)
@@ -53,12 +59,16 @@ class Squared(Link):
     With p = 1 it is IPO, (h_w - h_l - 1 / (2 beta))^2. The form p l(x) + (1 - p) l(-x) of l(x) = (x - 1/2)^2 / beta^2
     is larger by the constant p (1 - p) / beta^2, with the same gradient.
 
-    beta is the paper's tau and has another meaning here than in DPO: it sets the gap, not a slope. So a temperature
-    that varies is refused.
+    beta is the paper's tau and sets the gap, where in DPO it sets the slope. So a temperature that varies is refused.
 
     **Source**: IPO, arXiv 2310.12036, eq. 17, on summed log-probs. TRL and HALOs divide each log-ratio by its number of
     tokens first, which changes what beta means: choose `tokens: Mean` for theirs.
     """
+
+    constant_beta_only = (
+        "Squared divides by beta squared, so that a beta that varies would weigh the pairs: "
+        "choose `temperature: Constant`, or `link: Logistic`."
+    )
 
     def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
         return ((logits - (target - 0.5)) / beta) ** 2
@@ -68,10 +78,15 @@ class ReverseKL(Link):
     """KL(q || p), q = sigmoid(x): q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)) (EXO).
 
     The logistic link is KL(p || q) plus a constant and covers p; this one seeks the mode. It is infinite at p = 1, so a
-    `Hard` target is refused; a margin so large that p rounds to 1 is held at the resolution of the dtype.
+    `Hard` target is refused; where a large margin rounds p to 1, p is clamped at the resolution of the dtype.
 
     **Source**: EXO, arXiv 2402.00856, eq. 16 with K = 2, where p = 1 - 1e-3 (`Smoothed(0.001)`).
     """
+
+    soft_targets_only = (
+        "ReverseKL is infinite where the target is 1 and undefined beyond: "
+        "choose `target: Smoothed` (EXO: epsilon 0.001) or `MarginTarget`, or `link: Logistic`."
+    )
 
     def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
         smallest = torch.finfo(target.dtype).eps

@@ -1,4 +1,4 @@
-"""What is taken from the logit: by how much the chosen response must be ahead."""
+"""The amount subtracted from the logit: how far the chosen response must be ahead."""
 
 import math
 from abc import abstractmethod
@@ -8,16 +8,17 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
-from lit_pref.objectives.parts.part import DataPart
+from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
 
 
-class Offset(DataPart):
+class Offset(Part):
     """o_i of every pair, (B,), in units of the logit: x_i = beta_i (phi(h_w) - phi(h_l)) - o_i."""
 
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
-        """o_i, (B,), in the dtype of the scores."""
+        """Return o_i, (B,), in the dtype of the scores."""
 
 
 class NoOffset(Offset):
@@ -61,9 +62,7 @@ class MarginOffset(Offset):
         super().__init__()
         self.alpha = finite(alpha, "MarginOffset: alpha")
 
-    @property
-    def required(self) -> frozenset[str]:
-        return frozenset({"margin"})
+    requirements = Requirements(columns=frozenset({"margin"}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         margin = self.read("margin", policy, pairs)
@@ -82,7 +81,7 @@ class LengthOffset(Offset):
     A reward r - alpha n in place of r makes beta (h_w - h_l) + alpha (n_w - n_l) the logit of the preference.
 
     **Source**: R-DPO, arXiv 2403.19159, derived from its regularised reward; some re-implementations have the sign of
-    alpha turned.
+    alpha flipped.
 
     Args:
         alpha: finite, units of the logit per token; positive makes responses shorter.
@@ -113,15 +112,51 @@ class ColumnOffset(Offset):
         self.scale = finite(scale, "ColumnOffset: scale")
 
     @property
-    def required(self) -> frozenset[str]:
-        return frozenset({self.column})
+    def requirements(self) -> Requirements:
+        return Requirements(columns=frozenset({self.column}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return self.scale * self.read(self.column, policy, pairs)
 
 
+class ColumnsOffset(Offset):
+    """o = scale sum_k c_k (R_k of the chosen - R_k of the rejected response), from two columns of the data for each k.
+
+    Reads the columns `NAME_chosen` and `NAME_rejected` for every NAME; they swap with the texts. For a column that is
+    already a difference take `ColumnOffset`.
+
+    **Source**: MODPO, arXiv 2310.03708: `columns` are w_1:, `scale` is 1 / w_0, and `beta` is the paper's beta / w_0.
+
+    Args:
+        columns: NAME of each reward and its finite weight c_k.
+        scale: finite factor, units of the logit per unit of the weighted sum.
+    """
+
+    def __init__(self, columns: dict[str, float], scale: float = 1.0) -> None:
+        super().__init__()
+        if not columns:
+            raise UsageError(
+                "ColumnsOffset: columns names no reward; give {NAME: weight}, or choose `offset: NoOffset`."
+            )
+        self.columns = {name: finite(weight, f"ColumnsOffset: {name}") for name, weight in columns.items()}
+        self.scale = finite(scale, "ColumnsOffset: scale")
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(
+            columns=frozenset(f"{name}_{side}" for name in self.columns for side in ("chosen", "rejected"))
+        )
+
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        total = torch.zeros_like(policy.chosen.scores)
+        for name, weight in self.columns.items():
+            chosen, rejected = (self.read(f"{name}_{side}", policy, pairs) for side in ("chosen", "rejected"))
+            total = total + weight * (chosen - rejected)
+        return self.scale * total
+
+
 def finite(value: float, name: str) -> float:
-    """`value`, refused where it is not a finite number."""
+    """Return `value`; refuse it if it is not a finite number."""
     if not math.isfinite(value):
         raise UsageError(f"{name} must be a finite number, got {value}.")
     return value

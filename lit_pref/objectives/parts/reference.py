@@ -1,4 +1,4 @@
-"""One reference score out of K."""
+"""Combination of K reference scores into one."""
 
 import math
 from abc import abstractmethod
@@ -9,38 +9,32 @@ from torch import Tensor
 
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
+from lit_pref.objectives.requirements import Requirements
 
 MixOutput = tuple[Sides, dict[str, Tensor]]
 """The mixed reference scores, and values to log, each (B,)."""
 
 
 class ReferenceMix(Part):
-    """Decides which score the policy's is compared with: `forward(references, policy)` gives log pi~ of both responses.
+    """Combines K reference scores into log pi~, which the policy's score is compared with.
 
-    The mixed score may miss a constant of the pair: only the difference of the two responses enters a loss of pairs.
+    The mixed score may lack a constant of the pair: only the difference of the two responses enters a loss of pairs. It
+    takes one reference or more, unless its `requirements` say otherwise.
     """
 
     @property
-    def min_references(self) -> int:
-        """The least number of references, K."""
-        return 1
-
-    @property
-    def max_references(self) -> int | None:
-        """The largest number of references, K; None is any number."""
-        return None
+    def requirements(self) -> Requirements:
+        return Requirements(min_references=1)
 
     @abstractmethod
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
-        """Mix K scores of shape (B,) for each response; `policy` gives shape and dtype where K = 0."""
+        """Combine K pairs of scores, each (B,), without gradient; `policy` gives shape and dtype where K = 0."""
 
 
 class Single(ReferenceMix):
     """The one reference, as it is: log pi~ = r_0."""
 
-    @property
-    def max_references(self) -> int:
-        return 1
+    requirements = Requirements(min_references=1, max_references=1)
 
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
         return references[0], {}
@@ -49,13 +43,7 @@ class Single(ReferenceMix):
 class NoReference(ReferenceMix):
     """No reference: log pi~ = 0, so that the log-ratio is the policy's own score. The choice for reward models."""
 
-    @property
-    def min_references(self) -> int:
-        return 0
-
-    @property
-    def max_references(self) -> int:
-        return 0
+    requirements = Requirements(max_references=0)
 
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
         return (torch.zeros_like(policy[0]), torch.zeros_like(policy[1])), {}
@@ -69,15 +57,15 @@ class Harmonic(ReferenceMix):
         eps_y     = eta |b_y| / (|b_w| + |b_l|),  b_y = mean_k r_k,y                 adaptive;  eta otherwise
         a_k       = (c_k + d/K) / (sum_j c_j + d),  c_k = |r_k,w - r_k,l|, d = 1e-6                              (ARWC)
 
-    Weights and windows are taken from the unclipped scores. One reference gives `Single` exactly. On whole responses
+    Weights and windows are computed from the unclipped scores. One reference gives `Single` exactly. On whole responses
     the mean is close to the smallest r^_k, so that the weights matter only where references differ by a few nats: watch
     `reference_weights/k` (softmax_k(log a_k - r^_k), averaged over both responses) and `clipped` (the share of the
     other references' scores that sit on the window's edge).
 
     **Source**: MRPO, arXiv 2405.16388; CTRO and ARWC from the authors' `trainer_mref.py`, written there for K = 2 and
     derived here for any K. Their code gives the more decisive reference the smaller weight in the harmonic sum, against
-    their derivation: `arwc_swap` repeats that. They add d to the denominator only; here the weights sum to one, which
-    differs by less than 1e-6 / sum c.
+    their derivation: `arwc_swap` reproduces that. They add d to the denominator only; here the weights sum to one,
+    which differs by less than 1e-6 / sum c.
 
     Args:
         eta: width of the window relative to the anchor's score, >= 0; 0 leaves the anchor alone.
@@ -85,6 +73,11 @@ class Harmonic(ReferenceMix):
         weights: K relative weights >= 0, or None for ARWC.
         arwc_swap: exchange the two ARWC weights, as the official code does; two references at most.
     """
+
+    sums_only = (
+        "Harmonic's window is a share of the summed log-prob, and no meaningful width for another aggregation: "
+        "choose `tokens: Sum`, or `reference: Geometric`."
+    )
 
     def __init__(
         self, eta: float = 0.1, adaptive: bool = True, weights: list[float] | None = None, arwc_swap: bool = False
@@ -102,14 +95,10 @@ class Harmonic(ReferenceMix):
         self.eta, self.adaptive, self.weights, self.arwc_swap = eta, adaptive, weights, arwc_swap
 
     @property
-    def min_references(self) -> int:
-        return 1 if self.weights is None else len(self.weights)
-
-    @property
-    def max_references(self) -> int | None:
+    def requirements(self) -> Requirements:
         if self.weights is not None:
-            return len(self.weights)
-        return 2 if self.arwc_swap else None
+            return Requirements(len(self.weights), len(self.weights))
+        return Requirements(1, 2 if self.arwc_swap else None)
 
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
         scores = torch.stack([torch.stack(sides) for sides in references])  # (K, 2, B)
@@ -157,12 +146,8 @@ class Geometric(ReferenceMix):
         self.weights = weights
 
     @property
-    def min_references(self) -> int:
-        return 1 if self.weights is None else len(self.weights)
-
-    @property
-    def max_references(self) -> int | None:
-        return None if self.weights is None else len(self.weights)
+    def requirements(self) -> Requirements:
+        return Requirements(1) if self.weights is None else Requirements(len(self.weights), len(self.weights))
 
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
         scores = torch.stack([torch.stack(sides) for sides in references])  # (K, 2, B)
@@ -173,7 +158,7 @@ class Geometric(ReferenceMix):
 
 
 def relative(weights: list[float], owner: str) -> list[float]:
-    """`weights` divided by their sum.
+    """Return `weights` divided by their sum.
 
     Raises:
         UsageError: a weight is negative or not finite, or all are zero.

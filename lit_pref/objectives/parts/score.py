@@ -1,4 +1,4 @@
-"""phi: what of the log-ratio counts as reward."""
+"""phi: the reward as a function of the log-ratio."""
 
 import math
 from abc import abstractmethod
@@ -15,24 +15,24 @@ class Score(Part):
     """phi(h_w), phi(h_l) of the log-ratios h = log pi - log pi~."""
 
     reverse_kl: bool = False
-    """The divergence that holds the policy to its reference is the reverse KL, as in DPO."""
+    """The divergence between the policy and its reference is the reverse KL, as in DPO."""
 
-    same_on_both_sides: bool = True
-    """Chosen and rejected go through the same function, so that exchanging them turns x into -x."""
+    symmetric: bool = True
+    """Chosen and rejected go through the same function, so that swapping them turns x into -x."""
 
-    of_a_ratio: bool = True
-    """It means something only for a ratio to a reference."""
+    needs_ratio: bool = True
+    """Means something only for a ratio to a reference."""
 
     @abstractmethod
     def forward(self, ratios: Sides) -> Sides:
-        """The scores of both responses, each (B,)."""
+        """Return the scores of both responses, each (B,)."""
 
 
 class Identity(Score):
     """phi(h) = h: the reverse KL divergence (DPO)."""
 
     reverse_kl = True
-    of_a_ratio = False
+    needs_ratio = False
 
     def forward(self, ratios: Sides) -> Sides:
         return ratios
@@ -41,7 +41,7 @@ class Identity(Score):
 class ForwardKL(Score):
     """phi(h) = 1 - exp(-h): the forward KL divergence.
 
-    The exponent is held below half of what the dtype can hold (44 in fp32), where phi is constant.
+    The exponent is clamped at half of the largest one that the dtype can hold (44 in fp32); beyond it phi is constant.
 
     **Source**: f-DPO, arXiv 2309.16240, phi = f'(u) at u = exp(h), here with the constant that makes phi(0) = 0.
     """
@@ -92,7 +92,7 @@ class OneSided(Score):
     """
 
     reverse_kl = True
-    same_on_both_sides = False
+    symmetric = False
 
     def forward(self, ratios: Sides) -> Sides:
         chosen, rejected = ratios
@@ -100,5 +100,5 @@ class OneSided(Score):
 
 
 def bounded_expm1(exponent: Tensor) -> Tensor:
-    """exp(exponent) - 1 with the exponent held where differences of two results stay finite."""
+    """Return exp(exponent) - 1, with the exponent clamped so that differences of two results stay finite."""
     return torch.expm1(exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) / 2))

@@ -1,4 +1,4 @@
-"""The probability that the chosen response is better: what the loss fits."""
+"""The probability that the chosen response is better, which the loss fits."""
 
 from abc import abstractmethod
 
@@ -8,12 +8,13 @@ from torch import Tensor
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.gamma import Gamma
-from lit_pref.objectives.parts.part import DataPart
+from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
 
 
-class Target(DataPart):
-    """p_i of every pair, (B,); constant, called without gradient. p < 1/2 is legal: the rejected response is better."""
+class Target(Part):
+    """p_i of every pair, (B,), a constant. p < 1/2 is legal: the rejected response is better."""
 
     @property
     def hard(self) -> bool:
@@ -27,7 +28,7 @@ class Target(DataPart):
 
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
-        """p_i, (B,), in the dtype of the scores."""
+        """Return p_i, (B,), in the dtype of the scores."""
 
 
 class Hard(Target):
@@ -66,16 +67,14 @@ class MarginTarget(Target):
 
     @property
     def strength(self) -> float:
-        """gamma as a number, however it was given.
+        """gamma as a number.
 
         Raises:
-            UserError: it is to be fitted and was not yet.
+            UserError: gamma is to be fitted and has not been yet.
         """
         return self.gamma() if isinstance(self.gamma, Gamma) else self.gamma
 
-    @property
-    def required(self) -> frozenset[str]:
-        return frozenset({"margin"})
+    requirements = Requirements(columns=frozenset({"margin"}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         margin = self.read("margin", policy, pairs)
@@ -107,9 +106,7 @@ class Smoothed(Target):
 class ProbabilityColumn(Target):
     """p from the data: the share of annotators, or a judge's probability, that prefers the chosen response."""
 
-    @property
-    def required(self) -> frozenset[str]:
-        return frozenset({"probability"})
+    requirements = Requirements(columns=frozenset({"probability"}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return self.read("probability", policy, pairs)
@@ -149,7 +146,7 @@ class Unbiased(Target):
 
 
 def entropy(probability: Tensor) -> Tensor:
-    """Entropy of a coin, nats.
+    """Return the entropy of a coin with this probability, nats.
 
     >>> entropy(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0.0000, 0.6931, 0.0000])

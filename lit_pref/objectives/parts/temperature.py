@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.part import Part, Sides
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import Kl, Need, PairScores, Tilt
 
 TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
@@ -17,12 +18,19 @@ TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
 
 
 class Temperature(Part):
-    """A rule on the objective's `beta`; it has no beta of its own. `forward` is called without gradient."""
+    """Makes beta of every pair from the objective's `beta`; it has no beta of its own."""
 
-    @property
-    def min_references(self) -> int:
-        """References that the rule itself looks at."""
-        return 0
+    constant: bool = False
+    """beta is the same for every pair."""
+
+    reverse_kl_only: str = ""
+    """Works only where the divergence is the reverse KL (`Score.reverse_kl`)."""
+
+    minimum: float | None = None
+    """The smallest beta that the objective may have; None is any."""
+
+    maximum: float | None = None
+    """The largest beta that the objective may have; None is any."""
 
     @abstractmethod
     def forward(
@@ -33,10 +41,18 @@ class Temperature(Part):
         references: Sequence[PairScores],
         pairs: PairData,
     ) -> TemperatureOutput:
-        """beta_i of every pair; `ratios` are the log-ratios h_w and h_l against the mixed reference."""
+        """Return beta_i of every pair, and values to log; called without gradient.
+
+        Args:
+            beta: the objective's.
+            ratios: the log-ratios h_w and h_l to the mixed reference, each (B,).
+            policy: its scores, with the statistics asked for.
+            references: the K references, unmixed.
+            pairs: the B pairs.
+        """
 
     def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Move the state; called once after every optimiser step on every rank."""
+        """Update the state; called once after every optimizer step on every rank."""
 
     def progress(self, beta: float) -> dict[str, float]:
         """The state, for the log."""
@@ -45,6 +61,8 @@ class Temperature(Part):
 
 class Constant(Temperature):
     """beta_i = beta."""
+
+    constant = True
 
     def forward(
         self,
@@ -58,10 +76,10 @@ class Constant(Temperature):
 
 
 class EpsilonStep(Temperature):
-    """A step of beta for each pair, up or down, by what a perturbed beta would do to the pair (epsilon-DPO).
+    """A step of beta for each pair, up or down, depending on how a perturbed beta would rank it (epsilon-DPO).
 
         beta_i = beta / (1 + epsilon s_i),    s_i = +1 if z- > z > z+,  -1 if z- < z < z+,  0 otherwise
-        beta  <- mean of beta_i over the pairs of the optimiser step, on all ranks
+        beta  <- mean of beta_i over the pairs of the optimizer step, on all ranks
 
     z is the policy's log-prob of the chosen minus that of the rejected response; z- and z+ are the same under the
     policies that a smaller and a larger beta would have made, log softmax((1 + c) f - c g) at c = +epsilon and c =
@@ -69,12 +87,12 @@ class EpsilonStep(Temperature):
     still looks at the first one only: a mixture of sequence scores has no next-token distribution.
 
     The moving beta is kept as `scale`, a float64 factor of the objective's beta. Validation uses it with the steps of
-    its own pairs and moves nothing.
+    its own pairs and leaves it unchanged.
 
     **Source**: epsilon-DPO, arXiv 2502.13177. The official code moves beta by beta / (1 + epsilon mean(s)), the
     harmonic mean of beta_i, where the paper takes the arithmetic one as here: they differ by O(epsilon^2). It also
-    divides a ragged last window by the full accumulation, and leaves beta out of the checkpoint; here sums and counts
-    are gathered, and the scale is checkpointed.
+    divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here sums
+    and counts are gathered, and the scale is checkpointed.
 
     Args:
         epsilon: relative size of the step, in [0, 1).
@@ -83,6 +101,16 @@ class EpsilonStep(Temperature):
         minimum: beta never goes below this.
         maximum: beta never goes above this. It drifts geometrically, so that long runs may want both.
     """
+
+    log_probs_only = True
+    sums_only = (
+        "EpsilonStep compares sums of log-probs, not another aggregation: choose `tokens: Sum`, or "
+        "`temperature: Constant`."
+    )
+    reverse_kl_only = (
+        "EpsilonStep perturbs beta of the reverse KL, not of another divergence: choose `score: Identity`, or "
+        "`temperature: Constant`."
+    )
 
     def __init__(
         self,
@@ -104,12 +132,9 @@ class EpsilonStep(Temperature):
         self._window: Tensor | None = None
 
     @property
-    def min_references(self) -> int:
-        return 1
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({Kl()}) if self.first_order else frozenset({Tilt(self.epsilon), Tilt(-self.epsilon)})
+    def requirements(self) -> Requirements:
+        tilts = frozenset[Need]({Tilt(self.epsilon), Tilt(-self.epsilon)})
+        return Requirements(min_references=1, statistics=frozenset({Kl()}) if self.first_order else tilts)
 
     def forward(
         self,
@@ -153,8 +178,51 @@ class EpsilonStep(Temperature):
         return {"beta": beta * float(self.scale)}
 
 
+class ColumnTemperature(Temperature):
+    """beta_i = beta c_i with a positive column c of the data, such as an annotator's confidence.
+
+    A larger c_i makes the loss steeper and its optimum nearer to the reference: the pair's gap in nats is the target's
+    log-odds divided by beta_i. Logged as `beta`.
+
+    **Source**: own formulation.
+
+    Args:
+        column: name of the column, or `margin`. It must hold for either order of the texts (`data.on_swap: keep`).
+
+    Raises:
+        UserError: in use, where a value is not positive and finite.
+    """
+
+    def __init__(self, column: str) -> None:
+        super().__init__()
+        self.column = column
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(columns=frozenset({self.column}))
+
+    def forward(
+        self,
+        beta: float,
+        ratios: Sides,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        pairs: PairData,
+    ) -> TemperatureOutput:
+        factors = self.read(self.column, policy, pairs)
+        wrong = ~((factors > 0) & factors.isfinite())
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            raise UserError(
+                f"ColumnTemperature multiplies beta by `{self.column}`, which must be positive and finite, and "
+                f"{pairs.names[first]} has {float(factors[first])}: correct or drop the pair, or choose "
+                "`temperature: Constant`."
+            )
+        return beta * factors.to(ratios[0].dtype), {}
+
+
 def difference(pair: PairScores, need: Need | None = None) -> Tensor:
-    """Chosen minus rejected of the scores, or of the statistic `need`, (B,)."""
+    """Return chosen minus rejected of the scores, or of the statistic `need`, (B,)."""
     assert pair.rejected is not None
     if need is None:
         return pair.chosen.scores - pair.rejected.scores

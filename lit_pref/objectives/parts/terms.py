@@ -1,4 +1,4 @@
-"""Losses beside the preference."""
+"""Losses that are added to the preference loss."""
 
 import math
 from abc import abstractmethod
@@ -27,7 +27,7 @@ class Term(Part):
 
     @abstractmethod
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
-        """A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
+        """Return A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
 
 
 class ChosenNLL(Term):
@@ -35,6 +35,8 @@ class ChosenNLL(Term):
 
     **Source**: iterative RPO, arXiv 2404.19733. CPO and TRL average over the tokens of the batch instead of over pairs.
     """
+
+    log_probs_only = True
 
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths

@@ -1,8 +1,7 @@
-"""How the log-probs of tokens become the score of a response."""
+"""Aggregation of the log-probs of tokens into the score of a response."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from difflib import SequenceMatcher
 
 import torch
@@ -10,25 +9,35 @@ import torch
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.pairs import TokenFunction, TokenValues
-from lit_pref.scores import Need, PairScores, TokenLogps
+from lit_pref.objectives.requirements import Requirements
+from lit_pref.pairs import TokenValues
+from lit_pref.scores import PairScores, TokenLogps
+
+TOKEN_LOGPS = Requirements(statistics=frozenset({TokenLogps()}), reference_statistics=frozenset({TokenLogps()}))
 
 
 class TokenSum(Part):
-    """Turns a model's `PairScores` into one score a response.
+    """Turns a model's `PairScores` into one score per response.
 
-    It is called for the policy and, without gradient, for every reference. What it weighs tokens by comes from the
-    data or from `policy` in both cases, so that a log-ratio is one weighted sum: a reference's tokens are the policy's,
-    or only its sums count.
+    It is called for the policy and, without gradient, for every reference. Token weights come from the data or from
+    `policy` in both cases, so that a log-ratio is one weighted sum.
     """
+
+    plain_sum: bool = False
+    """The score of a response is the sum of its log-probs."""
+
+    log_probs_only = True
 
     @abstractmethod
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
-        """The scores of both responses, each (B,)."""
+        """Return the scores of both responses, each (B,)."""
 
 
 class Sum(TokenSum):
     """The sum over the response's tokens, nats; a reward model's score as it is."""
+
+    plain_sum = True
+    log_probs_only = False
 
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         assert scores.rejected is not None
@@ -38,8 +47,8 @@ class Sum(TokenSum):
 class Mean(TokenSum):
     """The sum divided by the number of the policy's response tokens, nats per token.
 
-    A reference with another tokenizer is divided by the policy's number too: its own would weigh the two log-probs of
-    one text differently.
+    A reference with another tokenizer is divided by the policy's number as well: its own number would weigh the two
+    log-probs of one text differently.
     """
 
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
@@ -48,19 +57,20 @@ class Mean(TokenSum):
 
 
 class TokenWeights(TokenSum):
-    """A weighted sum over the response's tokens, the weights being constants: sum_t w_t log pi(y_t)."""
+    """A weighted sum over the response's tokens with constant weights: sum_t w_t log pi(y_t)."""
 
     @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({TokenLogps()})
-
-    @property
-    def reference_needs(self) -> frozenset[Need]:
-        return frozenset({TokenLogps()})
+    def requirements(self) -> Requirements:
+        return TOKEN_LOGPS
 
     @abstractmethod
     def weights(self, policy: Sides, pairs: PairData) -> Sides:
-        """w of chosen (B, T) and rejected (B, T); `policy` are the policy's log-probs without gradient, zero-padded."""
+        """Return w of chosen (B, T) and rejected (B, T).
+
+        Args:
+            policy: the policy's log-probs, zero-padded, without gradient.
+            pairs: the B pairs.
+        """
 
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         own, of_policy = _token_logps(scores), _token_logps(policy)
@@ -72,10 +82,10 @@ class TokenWeights(TokenSum):
 
 
 class Weighted(TokenWeights):
-    """sum_t w_t log pi(y_t) with w from a token column of the data: what counts is said token by token.
+    """sum_t w_t log pi(y_t) with the weights w from a token column of the data.
 
     A column of ones is `Sum`. A token has the value of the span that covers most of its characters; outside of all
-    spans it has the value 0 and counts nothing, and so does the end of the turn.
+    spans, and at the end of the turn, its weight is 0.
 
     **Source**: own formulation; fine-grained supervision by edited spans (arXiv 2406.02756) and error spans of
     annotators are its uses.
@@ -89,8 +99,8 @@ class Weighted(TokenWeights):
         self.column = column
 
     @property
-    def token_columns(self) -> frozenset[str]:
-        return frozenset({self.column})
+    def requirements(self) -> Requirements:
+        return TOKEN_LOGPS | Requirements(token_columns=frozenset({self.column}))
 
     def weights(self, policy: Sides, pairs: PairData) -> Sides:
         return _column(self.column, policy, pairs)
@@ -122,8 +132,8 @@ class EditWeighted(TokenWeights):
         self.delta = delta
 
     @property
-    def token_functions(self) -> Mapping[str, TokenFunction]:
-        return {"edits": edits}
+    def requirements(self) -> Requirements:
+        return TOKEN_LOGPS | Requirements(token_functions={"edits": edits})
 
     def weights(self, policy: Sides, pairs: PairData) -> Sides:
         marks = _column("edits", policy, pairs)
@@ -134,14 +144,14 @@ class EditWeighted(TokenWeights):
 
 
 def edits(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> TokenValues:
-    """1 for every token in which the responses differ and 0 for the others, by their longest matching blocks.
+    """Return 1 for every token in which the responses differ and 0 for the others, by their longest matching blocks.
 
     >>> edits([1], [5, 6, 7], [5, 8, 9, 7])
     ([0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0])
     """
     assert rejected is not None
     marks = [1.0] * len(chosen), [1.0] * len(rejected)
-    # Without its heuristic for long sequences, which takes frequent tokens for noise.
+    # Its heuristic for long sequences (autojunk) would ignore frequent tokens.
     for block in SequenceMatcher(None, rejected, chosen, autojunk=False).get_matching_blocks():
         marks[0][block.b : block.b + block.size] = [0.0] * block.size
         marks[1][block.a : block.a + block.size] = [0.0] * block.size

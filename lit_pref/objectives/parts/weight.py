@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
-from lit_pref.objectives.parts.part import DataPart
+from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
 
 
-class Weight(DataPart):
-    """omega_i of every pair, (B,); constant, called without gradient. It weighs the preference loss, not the terms."""
+class Weight(Part):
+    """omega_i of every pair, (B,), a constant. It weighs the preference loss, not the terms."""
 
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
-        """omega_i, (B,), in the dtype of the scores."""
+        """Return omega_i, (B,), in the dtype of the scores."""
 
 
 class NoWeight(Weight):
@@ -37,8 +38,8 @@ class ColumnWeight(Weight):
         self.column = column
 
     @property
-    def required(self) -> frozenset[str]:
-        return frozenset({self.column})
+    def requirements(self) -> Requirements:
+        return Requirements(columns=frozenset({self.column}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return self.read(self.column, policy, pairs)

@@ -31,7 +31,7 @@ def names(count):
 # Given as a probability
 
 
-def test_the_probability_at_a_margin_of_one_is_what_was_said(make):
+def test_the_probability_at_a_margin_of_one_is_the_given_one(make):
     inputs = make.g0(margin=1.0)
     assert inputs.into(MMPO(gamma=UnitMargin(0.9))).logged["target"].item() == pytest.approx(0.9, abs=1e-15)
     assert MarginTarget(UnitMargin(0.75)).strength == pytest.approx(math.log(3), abs=1e-15)
@@ -200,11 +200,12 @@ def test_a_mean_that_ties_keep_out_of_reach_is_refused():
 def test_a_column_comes_before_the_probability_and_the_probability_before_the_mean():
     margin, half = [1.0] * 4, [0.9, 0.9, np.nan, 0.9]
     by_column = MMPO(gamma=Fitted(labels="votes"))
-    assert by_column.required == {"margin", "votes"} and by_column.fit_inputs == {"margin", "votes"}
+    assert by_column.requirements.columns == by_column.requirements.fit_inputs == {"margin", "votes"}
     (line,) = by_column.fit(strengths(margin, half, votes=[1, 1, 0.5, 0.5]))
     assert line.startswith("gamma 1.099 (") and "maximum likelihood of `votes` over 4 pairs of 4 prompts" in line
     by_probability = MMPO(gamma=Fitted())
-    assert by_probability.required == {"margin"} and by_probability.fit_inputs == {"margin", "probability"}
+    assert by_probability.requirements.columns == {"margin"}
+    assert by_probability.requirements.fit_inputs == {"margin", "probability"}
     (line,) = by_probability.fit(strengths(margin, half, prompts=["a", "a", "b", "c"]))
     assert line == "gamma 2.197 (2.197 to 2.197, 95 %), maximum likelihood of `probability` over 3 pairs of 2 prompts"
     for none in (None, [np.nan] * 4):
@@ -212,12 +213,12 @@ def test_a_column_comes_before_the_probability_and_the_probability_before_the_me
         assert line == "gamma 1.386 (1.386 to 1.386, 95 %), for a mean probability of 0.8 over 4 pairs of 4 prompts"
     with pytest.raises(UserError, match="without margins"):
         MMPO(gamma=Fitted()).fit(Strengths(None, None, {}, np.array([])))
-    assert (MMPO().fit_inputs, MMPO().fit(strengths(margin))) == (frozenset(), [])
+    assert (MMPO().requirements.fit_inputs, MMPO().fit(strengths(margin))) == (frozenset(), [])
 
 
 @pytest.mark.parametrize("rounding", [16, 4])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, rounding):
+def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
     """Log-odds of 0 to 8, written with digits, times a scale and cut at log-odds of 4."""
     odds = np.linspace(0, 8, 40)
     probability = np.round(1 / (1 + np.exp(-odds)), rounding)
@@ -225,13 +226,13 @@ def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, roundin
     (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
     mean = by_mean_probability(tensor(margin), 0.75, names(40))
     said = f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, 95 %), for a mean probability of 0.75 over 40"
-    note = "the margin is made of `probability`, which is no label of its own: "
+    note = "the margin is computed from `probability`, which is no label of its own: "
     assert line == f"{note}{said} pairs of 40 prompts"
     # Who names the column is followed, and told.
     (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
     assert line.startswith(note) and "maximum likelihood of `probability` over 40 pairs" in line
     (line,) = MMPO(gamma=Fitted(labels="judge")).fit(strengths(margin, judge=probability))
-    assert line.startswith("the margin is made of `judge`, ") and "maximum likelihood of `judge`" in line
+    assert line.startswith("the margin is computed from `judge`, ") and "maximum likelihood of `judge`" in line
     # Normalised margins no longer are the log-odds, and were made of them.
     ranks = strengths(np.arange(40) / 40, probability)
     ranks.own_margin = margin
@@ -244,7 +245,7 @@ def test_a_probability_that_says_what_the_margin_says_is_no_label(scale, roundin
         assert line.startswith("gamma ") and "maximum likelihood of `probability`" in line
 
 
-def test_what_was_fitted_is_state_and_neither_rounded_nor_printed(make):
+def test_a_fitted_gamma_is_state_and_neither_rounded_nor_printed(make):
     objective, inputs = MMPO(gamma=Fitted()), make.g0(margin=1.0)
     with pytest.raises(UserError, match="gamma is to be fitted to the training pairs when a run starts"):
         inputs.into(objective)

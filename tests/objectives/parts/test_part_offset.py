@@ -6,6 +6,7 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import (
     DPO,
     ColumnOffset,
+    ColumnsOffset,
     ColumnWeight,
     ConstantOffset,
     LengthOffset,
@@ -68,6 +69,42 @@ def test_modpo_is_a_column_offset_with_a_larger_beta(make):
     assert output.losses.item() == pytest.approx(0.7443966600735709, abs=1e-15)
 
 
+def test_modpo_over_columns_of_both_sides(make):
+    # w = (0.5, 0.3, 0.2) for the trained preference, help and harm; R_w - R_l is 0.9 - 0.5 and 0.1 - 0.7:
+    # x = (0.1 * 1.5 - (0.3 * 0.4 + 0.2 * -0.6)) / 0.5 = (0.15 - 0) / 0.5 = 0.3
+    columns = {"help_chosen": 0.9, "help_rejected": 0.5, "harm_chosen": 0.1, "harm_rejected": 0.7}
+    objective = DPO(beta=0.1 / 0.5, offset=ColumnsOffset({"help": 0.3, "harm": 0.2}, scale=1 / 0.5))
+    assert make.g0(**columns).into(objective).losses.item() == pytest.approx(softplus(-0.3), abs=1e-14)
+    assert objective.requirements.columns == columns.keys()
+    # One reward, w = (0.5, 0.5), R_w - R_l = 0.4, is the pair of the difference column above.
+    one = DPO(beta=0.2, offset=ColumnsOffset({"help": 0.5}, scale=2.0))
+    output = make.g0(**columns).into(one)
+    assert output.losses.item() == pytest.approx(0.7443966600735709, abs=1e-14)
+    assert output.logged["logits"].item() == pytest.approx(-0.1, abs=1e-15)
+
+
+def test_an_offset_over_both_sides_changes_its_sign_where_the_texts_swap(make):
+    columns = {"help_chosen": 0.9, "help_rejected": 0.5}
+    swapped = {"help_chosen": 0.5, "help_rejected": 0.9}
+    offset = ColumnsOffset({"help": 0.3}, scale=-2.0)
+    first, second = (offset(inputs.policy, inputs.pairs).item() for inputs in (make.g0(**columns), make.g0(**swapped)))
+    assert first == pytest.approx(-0.24, abs=1e-15) and second == pytest.approx(0.24, abs=1e-15)
+
+
+def test_a_missing_side_is_named(make):
+    with pytest.raises(UserError, match="ColumnsOffset needs the field `help_rejected` of every pair"):
+        make.g0(help_chosen=1.0).into(DPO(offset=ColumnsOffset({"help": 0.5})))
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [({}, "columns names no reward"), ({"help": math.nan}, "ColumnsOffset: help must be a finite number, got nan")],
+)
+def test_columns_without_a_weight_are_refused(columns, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        ColumnsOffset(columns)
+
+
 def test_a_column_weight_multiplies_the_loss(make):
     output = make.g0(trust=2.5).into(DPO(weight=ColumnWeight("trust")))
     assert output.losses.item() == pytest.approx(2.5 * 0.6209570477895321, abs=1e-14)
@@ -77,7 +114,7 @@ def test_a_column_weight_multiplies_the_loss(make):
 
 @pytest.mark.parametrize("part", [{"offset": ColumnOffset("trust")}, {"weight": ColumnWeight("trust")}])
 def test_columns_are_required_and_a_missing_one_is_named(make, part):
-    assert DPO(**part).required == {"trust"}
+    assert DPO(**part).requirements.columns == {"trust"}
     with pytest.raises(UserError, match="needs the field `trust` of every pair"):
         make.g0().into(DPO(**part))
 

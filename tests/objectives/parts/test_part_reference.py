@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives import Geometric, Harmonic, NoReference, Single
+from lit_pref.objectives import Geometric, Harmonic, NoReference, Requirements, Single
 
 ANCHOR, DECISIVE, FAR = (-13.0, -14.5), (-12.2, -16.0), (-20.0, -19.5)
 
@@ -23,7 +23,7 @@ def test_single_is_the_reference_and_no_reference_is_zero():
     assert mix(Single(), ANCHOR)[0] == ANCHOR
     (chosen, rejected), _ = NoReference()([], sides(ANCHOR)[0])
     assert (chosen.tolist(), rejected.tolist()) == ([0.0], [0.0])
-    assert (NoReference().min_references, NoReference().max_references) == (0, 0)
+    assert NoReference().requirements == Requirements(max_references=0)
 
 
 def test_harmonic_of_two_references_step_by_step():
@@ -96,7 +96,7 @@ def test_a_wide_window_clips_nothing_and_geometric_exceeds_harmonic():
     assert [logged[f"reference_weights/{k}"] for k in range(3)] == [0.25, 0.5, 0.25]
 
 
-def test_harmonic_does_not_change_when_the_label_is_turned():
+def test_harmonic_does_not_change_when_the_responses_swap():
     (chosen, rejected), _ = mix(Harmonic(), ANCHOR, DECISIVE, FAR)
     turned, _ = mix(Harmonic(), *((rejected, chosen) for chosen, rejected in (ANCHOR, DECISIVE, FAR)))
     assert turned == pytest.approx((rejected, chosen), abs=1e-13)

@@ -46,7 +46,7 @@ def test_the_probability_column_is_the_target(make):
     output = make.g0(probability=0.3).into(DPO(target=ProbabilityColumn()))
     assert output.losses.item() == pytest.approx(0.3 * softplus(-0.15) + 0.7 * softplus(0.15), abs=1e-15)
     assert output.logged["target_entropy"].item() == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
-    assert ProbabilityColumn().required == {"probability"}
+    assert ProbabilityColumn().requirements.columns == {"probability"}
     with pytest.raises(UserError, match="ProbabilityColumn needs the field `probability`"):
         make.g0().into(DPO(target=ProbabilityColumn()))
 
@@ -66,7 +66,7 @@ def test_the_margin_target_is_computed_in_the_precision_of_the_scores(make):
     assert target.item() == pytest.approx(1 / (1 + math.exp(-6.5)), abs=1e-7)  # bf16 would give 1
 
 
-def test_what_a_target_says_of_itself():
+def test_the_flags_of_each_target():
     assert Hard().hard and Smoothed(0.0).hard and Unbiased(0.0).hard
     assert not (Smoothed(0.1).hard or Unbiased(0.1).hard or MarginTarget().hard or ProbabilityColumn().hard)
     assert not Unbiased(0.1).proper and Smoothed(0.1).proper and MarginTarget().proper

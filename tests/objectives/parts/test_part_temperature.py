@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from lit_pref.errors import UsageError
-from lit_pref.objectives import DPO, EpsilonStep
+from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives import DPO, ColumnTemperature, EpsilonStep, MarginTarget, Requirements, Squared
 from lit_pref.scores import Kl
 
 EPSILON = 0.01
@@ -130,6 +132,37 @@ def test_beta_stays_within_its_bounds(make):
             steps(make, sign).into(objective)
             objective.update(alone)
         assert objective.progress["beta"] == pytest.approx(bound, abs=1e-16)
+
+
+def test_a_temperature_of_a_column_multiplies_beta(make):
+    # beta = 0.1 * 2, D = 1.5: x = 0.3, and the loss log(1 + exp(-0.3))
+    output = make.g0(trust=2.0).into(DPO(beta=0.1, temperature=ColumnTemperature("trust")))
+    assert output.losses.item() == pytest.approx(0.5543552444685271, abs=1e-14)
+    assert output.logged["beta"].item() == pytest.approx(0.2, abs=1e-16)
+    assert (output.chosen_rewards.item(), output.rejected_rewards.item()) == pytest.approx((0.2, -0.1), abs=1e-16)
+    assert DPO(temperature=ColumnTemperature("trust")).requirements == Requirements(1, 1, columns=frozenset({"trust"}))
+
+
+def test_the_margin_can_be_the_column_of_a_temperature(make):
+    # beside a target made of it: p = sigmoid(2), x = 0.1 * 2 * 1.5
+    output = make.g0(margin=2.0).into(DPO(temperature=ColumnTemperature("margin"), target=MarginTarget(1.0)))
+    p = 1 / (1 + math.exp(-2))
+    expected = p * math.log1p(math.exp(-0.3)) + (1 - p) * math.log1p(math.exp(0.3))
+    assert output.losses.item() == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_of_beta_that_is_not_positive_is_refused_with_its_pair(make, wrong):
+    one = torch.ones(3, dtype=torch.float64)
+    inputs = make.inputs(make.pair(one, -one), [make.pair(one, one)], make.batch(3, trust=[1.0, wrong, 2.0]))
+    inputs.pairs.places = ["a.jsonl, line 1", "a.jsonl, line 2", "a.jsonl, line 3"]
+    with pytest.raises(UserError, match=rf"multiplies beta by `trust`.*a\.jsonl, line 2 has {wrong}: correct or drop"):
+        inputs.into(DPO(temperature=ColumnTemperature("trust")))
+
+
+def test_a_beta_that_varies_with_a_column_is_refused_by_a_link_that_divides_by_it():
+    with pytest.raises(UsageError, match="Squared divides by beta squared"):
+        DPO(temperature=ColumnTemperature("trust"), link=Squared())
 
 
 def test_a_constant_temperature_has_nothing_to_report():

@@ -116,7 +116,7 @@ def test_the_weights_of_edits_are_constants_of_the_gradient(make):
 # Which tokens are edited
 
 
-def test_edits_are_what_replacing_deleting_and_inserting_touches():
+def test_edits_are_the_tokens_that_are_replaced_deleted_or_inserted():
     assert edits([9], [1, 2, 3, 4], [1, 5, 6, 3, 4]) == ([0, 1, 0, 0], [0, 1, 1, 0, 0])  # replaced
     assert edits([9], [1, 2, 3], [1, 3]) == ([0, 1, 0], [0, 0])  # inserted
     assert edits([9], [1, 3], [1, 2, 3]) == ([0, 0], [0, 1, 0])  # deleted
@@ -129,7 +129,7 @@ ids = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
 @settings(max_examples=80, deadline=None)
 @given(ids, ids)
-def test_what_is_not_edited_is_a_common_subsequence_and_the_operations_say_the_same(chosen, rejected):
+def test_unedited_tokens_form_a_common_subsequence_and_operations_agree(chosen, rejected):
     marks = edits([0], chosen, rejected)
     kept = [
         [token for token, mark in zip(*own, strict=True) if not mark]
@@ -158,10 +158,10 @@ def test_frequent_tokens_of_long_responses_are_no_noise():
 def test_they_ask_for_token_log_probs_of_policy_and_references_and_for_their_columns():
     weighted, edited = DPO(tokens=Weighted("spans")), DPO(tokens=EditWeighted())
     for objective in (weighted, edited):
-        assert objective.needs == objective.reference_needs == {TokenLogps()}
-    assert (weighted.token_columns, dict(weighted.token_functions)) == ({"spans"}, {})
-    assert (edited.token_columns, edited.token_functions) == (frozenset(), {"edits": edits})
-    assert (DPO().token_columns, DPO().token_functions) == (frozenset(), {})
+        assert objective.requirements.statistics == objective.requirements.reference_statistics == {TokenLogps()}
+    assert (weighted.requirements.token_columns, dict(weighted.requirements.token_functions)) == ({"spans"}, {})
+    assert (edited.requirements.token_columns, edited.requirements.token_functions) == (frozenset(), {"edits": edits})
+    assert (DPO().requirements.token_columns, DPO().requirements.token_functions) == (frozenset(), {})
 
 
 def test_a_token_column_that_is_not_there_is_named_with_those_that_are(make):

@@ -1,0 +1,70 @@
+"""Rules on which parts can be combined. They read flags and requirements only, so a user's own part obeys them."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from lit_pref.objectives.parts.link import Link
+from lit_pref.objectives.parts.offset import Offset
+from lit_pref.objectives.parts.part import Part
+from lit_pref.objectives.parts.reference import ReferenceMix
+from lit_pref.objectives.parts.score import Score
+from lit_pref.objectives.parts.target import Target
+from lit_pref.objectives.parts.temperature import Temperature
+from lit_pref.objectives.parts.tokens import TokenSum
+
+
+def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterator[str]:
+    """Objections to a beta out of bounds, or to one that varies under a link that needs a constant one."""
+    if not (math.isfinite(beta) and beta > 0):
+        yield f"beta must be a positive, finite number, got {beta}."
+    if not (temperature.minimum or 0) <= beta <= (math.inf if temperature.maximum is None else temperature.maximum):
+        name = type(temperature).__name__
+        yield f"beta {beta} lies outside {name}'s minimum and maximum: change beta or the bounds."
+    if link.constant_beta_only and not temperature.constant:
+        yield link.constant_beta_only
+
+
+def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: Score) -> Iterator[str]:
+    """Objections to numbers of references that parts disagree on, or to a score that needs a reference and has none."""
+    for part, limit in itertools.product(parts, parts):
+        least, most = part.requirements.min_references, limit.requirements.max_references
+        if most is not None and least > most:
+            names = type(part).__name__, type(limit).__name__
+            yield (
+                f"{names[0]} needs {'a reference' if least == 1 else f'{least} references'} and {names[1]} takes "
+                f"{most or 'none'}: choose another part than {names[0]} or than {names[1]}."
+            )
+    if reference.requirements.max_references == 0 and score.needs_ratio:
+        yield (
+            f"{type(score).__name__} is a function of the ratio to a reference and {type(reference).__name__} has "
+            "none: choose another reference, or `score: Identity`."
+        )
+
+
+def score_objections(parts: Sequence[Part], tokens: TokenSum, score: Score, temperature: Temperature) -> Iterator[str]:
+    """Objections to an aggregation of tokens that is no plain sum, or to a divergence, where a part relies on it."""
+    if not tokens.plain_sum:
+        yield from (part.sums_only for part in parts if part.sums_only)
+    if temperature.reverse_kl_only and not score.reverse_kl:
+        yield temperature.reverse_kl_only
+
+
+def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]:
+    """Objections to a target that the score or the link cannot use."""
+    if not (score.symmetric or target.hard):
+        yield (
+            f"{type(score).__name__} treats chosen and rejected differently, so that l(-x) is not the loss of the "
+            "swapped pair, which a target other than 1 needs: choose `target: Hard`, or another score."
+        )
+    if link.soft_targets_only and (target.hard or not target.proper):
+        yield link.soft_targets_only
+
+
+def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
+    """Warnings about a margin that acts twice."""
+    if all("margin" in part.requirements.columns for part in (target, offset)):
+        yield (
+            f"the margin acts twice, in {type(target).__name__} and in {type(offset).__name__}, "
+            "and the data cannot tell the two strengths apart."
+        )

@@ -1,0 +1,98 @@
+"""Common base of objectives and parts: requirements, fitting, and a repr of the arguments as given."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lit_pref.objectives.requirements import Requirements
+from lit_pref.pairs import Strengths
+
+
+class Call(NamedTuple):
+    """One call of a constructor: its own arguments with defaults, the names given, and what went into `**kwargs`."""
+
+    values: dict[str, Any]
+    given: frozenset[str]
+    extra: dict[str, Any]
+
+
+class Component(nn.Module):
+    """An objective or a part of one.
+
+    The arguments of its constructor are recorded as given, and its `repr` prints them; so a method may give its
+    numbers the names and units of its paper and need not keep them as attributes.
+    """
+
+    log_probs_only: bool = False
+    """Means something only for log-probs of tokens, not for the scalar of a reward model."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @property
+    def requirements(self) -> Requirements:
+        """What it asks of the run; a subclass may replace the property by a class attribute."""
+        return Requirements()
+
+    def fit(self, strengths: Strengths) -> list[str]:
+        """Fit what is left open to the training pairs; called once before the first step, alike on every rank.
+
+        The fitted values are state: those of a checkpoint that is loaded later replace them.
+
+        Returns:
+            Lines for the log.
+        """
+        return []
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor as they were given, defaults included.
+
+        An argument of a base class is among them if the caller could have given it. One that a subclass computes is
+        not: the subclass has its own name or value for it.
+        """
+        calls: list[Call] = self.__dict__.get("_calls", [])
+        shown: dict[str, Any] = {}
+        for depth, call in enumerate(calls):
+            for name, value in call.values.items():
+                if depth == 0 or name in calls[0].extra or name not in call.given:
+                    shown.setdefault(name, value)
+        return shown
+
+    def __repr__(self) -> str:
+        return call_text(self, self.arguments)
+
+
+def call_text(module: nn.Module, values: Mapping[str, Any]) -> str:
+    """`ClassName(name=value, ...)`."""
+    return f"{type(module).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor that records its arguments and calls `init`; the outermost class is recorded first."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def __init__(self: Component, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            init(self, *args, **kwargs)  # raises Python's own message, which names the class
+            raise
+        given, extra = frozenset(bound.arguments), {}
+        bound.apply_defaults()
+        kinds = {name: parameter.kind for name, parameter in list(signature.parameters.items())[1:]}
+        for name, kind in kinds.items():
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                extra = bound.arguments[name]
+        plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        values = {name: bound.arguments[name] for name, kind in kinds.items() if kind in plain}
+        self.__dict__.setdefault("_calls", []).append(Call(values, given, extra))
+        init(self, *args, **kwargs)
+
+    return __init__
