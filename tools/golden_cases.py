@@ -13,7 +13,7 @@ from typing import Any
 
 LAYOUTS = {"padded": "padded", "prefix_shared": "prefix_shared"}
 """Layout in the names of cases -> value of the option."""
-OPTIONS = {"print_summary": "closing_words", "model.layout": "model.layout", "model.policy": "model.policy"}
+OPTIONS = {"print_summary": "print_summary", "model.layout": "model.layout", "model.policy": "model.policy"}
 """Option in this file -> option of the package, also as the beginning of a longer name."""
 CLASSES: dict[str, str] = {}
 """Class in this file -> class of the package."""
