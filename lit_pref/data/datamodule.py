@@ -16,9 +16,9 @@ from lit_pref.data.batching.lightning import align_with_windows, epochs_of_run, 
 from lit_pref.data.batching.loaders import PairLoader, ResumableLoader
 from lit_pref.data.batching.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.batching.token_budget import TokenBudget, refuse_pairs_above
-from lit_pref.data.checking.checked_pairs import CheckedPair
-from lit_pref.data.checking.row_reader import OnSwap
-from lit_pref.data.formats.load import RowMapping
+from lit_pref.data.checking.swapping import OnSwap
+from lit_pref.data.checking.text_pair import CheckedPair
+from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.prepared.preparation import Preparation

@@ -79,8 +79,8 @@ def normalised(split: str, part: Part) -> list[Finding]:
 
 
 def layout(split: str, source: str, report: PreparationReport) -> Finding:
-    numbers = {"layout": report.layout, "example": report.example}
-    return Finding("layout", "ok", f"{split} {source}: {report.layout}", split, source, numbers)
+    numbers = {"layout": report.format, "example": report.example}
+    return Finding("layout", "ok", f"{split} {source}: {report.format}", split, source, numbers)
 
 
 def source_row(split: str, part: Part) -> Finding:

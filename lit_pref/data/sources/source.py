@@ -5,16 +5,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.sources.reading import ENDINGS, exists, read_rows, source_file
-from lit_pref.data.sources.row import HUB_NAME, BadRow, Row
+from lit_pref.data.sources.row import CSV_ENDINGS, HUB_NAME
 from lit_pref.errors import UsageError, UserError
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", *CSV_ENDINGS)
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|valid|val|validation|dev|eval)(?:ing)?(?:[^a-z]|$)")
 
 
@@ -92,22 +91,6 @@ def check_source(source: Source) -> None:
             f"{source.path} is written as a dataset on the hub, and {source.hub[0]} is here; for its files "
             f"give ./{source.hub[0]} or a pattern such as ./{source.hub[0]}/{source.hub[1]}*."
         )
-
-
-def read_source(source: Source) -> Iterator[Row | BadRow]:
-    """The rows of a source, its files one after another in the order of their names; see `read_rows`.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    check_source(source)
-    if source.hub is None:
-        for file in files_of(source):
-            yield from read_rows(file)
-    else:
-        from lit_pref.data.sources.hub import hub_rows
-
-        yield from hub_rows(*source.hub, source.subset, source.revision)
 
 
 def source_digest(source: Source) -> str:
@@ -217,3 +200,44 @@ def _entries(folder: Path) -> list[Path]:
 
 def _local(path: str) -> Path:
     return Path(os.path.expanduser(path))  # which never raises, as Path.expanduser does for an unknown user
+
+
+def source_file(path: str | Path) -> Path:
+    """Return the path if it is a file that can be read as a source.
+
+    Raises:
+        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
+    """
+    path = Path(os.path.expanduser(path))
+    if not exists(path):
+        raise UserError(f"There is no file {path}; {_files_beside(path)}.")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
+    if path.name.endswith(".json"):
+        raise UserError(
+            f"{path} ends in .json, which may hold anything; rename it to .jsonl if it has one object per line, else "
+            f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl writes the entries of an array as lines."
+        )
+    if not path.name.endswith(ENDINGS):
+        raise UserError(
+            f"{path} has an unknown ending; training data are read from a file that ends in {', '.join(ENDINGS)}."
+        )
+    return path
+
+
+def exists(path: Path) -> bool:
+    """Return whether the path exists; a name that is too long does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _files_beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either"
+    names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
+    near = get_close_matches(path.name, names, n=1)
+    if near:
+        return f"did you mean {path.with_name(near[0])}"
+    return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.checking.row_reader import RowReader
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UsageError, UserError
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}

@@ -2,9 +2,8 @@
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.formats.conversations import Dialogues
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
 
 ROW = Row("some.jsonl", 3, {})
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow, LeftOut
 from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.known import recognise, shipped
 from lit_pref.data.formats.load import mapping_of
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.errors import UserError
 
 USER = {"role": "user", "content": "2+2="}
@@ -25,12 +25,12 @@ def rows_of(*values, file="some.jsonl"):
 
 
 def read(values, given=None):
-    """The native rows and pairs of rows with these values, and what was left out."""
+    """The canonical rows and pairs of rows with these values, and what was left out."""
     rows = rows_of(*values)
-    native = list(mapping_of(given, lambda: rows).native(rows))
+    canonical = list(Conversion(mapping_of(given, lambda: rows)).canonical_rows(rows))
     reader = RowReader()
-    good = [row for row in native if isinstance(row, Row)]
-    return good, [reader.read(row) for row in good], [row for row in native if isinstance(row, BadRow)]
+    good = [row for row in canonical if isinstance(row, Row)]
+    return good, [reader.read(row) for row in good], [row for row in canonical if isinstance(row, BadRow)]
 
 
 def part(text):
@@ -285,14 +285,14 @@ def test_helpsteer2_pairs_consecutive_rows_by_their_helpfulness():
 
     values = [row("a", "a1", 1), row("a", "a2", 4), row("b", "b1", 3), row("b", "b2", 3)]
     assert recognise(rows_of(*values)).name == "helpsteer2"
-    native, pairs, bad = read(values)
+    canonical, pairs, bad = read(values)
     assert [(p.prompt, p.chosen, p.rejected, p.margin) for p in pairs] == [
         ("a", "a2", "a1", 3.0),
         ("b", "b1", "b2", 0.0),
     ]
     assert [p.chosen_first for p in pairs] == [False, True] and pairs[1].tie and not bad
-    assert native[0].values["correctness_chosen"] == native[0].values["correctness_rejected"] == 1
-    assert (native[0].line, native[1].line) == (1, 3)
+    assert canonical[0].values["correctness_chosen"] == canonical[0].values["correctness_rejected"] == 1
+    assert (canonical[0].line, canonical[1].line) == (1, 3)
 
 
 def test_oasst_pairs_siblings_by_rank_below_the_dialogue_that_leads_to_them():
@@ -431,9 +431,9 @@ def test_the_majority_of_the_first_rows_decides_so_that_a_bad_row_is_refused_as_
     rows = rows_of(good | {"score_A": "many"}, good, {"other": 1}, good)
     mapping = recognise(rows)
     assert mapping.name == "shp"
-    native = list(mapping.native(rows))
-    assert [type(row) for row in native] == [BadRow, Row, BadRow, Row]
-    assert str(native[0]).startswith("some.jsonl, line 1: score_A is not a finite number ('many'); give it a number")
+    canonical = list(Conversion(mapping).canonical_rows(rows))
+    assert [type(row) for row in canonical] == [BadRow, Row, BadRow, Row]
+    assert str(canonical[0]).startswith("some.jsonl, line 1: score_A is not a finite number ('many'); give it a number")
 
 
 def test_the_signs_of_two_helpsteers_point_the_same_way_and_zero_is_a_tie():

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_pref.data.sources.hub import hub_digest, hub_rows
-from lit_pref.data.sources.source import Source, read_source, source_digest
+from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.source import Source, source_digest
 from lit_pref.errors import UserError
 
 CARD = """---

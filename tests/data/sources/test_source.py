@@ -9,8 +9,9 @@ import sys
 import pytest
 from jsonargparse import ArgumentParser
 
+from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow
-from lit_pref.data.sources.source import Source, check_source, read_source, source_digest
+from lit_pref.data.sources.source import Source, check_source, source_digest
 from lit_pref.errors import UsageError, UserError
 
 
