@@ -54,11 +54,11 @@ def _evaluated(module: "PreferenceModule", name: str) -> NDArray[Any]:
     """The held-out pairs of the first batches of all ranks, as many as `trainer.limit_NAME_batches` leaves."""
     trainer: Any = module.trainer
     data, limit = trainer.datamodule, getattr(trainer, f"limit_{name}_batches")
-    _, world = data._rank_and_world()
+    _, world = data.rank_and_world()
     pairs = len(data.val_pairs)
     if not pairs or limit == 0 or (limit == 1 and isinstance(limit, float)):
         return np.arange(pairs if limit else 0)
-    batch = data.val_batch or data._micro_batch(data.val_pairs, world)
+    batch = data.val_batch or data.micro_batch_of(data.val_pairs, world)
     seen = np.zeros(pairs, bool)
     for rank in range(world):
         cells = evaluation_batches(pairs, rank, world, batch)

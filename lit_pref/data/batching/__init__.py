@@ -1,0 +1,1 @@
+"""Batches: the order of pairs, micro-batches of every rank, collation and loaders."""

@@ -1,0 +1,1 @@
+"""Checks of canonical rows, which become pairs of texts with margin >= 0."""

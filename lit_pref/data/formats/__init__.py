@@ -1,0 +1,1 @@
+"""File formats: mappings that convert the rows of a source to canonical rows."""

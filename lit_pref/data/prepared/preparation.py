@@ -25,7 +25,7 @@ from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.tokenizing.tokenization import Tokenization
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 
 FORMAT = 4  # raise it when the same source and settings would give other pairs
 CHUNK = 256  # pairs that are tokenized together
@@ -52,6 +52,9 @@ class Preparation:
         max_refused: the share of rows that lenient preparation may leave out.
         val_fraction: the share of prompts that go to validation.
         split_seed: seed of the split by prompt.
+
+    Raises:
+        UsageError: an argument is out of range.
     """
 
     mapping: str | dict[str, Any] | None = None
@@ -66,6 +69,15 @@ class Preparation:
     max_refused: float = 0.01
     val_fraction: float = 0.0
     split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
+        if not 0 <= self.val_fraction <= 1:
+            raise UsageError(f"data.val_fraction is {self.val_fraction:g}; it must be at least 0 and below 1.")
+        if not 0 <= self.max_refused <= 1:
+            raise UsageError(f"data.max_refused is {self.max_refused:g}; it must be between 0 and 1.")
 
     @property
     def all_columns(self) -> tuple[str, ...]:

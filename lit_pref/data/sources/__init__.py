@@ -1,0 +1,1 @@
+"""Sources of rows: files, folders and hub datasets, read row by row with file and line."""

@@ -1,0 +1,1 @@
+"""Tokenization: checked texts to token ids, with truncation and per-token values."""

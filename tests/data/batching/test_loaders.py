@@ -22,7 +22,7 @@ class Cells:
 
 
 def real_pairs(cells):
-    return [i for cell in cells for i, real in zip(cell.indices, cell.real, strict=True) if real]
+    return [i for cell in cells for i, real in zip(cell.indices, cell.is_real, strict=True) if real]
 
 
 def loader(pairs=10, global_batch=4, micro_batch=2, seed=5, fingerprint="data", workers=0, world=1, rank=0, epochs=3):
