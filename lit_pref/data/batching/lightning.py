@@ -67,8 +67,8 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
     trainer.accumulate_grad_batches = every
     if trainer.overfit_batches:
         raise UsageError(
-            "trainer.overfit_batches would repeat other pairs each epoch, because the order is shuffled; leave it out and "
-            "give data.train a small file."
+            "trainer.overfit_batches would repeat other pairs each epoch, because the order is shuffled; leave it out "
+            "and give data.train a small file."
         )
     if not trainer.fast_dev_run:
         limit = _at_window_end(trainer.limit_train_batches, every, length, "limit_train_batches")

@@ -188,7 +188,8 @@ class Selection(ABC):
             raise UserError(
                 f"{pool.places[first]}: {type(self).__name__} needs the strength of every preference, and "
                 f"{int(np.isnan(margins).sum())} of {len(margins)} pairs have no `{self.margin_column}`; add it, name "
-                "another column (data.selection.margin_column), or use a selection that needs none, such as ImplicitMargin"
+                "another column (data.selection.margin_column), or use a selection that needs none, such as "
+                "ImplicitMargin"
             )
         return margins
 

@@ -12,7 +12,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SIGNS = (
     (
         b"version https://git-lfs.github.com/",
-        "is a git-lfs pointer instead of the data",
+        "is a git-lfs pointer, not the data",
         "fetch it with `git lfs pull`",
     ),
     (b"PAR1", "is a Parquet file", "give it the ending .parquet"),

@@ -54,8 +54,8 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 def _bad_line(path: Path, number: int, line: bytes) -> UserError:
     if b"\0" in line:
         return UserError(
-            f"{path}, line {number}: contains zero bytes, as a crash or an interrupted copy leaves them; fetch or write "
-            "the file again."
+            f"{path}, line {number}: contains zero bytes, as a crash or an interrupted copy leaves them; fetch or "
+            "write the file again."
         )
     if number == 1 and b"\r" in line:
         return UserError(f"{path} ends its lines with a carriage return alone; save it with Unix or Windows line ends.")
@@ -85,9 +85,7 @@ def _refuse_other_json(path: Path, line: bytes) -> None:
     if start.startswith(b"["):
         raise UserError(f"{path} holds a JSON array instead of one object per line; {convert.format(repr('.[]'))}.")
     if start == b"{":
-        raise UserError(
-            f"{path} holds objects that span several lines instead of one object per line; {convert.format('.')}."
-        )
+        raise UserError(f"{path} holds objects over several lines, not one per line; {convert.format('.')}.")
 
 
 def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:

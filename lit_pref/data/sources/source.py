@@ -75,9 +75,7 @@ def check_source(source: Source) -> None:
         UsageError: weight, count, subset or revision are invalid here.
     """
     if source.weight is not None and source.count is not None:
-        raise UsageError(
-            f"{source.path} has a weight and a count, and each decides how many pairs are taken; keep one."
-        )
+        raise UsageError(f"{source.path} has a weight and a count, and each decides the number of pairs; keep one.")
     for name, value in (("weight", source.weight), ("count", source.count)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{source.path} has the {name} {value}; it must be above 0.")
@@ -154,8 +152,8 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
         stem = file.with_name(file.name.removesuffix(_ending(file.name)))
         if stem in forms:
             raise UserError(
-                f"{forms[stem]} and {file.name} look like the same rows in two formats; remove or rename one of them, or "
-                "name one file."
+                f"{forms[stem]} and {file.name} look like the same rows in two formats; remove or rename one of them, "
+                "or name one file."
             )
         forms[stem] = file
     splits = {_split(file.name): file for file in chosen if _split(file.name)}

@@ -165,9 +165,9 @@ def test_what_is_not_cut_decodes_to_its_text_byte_for_byte(name, prompt, chosen,
         assert tokenizer.decode(whole, clean_up_tokenization_spaces=False) == prompt + response
         assert not set(tokenizer.all_special_ids) & set(whole)
     names = sum(text.count(special) for text in (prompt, chosen, rejected) for special in tokenizer.all_special_tokens)
-    assert done.special_texts == names
+    assert pair.special_texts == names
     assert (pair.text.prompt, pair.text.chosen, pair.text.rejected) == (prompt, chosen, rejected)
-    assert (done.prompt_cut, done.chosen_cut, done.rejected_cut) == (False, False, False)
+    assert (pair.prompt_cut, pair.chosen_cut, pair.rejected_cut) == (False, False, False)
 
 
 @pytest.mark.parametrize("name", WHOLE)
