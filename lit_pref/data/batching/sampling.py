@@ -121,7 +121,7 @@ class WindowSampler(Sampler[MicroBatch]):
     Args:
         pairs: number of pairs of the training data.
         seed: seed of the order.
-        global_batch: pairs per optimiser step, over all ranks.
+        global_batch: pairs per optimizer step, over all ranks.
         micro_batch: the most pairs per rank and forward, or the most tokens.
         world: number of ranks.
         rank: the rank whose micro-batches are yielded.

@@ -71,9 +71,9 @@ def test_one_sided_pairs_have_one_row_each():
     "pairs, sentence",
     [
         ([], "at least one pair"),
-        ([pair(0), pair(1, rejected=False)], "some pairs have a rejected response and others not"),
-        ([pair(0), pair(1, margin=None)], "some pairs have a margin and others not"),
-        ([pair(0, probability=0.6), pair(1)], "some pairs have a probability and others not"),
+        ([pair(0), pair(1, rejected=False)], "only some pairs have a rejected response"),
+        ([pair(0), pair(1, margin=None)], "only some pairs have a margin"),
+        ([pair(0, probability=0.6), pair(1)], "only some pairs have a probability"),
     ],
 )
 def test_pairs_of_different_kinds_do_not_mix(pairs, sentence):

@@ -351,7 +351,7 @@ def test_unpaired_rows_are_known_only_to_be_refused(values):
 def test_a_file_in_two_layouts_is_refused_with_both():
     both = ONE_PAIR["safe_rlhf"][0] | ONE_PAIR["safe_rlhf_safety"][0]
     with pytest.raises(
-        UserError, match=r"^some.jsonl may be in the layout safe_rlhf or safe_rlhf_safety, .*data.mapping"
+        UserError, match=r"^some.jsonl may have the format safe_rlhf or safe_rlhf_safety, .*data.mapping"
     ):
         recognise(rows_of(both))
     _, (pair,), _ = read([both], "safe_rlhf_safety")

@@ -115,7 +115,7 @@ def test_a_constant_margin_still_turns_the_pair_as_its_strength_says(strength, g
 
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(
-        UserError, match=r"^some.jsonl has no column that the mapping's margin \(clip\) could be made of"
+        UserError, match=r"^some.jsonl has no column from which the mapping's margin \(clip\) could be computed"
     ):
         canonical(OWN, {"margin": {"clip": 6}})
 
@@ -184,7 +184,7 @@ def test_a_sources_own_columns_stay_under_their_names_but_never_pass_for_strengt
 
 
 def test_a_plain_column_of_a_pair_that_turns_must_be_explained():
-    with pytest.raises(UserError, match="nothing says what becomes of the column `sx`"):
+    with pytest.raises(UserError, match="no rule for the column `sx`"):
         pair(VALUES, AB, columns=("sx",))
 
 
@@ -224,33 +224,36 @@ def test_one_sided_rows_may_lack_the_rejected_text():
         assert RowReader(one_sided=True).read(canonical[0]).chosen == "4"
 
 
-SECOND = "The mapping that data.mapping gives"
+SECOND = "The mapping in data.mapping"
 
 
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ("shpp", "data.mapping is 'shpp', which is no mapping; did you mean shp"),
+        ("shpp", "data.mapping is 'shpp', which is not a mapping; did you mean shp"),
         ("unpaired", "data.mapping is unpaired, which cannot be trained on: KTO-style"),
-        ({"base": "shpp"}, f"{SECOND}: `base` is 'shpp', which is no mapping; did you mean shp"),
-        (AB | {"promt": "q"}, f"{SECOND}: `promt` is no key of a mapping; did you mean `prompt`."),
-        (AB | {"margin": {"clipp": 6}}, f"{SECOND}: `margin.clipp` is no key of a mapping; did you mean `clip`."),
+        ({"base": "shpp"}, f"{SECOND}: `base` is 'shpp', which is not a mapping; did you mean shp"),
+        (AB | {"promt": "q"}, f"{SECOND}: `promt` is not a key of a mapping; did you mean `prompt`."),
+        (AB | {"margin": {"clipp": 6}}, f"{SECOND}: `margin.clipp` is not a key of a mapping; did you mean `clip`."),
         ({"margin": {"transform": "log"}}, f"{SECOND}: `margin.transform` is 'log'; it must be one of diff, log_ratio"),
         (AB | {"kind": "abc"}, "`kind` is 'abc'; it must be one of pair, ab, ab_signed, list, none"),
         (AB | {"margin": {"clip": "6"}}, "`margin.clip` is '6'; it must be a number"),
         (AB | {"margin": {"clip": True}}, "`margin.clip` is True; it must be a number"),
         (AB | {"margin": 6}, "`margin` must be several keys with values, not 6; it takes transform, scale"),
         (AB | {"margin": {"clip": 0}}, "`margin.clip` is 0; it must be above 0"),
-        (AB | {"margin": {"scale": -1}}, "`margin.scale` is -1; it must be above 0, which text is better is said els"),
+        (AB | {"margin": {"scale": -1}}, "`margin.scale` is -1; it must be above 0, because other keys say which"),
         (AB | {"label": {"column": "l", "a": [[1]], "b": 2}}, "`label` takes a word or a number for each side"),
         (AB | {"label": {"column": "l", "a": 1, "b": [2, 1]}}, "`label` gives one value two meanings"),
         (AB | {"group": "q"}, "`tree` and `group` are for kind list"),
-        (AB | {"name": "mine"}, "`name` is no key of a mapping"),
-        (AB | {"signed": {"column": "s", "positive_means": "a"}}, "`score` and `signed` both say the margin; give one"),
+        (AB | {"name": "mine"}, "`name` is not a key of a mapping"),
+        (
+            AB | {"signed": {"column": "s", "positive_means": "a"}},
+            "`score` and `signed` both define the margin; give one",
+        ),
         (LIST | {"label": {"column": "l", "a": 1, "b": 2}}, "kind list takes its strength from `score` alone"),
         (AB | {"prompt": 5}, "`prompt` is 5; it must be a word"),
         (AB | {"prompt": "q[].x"}, r"`prompt` is q\[\].x, which leads to many values; it must lead to one"),
-        (AB | {"prompt": "q..x"}, "`prompt`: 'q..x' is no path into a row"),
+        (AB | {"prompt": "q..x"}, "`prompt`: 'q..x' is not a path into a row"),
         (AB | {"prompt_repeated": "yes"}, "`prompt_repeated` is 'yes'; it must be true or false"),
         (AB | {"b": None}, "kind ab needs `b`, the path to it in a row"),
         (AB | {"score": None}, "kind ab needs `score`, `label` or `probability`"),
@@ -261,7 +264,7 @@ SECOND = "The mapping that data.mapping gives"
             AB | {"score": None, "signed": {"column": "s", "positive_means": "chosen"}},
             "`signed.positive_means` must be one of a, b",
         ),
-        (AB | {"probability": {"column": "p"}}, "`probability.of` must say which text it is of, a or b"),
+        (AB | {"probability": {"column": "p"}}, "`probability.of` must name the text whose probability it is, a or b"),
         (AB | {"probability": {"column": "p", "of": "chosen"}}, "`probability.of` must be one of a, b"),
         (AB | {"probability": {"column": "p", "of": "a", "range": [2, 1]}}, "`probability.range` must be two numbers"),
         (AB | {"margin": {"transform": "probability"}}, "`margin.transform: probability` needs `probability`"),
@@ -272,11 +275,11 @@ SECOND = "The mapping that data.mapping gives"
         (LIST | {"responses": "r"}, "`responses` is r; it must lead to many"),
         (
             LIST | {"score": {"path": "s[]", "order": "asc"}, "margin": {"transform": "log_ratio"}},
-            "log_ratio` needs scores of which the larger is better",
+            "log_ratio` needs scores where the larger one is better",
         ),
         (
             LIST | {"score": {"path": "s[]", "order": "desc"}, "margin": {"transform": "rank_gap"}},
-            "rank_gap` needs ranks of which the smaller is better",
+            "rank_gap` needs ranks where the smaller one is better",
         ),
         ({"kind": "none", "chosen": "c", "rejected": "r", "score": {"chosen": "s"}}, "kind none has no strength"),
         (AB | {"pairs_from_list": {"max_pairs_per_prompt": 0}}, "from_list.max_pairs_per_prompt` is 0; it must be 1"),
@@ -296,10 +299,10 @@ def test_a_mapping_file_that_cannot_be_read_is_refused_by_its_name(tmp_path):
     with pytest.raises(UsageError, match=r"mine.yaml cannot be read \(while parsing"):
         load_mapping(str(path))
     path.write_text("- kind")
-    with pytest.raises(UsageError, match=r"mine.yaml must say what is where"):
+    with pytest.raises(UsageError, match=r"mine.yaml is not a YAML mapping"):
         load_mapping(str(path))
     path.write_text("kind: ab\nprompt: q\na: x\nbb: y\n")
-    with pytest.raises(UsageError, match=r"^The mapping .*mine.yaml: `bb` is no key of a mapping; did you mean `b`"):
+    with pytest.raises(UsageError, match=r"^The mapping .*mine.yaml: `bb` is not a key of a mapping; did you mean `b`"):
         load_mapping(str(path))
 
 
@@ -336,7 +339,7 @@ def test_the_fingerprint_is_of_what_decides_the_rows_and_of_nothing_else():
 def test_a_mapping_says_where_texts_and_strength_come_from():
     mapping = load_mapping(AB | {"margin": {"transform": "log_ratio", "clip": 6, "scale": 2}})
     assert describe(mapping) == (
-        "layout given: texts x and y, prompt q, margin log_ratio of sx and sy, times 2, cut to 6"
+        "format given: texts x and y, prompt q, margin log_ratio of sx and sy, times 2, cut to 6"
     )
     assert load_mapping("nectar").describe().endswith("(column names from memory, not checked against the dataset)")
     assert isinstance(mapping, RowMapping) and mapping.normalise == "none"

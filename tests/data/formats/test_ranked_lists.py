@@ -91,8 +91,8 @@ def test_an_answer_without_a_score_is_left_out_and_the_others_are_paired():
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"q": "x", "a": "none", "s": 1}, "a.. is no list|a\\[\\].text is no list"),
-        ({"q": "x", "a": None}, "a\\[\\].text is no list; give one entry for each answer"),
+        ({"q": "x", "a": "none", "s": 1}, "a.. is not a list|a\\[\\].text is not a list"),
+        ({"q": "x", "a": None}, "a\\[\\].text is not a list; give one entry for each answer"),
     ],
 )
 def test_a_row_without_a_list_is_refused(values, sentence):

@@ -80,9 +80,7 @@ def test_a_probability_is_of_the_text_that_the_mapping_says_and_turns_with_it(of
 def test_a_probability_may_be_written_in_another_range():
     alpaca = {"column": "p", "of": "b", "range": [1, 2]}
     assert [canonical({"p": p}, probability=alpaca).values["probability"] for p in (1, 1.5, 1.75)] == [1.0, 0.5, 0.25]
-    with pytest.raises(
-        BadRow, match=r"line 3: p is not between 1 and 2 \(0.5\); mend it, or say by the mapping's prob"
-    ):
+    with pytest.raises(BadRow, match=r"line 3: p is not between 1 and 2 \(0.5\); fix it, or give its smallest"):
         pair({"p": 0.5}, probability=alpaca)
 
 
@@ -166,7 +164,11 @@ def test_scores_that_a_mapping_turned_into_a_margin_of_another_scale_do_not_disa
         ({"sx": 1e300, "sy": 2}, {}, r"sx is too large for single precision \(1e\+300\)"),
         ({"sx": 3e38, "sy": -3e38}, {}, "sx gives a margin that is not finite in single precision; set the mapping's"),
         ({"sx": 3, "sy": 1}, {"margin": {"scale": 1e39}}, "sx gives a margin that is not finite in single precision"),
-        ({"sx": 1, "sy": 2, "l": "C"}, {"label": LABEL}, r"l is none of the labels 'A', 'first', 'B' \('C'\); say by"),
+        (
+            {"sx": 1, "sy": 2, "l": "C"},
+            {"label": LABEL},
+            r"l is none of the labels 'A', 'first', 'B' \('C'\); give its",
+        ),
         ({"sx": 1, "sy": 2, "l": ["A"]}, {"label": LABEL}, r"l is none of the labels .* \(\['A'\]\)"),
         ({"sx": 1, "sy": 2, "l": True}, {"label": {"column": "l", "a": 1, "b": 0}}, r"l is none of the labels 1, 0"),
     ],

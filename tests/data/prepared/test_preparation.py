@@ -268,7 +268,7 @@ def test_the_report_counts_what_was_done(tokenizer, written):
     assert str(report).splitlines() == [
         "2 rows, 2 pairs of 1 prompts; refused: none; swapped 1, ties 0 (dropped 0), strengths that disagree 1",
         "mean tokens: prompts 3, chosen 3.5, rejected 2 (longest pair 7, chosen longer 100.0%); "
-        "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the boundary 0.0%",
+        "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the prompt end 0.0%",
         "margin: mean 2; quantiles 5% 1.1, 25% 1.5, 50% 2, 75% 2.5, 95% 2.9",
     ]
 
@@ -280,7 +280,7 @@ def test_a_report_says_nothing_of_what_is_not_there(tokenizer, written):
         "2 rows, 1 pairs of 1 prompts; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that "
         "disagree 0",
         "mean tokens: prompts 3, chosen 3 (longest pair 6); cut: prompts 0.0%, chosen 0.0%; "
-        "token across the boundary 0.0%",
+        "token across the prompt end 0.0%",
     ]
     empty = prepared(tokenizer, written(data), "validation", **options).report
     assert str(empty).startswith("0 rows, 0 pairs of 0 prompts; refused: none; swapped 0") and "\n" not in str(empty)

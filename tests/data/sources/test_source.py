@@ -106,12 +106,12 @@ def test_owner_name_colon_split_is_on_the_hub_and_all_else_is_a_path(path, hub):
     [
         ("data/pairs_trian.jsonl", r"no file data/pairs_trian.jsonl; did you mean data/pairs_train.jsonl\.$"),
         ("dta", r"There is no file or folder dta \(did you mean data\); a dataset .* is written owner/name:split\.$"),
-        ("owner/name", r"no file or folder owner/name \(the folder .*/work holds no file of data\); a dataset on the"),
-        ("./pairs", r"There is no file or folder pairs \(the folder .*/work holds no file of data\)\.$"),
+        ("owner/name", r"no file or folder owner/name \(the folder .*/work holds no data file\); a dataset on the"),
+        ("./pairs", r"There is no file or folder pairs \(the folder .*/work holds no data file\)\.$"),
         ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data holds pairs_train.jsonl\.$"),
         (
             "notes",
-            r"notes holds no file that ends in \.jsonl, .*; there are a.txt, b.json \(a .json file is renamed to",
+            r"notes holds no file that ends in \.jsonl, .*; there are a.txt, b.json \(rename a .json file to",
         ),
         ("bare", "bare holds no file that ends in .*; there is no file at all"),
         ("~no-such-user/x", "There is no file or folder ~no-such-user/x"),
@@ -209,7 +209,7 @@ def test_options_that_do_not_fit_are_refused(written, options, sentence):
 def test_a_folder_here_that_is_written_as_a_dataset_is_refused(here):
     # `datasets` would read the folder without a word.
     (here / "owner" / "name").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"owner/name is here; for its files give ./owner/name or a pattern"):
+    with pytest.raises(UserError, match=r"owner/name exists here; for its files give ./owner/name or a pattern"):
         check_source(Source("owner/name:train"))
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_may_not_be_read_is_a_sentence(written, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", denied)
     for use in (source_digest, lambda source: list(read_source(source))):
         with pytest.raises(
-            UserError, match=r"a.jsonl cannot be read \(Permission denied\); see to its rights and its disk"
+            UserError, match=r"a.jsonl cannot be read \(Permission denied\); check its permissions and its disk"
         ):
             use(Source("a.jsonl"))
 
@@ -251,4 +251,4 @@ def test_a_source_is_built_from_plain_yaml_and_every_field_has_its_help():
     helped = ArgumentParser()
     helped.add_class_arguments(Source, "source")
     shown = " ".join(helped.format_help().split())
-    assert "the configuration of a dataset on the hub that has several" in shown and "pairs that are taken" in shown
+    assert "the configuration of a dataset on the hub that has several" in shown and "number of pairs taken" in shown

@@ -356,7 +356,7 @@ def test_spans_that_cannot_be_found_are_refused():
         BadRow, match="line 7: chosen is rewritten by the chat template, so that its spans cannot be found"
     ):
         tokenized(shouts, [{"role": "user", "content": "hi"}], "yes", "no", spans=spans)
-    with pytest.raises(UserError, match="cannot say which characters its tokens stand for; take one that comes with a"):
+    with pytest.raises(UserError, match="cannot map its tokens to characters; take one that comes with a"):
         tokenized(ByT5Tokenizer(), "a", "b", "c", spans=spans)
 
 
