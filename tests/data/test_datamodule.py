@@ -38,7 +38,7 @@ class Recorder(LightningModule):
         self.layout = layout
         self.corpora = []
         self.policy = SimpleNamespace(
-            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: positions
+            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: max_length
         )
         self.references = references
         self.objective = SimpleNamespace(sides=sides, required=required, token_columns=frozenset(), token_functions={})
@@ -320,11 +320,11 @@ LONGEST = 6
 def test_pairs_longer_than_the_policy_or_a_reference_reads_are_refused_before_training(tokenizer, source):
     asked = []
 
-    def reference(positions):
-        return SimpleNamespace(label="old", max_length=lambda policys: (asked.append(policys), positions)[1])
+    def reference(max_length):
+        return SimpleNamespace(label="old", max_length=lambda tokenizer: (asked.append(tokenizer), max_length)[1])
 
-    for positions, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
-        trainer(max_epochs=1).fit(Recorder(tokenizer, max_length=positions, references=references), data(source))
+    for max_length, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
+        trainer(max_epochs=1).fit(Recorder(tokenizer, max_length=max_length, references=references), data(source))
     assert asked == [tokenizer] * 2
     for module, name in (
         (Recorder(tokenizer, max_length=LONGEST - 1), "the policy"),

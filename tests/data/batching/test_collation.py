@@ -201,5 +201,5 @@ def test_the_source_lays_out_token_functions_and_third_responses_also_in_another
     )
     batch = pickle.loads(pickle.dumps(source))[MicroBatch((2, 1), (True, True), 2)].batch
     assert batch.extra_response.pairs.ids == ["id2", "id1"]
-    assert batch.pairs.token_columns["doubled"][0] == 44.0
+    assert batch.pairs.token_columns["doubled"][0][0, 0] == 44.0
     assert batch.to("cpu").extra_response.rows.targets.tolist() == [62, 62, 62, 61, 61]

@@ -141,12 +141,16 @@ def test_a_swapped_row_with_a_column_that_nobody_explained_stops_even_a_lenient_
 
 
 def test_a_probability_out_of_its_range_cannot_turn():
-    with pytest.raises(BadRow, match=r"line 3: p_value is not between 0 and 1 \(7\); .*or say by data.on_swap.p_value"):
+    with pytest.raises(
+        BadRow, match=r"line 3: p_value is not between 0 and 1 \(7\); .*or set data.on_swap.p_value to keep"
+    ):
         read({**GOOD, "margin": -1, "p_value": 7}, columns=("p_value",))
 
 
 def test_on_swap_for_a_column_that_is_not_carried_is_refused():
-    with pytest.raises(UsageError, match=r"data.on_swap names `p_tru`, which is not among .* \(p_true\)"):
+    with pytest.raises(
+        UsageError, match=r"data.on_swap names `p_tru`, which is not one of the carried columns \(p_true\)"
+    ):
         RowReader(columns=("p_true",), on_swap={"p_tru": "keep"})
 
 
@@ -414,3 +418,10 @@ def test_a_margin_that_says_the_opposite_of_the_scores_is_refused_and_another_si
     assert RowReader().read(Row("f.jsonl", 1, row)).disagrees
     with pytest.raises(BadRow, match=r"margin and the difference of the scores .* \(2 against 1 - 5\); remove"):
         RowReader().read(Row("f.jsonl", 1, {**row, "score_chosen": 1, "score_rejected": 5}))
+
+
+def test_the_old_name_of_the_extra_response_gets_the_new_one():
+    row = {**GOOD, "third": "6"}
+    with pytest.raises(UserError, match="the column `third` is now called `extra_response`: rename it"):
+        read(row, required=frozenset({"extra_response"}))
+    assert read(row).extra_response is None

@@ -341,7 +341,7 @@ def test_a_mapping_says_where_texts_and_strength_come_from():
     assert describe(mapping) == (
         "format given: texts x and y, prompt q, margin log_ratio of sx and sy, times 2, cut to 6"
     )
-    assert load_mapping("nectar").describe().endswith("(column names from memory, not checked against the dataset)")
+    assert describe(load_mapping("nectar")).endswith("(column names from memory, not checked against the dataset)")
     assert isinstance(mapping, RowMapping) and mapping.normalise == "none"
 
 
@@ -359,3 +359,8 @@ def test_one_pair_in_words_says_which_text_is_chosen_and_by_what():
     assert example_of(mapping_of("pairs", lambda: [own]), RowReader().read(own), own) == (
         'some.jsonl, line 1: to "2+2=", rejected "5" is preferred to chosen "4", no margin, probability 0.75'
     )
+
+
+def test_the_old_key_of_the_extra_response_gets_the_new_one():
+    with pytest.raises(UsageError, match="`third` is not a key of a mapping; it is now called `extra_response`"):
+        load_mapping(AB | {"third": "z"})

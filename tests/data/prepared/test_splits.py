@@ -281,4 +281,4 @@ def test_what_filters_leave_out_is_counted_by_its_reason(opened, written):
 def test_the_report_says_how_the_source_was_read_and_shows_a_pair(opened, written):
     report = opened(str(written(rows(2)))).train.reports["pairs"]
     assert report.format and "a0" in report.example and "c0" in report.example
-    assert json.loads(json.dumps(report.to_json()))["layout"] == report.format
+    assert json.loads(json.dumps(report.to_json()))["format"] == report.format

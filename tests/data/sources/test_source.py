@@ -180,11 +180,11 @@ def test_the_digest_follows_content_and_order_and_not_names_or_times(here, writt
 def test_a_second_start_hashes_no_large_file_again(here, written, monkeypatch):
     path = written("a.jsonl", *("x" * 1000 for _ in range(2000)))
     os.utime(path, (10**9, 10**9))
-    from lit_pref.models import folder
+    from lit_pref import cache
 
-    monkeypatch.setattr(folder.time, "time_ns", lambda: path.stat().st_ctime_ns + 10**12)  # not changed just now
+    monkeypatch.setattr(cache.time, "time_ns", lambda: path.stat().st_ctime_ns + 10**12)  # not changed just now
     first = source_digest(Source("a.jsonl"))
-    folder._digest.cache_clear()  # as a new process has it
+    cache._digest.cache_clear()  # as a new process has it
     monkeypatch.setattr(hashlib, "file_digest", None)  # would raise
     assert source_digest(Source("a.jsonl")) == first
 
