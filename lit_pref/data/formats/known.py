@@ -103,12 +103,12 @@ def _fits(signature: dict[str, str], rows: Sequence[Row]) -> bool:
 def _has(path: str, kind: str, rows: Sequence[Row]) -> bool:
     where, fits = ValuePath(path), TYPES[kind]
     within = [row for row in rows if where.within(row.values)]
-    found = [value for row in within if (value := where.of(row.values)) is not None]
-    if len(within) <= len(rows) / 2 or (not found and kind != "any"):
+    values = [value for row in within if (value := where.of(row.values)) is not None]
+    if len(within) <= len(rows) / 2 or (not values and kind != "any"):
         return False
     if where.many:
-        return sum(all(fits(part) for part in value if part is not None) for value in found) > len(found) / 2
-    return kind == "any" or sum(map(fits, found)) > len(found) / 2
+        return sum(all(fits(part) for part in value if part is not None) for value in values) > len(values) / 2
+    return kind == "any" or sum(map(fits, values)) > len(values) / 2
 
 
 def _nothing_fits(file: str, rows: Sequence[Row]) -> str:

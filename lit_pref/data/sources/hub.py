@@ -94,12 +94,12 @@ def _refusal(error: Exception, name: str, split: str, subset: str | None, revisi
             f"'{name}' is not in the local cache, and the Hugging Face hub cannot be reached{offline}; connect, or "
             "give a local file."
         )
-    if found := re.search(r"Unknown split .*?Should be one of (\[.*?\])", message, re.DOTALL):
-        return UserError(f"'{name}' has no split '{split}'; it has {_names(found[1])}.")
-    if found := re.search(r"BuilderConfig .*? not found. Available: (\[.*?\])", message, re.DOTALL):
-        return UserError(f"'{name}' has no subset '{subset}'; it has {_names(found[1])}.")
-    if found := re.search(r"Config name is missing.*?(\[.*?\])", message, re.DOTALL):
-        return UserError(f"'{name}' has several subsets; give one of {_names(found[1])} as `subset`.")
+    if match := re.search(r"Unknown split .*?Should be one of (\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has no split '{split}'; it has {_names(match[1])}.")
+    if match := re.search(r"BuilderConfig .*? not found. Available: (\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has no subset '{subset}'; it has {_names(match[1])}.")
+    if match := re.search(r"Config name is missing.*?(\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has several subsets; give one of {_names(match[1])} as `subset`.")
     cause = error.__cause__ or error
     return UserError(
         f"'{name}' cannot be read by the library datasets ({type(cause).__name__}: {in_short(cause)}); look at the "

@@ -158,8 +158,8 @@ class Tokenization:
                 results.append(pair)
                 continue
             try:
-                own = [next(encoded) for _ in pair.responses]
-                results.append(self._pair(pair, [prompts[prompt] for prompt in pair.prompts], own))
+                whole_texts = [next(encoded) for _ in pair.responses]
+                results.append(self._pair(pair, [prompts[prompt] for prompt in pair.prompts], whole_texts))
             except BadRow as bad:
                 results.append(bad)
         return results
