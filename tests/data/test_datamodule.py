@@ -227,7 +227,7 @@ def test_a_checkpoint_within_an_optimiser_step_is_refused(tokenizer, source, tmp
                 trainer.save_checkpoint(tmp_path / "early.ckpt")
 
     fit(tokenizer, data(source), Early(), max_epochs=1)
-    with pytest.raises(UserError, match="within an optimizer step of 4 pairs whose gradients it does not hold"):
+    with pytest.raises(UserError, match="within an optimizer step of 4 pairs whose gradients it does not contain"):
         fit(tokenizer, data(source), ckpt=tmp_path / "early.ckpt")
 
 
@@ -286,8 +286,8 @@ def test_the_objective_decides_sides_and_columns(tokenizer, written):
     module = Recorder(tokenizer, sides=("chosen",), required=frozenset({"margin", "p_true"}))
     datamodule = data(str(written(rows)))
     trainer(max_epochs=1).fit(module, datamodule=datamodule)
-    assert module.batches[0].rejected_lengths is None
-    assert module.batches[0].columns["p_true"].tolist() == pytest.approx([0.7] * 2)
+    assert module.batches[0].pairs.rejected_lengths is None
+    assert module.batches[0].pairs.columns["p_true"].tolist() == pytest.approx([0.7] * 2)
     assert datamodule.columns == ["p_true"]
 
 
@@ -355,7 +355,7 @@ def test_what_a_column_does_on_a_swap_is_the_users_to_say(tokenizer, written):
     datamodule = data(str(written(rows)), columns=["gap", "p_true"], on_swap={"gap": "negate"})
     fit(tokenizer, datamodule, max_epochs=1)
     assert [dict(pair.columns) for pair in datamodule.train_pairs] == [{"gap": -2.0, "p_true": 0.75}] * 2
-    with pytest.raises(UserError, match=r"line 1: the texts swap.* set data\.on_swap\.gap to keep"):
+    with pytest.raises(UserError, match=r"line 1: the texts are swapped.* set data\.on_swap\.gap to keep"):
         fit(tokenizer, data(str(written(rows)), columns=["gap"], bad_rows="lenient", max_refused=1.0))
 
 
@@ -481,7 +481,7 @@ def test_the_epochs_of_a_run_follow_from_its_steps_and_its_limits(tokenizer, une
 
 
 def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
-    with pytest.raises(UsageError, match=r"max_tokens needs to know how long the run is.* set trainer\.max_epochs or"):
+    with pytest.raises(UsageError, match=r"max_tokens needs the length of the run.* set trainer\.max_epochs or"):
         fit_within(tokenizer, budgeted(uneven), max_epochs=-1)
 
 

@@ -43,7 +43,7 @@ def collate(
     >>> text = TruncatedText("a", "b", "c", True, True)
     >>> batch = collate([PreferencePair("1", [5, 6], [7], [8, 9], 0.5, None, {}, None, text)], pad_id=0)
     >>> batch.rows.input_ids.tolist(), batch.pairs.margin.tolist(), batch.pairs.probability, batch.pairs.window_pairs
-    ([[5, 6, 7, 0], [5, 6, 8, 9]], [0.5], 1)
+    ([[5, 6, 7, 0], [5, 6, 8, 9]], [0.5], None, 1)
     """
     rejected = [pair.rejected for pair in pairs if pair.rejected is not None]
     if rejected and len(rejected) != len(pairs):

@@ -186,7 +186,7 @@ def test_a_threshold_keeps_what_has_it():
     pool = pool_of([1, 2, 2, 3])
     assert ExplicitMargin(threshold=2).choose(pool).indices.tolist() == [1, 2, 3]
     assert ExplicitMargin(threshold=2, which="bottom").choose(pool).indices.tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores go from 1 to 3; move it"):
+    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores go from 1 to 3; choose one"):
         ExplicitMargin(threshold=4).choose(pool)
 
 
@@ -242,7 +242,7 @@ def test_what_is_the_same_in_every_pair_does_not_count_and_is_no_nan():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Random(keep=0.4, count=3), "keep and count both say how many pairs are kept"),
+        (lambda: Random(keep=0.4, count=3), "keep and count both decide how many pairs are kept"),
         (lambda: Random(keep=0.0), "keep is 0; it is a share, above 0 and at most 1"),
         (lambda: Random(keep=1.5), "keep is 1.5"),
         (lambda: Random(count=0), "count is 0; it must be at least 1"),

@@ -48,7 +48,7 @@ def values(path):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", " is empty, as after a failed download or a full disk leaves; fetch it again."),
+        (b"", " is empty, as after a failed download or on a full disk; fetch it again."),
         (POINTER, " is a git-lfs pointer, not the data; fetch it with `git lfs pull`."),
         (PAGE, " is a web page (HTML), such as an error page saved in place of the data; download the file itself."),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", " is a web page (HTML), such as"),
@@ -191,7 +191,7 @@ def test_nesting_without_end_is_a_bad_row_and_never_a_crash(written):
     deep += ["[" * n + "]" * n for n in (900, MAX_DEPTH)]
     path = written("".join(f'{{"a": {value}}}\n' for value in deep) + '{"a": 1}\n')
     kinds = faults(path)
-    assert set(kinds[:-1]) == {f"has lists or objects more than {MAX_DEPTH} levels deep"}
+    assert set(kinds[:-1]) == {f"has lists or objects nested more than {MAX_DEPTH} levels deep"}
     assert kinds[-1] == {"a": 1}
     fits = json.loads("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1))
     assert faults(written(json.dumps({"a": fits}) + "\n")) == [{"a": fits}]

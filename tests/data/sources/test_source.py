@@ -146,7 +146,7 @@ def test_files_of_different_splits_are_not_read_together(written):
 def test_the_same_rows_in_two_forms_are_not_read_twice(written):
     written("data/a.jsonl", "x")
     written("data/a.csv", "x")
-    with pytest.raises(UserError, match=r"data/a.csv and a.jsonl look like the same rows in two forms; remove"):
+    with pytest.raises(UserError, match=r"data/a.csv and a.jsonl look like the same rows in two formats; remove"):
         check_source(Source("data"))
 
 
@@ -196,8 +196,8 @@ def test_a_second_start_hashes_no_large_file_again(here, written, monkeypatch):
         ({"weight": 0.0}, "has the weight 0.0; it must be above 0"),
         ({"weight": float("nan")}, "has the weight nan"),
         ({"count": -1}, "has the count -1"),
-        ({"subset": "one"}, "is a path here, and `subset` is for datasets on the hub; leave it out"),
-        ({"revision": "main"}, "is a path here, and `revision` is for"),
+        ({"subset": "one"}, "is a local path, and `subset` is for datasets on the hub; leave it out"),
+        ({"revision": "main"}, "is a local path, and `revision` is for"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(written, options, sentence):
@@ -223,7 +223,7 @@ def test_a_file_that_may_not_be_read_is_a_sentence(written, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", denied)
     for use in (source_digest, lambda source: list(read_source(source))):
         with pytest.raises(
-            UserError, match=r"a.jsonl cannot be read \(Permission denied\); check its permissions and its disk"
+            UserError, match=r"a.jsonl cannot be read \(Permission denied\); check its permissions and the disk"
         ):
             use(Source("a.jsonl"))
 
