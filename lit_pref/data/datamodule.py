@@ -204,7 +204,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         return data_parallel["rank"], data_parallel["num_replicas"]
 
     def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget:
-        """Return the most pairs, or the most tokens, of one micro-batch of these pairs."""
+        """Return the limit of one micro-batch of these pairs: a number of pairs, or a token budget."""
         if self.max_tokens is not None:
             return self._budget(pairs)
         return self.micro_batch or -(-self.global_batch // world)

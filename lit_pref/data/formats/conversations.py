@@ -176,7 +176,7 @@ def _implicit_text(row: Row, responses: Sequence[Named]) -> tuple[str, list[str]
 
 
 def _explicit(row: Row, prompt: Named, answers: Sequence[Named]) -> tuple[Any, list[Any]]:
-    """Return the prompt, in the notation of dialogues that repeat it, and the last messages."""
+    """Return the prompt and the last messages; a prompt string becomes the messages of dialogues that repeat it."""
     asked = prompt[1]
     texts = []
     for name, dialogue in answers:
