@@ -11,7 +11,7 @@ from lit_pref.commands.run_options import RunOptions
 from lit_pref.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from lit_pref.data.checking.checked_pairs import CheckedPair
+    from lit_pref.data.checking.text_pair import CheckedPair
     from lit_pref.data.prepared.pair_view import PairView
     from lit_pref.modules.preference import PreferenceModule
 

@@ -1,1 +1,1 @@
-"""Pairs from files and hub datasets: read, checked, tokenized and batched."""
+"""Preference data: from sources of rows to batches, in seven packages that import in one direction."""

@@ -1,8 +1,5 @@
-"""The LightningDataModule: prepares pairs, slices them over ranks, keeps the position, sets accumulation."""
+"""The LightningDataModule: loaders of prepared pairs, sliced over ranks, with accumulation and a resumable position."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,69 +9,70 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import UncastBatch, UncastBatches
-from lit_pref.data.batching.lightning import align_with_windows, epochs_of_run, settle_epoch_of_checkpoint
+from lit_pref.data.batching.lightning import (
+    align_with_windows,
+    epochs_of_run,
+    settle_epoch_of_checkpoint,
+    steps_per_epoch,
+)
 from lit_pref.data.batching.loaders import PairLoader, ResumableLoader
 from lit_pref.data.batching.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.batching.token_budget import TokenBudget, refuse_pairs_above
-from lit_pref.data.checking.checked_pairs import CheckedPair
-from lit_pref.data.checking.row_reader import OnSwap
-from lit_pref.data.formats.load import RowMapping
+from lit_pref.data.checking.swapping import OnSwap
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.prepared.preparation import Preparation
-from lit_pref.data.prepared.preparation_report import PreparationReport
-from lit_pref.data.prepared.splits import digest_of_split, open_splits, sources_of, training_pairs, training_texts
+from lit_pref.data.prepared.run_data import RunData
 from lit_pref.data.selection.selection import Selection
 from lit_pref.data.sources.source import Source
-from lit_pref.data.tokenizing.tokenization import SpecialText, Tokenization
+from lit_pref.data.tokenizing.tokenization import SpecialText
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.spec import Corpus
 
 
-class PreferenceDataModule(LightningDataModule):
-    """Preference pairs from one or more sources, as the policy's tokenizer sees them.
+class PreferenceDataModule(RunData, LightningDataModule):
+    """Preference pairs from one or more sources, tokenized by the policy's tokenizer.
 
-    The order of an epoch is a function of (seed, epoch) alone and ranks slice it, so an optimiser step sees the same
-    pairs on any number of devices. `global_batch` decides how many micro-batches are accumulated: leave
-    `trainer.accumulate_grad_batches` alone. The position in the data is part of every checkpoint.
+    The order of an epoch depends on (seed, epoch) alone and ranks slice it, so an optimizer step sees the same pairs on
+    any number of devices. `global_batch` decides how many micro-batches are accumulated: do not set
+    `trainer.accumulate_grad_batches`. The position in the data is part of every checkpoint.
 
     Args:
         train: a file (JSONL, CSV, either with .gz, or Parquet), a folder or a glob of such files, or a split of a hub
-            dataset (`owner/name:split`); with more said of it a `Source`; a mixture is a list of them.
-        val: the same, of validation pairs; null takes them from `train`, by prompt.
-        mapping: where the sources have texts and strength: the name of a shipped mapping, a YAML file or its content;
-            null recognises the layout by the columns. With `base`, or without `kind`, it changes parts of one.
-        selection: which training pairs are taken; null takes all.
-        val_fraction: the share of prompts held out of `train` where `val` is null; 0 trains without validation.
-        split_seed: of the split by prompt.
-        seed: of the order.
-        global_batch: pairs per optimiser step, over all devices.
+            dataset (`owner/name:split`); a `Source` for further options of it; a list of them for a mixture.
+        val: the same for validation pairs; null takes them from `train`, by prompt.
+        mapping: the columns of texts and strength: the name of a shipped mapping, a YAML file or its content; null
+            recognises the format by the columns. With `base`, or without `kind`, it changes parts of a mapping.
+        selection: chooses the training pairs; null takes all.
+        val_fraction: the share of prompts held out of `train` if `val` is null; 0 trains without validation.
+        split_seed: seed of the split by prompt.
+        seed: seed of the order.
+        global_batch: pairs per optimizer step, over all devices.
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
-        max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of like lengths are
-            taken together, as many as fit, and steps stay what they are. Counted are prompt, chosen and rejected
-            response where a prompt is read once; padded, the rows times the longest; an extra response counts with its
-            prompt. Every step takes as many micro-batches as the one that needs most in the whole run, which must have
-            an end: `trainer.max_epochs` or `trainer.max_steps`.
+        max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of similar lengths are
+            combined, as many as fit, and steps keep their pairs. Counted are prompt, chosen and rejected response in
+            the prefix-shared layout, and the rows times the longest one in the padded layout; an extra response counts
+            with its prompt. Every step takes as many micro-batches as the one that needs most in the whole run, which
+            must have an end: `trainer.max_epochs` or `trainer.max_steps`.
         val_batch: the most pairs per device and forward pass in validation; null is micro_batch or max_tokens.
         max_length: the most tokens of prompt and response together; responses are cut from the right.
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
-        special_text: how the name of a special token inside a text is read: `plain`, as the characters that it is, or
+        special_text: how the name of a special token inside a text is encoded: as its characters (`plain`), or as that
             `token`.
         columns: further columns of numbers to carry along.
         token_columns: columns of values of single tokens: NAME stands for `NAME_chosen` and `NAME_rejected`, lists of
             [start, end, value] in characters of the response.
-        on_swap: what a column does in a row whose strength prefers the rejected text, so that the texts change places:
+        on_swap: rule for a column in a row whose strength prefers the rejected text, so that the texts are swapped:
             `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
-            chosen is better: 1 - p). Names that begin with `p_` complement unless this says otherwise, and columns
-            named for one side (`reward_chosen`) take the other's value; any other is refused in such a row.
+            chosen is better: 1 - p). Without a rule, names that begin with `p_` complement, and columns named for one
+            side (`reward_chosen`) take the other's value; any other column is refused in such a row.
         group_column: the column by which metrics are split.
         ties: keep or drop pairs of equal strength.
-        bad_rows: strict stops at the first bad row; lenient counts them and leaves them out.
+        bad_rows: strict stops at the first faulty row; lenient counts them and leaves them out.
         max_refused: the share of rows that lenient may leave out.
-        workers: processes that lay out batches ahead.
+        workers: processes that prepare batches ahead.
 
     Raises:
-        UsageError: an argument out of its range.
+        UsageError: an argument is out of range.
 
     >>> PreferenceDataModule(train="pairs.jsonl", global_batch=64).global_batch
     64
@@ -105,31 +103,31 @@ class PreferenceDataModule(LightningDataModule):
         max_refused: float = 0.01,
         workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.train, self.val = train, val
-        self.mapping, self.selection = mapping, selection
         self.val_fraction = 0.0 if val is not None else val_fraction
-        self.split_seed, self.seed = split_seed, seed
-        self.global_batch, self.micro_batch, self.val_batch = global_batch, micro_batch, val_batch
-        self.max_tokens = max_tokens
-        self.max_length, self.max_prompt_length = max_length, max_prompt_length
-        self.special_text: SpecialText = special_text
-        self.columns, self.token_columns = list(columns or []), list(token_columns or [])
-        self.group_column = group_column
-        self.on_swap = dict(on_swap or {})
-        self.ties, self.bad_rows, self.max_refused = ties, bad_rows, max_refused
-        self.workers = workers
-        self._check_arguments()
+        preparation = Preparation(
+            mapping=mapping,
+            columns=tuple(columns or ()),
+            on_swap=dict(on_swap or {}),
+            token_columns=tuple(token_columns or ()),
+            group_column=group_column,
+            ties=ties,
+            bad_rows=bad_rows,
+            max_refused=max_refused,
+            val_fraction=self.val_fraction,
+            split_seed=split_seed,
+        )
+        super().__init__(train, val, preparation, max_length, max_prompt_length, special_text)
+        self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed, workers
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.max_tokens, self.val_batch = max_tokens, val_batch
+        self._check_batch_options()
         self._opened_for: Any = None
-        self._tokenization: Tokenization | None = None
-        self._train: PairView | None = None
-        self._val: PairView | None = None
-        self._budgets: dict[str, TokenBudget] = {}  # of training and validation pairs, where max_tokens is set
+        self._budgets: dict[str, TokenBudget] = {}  # of training and validation pairs, if max_tokens is set
         self._epochs = 1
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
 
-    def _check_arguments(self) -> None:
+    def _check_batch_options(self) -> None:
         at_least = {"global_batch": 1, "micro_batch": 1, "max_tokens": 1, "val_batch": 1, "seed": 0, "workers": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -138,17 +136,10 @@ class PreferenceDataModule(LightningDataModule):
         if self.micro_batch is not None and self.max_tokens is not None:
             raise UsageError(
                 f"data.micro_batch {self.micro_batch} and data.max_tokens {self.max_tokens} are both set, and each "
-                "says how a step is cut; leave one of them out."
+                "decides how a step is cut; leave one of them out."
             )
-        choices = {"ties": ("keep", "drop"), "bad_rows": ("strict", "lenient"), "special_text": ("plain", "token")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
-        if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"data.val_fraction is {self.val_fraction:g}; it must be at least 0 and below 1.")
-        if not 0 <= self.max_refused <= 1:
-            raise UsageError(f"data.max_refused is {self.max_refused:g}; it must be between 0 and 1.")
-        Tokenization.check_lengths(self.max_length, self.max_prompt_length)
+        if self.val_fraction == 1:
+            raise UsageError("data.val_fraction is 1; it must be at least 0 and below 1.")
 
     # Preparation
 
@@ -159,8 +150,11 @@ class PreferenceDataModule(LightningDataModule):
         if self._opened_for is not self._module:
             self._open()
         splits = [self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs]
-        self._refuse_too_long(splits)
-        # Before the module's own setup, which Lightning calls later: choosing pairs and micro-batches depend on it.
+        tokenizer = self.tokenization.tokenizer
+        limits = {"the policy": self._module.policy.max_length()}
+        limits |= {f"the reference '{r.label}'": r.max_length(tokenizer) for r in self._module.references}
+        self.refuse_longer(splits, limits)
+        # Before the module's own setup, which Lightning calls later: selection and micro-batches depend on the layout.
         self._module.decide_layout(self.train_pairs.lengths)
         if stage == "fit" and self.selection is not None:
             self._train = self.unselected.subset(self._module.select(self.unselected, self.selection))
@@ -176,110 +170,14 @@ class PreferenceDataModule(LightningDataModule):
             scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
             align_with_windows(self._trainer, self._sampler(self._epochs), scheduled)
 
-    def _refuse_too_long(self, splits: list[PairView]) -> None:
-        """Refuse pairs that the policy or a reference cannot read whole: most models read on beyond, and badly."""
-        assert self._tokenization is not None
-        module = self._module
-        tokenizer = self._tokenization.tokenizer
-        limits = {"the policy": module.policy.max_length()}
-        limits |= {f"the reference '{r.label}'": r.max_length(tokenizer) for r in module.references}
-        longest = max(pairs.longest for pairs in splits)
-        for model, limit in limits.items():
-            if limit is not None and longest > limit:
-                raise UserError(
-                    f"The longest pair has {longest} tokens, and {model} reads at most {limit}; lower data.max_length "
-                    f"from {self.max_length} to {limit} or less."
-                )
-
-    @property
-    def is_open(self) -> bool:
-        return self._train is not None
+    def _open(self) -> None:
+        self.open(self._module.objective, self._module.policy)
+        self._opened_for = self._module
 
     def open_for_any_objective(self) -> None:
-        """Prepare the data as if the objective needed no more than texts: for a report on what is there."""
-        self._open(required=frozenset())
-
-    def _open(self, required: frozenset[str] | None = None) -> None:
-        """Prepare both splits, or find them in the cache where another rank or run has."""
-        module = self._module
-        if self.train is None:
-            raise UsageError("data.train is not set; name a file, a folder or a hub dataset with preference pairs.")
-        train = sources_of(self.train, "data.train")
-        val = None if self.val is None else sources_of(self.val, "data.val")
-        preparation = self._preparation()
-        if required is not None:
-            preparation = replace(preparation, required=required)
-        texts = partial(training_texts, train, preparation)
-        tokenizer = module.policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))
-        self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length, self.special_text)
-        self.unselected, self._val = open_splits(train, val, preparation, self._tokenization)
-        self._train = self.unselected
-        self._opened_for = module
-        self.columns = list(preparation.all_columns)
-
-    def _preparation(self) -> Preparation:
-        objective = self._module.objective
-        extra_response = {"extra_response"} if "extra_response" in objective.requirements.sides else set()
-        return Preparation(
-            mapping=self.mapping,
-            columns=tuple(self.columns),
-            on_swap=self.on_swap,
-            token_columns=tuple(sorted({*self.token_columns, *objective.requirements.token_columns})),
-            group_column=self.group_column,
-            required=frozenset(objective.requirements.columns) | extra_response,
-            one_sided="rejected" not in objective.requirements.sides,
-            ties=self.ties,
-            bad_rows=self.bad_rows,
-            max_refused=self.max_refused,
-            val_fraction=self.val_fraction,
-            split_seed=self.split_seed,
-        )
-
-    # What was prepared
-
-    @property
-    def train_pairs(self) -> PairView:
-        assert self._train is not None, "setup() comes first"
-        return self._train
-
-    @property
-    def val_pairs(self) -> PairView:
-        assert self._val is not None, "setup() comes first"
-        return self._val
-
-    def read_train(self) -> Iterator[tuple[str, CheckedPair]]:
-        """The pairs of the training split as they stand in their sources, uncut, each with its source's name."""
-        assert self.train is not None
-        return training_pairs(sources_of(self.train, "data.train"), self._preparation())
-
-    @property
-    def train_mappings(self) -> list[RowMapping]:
-        """How each source of the training split is read."""
-        assert self.train is not None
-        preparation = self._preparation()
-        return [preparation.mapping_of(source) for source in sources_of(self.train, "data.train")]
-
-    @property
-    def has_chat_template(self) -> bool:
-        assert self._tokenization is not None, "setup() comes first"
-        return self._tokenization.tokenizer.chat_template is not None
-
-    def describe(self) -> dict[str, tuple[str, dict[str, PreparationReport]]]:
-        """Fingerprint of both splits, and the reports of their sources."""
-        splits = {"train": self.train_pairs, "val": self.val_pairs}
-        return {name: (pairs.fingerprint, pairs.reports) for name, pairs in splits.items()}
-
-    def sample(self, pairs: int) -> list[tuple[list[int], list[int], list[int] | None]]:
-        """(prompt, chosen, rejected) ids of the first pairs of the training split."""
-        return [(pair.prompt, pair.chosen, pair.rejected) for pair in self.train_pairs[:pairs]]
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """Optimiser steps of an epoch, as `trainer.limit_train_batches` leaves them."""
-        sampler = self._sampler(self._epochs)
-        limit = self._trainer.limit_train_batches
-        batches = min(limit, len(sampler)) if isinstance(limit, int) else int(limit * len(sampler))
-        return -(-batches // sampler.accumulation)
+        """Prepare the data as if the objective needed texts only, for a report on the data."""
+        self.open(self._module.objective, self._module.policy, required=frozenset())
+        self._opened_for = self._module
 
     # Loaders
 
@@ -292,28 +190,21 @@ class PreferenceDataModule(LightningDataModule):
     def _module(self) -> Any:
         return self._trainer.lightning_module
 
+    @property
+    def windows_per_epoch(self) -> int:
+        """Optimizer steps per epoch, limited by `trainer.limit_train_batches`."""
+        return steps_per_epoch(self._trainer, self._sampler(self._epochs))
+
     def rank_and_world(self) -> tuple[int, int]:
-        """The position of this process among those that the pairs are spread over, and their number."""
+        """Return this process's rank and the number of ranks, of those that divide the data."""
         strategy = self._trainer.strategy
         if not isinstance(strategy, ParallelStrategy):
             return 0, 1
-        data_parallel = strategy.distributed_sampler_kwargs  # knows the data-parallel mesh, where there is one
+        data_parallel = strategy.distributed_sampler_kwargs  # knows the data-parallel mesh, if there is one
         return data_parallel["rank"], data_parallel["num_replicas"]
 
-    def _sampler(self, epochs: int) -> WindowSampler:
-        rank, world = self.rank_and_world()
-        if self.global_batch < world:
-            raise UsageError(
-                f"data.global_batch {self.global_batch} is less than one pair for each of {world} devices; raise it to "
-                f"at least {world}, or use fewer devices."
-            )
-        pairs = self.train_pairs
-        return WindowSampler(
-            len(pairs), self.seed, self.global_batch, self.micro_batch_of(pairs, world), world, rank, epochs
-        )
-
     def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget:
-        """The most pairs per device and forward pass, or the budget of tokens that limits them."""
+        """Return the limit of one micro-batch of these pairs: a number of pairs, or a token budget."""
         if self.max_tokens is not None:
             return self._budget(pairs)
         return self.micro_batch or -(-self.global_batch // world)
@@ -327,9 +218,19 @@ class PreferenceDataModule(LightningDataModule):
             )
         return self._budgets[split]
 
-    def _source(self, pairs: PairView) -> UncastBatches:
-        assert self._tokenization is not None
-        tokenizer = self._tokenization.tokenizer
+    def _sampler(self, epochs: int) -> WindowSampler:
+        rank, world = self.rank_and_world()
+        if self.global_batch < world:
+            raise UsageError(
+                f"data.global_batch {self.global_batch} is less than one pair for each of {world} devices; raise it to "
+                f"at least {world}, or use fewer devices."
+            )
+        pairs = self.train_pairs
+        micro_batch = self.micro_batch_of(pairs, world)
+        return WindowSampler(len(pairs), self.seed, self.global_batch, micro_batch, world, rank, epochs)
+
+    def _batches(self, pairs: PairView) -> UncastBatches:
+        tokenizer = self.tokenization.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         objective = self._module.objective
         return UncastBatches(
@@ -342,7 +243,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         loader = ResumableLoader(
-            self._source(self.train_pairs), self._sampler(self._epochs), self.train_pairs.fingerprint, self.workers
+            self._batches(self.train_pairs), self._sampler(self._epochs), self.train_pairs.fingerprint, self.workers
         )
         if self._position is not None and self._trainer.fit_loop.is_resuming:
             loader.load_state_dict(self._position)
@@ -355,8 +256,8 @@ class PreferenceDataModule(LightningDataModule):
             return []  # Lightning then trains without validation
         rank, world = self.rank_and_world()
         batch = self.val_batch or self.micro_batch_of(self.val_pairs, world)
-        cells = evaluation_batches(len(self.val_pairs), rank, world, batch)
-        return PairLoader(self._source(self.val_pairs), cells, self.workers)
+        micro_batches = evaluation_batches(len(self.val_pairs), rank, world, batch)
+        return PairLoader(self._batches(self.val_pairs), micro_batches, self.workers)
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):
@@ -370,8 +271,8 @@ class PreferenceDataModule(LightningDataModule):
     ) -> PreferenceBatch:
         return batch.batch.to(device)
 
-    # The position. Lightning restores a loader's own state only in the middle of an epoch; through the data module it
-    # comes back always, so that other data or another order are refused wherever a run was stopped.
+    # The position. Lightning restores a loader's own state only in the middle of an epoch. The data module's state is
+    # always restored, so that other data or another order are refused wherever a run was stopped.
 
     def state_dict(self) -> dict[str, Any]:
         position = {} if self._loader is None else self._loader.state_dict()
@@ -379,7 +280,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict
-        # Those that the policy was trained under, whatever data.train is now.
+        # The normalisers with which the policy was trained, even if data.train has changed.
         fitted = {name: Normaliser(**values) for name, values in state_dict.get("normalisers", {}).items()}
         if fitted:
             sources = [part.source for part in self.val_pairs.parts]

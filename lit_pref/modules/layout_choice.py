@@ -3,13 +3,13 @@
 Never by timings or free memory, with which a resumed run could choose another one.
 """
 
-from difflib import get_close_matches
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
 from lit_pref.errors import UsageError
+from lit_pref.hints import nearest_names
 from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.layout import Layout
@@ -26,7 +26,7 @@ def check_layout(asked: str) -> None:
     if asked == "shared":
         raise UsageError("the layout `shared` is now called `prefix_shared`: set model.layout to prefix_shared")
     if asked not in LAYOUTS:
-        near = get_close_matches(str(asked), LAYOUTS, n=1)
+        near = nearest_names(str(asked), LAYOUTS)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"model.layout is {asked!r}; it must be auto, prefix_shared or padded{hint}")
 

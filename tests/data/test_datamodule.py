@@ -31,7 +31,7 @@ class Recorder(LightningModule):
         tokenizer,
         sides=("chosen", "rejected"),
         required=frozenset(),
-        positions=None,
+        max_length=None,
         references=(),
         layout="padded",
     ):
@@ -39,7 +39,7 @@ class Recorder(LightningModule):
         self.layout = layout
         self.corpora = []
         self.policy = SimpleNamespace(
-            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: positions
+            load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: max_length
         )
         self.references = references
         self.objective = SimpleNamespace(requirements=Requirements(sides=sides, columns=required))
@@ -172,7 +172,7 @@ def test_resuming_from_every_point_gives_exactly_the_rest(
 
 
 class Stop(Callback):
-    """Asks for the end at an optimiser step, as early stopping does."""
+    """Asks for the end at an optimizer step, as early stopping does."""
 
     def __init__(self, step):
         self.step = step
@@ -207,7 +207,7 @@ def test_resuming_with_workers_counts_what_was_given_and_not_what_was_fetched(to
     [
         ({"seed": 4}, "data.seed 3, this run has 4"),
         ({"global_batch": 8}, "data.global_batch 4, this run has 8"),
-        ({"micro_batch": 1}, "micro-batches per optimiser step of 2, this run has 4"),
+        ({"micro_batch": 1}, "micro-batches per optimizer step of 2, this run has 4"),
         ({"max_length": 5}, "prepared training data"),
         ({"val_fraction": 0.4}, "number of training pairs of 10, this run has"),
     ],
@@ -228,7 +228,7 @@ def test_a_checkpoint_within_an_optimiser_step_is_refused(tokenizer, source, tmp
                 trainer.save_checkpoint(tmp_path / "early.ckpt")
 
     fit(tokenizer, data(source), Early(), max_epochs=1)
-    with pytest.raises(UserError, match="within an optimiser step of 4 pairs whose gradients it does not hold"):
+    with pytest.raises(UserError, match="within an optimizer step of 4 pairs whose gradients it does not contain"):
         fit(tokenizer, data(source), ckpt=tmp_path / "early.ckpt")
 
 
@@ -321,15 +321,15 @@ LONGEST = 6
 def test_pairs_longer_than_the_policy_or_a_reference_reads_are_refused_before_training(tokenizer, source):
     asked = []
 
-    def reference(positions):
-        return SimpleNamespace(label="old", max_length=lambda policys: (asked.append(policys), positions)[1])
+    def reference(max_length):
+        return SimpleNamespace(label="old", max_length=lambda tokenizer: (asked.append(tokenizer), max_length)[1])
 
-    for positions, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
-        trainer(max_epochs=1).fit(Recorder(tokenizer, positions=positions, references=references), data(source))
+    for max_length, references in ((LONGEST, ()), (None, ()), (None, (reference(LONGEST), reference(None)))):
+        trainer(max_epochs=1).fit(Recorder(tokenizer, max_length=max_length, references=references), data(source))
     assert asked == [tokenizer] * 2
     for module, name in (
-        (Recorder(tokenizer, positions=LONGEST - 1), "the policy"),
-        (Recorder(tokenizer, positions=LONGEST, references=(reference(LONGEST - 1),)), "the reference 'old'"),
+        (Recorder(tokenizer, max_length=LONGEST - 1), "the policy"),
+        (Recorder(tokenizer, max_length=LONGEST, references=(reference(LONGEST - 1),)), "the reference 'old'"),
     ):
         with pytest.raises(
             UserError,
@@ -343,10 +343,10 @@ def test_pairs_longer_than_the_policy_or_a_reference_reads_are_refused_before_tr
 
 
 def test_only_the_pairs_that_are_read_need_room(tokenizer, source, held_out):
-    module = Recorder(tokenizer, positions=5)  # validation pairs have 5 tokens: "v0", "c" and begin and end
+    module = Recorder(tokenizer, max_length=5)  # validation pairs have 5 tokens: "v0", "c" and begin and end
     trainer().validate(module, datamodule=data(source, held_out), verbose=False)
     assert len(module.evaluated) == 5
-    module = Recorder(tokenizer, positions=4)
+    module = Recorder(tokenizer, max_length=4)
     with pytest.raises(UserError, match="longest pair has 5 tokens"):
         trainer().validate(module, datamodule=data(source, held_out), verbose=False)
 
@@ -356,7 +356,7 @@ def test_what_a_column_does_on_a_swap_is_the_users_to_say(tokenizer, written):
     datamodule = data(str(written(rows)), columns=["gap", "p_true"], on_swap={"gap": "negate"})
     fit(tokenizer, datamodule, max_epochs=1)
     assert [dict(pair.columns) for pair in datamodule.train_pairs] == [{"gap": -2.0, "p_true": 0.75}] * 2
-    with pytest.raises(UserError, match=r"line 1: the texts swap.* set data\.on_swap\.gap to keep"):
+    with pytest.raises(UserError, match=r"line 1: the texts are swapped.* set data\.on_swap\.gap to keep"):
         fit(tokenizer, data(str(written(rows)), columns=["gap"], bad_rows="lenient", max_refused=1.0))
 
 
@@ -381,8 +381,8 @@ def test_a_limited_epoch_ends_with_a_window(tokenizer, source, limit, batches, s
             {"accumulate_grad_batches": 3},
             "accumulate_grad_batches is set, but accumulation follows from data.global_batch 4",
         ),
-        ({"limit_train_batches": 3}, "limit_train_batches 3 is within an optimiser step, .* multiple of 2, such as 4"),
-        ({"val_check_interval": 1}, "val_check_interval 1 is within an optimiser step"),
+        ({"limit_train_batches": 3}, "limit_train_batches 3 is within an optimizer step, .* multiple of 2, such as 4"),
+        ({"val_check_interval": 1}, "val_check_interval 1 is within an optimizer step"),
         ({"val_check_interval": 4, "check_val_every_n_epoch": None}, "make it a multiple of 5, or leave"),
         ({"val_check_interval": "00:00:01:00"}, "val_check_interval is a duration"),
         ({"overfit_batches": 2}, "overfit_batches would repeat other pairs each epoch"),
@@ -482,7 +482,7 @@ def test_the_epochs_of_a_run_follow_from_its_steps_and_its_limits(tokenizer, une
 
 
 def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
-    with pytest.raises(UsageError, match=r"max_tokens needs to know how long the run is.* set trainer\.max_epochs or"):
+    with pytest.raises(UsageError, match=r"max_tokens needs the length of the run.* set trainer\.max_epochs or"):
         fit_within(tokenizer, budgeted(uneven), max_epochs=-1)
 
 

@@ -57,9 +57,9 @@ def notes(told: list[str]) -> list[str]:
     return [line for line in told if line.startswith("note ")]
 
 
-def test_layout_a_pair_in_words_and_counts_come_first(lines):
+def test_format_a_pair_in_words_and_counts_come_first(lines):
     told = lines(rows(), preparation={"val_fraction": 0.3})
-    assert told[0].startswith("source      a: layout pairs")
+    assert told[0].startswith("source      a: format pairs")
     assert "big" in told[1] and "is preferred to" in told[1]
     assert told[2].startswith("data        train: ")
 

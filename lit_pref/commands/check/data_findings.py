@@ -62,8 +62,8 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
 
 def source_format(split: str, source: str, report: PreparationReport) -> Finding:
     """The format of a source, with its first pair as an example."""
-    numbers = {"layout": report.layout, "example": report.example}
-    return Finding("layout", "ok", f"{split} {source}: {report.layout}", split, source, numbers)
+    numbers = {"layout": report.format, "example": report.example}
+    return Finding("layout", "ok", f"{split} {source}: {report.format}", split, source, numbers)
 
 
 def records(

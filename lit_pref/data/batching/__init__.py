@@ -1,1 +1,1 @@
-"""Batches: the pairs that form one, their order, and their tensors."""
+"""Batches: the order of pairs, micro-batches of every rank, collation and loaders."""

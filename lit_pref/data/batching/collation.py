@@ -1,4 +1,4 @@
-"""Pairs to a batch: laid out as rows, numbers as tensors, the stamps of the sampler."""
+"""Collation of pairs into a batch: rows for the model, numbers as tensors, and the sampler's marks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -24,15 +24,15 @@ def collate(
     token_functions: Mapping[str, TokenFunction] | None = None,
     extra_response: bool = False,
 ) -> PreferenceBatch:
-    """B pairs laid out for a model.
+    """Return a batch of B pairs laid out for a model.
 
     Args:
         pairs: all with or all without rejected responses, and with the same columns.
         pad_id: the id that fills rows; it is masked out.
         is_real: (B,), False for fillers; None means that all are real.
-        window_pairs: real pairs of the optimiser window; None means those of this batch.
-        layout: shared rows read a prompt once and hold no padding; padded rows suit every model.
-        token_functions: further token columns, by name, each made of the ids of a pair.
+        window_pairs: real pairs of the optimizer step; None means those of this batch.
+        layout: `prefix_shared` reads a prompt once and has no padding; `padded` suits every model.
+        token_functions: further token columns, by name, each a function of the ids of a pair.
         extra_response: whether the extra responses are laid out too.
 
     Raises:
@@ -43,11 +43,11 @@ def collate(
     >>> text = TruncatedText("a", "b", "c", True, True)
     >>> batch = collate([PreferencePair("1", [5, 6], [7], [8, 9], 0.5, None, {}, None, text)], pad_id=0)
     >>> batch.rows.input_ids.tolist(), batch.pairs.margin.tolist(), batch.pairs.probability, batch.pairs.window_pairs
-    ([[5, 6, 7, 0], [5, 6, 8, 9]], [0.5], 1)
+    ([[5, 6, 7, 0], [5, 6, 8, 9]], [0.5], None, 1)
     """
     rejected = [pair.rejected for pair in pairs if pair.rejected is not None]
     if rejected and len(rejected) != len(pairs):
-        raise ValueError("some pairs have a rejected response and others not")
+        raise ValueError("only some pairs have a rejected response")
     ids = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None)
     rows = prefix_shared(*ids) if layout == "prefix_shared" else padded(*ids, pad_id)
     is_real = [True] * len(pairs) if is_real is None else list(is_real)
@@ -81,8 +81,8 @@ def _token_columns(pairs: Sequence[PreferencePair], functions: Mapping[str, Toke
     }
     if taken := sorted(values.keys() & functions.keys()):
         raise UsageError(
-            f"the objective computes the token column `{taken[0]}` from the ids, and the data bring one of that name: "
-            "give that of the data another name"
+            f"the objective computes the token column `{taken[0]}` from the ids, and the data have one of that name: "
+            "rename the column of the data"
         )
     for name, function in functions.items():
         values[name] = [function(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
@@ -118,7 +118,7 @@ def _response_keys(pair: PreferencePair) -> tuple[bytes, bytes | None]:
 def _numbers(values: list[float | None], name: str) -> Tensor | None:
     known = [value for value in values if value is not None]
     if known and len(known) != len(values):
-        raise ValueError(f"some pairs have a {name} and others not")
+        raise ValueError(f"only some pairs have a {name}")
     return torch.tensor(known, dtype=torch.float32) if known else None
 
 
@@ -127,9 +127,9 @@ class Pairs(Protocol):
 
 
 class UncastBatch:
-    """A batch into which Lightning's precision plugins do not look.
+    """Hides a batch from Lightning's precision plugins.
 
-    They would cast every number under `bf16-true`: a margin of 6.28 became 6.2812 and a probability of 0.999 became 1.
+    Under `bf16-true` they would cast every number: a margin of 6.28 became 6.2812 and a probability of 0.999 became 1.
     """
 
     def __init__(self, batch: PreferenceBatch) -> None:
@@ -137,12 +137,12 @@ class UncastBatch:
 
 
 class UncastBatches:
-    """`batches[micro_batch]` is the sealed batch of those pairs; what a loader (worker) calls.
+    """Collates micro-batches in a loader or its workers: `batches[micro_batch]`.
 
     Args:
         pairs: pairs by index.
         pad_id: the id that fills rows.
-        layout: of the rows.
+        layout: layout of the rows.
         token_functions: see `collate`.
         extra_response: see `collate`.
     """
@@ -158,7 +158,7 @@ class UncastBatches:
         self.pairs, self.pad_id, self.layout = pairs, pad_id, layout
         self.token_functions, self.extra_response = dict(token_functions or {}), extra_response
 
-    def __getitem__(self, cell: MicroBatch) -> UncastBatch:
-        pairs = [self.pairs[k] for k in cell.indices]
-        made = (self.layout, self.token_functions, self.extra_response)
-        return UncastBatch(collate(pairs, self.pad_id, cell.real, cell.window_pairs, *made))
+    def __getitem__(self, batch: MicroBatch) -> UncastBatch:
+        pairs = [self.pairs[k] for k in batch.indices]
+        options = (self.layout, self.token_functions, self.extra_response)
+        return UncastBatch(collate(pairs, self.pad_id, batch.is_real, batch.window_pairs, *options))

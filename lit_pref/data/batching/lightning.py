@@ -1,4 +1,4 @@
-"""What Lightning 2.6 must be told so that it stops, validates and resumes at the ends of optimiser windows."""
+"""Settings and repairs of Lightning 2.6, so that it stops, validates and resumes at the end of optimizer steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from lit_pref.errors import UsageError
 
 
 def epochs_of_run(trainer: Any, sampler: Callable[[int], WindowSampler]) -> int:
-    """The epochs that a run begins at most, whose windows all have to fit the same number of micro-batches.
+    """Return the most epochs that a run starts, all of whose steps must fit the same number of micro-batches.
 
     Args:
-        trainer: the Trainer, its limits as the user gave them.
-        sampler: that of a run with so many epochs.
+        trainer: the Trainer, with its limits as the user gave them.
+        sampler: returns the sampler of a run with a number of epochs.
 
     Raises:
         UsageError: the run has no end.
@@ -20,35 +20,42 @@ def epochs_of_run(trainer: Any, sampler: Callable[[int], WindowSampler]) -> int:
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs == -1 and steps == -1:
         raise UsageError(
-            "data.max_tokens needs to know how long the run is, as each of its steps takes as many micro-batches as "
+            "data.max_tokens needs the length of the run, because each of its steps takes as many micro-batches as "
             "the one that needs most; set trainer.max_epochs or trainer.max_steps, or give data.micro_batch instead."
         )
     if steps == -1 or epochs == 0:
         return max(1, epochs)
-    found, needed = 0, 1
-    # More epochs can need more micro-batches a step; then limit_train_batches leaves an epoch fewer steps.
-    while found < needed:
-        found = needed if epochs == -1 else min(needed, epochs)
-        full = sampler(found)
+    count, needed = 0, 1
+    # More epochs can need more micro-batches per step; limit_train_batches then leaves an epoch fewer steps.
+    while count < needed:
+        count = needed if epochs == -1 else min(needed, epochs)
+        full = sampler(count)
         limit = trainer.limit_train_batches
         batches = limit if isinstance(limit, int) else int(limit * len(full))
         windows = full.windows if batches >= len(full) else max(1, batches // full.accumulation)
-        needed = found if found == epochs else -(-steps // windows)
-    return found
+        needed = count if count == epochs else -(-steps // windows)
+    return count
+
+
+def steps_per_epoch(trainer: Any, sampler: WindowSampler) -> int:
+    """Return the optimizer steps of an epoch, limited by `trainer.limit_train_batches`."""
+    limit = trainer.limit_train_batches
+    batches = min(limit, len(sampler)) if isinstance(limit, int) else int(limit * len(sampler))
+    return -(-batches // sampler.accumulation)
 
 
 def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) -> None:
-    """Set the Trainer's accumulation, and move its shares of an epoch to window ends.
+    """Set the Trainer's accumulation, and round its shares of an epoch to whole optimizer steps.
 
-    A checkpoint within a window lacks the gradients gathered so far, and a cut window would have the wrong mean.
+    A checkpoint within a step lacks the gradients accumulated so far, and a step cut short would have a wrong mean.
 
     Args:
-        trainer: the Trainer, before it asks for the training loader.
-        sampler: of the training loader.
+        trainer: the Trainer, before it requests the training loader.
+        sampler: sampler of the training loader.
         scheduled: whether a callback would change the accumulation.
 
     Raises:
-        UsageError: the Trainer was told something else in so many words.
+        UsageError: the Trainer was explicitly configured otherwise.
     """
     every, length = sampler.accumulation, len(sampler)
     if trainer.accumulate_grad_batches not in (1, every) or scheduled:
@@ -60,8 +67,8 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
     trainer.accumulate_grad_batches = every
     if trainer.overfit_batches:
         raise UsageError(
-            "trainer.overfit_batches would repeat other pairs each epoch, as the order is shuffled; leave it out and "
-            "give data.train a small file."
+            "trainer.overfit_batches would repeat other pairs each epoch, because the order is shuffled; leave it out "
+            "and give data.train a small file."
         )
     if not trainer.fast_dev_run:
         limit = _at_window_end(trainer.limit_train_batches, every, length, "limit_train_batches")
@@ -74,40 +81,40 @@ def _align_validation(trainer: Any, every: int, length: int) -> None:
         return
     if trainer._val_check_time_interval is not None:
         raise UsageError(
-            "trainer.val_check_interval is a duration, which would stop within an optimiser step; give a number of "
+            "trainer.val_check_interval is a duration, which would stop within an optimizer step; give a number of "
             f"micro-batches that is a multiple of {every}, or a share of an epoch."
         )
     if trainer.check_val_every_n_epoch is not None:
         trainer.val_check_interval = _at_window_end(trainer.val_check_interval, every, length, "val_check_interval")
-    # Counted through epochs: a ragged last window shifts the windows of all later epochs.
+    # Counted across epochs: a smaller last step shifts the steps of all later epochs.
     elif int(trainer.val_check_interval) % (every if length % every == 0 else length):
         raise UsageError(
-            f"trainer.val_check_interval {trainer.val_check_interval} is not at the end of an optimiser step in every "
+            f"trainer.val_check_interval {trainer.val_check_interval} is not at the end of an optimizer step in every "
             f"epoch; make it a multiple of {every if length % every == 0 else length}, or leave "
             "trainer.check_val_every_n_epoch at 1."
         )
 
 
 def _at_window_end(limit: int | float, every: int, length: int, name: str) -> int | float:
-    """A number of micro-batches, or a share of an epoch, that ends with a window."""
+    """Return a number of micro-batches, or a share of an epoch, that ends with an optimizer step."""
     if isinstance(limit, float):
         batches = int(limit * length)
         return limit if batches == length or limit == 0 else max(every, batches // every * every)
     if limit < length and limit % every:
         raise UsageError(
-            f"trainer.{name} {limit} is within an optimiser step, which takes {every} micro-batches; make it a "
+            f"trainer.{name} {limit} is within an optimizer step, which takes {every} micro-batches; make it a "
             f"multiple of {every}, such as {-(-limit // every) * every}."
         )
     return limit
 
 
 def settle_epoch_of_checkpoint(trainer: Any) -> None:
-    """Take an epoch that a checkpoint counts as over for what it is: over, or stopped within.
+    """Decide whether an epoch that a checkpoint counts as finished was finished or stopped early, and correct the loop.
 
-    Over: with `max_steps` set, Lightning 2.6 always takes a resumed epoch for unfinished, and a checkpoint that was
-    saved in `on_train_epoch_end` loses or repeats an epoch. Stopped within: a run that stops in mid-epoch (at a step,
-    early) counts the epoch before it saves for the last time, and a resumed run would leave out the rest of its pairs.
-    Called where the training loader is asked for: after the loop's state was restored, before it is used.
+    Finished: with `max_steps` set, Lightning 2.6 always treats a resumed epoch as unfinished, and a checkpoint saved in
+    `on_train_epoch_end` loses or repeats an epoch. Stopped early: a run that stops in mid-epoch counts the epoch before
+    it saves for the last time, and a resumed run would skip the rest of its pairs. Called when the training loader is
+    requested: after the loop's state was restored, before it is used.
     """
     loop = trainer.fit_loop
     progress = loop.epoch_progress
@@ -118,5 +125,5 @@ def settle_epoch_of_checkpoint(trainer: Any) -> None:
     if not over:
         for counted in (progress.current, progress.total):
             counted.processed = counted.completed = counted.started - 1
-    # The loop's own setter is what takes every epoch for unfinished; that of its base class does as it is told.
+    # The loop's own setter treats every epoch as unfinished; that of its base class sets the given value.
     super(type(loop), type(loop)).restarting.fset(loop, not over)

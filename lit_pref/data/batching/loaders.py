@@ -1,4 +1,4 @@
-"""Loaders over micro-batches, and the position of the training loader, kept in pairs."""
+"""Loaders of micro-batches, and the position of the training loader, counted in pairs."""
 
 from collections.abc import Iterator, Sized
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from lit_pref.errors import UserError
 
 
 class BatchSource(Protocol):
-    """Makes the batch of a micro-batch (in a loader worker)."""
+    """Returns the batch of a micro-batch, possibly in a loader worker."""
 
     def __getitem__(self, index: MicroBatch, /) -> Any: ...
 
@@ -20,28 +20,28 @@ class MicroBatches(Sized, Protocol):
     def __iter__(self) -> Iterator[MicroBatch]: ...
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 class PairLoader:
-    """One batch for every one of `micro_batches`, made by `source[micro_batch]`, in `workers` processes if any.
+    """Yields the batch `source[micro_batch]` of each micro-batch, built in `workers` processes if there are any.
 
-    It has a DataLoader and is none: Lightning rebuilds DataLoaders with samplers of its own (distributed, prediction,
-    overfitting), which would undo the slices of the ranks.
+    It wraps a DataLoader instead of being one, because Lightning rebuilds DataLoaders with its own samplers
+    (distributed, prediction, overfitting), which would undo the slices of the ranks.
     """
 
     def __init__(self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0) -> None:
         self._micro_batches = micro_batches
-        # A generator of its own: a DataLoader draws a seed at every start, which would shift the global random state.
+        # A separate generator: a DataLoader draws a seed at every start, which would change the global random state.
         self._loader: DataLoader[Any] = DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
             sampler=micro_batches,
             num_workers=workers,
-            # Forked once: a fork while the last epoch's threads end can hang for ever in CPython 3.11.
+            # Forked once: a fork while the last epoch's threads are ending can hang forever in CPython 3.11.
             persistent_workers=workers > 0,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator().manual_seed(0),
         )
 
@@ -53,21 +53,21 @@ class PairLoader:
 
 
 class ResumableLoader(PairLoader):
-    """The training loader, whose position is kept in pairs and checkpointed.
+    """The training loader, whose position is counted in pairs and checkpointed.
 
-    The state is that of all ranks, and it counts what was given to the loop, not what workers fetched ahead. It resumes
-    at a window's start; after the last batch of an epoch it is the start of the next epoch.
+    The state holds for all ranks, and counts batches given to the loop, not those that workers fetched ahead. Training
+    resumes at the start of an optimizer step; after the last batch of an epoch, at the start of the next epoch.
 
     Args:
-        source: makes batches.
-        sampler: whose order is followed.
-        fingerprint: of the training data; another one is refused on resume.
-        workers: processes that make batches ahead.
+        source: returns the batches.
+        sampler: decides the order.
+        fingerprint: fingerprint of the training data; data with another one are refused on resume.
+        workers: processes that build batches ahead.
     """
 
     def __init__(self, source: BatchSource, sampler: WindowSampler, fingerprint: str, workers: int = 0) -> None:
         super().__init__(source, sampler, workers)
-        self.sampler = sampler  # where Lightning looks for set_epoch
+        self.sampler = sampler  # Lightning calls its set_epoch
         self._identity = {
             "fingerprint": fingerprint,
             "length": sampler.pairs,
@@ -86,28 +86,28 @@ class ResumableLoader(PairLoader):
         if self._resume is not None:
             epoch, pairs = self._resume
             if sampler.epoch < epoch:
-                return  # all of this epoch was given before the checkpoint
+                return  # all batches of this epoch were given before the checkpoint
             if sampler.epoch == epoch:
                 first = pairs // sampler.global_batch
             self._resume = None
         epoch = sampler.epoch
         sampler.start_window = first
         for given, batch in enumerate(super().__iter__(), start=first * sampler.accumulation + 1):
-            # Before the yield: Lightning never asks for more after the last batch.
+            # Before the yield, because Lightning never requests another batch after the last one.
             pairs = sampler.pairs_in(given)
             self._position = (epoch + 1, 0) if pairs == sampler.pairs else (epoch, pairs)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position and what it is a position in: plain numbers and one string."""
+        """Return the position and the identity of the data and their order: numbers and one string."""
         epoch, pairs = self._position
         return {"epoch": epoch, "pairs": pairs, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the run that wrote `state` was; the next iteration starts there.
+        """Set the position at which the next iteration starts to that of the run that wrote `state`.
 
         Raises:
-            UserError: the data, seed, global batch or micro-batching differ, or the state lies within a window.
+            UserError: the data, seed, global batch or micro-batches differ, or the position is within a step.
         """
         for name, (subject, remedy) in _REFUSALS.items():
             if state[name] != self._identity[name]:
@@ -118,13 +118,13 @@ class ResumableLoader(PairLoader):
         if state["pairs"] % self.sampler.global_batch:
             raise UserError(
                 f"The checkpoint was written after {state['pairs']} pairs of epoch {state['epoch']}, within an "
-                f"optimiser step of {state['global_batch']} pairs whose gradients it does not hold; resume from an "
+                f"optimizer step of {state['global_batch']} pairs whose gradients it does not contain; resume from an "
                 "earlier one."
             )
         self._resume = self._position = (state["epoch"], state["pairs"])
 
 
-_SAME_CELLS = (
+_SAME_MICRO_BATCHES = (
     "use the same number of devices and the same data.micro_batch, or data.max_tokens with the same trainer.max_epochs "
     "and max_steps"
 )
@@ -133,6 +133,6 @@ _REFUSALS = {
     "fingerprint": ("prepared training data", "give it the same data, tokenizer and data options"),
     "seed": ("data.seed", "set data.seed to the value of the checkpoint"),
     "global_batch": ("data.global_batch", "set data.global_batch to the value of the checkpoint"),
-    "accumulation": ("a number of micro-batches per optimiser step of", _SAME_CELLS),
-    "micro_batches": ("a number of micro-batches per epoch of", _SAME_CELLS),
+    "accumulation": ("a number of micro-batches per optimizer step of", _SAME_MICRO_BATCHES),
+    "micro_batches": ("a number of micro-batches per epoch of", _SAME_MICRO_BATCHES),
 }

@@ -1,6 +1,7 @@
-"""Which pair is seen when: the order of an epoch, optimiser windows, and the micro-batches of every rank.
+"""The order of pairs: the permutation of an epoch, its optimizer steps, and the micro-batches of every rank.
 
-Everything is a pure function of its arguments, so that every rank knows what all the others do.
+All functions are pure, so that every rank knows the micro-batches of all others. A window is the list of pairs of one
+optimizer step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +18,17 @@ from lit_pref.data.batching.token_budget import TokenBudget
 class MicroBatch:
     """The pairs of one forward pass of one rank, by index.
 
-    `real` is False for a filler, a repeated pair that counts nowhere. `window_pairs` is the number of real pairs in the
-    optimiser window, over all ranks and micro-batches.
+    `is_real` is False for a filler, a repeated pair that counts nowhere. `window_pairs` is the number of real pairs in
+    the optimizer step, over all ranks and micro-batches.
     """
 
     indices: tuple[int, ...]
-    real: tuple[bool, ...]
+    is_real: tuple[bool, ...]
     window_pairs: int
 
 
 def epoch_order(pairs: int, seed: int, epoch: int) -> list[int]:
-    """The order in which all ranks together see the pairs of an epoch: a permutation fixed by (seed, epoch) alone.
+    """Return the order in which all ranks together see the pairs of an epoch; it depends on (seed, epoch) alone.
 
     >>> epoch_order(5, seed=0, epoch=0), epoch_order(5, seed=0, epoch=1)
     ([2, 4, 3, 0, 1], [1, 4, 3, 0, 2])
@@ -36,41 +37,41 @@ def epoch_order(pairs: int, seed: int, epoch: int) -> list[int]:
 
 
 def accumulation(window: int, world: int, micro_batch: int) -> int:
-    """The number of micro-batches per rank of a window with that many pairs: ceil(window / (micro_batch * world))."""
+    """Return the micro-batches per rank of an optimizer step: ceil(window / (micro_batch * world))."""
     return -(-window // (micro_batch * world))
 
 
 def micro_batches(window: Sequence[int], world: int, micro_batch: int) -> list[list[MicroBatch]]:
-    """Cut one optimiser window into micro-batches: `result[k][rank]` is the k-th of that rank.
+    """Cut one optimizer step into micro-batches: `result[k][rank]` is the k-th of that rank.
 
-    Every rank gets the same number of micro-batches, the sizes of any two differ by at most one, and none is empty:
-    where there are fewer pairs than cells, a cell without a pair holds one filler.
+    Every rank gets the same number of micro-batches, the sizes of any two differ by at most one, and none is empty: if
+    there are fewer pairs than micro-batches, those without a pair hold one filler.
 
     Args:
-        window: indices of the window's pairs.
+        window: indices of the step's pairs.
         world: number of ranks.
-        micro_batch: the most pairs that one rank takes in one forward.
+        micro_batch: the most pairs of one forward pass of one rank.
 
-    >>> [[cell.indices for cell in ranks] for ranks in micro_batches([7, 3, 5, 1, 6], world=2, micro_batch=2)]
+    >>> [[batch.indices for batch in ranks] for ranks in micro_batches([7, 3, 5, 1, 6], world=2, micro_batch=2)]
     [[(7,), (3,)], [(5,), (1, 6)]]
     """
     rounds = accumulation(len(window), world, micro_batch)
-    cells = rounds * world
+    count = rounds * world
 
-    def cell(c: int) -> MicroBatch:
-        start, end = c * len(window) // cells, (c + 1) * len(window) // cells
+    def batch(k: int) -> MicroBatch:
+        start, end = k * len(window) // count, (k + 1) * len(window) // count
         if start == end:
             return MicroBatch((window[start],), (False,), len(window))
         return MicroBatch(tuple(window[start:end]), (True,) * (end - start), len(window))
 
-    return [[cell(k * world + rank) for rank in range(world)] for k in range(rounds)]
+    return [[batch(k * world + rank) for rank in range(world)] for k in range(rounds)]
 
 
-@lru_cache(maxsize=1)  # a loader, a schedule and the Trainer ask for the same
+@lru_cache(maxsize=1)  # a loader, a schedule and the Trainer need the same numbers
 def least_rounds(budget: TokenBudget, seed: int, epochs: int, global_batch: int, world: int) -> tuple[int, int]:
-    """The least micro-batches per rank of a full window, and of an epoch's last one, that suffice in all `epochs`.
+    """Return the fewest micro-batches per rank that suffice in all `epochs`: of a full step, and of the last one.
 
-    0 for a window that there is not.
+    The number is 0 for a step that does not exist.
     """
     pairs = len(budget.costs)
     whole = pairs - pairs % global_batch
@@ -85,24 +86,24 @@ def least_rounds(budget: TokenBudget, seed: int, epochs: int, global_batch: int,
 
 
 def micro_batches_within(window: Sequence[int], world: int, budget: TokenBudget, rounds: int) -> list[list[MicroBatch]]:
-    """Cut one optimiser window by tokens: `result[k][rank]` is the k-th of `rounds` of that rank.
+    """Cut one optimizer step by tokens: `result[k][rank]` is the k-th of `rounds` of that rank.
 
-    The cells of all ranks in one round take nearly the same, and ranks take turns at the larger ones. Where there are
-    fewer pairs than cells, the smallest pair is the filler, and fillers come first: the last round always holds a real
-    pair, so that no window is over before it.
+    The micro-batches of all ranks in one round have nearly the same cost, and ranks take turns at the larger ones. If
+    there are fewer pairs than micro-batches, the smallest pair is the filler, and fillers come first: the last round
+    always contains a real pair, so that no step is finished before it.
     """
-    cells = [MicroBatch(tuple(part), (True,) * len(part), len(window)) for part in budget.cut(window, rounds * world)]
-    filler = MicroBatch(cells[0].indices, (False,), len(window))
-    cells = [filler] * (rounds * world - len(cells)) + cells
-    return [cells[k * world : (k + 1) * world][:: -1 if k % 2 else 1] for k in range(rounds)]
+    batches = [MicroBatch(tuple(part), (True,) * len(part), len(window)) for part in budget.cut(window, rounds * world)]
+    filler = MicroBatch(batches[0].indices, (False,), len(window))
+    batches = [filler] * (rounds * world - len(batches)) + batches
+    return [batches[k * world : (k + 1) * world][:: -1 if k % 2 else 1] for k in range(rounds)]
 
 
 def evaluation_batches(pairs: int, rank: int, world: int, batch: int | TokenBudget) -> list[MicroBatch]:
-    """What `rank` evaluates: its share of one window that holds all pairs.
+    """Return the evaluation batches of `rank`: its share of all pairs, which are cut like one optimizer step.
 
-    Fillers keep the ranks in step; every pair is real exactly once over all ranks. Batches of so many pairs follow the
-    order of the data. Cut by tokens, pairs of like lengths are together, and their batches are shuffled, always in the
-    same way: the first ones are not the shortest.
+    Fillers keep the ranks in step; every pair is real exactly once over all ranks. Batches with a number of pairs
+    follow the order of the data. Batches cut by tokens combine pairs of similar lengths and are shuffled, always in the
+    same way, so that the first ones are not the shortest.
     """
     if not isinstance(batch, TokenBudget):
         return [ranks[rank] for ranks in micro_batches(range(pairs), world, batch)]
@@ -111,24 +112,24 @@ def evaluation_batches(pairs: int, rank: int, world: int, batch: int | TokenBudg
 
 
 class WindowSampler(Sampler[MicroBatch]):
-    """The micro-batches of one rank, window after window, of the epoch that was set last.
+    """Samples the micro-batches of one rank, optimizer step after step, in the epoch that was set last.
 
-    Nothing is dropped: the last window of an epoch may hold fewer pairs and fewer micro-batches. All others have
-    exactly `accumulation` micro-batches, so that Lightning, which counts batches and always steps at the last one of an
-    epoch, steps at every window's end and nowhere else.
+    Nothing is dropped: the last step of an epoch may have fewer pairs and fewer micro-batches. All others have exactly
+    `accumulation` micro-batches, so that Lightning, which counts batches and always steps at the last one of an epoch,
+    steps where a window ends and nowhere else.
 
     Args:
         pairs: number of pairs of the training data.
-        seed: of the order.
-        global_batch: pairs per optimiser step, over all ranks.
+        seed: seed of the order.
+        global_batch: pairs per optimizer step, over all ranks.
         micro_batch: the most pairs per rank and forward, or the most tokens.
         world: number of ranks.
-        rank: whose micro-batches are yielded.
-        epochs: of the whole run. Lightning wants one accumulation for all: within a budget, the windows of all these
-            epochs get as many micro-batches as the one that needs most.
+        rank: the rank whose micro-batches are yielded.
+        epochs: number of epochs of the run. Lightning has one accumulation for all: with a token budget, the steps of
+            all these epochs get as many micro-batches as the one that needs most.
 
     >>> sampler = WindowSampler(pairs=5, seed=0, global_batch=4, micro_batch=2, world=1, rank=0)
-    >>> [(cell.indices, cell.window_pairs) for cell in sampler]
+    >>> [(batch.indices, batch.window_pairs) for batch in sampler]
     [((2, 4), 4), ((3, 0), 4), ((1,), 1)]
     """
 
@@ -163,7 +164,7 @@ class WindowSampler(Sampler[MicroBatch]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Micro-batches per rank of a whole epoch, wherever iteration starts."""
+        """Return the micro-batches per rank of a whole epoch, wherever iteration starts."""
         return self.pairs // self.global_batch * self.accumulation + self._last
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -173,13 +174,13 @@ class WindowSampler(Sampler[MicroBatch]):
                 yield ranks[self.rank]
 
     def pairs_in(self, given: int) -> int:
-        """The pairs that all ranks together were given in the first `given` micro-batches of an epoch."""
+        """Return the pairs of all ranks together in the first `given` micro-batches of an epoch."""
         if given >= len(self):
             return self.pairs
         w, k = divmod(given, self.accumulation)
         if self._counted[:2] != (self.epoch, w):
             rounds = self._cut(self._order(), w)
-            self._counted = (self.epoch, w, [sum(sum(cell.real) for cell in ranks) for ranks in rounds])
+            self._counted = (self.epoch, w, [sum(sum(batch.is_real) for batch in ranks) for ranks in rounds])
         return w * self.global_batch + sum(self._counted[2][:k])
 
     def _order(self) -> list[int]:

@@ -1,1 +1,1 @@
-"""Checks of texts and strengths, swaps that make margins positive, and the split by prompt."""
+"""Checks of canonical rows, which become pairs of texts with margin >= 0."""

@@ -1,50 +1,36 @@
-"""What a row must hold: texts, strength, columns, checked and oriented so that the margin is not negative."""
+"""Checks of canonical rows: texts, strength and columns, swapped where necessary so that the margin is >= 0."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from lit_pref.data.checking.fields import (
-    LARGEST,
-    BadRow,
-    id_of,
-    messages_of,
-    name_of,
-    number,
-    number_of,
-    plain_text_of,
-    response_of,
-    spans_of,
-)
-from lit_pref.data.checking.fields import Spans as Spans
-from lit_pref.data.checking.swapping import OnSwap as OnSwap
-from lit_pref.data.checking.swapping import group_of, turned
-from lit_pref.data.checking.text_pair import TextPair as TextPair
-from lit_pref.data.sources.row import Row
+from lit_pref.data.checking.fields import id_of, messages_of, name_of, plain_text_of, response_of, spans_of
+from lit_pref.data.checking.swapping import OnSwap, group_of, swapped_value
+from lit_pref.data.checking.text_pair import TextPair
+from lit_pref.data.formats.spec import SOURCES, STRENGTH
+from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.values import LARGEST, number, number_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.pairs import Text
 
-STRENGTH = ("margin", "score_chosen", "score_rejected", "probability", "p_chosen")
-SOURCES = (("chosen_source", "rejected_source"), ("chosen_model", "rejected_model"))
-
 
 class RowReader:
-    """Turns rows into checked pairs.
+    """Checks canonical rows and returns pairs of texts.
 
     Strength is `margin`, or else `score_chosen` - `score_rejected`; `probability` (or `p_chosen`) is P(chosen is
     better). A negative margin, or without a margin a probability below 1/2, swaps the texts: the margin changes its
     sign and the probability becomes 1 - p.
 
-    The other columns turn with the texts, as `on_swap` says, else by their names: one that names one side takes the
-    value of the other (`reward_chosen` that of `reward_rejected`), one that begins with `p_` is a probability that
-    chosen is better and becomes 1 - p. Any other column is refused at the first swapped row: a difference of rewards
-    would be wrong if it stayed, and a difficulty if it turned.
+    The other columns are swapped together with the texts, by the rules in `on_swap`, or else by their names: a column
+    of one side takes the value of the other (`reward_chosen` that of `reward_rejected`), and a column that begins with
+    `p_` is a probability that chosen is better and becomes 1 - p. Any other column is refused at the first swapped
+    row: a difference of rewards would be wrong if it were kept, and a difficulty if it were negated.
 
     Args:
-        columns: further columns to carry, numbers.
-        group_column: a column whose value names the pair's group; that of one side turns with the texts.
-        required: of `margin`, `probability`, `extra_response` (else not read) and column names, what the objective
-            cannot do without.
-        one_sided: only the chosen text is wanted; `rejected` may be missing.
-        on_swap: what columns do where the texts swap: `keep` their value, `negate` (a difference, chosen minus
+        columns: further columns of numbers to carry along.
+        group_column: a column whose value names the pair's group; a column of one side is swapped with the texts.
+        required: columns that the objective needs, among them `margin`, `probability` and `extra_response`, which is
+            not read otherwise.
+        one_sided: read only the chosen text; `rejected` may be missing.
+        on_swap: rule for a column if the texts are swapped: `keep` its value, `negate` (a difference, chosen minus
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
         token_columns: names of per-token columns: NAME_chosen and NAME_rejected hold lists of [start, end, value] in
             characters of that response.
@@ -75,22 +61,41 @@ class RowReader:
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
-                f"data.on_swap names `{unknown[0]}`, which is not among the columns that are carried "
-                f"({', '.join(self.columns) or 'none'}); add it to data.columns, or take it out of data.on_swap."
+                f"data.on_swap names `{unknown[0]}`, which is not one of the carried columns "
+                f"({', '.join(self.columns) or 'none'}); add it to data.columns, or remove it from data.on_swap."
             )
         self._first: Row | None = None
 
+    def read_all(self, rows: Iterable[Row | BadRow]) -> Iterator[tuple[Row | None, TextPair | BadRow]]:
+        """Yield each canonical row with its checked pair, or with the reason why it cannot be used.
+
+        A `BadRow` among `rows` has no canonical row: None is yielded in its place.
+
+        Raises:
+            UserError: see `read`.
+        """
+        for row in rows:
+            if isinstance(row, BadRow):
+                yield None, row
+                continue
+            checked: TextPair | BadRow
+            try:
+                checked = self.read(row)
+            except BadRow as bad:
+                checked = bad
+            yield row, checked
+
     def read(self, row: Row) -> TextPair:
-        """The checked pair of a row.
+        """Return the checked pair of a canonical row.
 
         Raises:
             BadRow: this row cannot be used.
-            UserError: the file cannot: a column is missing, or some rows have strength and others not.
+            UserError: the file cannot be used: a column is missing, or only some rows have strength.
         """
         self._check_columns(row)
         prompt = self._prompt(row)
         margin, probability, disagrees = self._strength(row)
-        swapped = self._turns(row, margin, probability)
+        swapped = self._prefers_rejected(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
         chosen = response_of(row, first, prompt)
         rejected = None if self.one_sided else response_of(row, second, prompt)
@@ -122,8 +127,8 @@ class RowReader:
         )
 
     @staticmethod
-    def _turns(row: Row, margin: float | None, probability: float | None) -> bool:
-        """Whether the text that the row calls chosen is the worse one."""
+    def _prefers_rejected(row: Row, margin: float | None, probability: float | None) -> bool:
+        """Return whether the text that the row calls chosen is the worse one."""
         if margin is not None:
             return margin < 0
         if probability is not None:
@@ -131,7 +136,7 @@ class RowReader:
         return row.prefers == "rejected"
 
     def _check_columns(self, row: Row) -> None:
-        """The columns of the first row bind all the others, so that strength is never silently absent."""
+        """Refuse a row without the columns of the first one, so that strength is never silently missing."""
         if self._first is None:
             self._check_first(row)
             self._first = row
@@ -139,7 +144,7 @@ class RowReader:
             if (name in row.values) != (name in self._first.values):
                 has, lacks = (row, self._first) if name in row.values else (self._first, row)
                 raise UserError(
-                    f"{has.place} has `{name}`, line {lacks.line} has not; give it to every row or to none."
+                    f"{has.place} has `{name}`, and line {lacks.line} does not; give it to every row or to none."
                 )
 
     def _check_first(self, row: Row) -> None:
@@ -150,23 +155,26 @@ class RowReader:
         texts += tuple(f"{name}_{side}" for name in self.token_columns for side in sides)
         carried = (*self.columns, *([self.group_column] if self.group_column else []))
         missing = [name for name in (*texts, *carried) if name not in has]
-        read = ", as its mapping reads it," if row.names else ""
-        found = f"{row.file}{read} has the columns {', '.join(map(str, row.values)) or '(none)'}"
+        converted = ", as its mapping reads it," if row.names else ""
+        start = f"{row.file}{converted} has the columns {', '.join(map(str, row.values)) or '(none)'}"
         if missing:
             names = " and ".join(f"`{name}`" for name in missing)
-            raise UserError(f"{found}, but not {names}; rename or add what is missing.")
+            remedy = "rename or add the missing columns"
+            if "extra_response" in missing and "third" in has:
+                remedy = "the column `third` is now called `extra_response`: rename it"
+            raise UserError(f"{start}, but not {names}; {remedy}.")
         if ("score_chosen" in has) != ("score_rejected" in has) and "margin" not in has:
             raise UserError(
-                f"{found}: one score without the other; give `score_chosen` and `score_rejected`, or `margin`."
+                f"{start}: one score without the other; give `score_chosen` and `score_rejected`, or `margin`."
             )
         if "margin" in self.required and "margin" not in has and "score_chosen" not in has:
             raise UserError(
-                f"{found}, and the objective needs the strength of each preference; add `margin`, or `score_chosen` "
+                f"{start}, and the objective needs the strength of each preference; add `margin`, or `score_chosen` "
                 "and `score_rejected`, or choose an objective that needs none, such as DPO."
             )
         if "probability" in self.required and "probability" not in has and "p_chosen" not in has:
             raise UserError(
-                f"{found}, and the objective needs P(chosen is better) of each pair; add `probability`, or choose an "
+                f"{start}, and the objective needs P(chosen is better) of each pair; add `probability`, or choose an "
                 "objective that does not need it."
             )
 
@@ -176,7 +184,9 @@ class RowReader:
             return plain_text_of(row, "prompt", prompt)
         messages = messages_of(row, "prompt", prompt)
         if messages[-1]["role"] == "assistant":
-            raise BadRow(row, "prompt", "ends with a message of the assistant", "end it with the turn that is answered")
+            raise BadRow(
+                row, "prompt", "ends with a message of the assistant", "end it with the turn that the responses answer"
+            )
         return messages
 
     def _strength(self, row: Row) -> tuple[float | None, float | None, bool]:
@@ -187,7 +197,7 @@ class RowReader:
         disagrees = False
         if "margin" in has:
             margin = number_of(row, "margin")
-            if "margin" not in row.names:  # a mapping has made it of the scores, in its own way
+            if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
                 disagrees = _contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
@@ -201,30 +211,30 @@ class RowReader:
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
             disagrees |= margin is not None and _sign(margin) != _sign(probability - 0.5)
-            disagrees |= name == "probability" and "p_chosen" in has and _is_another(row, "p_chosen", probability)
+            disagrees |= name == "probability" and "p_chosen" in has and _differs(row, "p_chosen", probability)
         if row.prefers is not None and row.prefers != "tie":
             strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
             disagrees |= _sign(strength) == (-1 if row.prefers == "chosen" else 1)
         return margin, probability, disagrees
 
     def _column(self, row: Row, name: str, swapped: bool) -> float:
-        return turned(row, name, self.on_swap.get(name)) if swapped else number_of(row, name, truth=True)
+        return swapped_value(row, name, self.on_swap.get(name)) if swapped else number_of(row, name, truth=True)
 
     @staticmethod
     def _sources(row: Row, swapped: bool) -> tuple[str | None, str | None]:
         for names in SOURCES:
             if names[0] in row.values or names[1] in row.values:
-                own = names == SOURCES[0]
-                chosen, rejected = (name_of(row, name, strict=own) for name in names)
+                strict = names == SOURCES[0]
+                chosen, rejected = (name_of(row, name, strict) for name in names)
                 return (rejected, chosen) if swapped else (chosen, rejected)
         return None, None
 
 
 def _contradicts(row: Row, margin: float) -> bool:
-    """Whether the scores beside a margin have another difference.
+    """Return whether the difference of the scores beside a margin is another number.
 
     Raises:
-        BadRow: one that prefers the other text.
+        BadRow: the difference prefers the other text.
     """
     try:
         first, second = (number(row, name, row.values.get(name)) for name in ("score_chosen", "score_rejected"))
@@ -235,14 +245,14 @@ def _contradicts(row: Row, margin: float) -> bool:
             row,
             "margin",
             "and the difference of the scores prefer different texts",
-            "take out the one that is wrong, or say which is meant by a mapping",
+            "remove the wrong one, or choose one of them by a mapping",
             f" ({margin:g} against {first:g} - {second:g})",
         )
     return abs(first - second - margin) > 1e-3 * max(1.0, abs(margin))
 
 
-def _is_another(row: Row, name: str, value: float) -> bool:
-    """Whether a column says another number."""
+def _differs(row: Row, name: str, value: float) -> bool:
+    """Return whether a column has another number than `value`."""
     try:
         return abs(number_of(row, name) - value) > 1e-6
     except BadRow:

@@ -1,12 +1,14 @@
-"""A checked row."""
+"""A checked pair of texts, before tokenization."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lit_pref.data.checking.fields import Spans
+from lit_pref.data.sources.row import Row
 from lit_pref.pairs import Text
 
 
@@ -14,14 +16,15 @@ from lit_pref.pairs import Text
 class TextPair:
     """A checked row: texts in their final order, margin >= 0.
 
-    `swapped` says that the source called the worse text chosen, and that the two changed places; `disagrees` that the
+    `swapped` means that the source called the worse text chosen, so the two were swapped. `disagrees` means that the
     margin is not the difference of the scores beside it, that the probability or a label prefers the other text or
-    only one of them is a tie, or that `p_chosen` is another number: then the margin wins, and `probability`.
+    only one of them is a tie, or that `p_chosen` differs from `probability`; the margin then wins, and `probability`
+    wins over `p_chosen`.
 
-    `extra_response` is a further response. `spans` hold, for each per-token column, (start, end, value) in characters
-    of the chosen and of the rejected text. `sources` name who wrote the chosen and the rejected text. `chosen_first`
-    says whether the chosen text came first in the source, None where the source itself tells chosen from rejected;
-    `clipped` that the margin was cut to a bound.
+    `extra_response` is a further response. `spans` holds, for each per-token column, (start, end, value) in characters
+    of the chosen and of the rejected text. `sources` names who wrote the chosen and the rejected text. `chosen_first`
+    says whether the chosen text came first in the source, and is None if the source itself names a chosen text.
+    `clipped` means that the margin was cut to a bound.
     """
 
     prompt: Text
@@ -40,22 +43,33 @@ class TextPair:
     chosen_first: bool | None = None
     clipped: bool = False
 
-    @property
+    @cached_property
     def prompt_id(self) -> str:
-        """16 characters that name the prompt, the same in every file."""
-        return hashlib.sha256(json.dumps(canonical(self.prompt), sort_keys=True).encode()).hexdigest()[:16]
+        """16 characters that identify the prompt across files."""
+        return hashlib.sha256(json.dumps(canonical_prompt(self.prompt), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def tie(self) -> bool:
+        """Whether both responses are equally good."""
         return self.margin == 0 or (self.margin is None and self.probability == 0.5)
 
 
-def canonical(prompt: Any) -> Any:
-    """A prompt by what is asked: roles and contents alone, and one message of a user as its text.
+@dataclass(frozen=True)
+class CheckedPair:
+    """A canonical row, its texts, its id, and its split, "train" or "validation"."""
 
-    Two ways to write one prompt would else be two prompts, one of them trained on and the other held out.
+    row: Row
+    text: TextPair
+    id: str
+    split: str
 
-    >>> canonical([{"role": "user", "content": "2+2=", "id": 7}])
+
+def canonical_prompt(prompt: Any) -> Any:
+    """Return a prompt reduced to roles and contents; a single message of a user becomes its text.
+
+    Otherwise two notations of one prompt would be two prompts, and one of them could be held out of training.
+
+    >>> canonical_prompt([{"role": "user", "content": "2+2=", "id": 7}])
     '2+2='
     """
     if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):

@@ -1,1 +1,1 @@
-"""Mappings from the columns of a source to this project's own fields."""
+"""File formats: mappings that convert the rows of a source to canonical rows."""

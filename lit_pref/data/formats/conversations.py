@@ -1,14 +1,14 @@
-"""From the ways in which dialogues are written to a prompt and the text of each response.
+"""Dialogues in all their notations, split into a prompt and the text of each response.
 
-What becomes of texts, in one place:
+The rules:
 
-- A plain string stays plain text, as it stands in the file, unless the mapping says `format: messages`, has a `system`
-  column, or the responses beside it are messages: then a prompt becomes one user message.
-- Message lists are made of role and content; of parts of a content only text is taken, one after another. ShareGPT's
-  `from` and `value`, and one message without a list around it, are read the same way.
-- HH text ("\\n\\nHuman: ...\\n\\nAssistant: ...") becomes messages, as its words are those of one model family; with
-  `as: text` it stays text, and the prompt ends in "\\n\\nAssistant:".
-- A response may be a whole dialogue. What stands before its last message must be the prompt, and is never doubled;
+- A plain string stays plain text, exactly as in the file, unless the mapping sets `format: messages`, has a `system`
+  column, or the responses beside it are messages: a prompt then becomes one user message.
+- Message lists consist of role and content. If a content has several parts, they must all be text and are joined.
+  ShareGPT's `from` and `value`, and a single message without a list around it, are read the same way.
+- HH text ("\\n\\nHuman: ...\\n\\nAssistant: ...") becomes messages, because its speaker names belong to one
+  model family; with `as: text` it stays text, and the prompt ends in "\\n\\nAssistant:".
+- A response may be a whole dialogue. The messages before its last one must be the prompt, which is never doubled;
   without a prompt beside them, both responses must be the same up to the last message.
 """
 
@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_pref.data.checking.fields import BadRow, refuse_written_messages
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.values import refuse_written_messages
 from lit_pref.pairs import Message
 
-Format = Literal["auto", "messages", "text", "hh", "sharegpt"]
+TextFormat = Literal["auto", "messages", "text", "hh", "sharegpt"]
 Named = tuple[str, Any]
-"""What the source calls a value, and the value."""
+"""A value and its name in the source."""
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -33,34 +33,34 @@ MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 @dataclass(frozen=True)
 class Dialogues:
-    """How a mapping's texts are written.
+    """Splits the texts of a row into prompt and responses, in the notation that a mapping names.
 
     Args:
-        format: of prompt and responses; `auto` tells messages from text by their form.
-        as_text: HH text stays text.
-        repeated: the response strings begin with the prompt, which is cut off.
+        format: notation of prompt and responses; `auto` distinguishes messages from text by their type.
+        as_text: keep HH text as text.
+        repeated: the response strings begin with the prompt, which is removed.
     """
 
-    format: Format = "auto"
+    format: TextFormat = "auto"
     as_text: bool = False
     repeated: bool = False
 
     def read(
         self, row: Row, prompt: Named | None, responses: Sequence[Named], system: Named | None = None
     ) -> tuple[Any, list[Any]]:
-        """The prompt and the responses of a row.
+        """Return the prompt and the responses of a row.
 
-        A prompt is a string or a message list, a response a string. What is neither (null, a number) is left as it is,
-        for whoever checks the row.
+        A prompt is a string or a message list, a response is a string. Any other value (null, a number) is returned
+        unchanged and refused when the row is checked.
 
         Raises:
-            BadRow: the texts are not written so, or the responses do not answer one prompt.
+            BadRow: the texts have another notation, or the responses do not answer one prompt.
         """
         if self.format == "hh" and self.as_text and prompt is None:
             return _implicit_text(row, responses)
         asked = None if prompt is None else self._turns(row, *prompt)
         if self.format == "hh" and isinstance(asked, list) and asked[-1] == {"role": "assistant", "content": ""}:
-            del asked[-1]  # HH prompts end with the mark of the turn that is to come
+            del asked[-1]  # an HH prompt ends with the mark of the turn that follows
         answers = [(name, self._turns(row, name, value, alone=prompt is not None)) for name, value in responses]
         if prompt is None:
             asked, texts = _implicit(row, answers)
@@ -77,7 +77,7 @@ class Dialogues:
         return asked, texts
 
     def _turns(self, row: Row, name: str, value: Any, alone: bool = False) -> Any:
-        """A string, or messages; whatever else as it is. HH text that may stand `alone` need not be a dialogue."""
+        """Return a string or messages, and any other value unchanged; `alone` allows HH text without turns."""
         if isinstance(value, dict):
             value = [value]
         if isinstance(value, list):
@@ -92,14 +92,14 @@ class Dialogues:
 
 
 def messages_in(row: Row, name: str, value: list[Any]) -> list[Message]:
-    """Messages of role and content, out of what says the same in other words."""
+    """Return messages of role and content, from any notation of messages."""
     if not value:
         raise BadRow(row, name, "is an empty message list", MESSAGES)
     return [_message(row, name, entry) for entry in value]
 
 
 def hh_messages(row: Row, name: str, text: str) -> list[Message]:
-    r"""The turns of HH text, without the one blank after each colon.
+    r"""Return the turns of HH text, without the one blank after each colon.
 
     >>> hh_messages(Row("hh.jsonl", 1, {}), "chosen", "\n\nHuman: hi\n\nAssistant: hello\n\nyou")
     [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello\n\nyou'}]
@@ -108,7 +108,7 @@ def hh_messages(row: Row, name: str, text: str) -> list[Message]:
     if before.strip() or not parts or parts[0] != "Human":
         raise BadRow(row, name, "is not HH text", r'it must begin with "\n\nHuman:", or give another format')
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": ROLES.get(who.lower(), "assistant"), "content": said.removeprefix(" ")} for who, said in turns]
+    return [{"role": ROLES.get(who.lower(), "assistant"), "content": text.removeprefix(" ")} for who, text in turns]
 
 
 def _message(row: Row, name: str, entry: Any) -> Message:
@@ -117,55 +117,55 @@ def _message(row: Row, name: str, entry: Any) -> Message:
         if "role" in entry:
             role, content = entry["role"], entry.get("content")
         elif "from" in entry:
-            said, content = entry["from"], entry.get("value")
-            role = ROLES.get(said) if isinstance(said, str) else None
-            if isinstance(said, str) and role is None:
-                remedy = "only human, gpt, system, user and assistant take part here; leave the row out"
-                raise BadRow(row, name, "has a turn of another kind", remedy, f" ({said!r:.40})")
+            speaker, content = entry["from"], entry.get("value")
+            role = ROLES.get(speaker) if isinstance(speaker, str) else None
+            if isinstance(speaker, str) and role is None:
+                remedy = "only human, gpt, system, user and assistant are accepted; leave the row out"
+                raise BadRow(row, name, "has a turn of another kind", remedy, f" ({speaker!r:.40})")
     if not isinstance(role, str) or not role:
-        raise BadRow(row, name, "holds a message without a role", MESSAGES)
+        raise BadRow(row, name, "contains a message without a role", MESSAGES)
     text: Any = _joined(row, name, content) if isinstance(content, list) else content
     return {"role": role, "content": text}
 
 
 def _joined(row: Row, name: str, parts: list[Any]) -> str:
-    """The text of a content that is given in parts."""
+    """Return the text of a content that is given in parts."""
     texts = []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         text = (part.get("text") if "text" in part else part.get("value")) if kind == "text" else None
         if not isinstance(text, str):
             raise BadRow(
-                row, name, "holds a part that is no text", "leave out rows with images or tools", f" ({kind!r:.40})"
+                row, name, "contains a part that is not text", "leave out rows with images or tools", f" ({kind!r:.40})"
             )
         texts.append(text)
     return "".join(texts)
 
 
 def _implicit(row: Row, answers: Sequence[Named]) -> tuple[Any, list[Any]]:
-    """The prompt that all dialogues begin with, and their last messages."""
+    """Return the prompt that all dialogues begin with, and their last messages."""
     for name, dialogue in answers:
         if not isinstance(dialogue, list):
             if dialogue is None:
                 raise BadRow(row, name, "is missing or null", "give it a dialogue")
-            raise BadRow(row, name, "is no dialogue", "without a prompt column it must hold the prompt too")
+            raise BadRow(row, name, "is not a dialogue", "without a prompt column it must contain the prompt too")
         if dialogue[-1]["role"] != "assistant":
             raise BadRow(row, name, "does not end with the assistant's turn", "end it with the response")
     first, prompt = answers[0][0], answers[0][1][:-1]
     if any(dialogue[:-1] != prompt for _, dialogue in answers[1:]):
         raise BadRow(row, first, "and the other dialogue differ before the last turn", "a pair answers one prompt")
     if not prompt:
-        raise BadRow(row, first, "holds no prompt", "put the conversation before the response, or give `prompt`")
+        raise BadRow(row, first, "contains no prompt", "put the conversation before the response, or give `prompt`")
     return prompt, [dialogue[-1]["content"] for _, dialogue in answers]
 
 
 def _implicit_text(row: Row, responses: Sequence[Named]) -> tuple[str, list[str]]:
-    """The same for HH text that stays text."""
+    """Return the prompt and the responses of HH text that stays text."""
     mark = "\n\nAssistant:"
     cut = []
     for name, text in responses:
         if not isinstance(text, str) or mark not in text:
-            raise BadRow(row, name, "is not HH text", r'it must hold "\n\nAssistant:", or give another format')
+            raise BadRow(row, name, "is not HH text", r'it must contain "\n\nAssistant:", or give another format')
         prompt, _, response = text.rpartition(mark)
         cut.append((prompt + mark, response))
     if any(prompt != cut[0][0] for prompt, _ in cut):
@@ -176,7 +176,7 @@ def _implicit_text(row: Row, responses: Sequence[Named]) -> tuple[str, list[str]
 
 
 def _explicit(row: Row, prompt: Named, answers: Sequence[Named]) -> tuple[Any, list[Any]]:
-    """The prompt, as the dialogues write it where they repeat it, and the last messages."""
+    """Return the prompt and the last messages; a prompt string becomes the messages of dialogues that repeat it."""
     asked = prompt[1]
     texts = []
     for name, dialogue in answers:
@@ -195,9 +195,9 @@ def _explicit(row: Row, prompt: Named, answers: Sequence[Named]) -> tuple[Any, l
 
 
 def _in_dialogue(prompt: str, before: list[Message]) -> list[Message]:
-    """The messages of a prompt string: those of the dialogue if its first or last user message is the prompt."""
-    said = [message["content"] for message in before if message["role"] == "user"]
-    return before if said and prompt in (said[0], said[-1]) else [{"role": "user", "content": prompt}]
+    """Return a prompt string as messages: those of the dialogue if its first or last user message is the prompt."""
+    asked = [message["content"] for message in before if message["role"] == "user"]
+    return before if asked and prompt in (asked[0], asked[-1]) else [{"role": "user", "content": prompt}]
 
 
 def _without(row: Row, name: str, prompt: str, text: Any) -> Any:

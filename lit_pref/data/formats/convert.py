@@ -1,27 +1,30 @@
-"""What a mapping does to rows, with its paths made ready."""
+"""Conversion of the rows of a source to canonical rows, following a mapping."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lit_pref.data.checking.fields import BadRow, LeftOut
-from lit_pref.data.checking.row_reader import SOURCES, STRENGTH
 from lit_pref.data.formats.conversations import Dialogues
 from lit_pref.data.formats.field_path import ValuePath
-from lit_pref.data.formats.ranked_lists import Answers, Asked, groups, in_row, of_group, of_tree
+from lit_pref.data.formats.ranked_lists import Answers, Asked, answers_in_row, answers_in_tree, answers_of_group, groups
+from lit_pref.data.formats.spec import SIDES, SOURCES, STRENGTH, RowMapping
 from lit_pref.data.formats.strength import PairStrength, PairStrengthValue
-from lit_pref.data.sources.row import Row
-
-if TYPE_CHECKING:
-    from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
 
 TEXTS = ("prompt", "chosen", "rejected", "extra_response")
-SIDES = {"pair": ("chosen", "rejected"), "none": ("chosen", "rejected"), "ab": ("a", "b"), "ab_signed": ("a", "b")}
 
 
 class Conversion:
-    """From the rows of a source to rows in this project's own fields, as `mapping` says."""
+    """Converts the rows of a source to canonical rows, whose columns have this project's names.
 
-    def __init__(self, mapping: "RowMapping") -> None:
+    >>> from lit_pref.data.formats.strength import Score
+    >>> mapping = RowMapping("mine", kind="ab", prompt="q", a="x", b="y", score=Score(a="sx", b="sy"))
+    >>> row = Row("mine.jsonl", 1, {"q": "2+2=", "x": "5", "y": "4", "sx": 1, "sy": 3})
+    >>> canonical = next(Conversion(mapping).canonical_rows([row])).values
+    >>> [canonical[name] for name in ("prompt", "chosen", "rejected", "margin")]
+    ['2+2=', '5', '4', -2.0]
+    """
+
+    def __init__(self, mapping: RowMapping) -> None:
         self.mapping = mapping
         self.dialogues = Dialogues(mapping.format, mapping.as_ == "text", mapping.prompt_repeated)
         self.prompt, self.system, self.id = map(_path, (mapping.prompt, mapping.system, mapping.id))
@@ -31,35 +34,45 @@ class Conversion:
         self.names = dict(zip(("chosen", "rejected"), (path.text for path in self.texts), strict=False))
         self.names |= {"prompt": mapping.prompt} if mapping.prompt else {}
         self.names |= {"extra_response": mapping.extra_response} if mapping.extra_response else {}
-        self.judged = mapping.kind != "pair" or mapping.has_strength
+        self.reads_strength = mapping.kind != "pair" or mapping.has_strength
         self.strength = PairStrength(mapping.margin, mapping.score, mapping.signed, mapping.probability, mapping.label)
-        if self.judged and (said := mapping.strength_column):
-            self.names["margin"] = said
+        if self.reads_strength and (column := mapping.strength_column):
+            self.names["margin"] = column
         if mapping.probability:
             self.names["probability"] = mapping.probability.column
-        self.dropped = frozenset((*TEXTS, "id", *(STRENGTH if self.judged else ())))
-        if mapping.kind not in ("pair", "none"):  # where the source calls no text chosen, they are of other texts
+        self.dropped = frozenset((*TEXTS, "id", *(STRENGTH if self.reads_strength else ())))
+        if mapping.kind not in ("pair", "none"):  # these columns then belong to other texts, as none is called chosen
             self.dropped |= frozenset(SOURCES[0])
-        self.plain, self.sided = self._carried()
-        if not self.judged and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
-            raise ValueError("a margin transform needs to know where the strength is: `mapping_of` looks at the rows")
-        self.own = not self.judged and self.dialogues == Dialogues() and mapping.is_own
+        self.plain, self.sided = self._further_columns()
+        if not self.reads_strength and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
+            raise ValueError("a margin transform needs a column of strength, which `mapping_of` finds in the rows")
+        self.is_canonical = not self.reads_strength and self.dialogues == Dialogues() and mapping.is_canonical
 
-    def native(self, rows: Iterable[Row]) -> Iterator[Row | BadRow]:
-        """The rows, in the order of the source."""
+    def canonical_rows(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+        """Yield the canonical rows in the order of the source, and a `BadRow` for each row that cannot be a pair.
+
+        A `LeftOut` is not an error in the data: an answer without a rank, or a prompt with one answer. A `BadRow` among
+        `rows` is passed on.
+
+        Raises:
+            UserError: rows of one list are not consecutive.
+        """
         if self.mapping.kind == "list":
             for answers in self._lists(rows):
                 yield from [answers] if isinstance(answers, BadRow) else self._pairs_of(answers)
             return
-        read: Callable[[Row], Row] = self._as_it_stands if self.own else self._pair
+        convert: Callable[[Row], Row] = self._unchanged if self.is_canonical else self._pair
         for row in rows:
+            if isinstance(row, BadRow):
+                yield row
+                continue
             try:
-                yield read(row)
+                yield convert(row)
             except BadRow as bad:
                 yield bad
 
-    def _carried(self) -> tuple[list[tuple[str, ValuePath]], list[tuple[str, ValuePath, ValuePath]]]:
-        """The further columns: those of the pair, and those of its two sides."""
+    def _further_columns(self) -> tuple[list[tuple[str, ValuePath]], list[tuple[str, ValuePath, ValuePath]]]:
+        """Return the further columns of the pair, and those of its two sides."""
         mapping = self.mapping
         plain, sided = [], []
         for name, where in (*mapping.columns.items(), *mapping.spans.items()):
@@ -81,8 +94,8 @@ class Conversion:
         first, second = SIDES.get(self.mapping.kind, ("path", "path"))
         return where[first], where[second]
 
-    def _as_it_stands(self, row: Row) -> Row:
-        """A row that already has this project's own fields; only dialogues within it are taken apart."""
+    def _unchanged(self, row: Row) -> Row:
+        """Return a row that is already canonical; only dialogues in it are split into prompt and response."""
         prompt, chosen, rejected = (row.values.get(name) for name in ("prompt", "chosen", "rejected"))
         if isinstance(chosen, list) or isinstance(rejected, list):
             alone = all(not isinstance(text, list) or len(text) == 1 for text in (chosen, rejected))
@@ -96,34 +109,34 @@ class Conversion:
         values = row.values
         texts = [(path.text, path.of(values)) for path in self.texts]
         sides = ["chosen", "rejected"]
-        if len(texts) < 2 or (texts[1][1] is None and not self.texts[1].within(values)):  # data of one side
+        if len(texts) < 2 or (texts[1][1] is None and not self.texts[1].within(values)):  # one-sided data
             del texts[1:], sides[1:]
         extra_response = self.extra_response.of(values)
-        # One that nobody named is read if it is written as the texts beside it are, else left to whoever needs it.
+        # An unnamed extra response is converted only if it is written like the other texts, else left as it is.
         if self.extra_response.within(values) and (
             self.mapping.extra_response or type(extra_response) is type(texts[0][1])
         ):
             texts.append((self.extra_response.text, extra_response))
             sides.append("extra_response")
         prompt, responses = self.dialogues.read(row, _named(self.prompt, values), texts, _named(self.system, values))
-        native = {name: value for name, value in values.items() if name not in self.dropped}
+        canonical = {name: value for name, value in values.items() if name not in self.dropped}
         if self.extra_response.within(values):
-            native["extra_response"] = extra_response
-        native["prompt"] = prompt
-        native.update(zip(sides, responses, strict=True))
+            canonical["extra_response"] = extra_response
+        canonical["prompt"] = prompt
+        canonical.update(zip(sides, responses, strict=True))
         for name, first, second in self.sided:
             side = SOURCES[0] if name == "source" else (f"{name}_chosen", f"{name}_rejected")
-            native[side[0]], native[side[1]] = first.of(values), second.of(values)
+            canonical[side[0]], canonical[side[1]] = first.of(values), second.of(values)
         for name, path in self.plain:
-            native[name] = path.of(values)
+            canonical[name] = path.of(values)
         if self.id and self.id.within(values):
-            native["id"] = self.id.of(values)
-        judged = self.strength.of(row) if self.judged else PairStrengthValue()
-        _write(native, judged)
+            canonical["id"] = self.id.of(values)
+        strength = self.strength.of(row) if self.reads_strength else PairStrengthValue()
+        _write(canonical, strength)
         first_known = True if self.mapping.kind in ("ab", "ab_signed") else None
-        return Row(row.file, row.line, native, self.names, judged.clipped, first_known, judged.prefers)
+        return Row(row.file, row.line, canonical, self.names, strength.clipped, first_known, strength.prefers)
 
-    def _lists(self, rows: Iterable[Row]) -> Iterator[Answers | BadRow]:
+    def _lists(self, rows: Iterable[Row | BadRow]) -> Iterator[Answers | BadRow]:
         mapping = self.mapping
         response, score = ValuePath(str(mapping.responses)), ValuePath(str(mapping.score and mapping.score.path))
         if together := mapping.tree.tree if mapping.tree else mapping.group:
@@ -131,13 +144,16 @@ class Conversion:
                 if isinstance(members, BadRow):
                     yield members
                 elif mapping.tree:
-                    yield from of_tree(members, mapping.tree, response, score)
+                    yield from answers_in_tree(members, mapping.tree, response, score)
                 else:
-                    yield from of_group(members, self._asked, response, score)
+                    yield from answers_of_group(members, self._asked, response, score)
             return
         for row in rows:
+            if isinstance(row, BadRow):
+                yield row
+                continue
             try:
-                yield in_row(row, *self._asked(row), response, score)
+                yield answers_in_row(row, *self._asked(row), response, score)
             except BadRow as bad:
                 yield bad
 
@@ -147,11 +163,11 @@ class Conversion:
 
     def _pairs_of(self, answers: Answers) -> Iterator[Row | BadRow]:
         scored: list[tuple[int, float]] = []
-        for found in answers.scored():
-            if isinstance(found, BadRow):
-                yield found
+        for answer in answers.scored():
+            if isinstance(answer, BadRow):
+                yield answer
             else:
-                scored.append(found)
+                scored.append(answer)
         if len(scored) < 2:
             remedy = "a pair needs two"
             yield LeftOut(answers.row, str(self.mapping.responses), "has fewer than two answers with a score", remedy)
@@ -159,11 +175,11 @@ class Conversion:
         pairs = self.mapping.pairs_from_list.pairs([score for _, score in scored], answers.prompt[1])
         for i, j in pairs:
             try:
-                yield self._of_list(answers, scored[i], scored[j])
+                yield self._pair_of(answers, scored[i], scored[j])
             except BadRow as bad:
                 yield bad
 
-    def _of_list(self, answers: Answers, first: tuple[int, float], second: tuple[int, float]) -> Row:
+    def _pair_of(self, answers: Answers, first: tuple[int, float], second: tuple[int, float]) -> Row:
         (i, w), (j, l) = first, second  # noqa: E741
         row = answers.rows[i] if answers.rows else answers.row
         texts = [answers.texts[i], answers.texts[j]]
@@ -171,34 +187,39 @@ class Conversion:
         names = (answers.scores[i][0], answers.scores[j][0])
         margin = self.mapping.margin
         raw = margin.of_scores(row, names, w, l, self.mapping.ascending)
-        judged = PairStrengthValue(*margin.finished(row, names[0], raw), scores=(w, l))
-        native = self._beside(answers, i, j)
-        native |= {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
-        _write(native, judged)
+        strength = PairStrengthValue(*margin.finished(row, names[0], raw), scores=(w, l))
+        canonical = self._columns_of(answers, i, j)
+        canonical |= {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+        _write(canonical, strength)
         if self.id and (id := self.id.of(row.values)) is not None:
-            native["id"] = f"{id}/{i}-{j}" if isinstance(id, str | int) and not isinstance(id, bool) else id
-        called = {"prompt": answers.prompt[0], "chosen": texts[0][0], "rejected": texts[1][0], "margin": names[0]}
-        return Row(row.file, row.line, native, called, judged.clipped, True)
+            canonical["id"] = f"{id}/{i}-{j}" if isinstance(id, str | int) and not isinstance(id, bool) else id
+        source_names = {
+            "prompt": answers.prompt[0],
+            "chosen": texts[0][0],
+            "rejected": texts[1][0],
+            "margin": names[0],
+        }
+        return Row(row.file, row.line, canonical, source_names, strength.clipped, True)
 
-    def _beside(self, answers: Answers, i: int, j: int) -> dict[str, Any]:
-        """The further columns of two answers."""
+    def _columns_of(self, answers: Answers, i: int, j: int) -> dict[str, Any]:
+        """Return the further columns of two answers."""
         one, two = (answers.rows[i].values, answers.rows[j].values) if answers.rows else (answers.row.values,) * 2
-        native = {
+        columns = {
             name: value
             for name, value in one.items()
             if name not in self.dropped and (one is two or value == two.get(name))
         }
         if one is not two:
-            native |= {f"{name}_chosen": value for name, value in one.items() if name not in self.dropped}
-            native |= {f"{name}_rejected": value for name, value in two.items() if name not in self.dropped}
-        native |= {name: path.of(one) for name, path in self.plain}
+            columns |= {f"{name}_chosen": value for name, value in one.items() if name not in self.dropped}
+            columns |= {f"{name}_rejected": value for name, value in two.items() if name not in self.dropped}
+        columns |= {name: path.of(one) for name, path in self.plain}
         for name, path, _ in self.sided:
             for side, values, k in (("chosen", one, i), ("rejected", two, j)):
-                found = path.of(values)
+                value = path.of(values)
                 if path.many:
-                    found = found[k] if isinstance(found, list) and k < len(found) else None
-                native[f"{side}_source" if name == "source" else f"{name}_{side}"] = found
-        return native
+                    value = value[k] if isinstance(value, list) and k < len(value) else None
+                columns[f"{side}_source" if name == "source" else f"{name}_{side}"] = value
+        return columns
 
 
 def _path(text: str | None) -> ValuePath | None:
@@ -213,11 +234,11 @@ def _are_texts(messages: list[Any]) -> bool:
     return all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages)
 
 
-def _write(native: dict[str, Any], judged: PairStrengthValue) -> None:
-    """Strength, under this project's own names."""
-    if judged.margin is not None:
-        native["margin"] = judged.margin
-    if judged.probability is not None:
-        native["probability"] = judged.probability
-    if judged.scores is not None:
-        native["score_chosen"], native["score_rejected"] = judged.scores
+def _write(canonical: dict[str, Any], strength: PairStrengthValue) -> None:
+    """Write strength into the canonical columns."""
+    if strength.margin is not None:
+        canonical["margin"] = strength.margin
+    if strength.probability is not None:
+        canonical["probability"] = strength.probability
+    if strength.scores is not None:
+        canonical["score_chosen"], canonical["score_rejected"] = strength.scores

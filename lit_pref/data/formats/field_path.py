@@ -1,4 +1,4 @@
-"""Where a value is in a row: `history`, `question.full_text`, `summaries[0].text`, `answers[].rank`."""
+"""Paths to a value in a row: `history`, `question.full_text`, `summaries[0].text`, `answers[].rank`."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d*\])*")
 class ValuePath:
     """A path into a row: names with dots between them, `[k]` for the k-th entry of a list, `[]` for all of them.
 
-    A column whose whole name is the path, dots and all, goes before.
+    A column whose name equals the whole path, including dots, takes precedence.
 
     >>> row = {"answers": [{"text": "4", "rank": 1}, {"text": "5"}], "a.b": 7}
     >>> ValuePath("answers[].rank").of(row), ValuePath("answers[1].text").of(row), ValuePath("a.b").of(row)
@@ -29,7 +29,7 @@ class ValuePath:
     def __post_init__(self) -> None:
         if not _PATH.fullmatch(self.text) or self.text.count("[]") > 1:
             raise UsageError(
-                f"{self.text!r} is no path into a row; write a column, `a.b` for b within a, `a[0]` for the first "
+                f"{self.text!r} is not a path into a row; write a column, `a.b` for b within a, `a[0]` for the first "
                 "entry of a list, or `a[].b` for b of every entry (once)."
             )
         steps = tuple(name if name else None if not index else int(index) for name, index in _STEP.findall(self.text))
@@ -37,30 +37,30 @@ class ValuePath:
 
     @property
     def many(self) -> bool:
-        """Whether it leads to a list with one value an entry."""
+        """Whether the path leads to a list of values, one per entry."""
         return "[]" in self.text
 
     @property
     def column(self) -> str:
-        """The row's own column that it begins in."""
+        """The column of the row in which the path begins."""
         return str(self.steps[0])
 
     def of(self, values: Mapping[str, Any]) -> Any:
-        """The value, or None where there is none."""
-        found = values.get(self.text, ABSENT)
-        if found is ABSENT and len(self.steps) > 1:
-            found = _follow(values, self.steps)
-        return None if found is ABSENT else found
+        """Return the value, or None if there is none."""
+        value = values.get(self.text, ABSENT)
+        if value is ABSENT and len(self.steps) > 1:
+            value = _follow(values, self.steps)
+        return None if value is ABSENT else value
 
     def within(self, values: Mapping[str, Any]) -> bool:
-        """Whether the row has it, be it null."""
+        """Return whether the row has the path, even if its value is null."""
         if self.text in values:
             return True
-        found = _follow(values, self.steps)
-        return any(entry is not None for entry in found) if self.many and found is not ABSENT else found is not ABSENT
+        value = _follow(values, self.steps)
+        return any(entry is not None for entry in value) if self.many and value is not ABSENT else value is not ABSENT
 
     def entry(self, k: int) -> str:
-        """The name of the k-th value of a path that leads to many."""
+        """Return the name of the k-th value of a path that leads to many."""
         return self.text.replace("[]", f"[{k}]")
 
 
@@ -69,8 +69,8 @@ def _follow(value: Any, steps: tuple[str | int | None, ...]) -> Any:
         if step is None:
             if not isinstance(value, list):
                 return ABSENT
-            found = (_follow(entry, steps[k + 1 :]) for entry in value)
-            return [None if entry is ABSENT else entry for entry in found]
+            entries = (_follow(entry, steps[k + 1 :]) for entry in value)
+            return [None if entry is ABSENT else entry for entry in entries]
         if isinstance(step, int):
             if not isinstance(value, list) or step >= len(value):
                 return ABSENT

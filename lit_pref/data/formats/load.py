@@ -1,4 +1,4 @@
-"""How the rows of a source are read: by a shipped mapping, a user's own, or as the layout is recognised."""
+"""The mapping of a source: a shipped one, the user's own, or the one of the recognised format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_pref.data.formats.field_path import ValuePath
-from lit_pref.data.formats.known import recognise, refuse_nameless_strength, shipped
+from lit_pref.data.formats.known import recognise, refuse_unread_numbers, shipped
 from lit_pref.data.formats.mapping_file import mapping_from, read_yaml
-from lit_pref.data.formats.spec import RowMapping as RowMapping
+from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.formats.strength import Margin, Probability, Score, Signed
 from lit_pref.data.sources.row import Row
 from lit_pref.errors import UsageError, UserError
@@ -18,58 +18,58 @@ REQUIRED = ("prompt", "chosen", "a", "b", "responses", "score", "signed", "proba
 
 
 def load_mapping(mapping: str | Mapping[str, Any] | None) -> RowMapping | None:
-    """The mapping that is named, or None where the rows have to be looked at.
+    """Return the mapping that is named, or None if it depends on the rows.
 
     Args:
-        mapping: the name of a shipped mapping, a YAML file, or what such a file says. Without `kind` it overrides parts
-            of the mapping that `base` names, else of the one that is recognised. None recognises the layout.
+        mapping: the name of a shipped mapping, a YAML file, or the content of one. Without `kind` it overrides parts
+            of the mapping that `base` names, or else of the recognised one. None recognises the format.
 
     Raises:
-        UsageError: there is no such mapping, or it is faulty.
+        UsageError: there is no such mapping, or it has an error.
     """
     if mapping is None:
         return None
-    values, name, place = _written(mapping)
+    values, name, place = _parsed(mapping)
     base = None
     if values.get("base") is not None:
         base = _named(str(values["base"]), f"{place}: `base`")
     elif "kind" not in values:
         mapping_from(values, name, place, RowMapping(name, prompt="prompt", chosen="chosen", rejected="rejected"))
         return None
-    found = mapping_from(values, base.name if base and name == "given" else name, place, base)
-    return None if _is_open(found) else found
+    named = mapping_from(values, base.name if base and name == "given" else name, place, base)
+    return None if _depends_on_rows(named) else named
 
 
 def mapping_of(given: str | Mapping[str, Any] | None, first_rows: Callable[[], Sequence[Row]]) -> RowMapping:
-    """The mapping of a source: as `given`, recognised by the first rows where it leaves that open.
+    """Return the mapping of a source: the given one, completed or recognised by the first rows.
 
     Args:
-        given: as `load_mapping` takes it.
+        given: see `load_mapping`.
         first_rows: the first rows of the source.
 
     Raises:
-        UserError: the layout is not known or ambiguous, or no row has what the mapping names.
-        UsageError: the mapping is faulty.
+        UserError: the format is unknown or ambiguous, or no row has a path that the mapping names.
+        UsageError: the mapping has an error.
     """
-    found = load_mapping(given)
+    mapping = load_mapping(given)
     rows = first_rows()
-    if found is None:
-        values, _, place = _written(given or {})
+    if mapping is None:
+        values, _, place = _parsed(given or {})
         base = values.get("base")
-        found = recognise(rows) if base is None else _named(str(base), f"{place}: `base`")
+        mapping = recognise(rows) if base is None else _named(str(base), f"{place}: `base`")
         if values and rows:
-            found = mapping_from(values, found.name, place, _with_strength(found, rows, values))
+            mapping = mapping_from(values, mapping.name, place, _with_strength(mapping, rows, values))
         if base is None:
-            refuse_nameless_strength(rows, found)
+            refuse_unread_numbers(rows, mapping)
     if rows:
-        _check_paths(found, rows, given)
-    return found
+        _check_paths(mapping, rows, given)
+    return mapping
 
 
-def _written(mapping: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
-    """What a mapping says, its name, and what to call it in a refusal."""
+def _parsed(mapping: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
+    """Return the keys and values of a mapping, its name, and its name in messages."""
     if not isinstance(mapping, str):
-        return mapping, "given", "The mapping that data.mapping gives"
+        return mapping, "given", "The mapping in data.mapping"
     if mapping.endswith((".yaml", ".yml")):
         return read_yaml(Path(mapping)), Path(mapping).stem, f"The mapping {mapping}"
     _named(mapping, "data.mapping")
@@ -77,24 +77,24 @@ def _written(mapping: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, 
 
 
 def _named(name: str, place: str) -> RowMapping:
-    layout = shipped().get(name)
-    if layout is None:
+    known = shipped().get(name)
+    if known is None:
         near = nearest_names(name, shipped())
         hint = f"did you mean {near[0]}" if near else f"there are {', '.join(shipped())}"
-        raise UsageError(f"{place} is {name!r:.60}, which is no mapping; {hint}, or give a file that ends in .yaml.")
-    if layout.refuse:
-        raise UsageError(f"{place} is {name}, which cannot be trained on: {layout.refuse}.")
-    return layout.mapping
+        raise UsageError(f"{place} is {name!r:.60}, which is not a mapping; {hint}, or give a file that ends in .yaml.")
+    if known.refuse:
+        raise UsageError(f"{place} is {name}, which cannot be trained on: {known.refuse}.")
+    return known.mapping
 
 
-def _is_open(mapping: RowMapping) -> bool:
-    """Whether the rows have to say where the strength is."""
+def _depends_on_rows(mapping: RowMapping) -> bool:
+    """Return whether the columns of strength have to be found in the rows."""
     margin = replace(mapping.margin, normalise="none")
     return mapping.kind == "pair" and not mapping.names_strength and margin != Margin()
 
 
 def _with_strength(mapping: RowMapping, rows: Sequence[Row], values: Mapping[str, Any]) -> RowMapping:
-    """The mapping, and where the strength is if a margin is to be made of columns with this project's own names."""
+    """Return the mapping, with the canonical columns of strength if its margin is computed from them."""
     margin = values.get("margin")
     if mapping.kind != "pair" or mapping.names_strength or not isinstance(margin, Mapping) or not rows:
         return mapping
@@ -113,19 +113,19 @@ def _with_strength(mapping: RowMapping, rows: Sequence[Row], values: Mapping[str
     if transform == "const":
         return mapping
     raise UserError(
-        f"{rows[0].file} has no column that the mapping's margin ({', '.join(map(str, margin))}) could be made of; say "
-        "where the strength is by the mapping's score, signed or probability."
+        f"{rows[0].file} has no column from which the mapping's margin ({', '.join(map(str, margin))}) could be "
+        "computed; name the columns of strength in the mapping's score, signed or probability."
     )
 
 
 def _check_paths(mapping: RowMapping, rows: Sequence[Row], given: Any) -> None:
-    said = set(_written(given)[0]) if given is not None and not isinstance(given, str) else set()
+    keys = set(_parsed(given)[0]) if given is not None and not isinstance(given, str) else set()
     if isinstance(given, str) and given not in shipped():
-        said = set(_written(given)[0])
+        keys = set(_parsed(given)[0])
     columns = list(dict.fromkeys(str(name) for row in rows for name in row.values))
     for key, path in mapping.paths.items():
         part = key.partition(".")[0]
-        if part not in (*REQUIRED, *said) or any(ValuePath(path).within(row.values) for row in rows):
+        if part not in (*REQUIRED, *keys) or any(ValuePath(path).within(row.values) for row in rows):
             continue
         near = nearest_names(path, columns)
         hint = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(columns[:30])}."

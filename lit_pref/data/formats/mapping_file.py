@@ -1,4 +1,4 @@
-"""Mappings as they are written: what a YAML file or a dictionary may say, and the sentence for what it may not."""
+"""Mapping files: parsing of a YAML file or dictionary, with a sentence for every wrong key or value."""
 
 import types
 import typing
@@ -14,15 +14,15 @@ from lit_pref.data.formats.validate import problem_of
 from lit_pref.errors import UsageError
 from lit_pref.hints import nearest_names
 
-Written = TypeVar("Written")
+Part = TypeVar("Part")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A mapping and the signatures by which its layout is recognised: paths and what is found at each.
+class Format:
+    """A file format: its mapping, and the signatures by which it is recognised (paths, and the type of each value).
 
-    `refuse` is said instead of using rows of this layout.
+    `refuse` is the reason why rows of this format cannot be used, or None.
     """
 
     mapping: RowMapping
@@ -31,39 +31,39 @@ class Layout:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a mapping file.
+    """Return the content of a mapping file.
 
     Raises:
-        UsageError: it is no YAML mapping.
+        UsageError: it is not a YAML mapping.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"The mapping {path} cannot be read ({' '.join(str(error).split())}); mend it.") from error
+        raise UsageError(f"The mapping {path} cannot be read ({' '.join(str(error).split())}); fix it.") from error
     if not isinstance(values, dict):
-        raise UsageError(f"The mapping {path} must say what is where, as in `kind: pair`; it is no YAML mapping.")
+        raise UsageError(f"The mapping {path} is not a YAML mapping; write keys and values, such as `kind: pair`.")
     return values
 
 
-def layout_of(values: Mapping[str, Any], name: str, place: str) -> Layout:
-    """A whole layout as its shipped file says it."""
+def format_from(values: Mapping[str, Any], name: str, place: str) -> Format:
+    """Return the format that a shipped file describes."""
     values = dict(values)
     recognise, refuse = values.pop("recognise", []), values.pop("refuse", None)
     mapping = mapping_from(values, name, place) if refuse is None else RowMapping(name)
-    return Layout(mapping, recognise if isinstance(recognise, list) else [recognise], refuse)
+    return Format(mapping, recognise if isinstance(recognise, list) else [recognise], refuse)
 
 
 def mapping_from(values: Mapping[str, Any], name: str, place: str, base: RowMapping | None = None) -> RowMapping:
-    """The mapping that `values` say, where they say nothing as `base` has it.
+    """Return the mapping with these `values`; all others are taken from `base`.
 
     Args:
         values: keys as in a mapping file.
-        name: of the mapping.
-        place: what to call it in a refusal.
-        base: a mapping that is overridden in parts.
+        name: name of the mapping.
+        place: name of the mapping in messages.
+        base: a mapping of which parts are overridden.
 
     Raises:
-        UsageError: an unknown key, a value of the wrong kind, or keys that do not go together.
+        UsageError: an unknown key, a value of the wrong kind, or keys that contradict each other.
     """
     values = {"as_" if key == "as" else key: value for key, value in values.items() if key != "base"}
     mapping = _built(RowMapping, values, place, "", base or RowMapping(name), name=name)
@@ -72,25 +72,27 @@ def mapping_from(values: Mapping[str, Any], name: str, place: str, base: RowMapp
     return mapping
 
 
-def _built(kind: type[Written], values: Any, place: str, key: str, base: Any = None, **given: Any) -> Written:
+def _built(kind: type[Part], values: Any, place: str, key: str, base: Any = None, **given: Any) -> Part:
     if not isinstance(values, Mapping):
         raise UsageError(f"{place}: `{key}` must be several keys with values, not {values!r:.40}; {_keys(kind)}.")
     hints = typing.get_type_hints(kind)
     known = {f.name for f in fields(kind)} - {"name"}  # type: ignore[arg-type]
-    said: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for name, value in values.items():
         whole = f"{key}.{name}" if key else str(name)
         if name not in known:
             near = nearest_names(str(name), known)
             hint = f"did you mean `{near[0]}`" if near else _keys(kind)
-            raise UsageError(f"{place}: `{whole}` is no key of a mapping; {hint}.")
-        said[name] = _value(hints[name], value, place, whole, getattr(base, name, None))
+            if name == "third":
+                hint = "it is now called `extra_response`"
+            raise UsageError(f"{place}: `{whole}` is not a key of a mapping; {hint}.")
+        parsed[name] = _value(hints[name], value, place, whole, getattr(base, name, None))
     if base is not None:
-        return replace(base, **said, **given)
+        return replace(base, **parsed, **given)
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
-    if lacking := [name for name in missing if name not in said and name not in given]:
+    if lacking := [name for name in missing if name not in parsed and name not in given]:
         raise UsageError(f"{place}: `{key}` needs `{lacking[0]}` too; {_keys(kind)}.")
-    return kind(**said, **given)
+    return kind(**parsed, **given)
 
 
 def _keys(kind: Any) -> str:
@@ -98,7 +100,7 @@ def _keys(kind: Any) -> str:
 
 
 def _value(hint: Any, value: Any, place: str, key: str, base: Any) -> Any:
-    """The value as the annotation wants it."""
+    """Return the value in the type that the annotation asks for."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -124,7 +126,7 @@ def _value(hint: Any, value: Any, place: str, key: str, base: Any) -> Any:
         return float(value)
     if hint in (str, int, bool) and type(value) is hint:
         return value
-    wanted = {str: "a word", int: "a whole number", bool: "true or false", float: "a number"}
+    expected = {str: "a word", int: "a whole number", bool: "true or false", float: "a number"}
     raise UsageError(
-        f"{place}: `{key}` is {value!r:.40}; it must be {wanted.get(hint, 'a list' if origin is list else 'keys')}."
+        f"{place}: `{key}` is {value!r:.40}; it must be {expected.get(hint, 'a list' if origin is list else 'keys')}."
     )

@@ -1,4 +1,4 @@
-"""Several answers to one prompt: which rows belong together, and which pairs are made of them."""
+"""Several answers to one prompt: rows grouped into lists, and pairs chosen from each list."""
 
 import hashlib
 import itertools
@@ -7,24 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_pref.data.checking.fields import BadRow, LeftOut, number
 from lit_pref.data.formats.field_path import ValuePath
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
+from lit_pref.data.sources.values import number
 from lit_pref.errors import UserError
 from lit_pref.pairs import Message
 
-LONGEST = 1000  # answers to one prompt
+LONGEST = 1000
+"""The most answers to one prompt."""
 
 
 @dataclass(frozen=True)
 class PairsFromList:
-    """Which pairs are made of the answers to one prompt.
+    """Chooses pairs among the answers to one prompt.
 
     Args:
-        mode: `best_worst` the best with the worst; `all` everyone with everyone; `adjacent` neighbours in the order of
-            the scores; `random` pairs drawn by lot (one, or as many as the cap says).
-        max_pairs_per_prompt: a cap; which pairs stay is drawn by lot.
-        seed: of the lots; drawn by (seed, prompt), so that neither the file's order nor the process matters.
+        mode: `best_worst` pairs the best with the worst; `all` pairs every two; `adjacent` pairs neighbours in the
+            order of the scores; `random` draws pairs by lot (one, or as many as the cap allows).
+        max_pairs_per_prompt: a cap; the pairs that stay are drawn by lot.
+        seed: seed of the lots, which depend on (seed, prompt) only: not on the file's order or the process.
     """
 
     mode: Literal["best_worst", "all", "adjacent", "random"] = "best_worst"
@@ -32,7 +33,7 @@ class PairsFromList:
     seed: int = 42
 
     def pairs(self, scores: Sequence[float], prompt: Any) -> list[tuple[int, int]]:
-        """Pairs (i, j), i < j, of answers with these scores; ranks will do, as only what is far apart matters.
+        """Return pairs (i, j), i < j, of answers with these scores; ranks work too, as only distances matter.
 
         >>> PairsFromList().pairs([2.0, 5.0, 1.0], "prompt"), PairsFromList("adjacent").pairs([2.0, 5.0, 1.0], "prompt")
         ([(1, 2)], [(0, 1), (0, 2)])
@@ -51,10 +52,10 @@ class PairsFromList:
             cap = 1 if self.mode == "random" and cap is None else cap
         if cap is None or len(pairs) <= cap:
             return pairs
-        named = hashlib.sha256(json.dumps([self.seed, prompt], sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps([self.seed, prompt], sort_keys=True, default=str).encode())
 
         def lot(pair: tuple[int, int]) -> bytes:
-            drawn = named.copy()
+            drawn = digest.copy()
             drawn.update(json.dumps(pair).encode())
             return drawn.digest()
 
@@ -63,7 +64,10 @@ class PairsFromList:
 
 @dataclass(frozen=True)
 class Tree:
-    """Columns of rows that are messages of trees: consecutive rows of one tree, each but the root naming its parent."""
+    """Names the columns of rows that are messages of trees.
+
+    The rows of one tree are consecutive, and each but the root names its parent.
+    """
 
     tree: str
     id: str
@@ -73,7 +77,10 @@ class Tree:
 
 @dataclass
 class Answers:
-    """The answers to one prompt: what the source calls each value, and the value; `rows` where each has its own row."""
+    """The answers to one prompt; each value comes with its name in the source.
+
+    `rows` holds the row of each answer, or is None if one row holds all answers.
+    """
 
     row: Row
     prompt: tuple[str, Any]
@@ -83,7 +90,7 @@ class Answers:
     rows: list[Row] | None = None
 
     def scored(self) -> Iterator[tuple[int, float] | BadRow]:
-        """The places and scores of those that have one; a `LeftOut` for each that has none."""
+        """Yield the index and score of each answer that has a score, and a `LeftOut` for each that has none."""
         for k, (name, score) in enumerate(self.scores):
             row = self.rows[k] if self.rows else self.row
             try:
@@ -94,12 +101,12 @@ class Answers:
                 yield bad
 
 
-def in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath, score: ValuePath) -> Answers:
-    """The answers that one row holds as a list."""
+def answers_in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath, score: ValuePath) -> Answers:
+    """Return the answers that one row holds as a list."""
     texts, scores = responses.of(row.values), score.of(row.values)
-    for path, found in ((responses, texts), (score, scores)):
-        if not isinstance(found, list):
-            raise BadRow(row, path.text, "is no list", "give one entry for each answer")
+    for path, values in ((responses, texts), (score, scores)):
+        if not isinstance(values, list):
+            raise BadRow(row, path.text, "is not a list", "give one entry for each answer")
     if len(texts) != len(scores) or len(texts) > LONGEST:
         raise BadRow(
             row,
@@ -112,20 +119,23 @@ def in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath,
     return Answers(row, prompt, system, named, [(score.entry(k), value) for k, value in enumerate(scores)])
 
 
-def groups(rows: Iterable[Row], path: ValuePath) -> Iterator[list[Row] | BadRow]:
-    """Consecutive rows with the same value at `path`; a `BadRow` for each that has none.
+def groups(rows: Iterable[Row | BadRow], path: ValuePath) -> Iterator[list[Row] | BadRow]:
+    """Group consecutive rows with the same value at `path`; yield a `BadRow` for each row without a value.
 
     Raises:
-        UserError: a value comes again after another one, or too many rows share one.
+        UserError: a value returns after another one, or too many rows share one.
     """
     closed: dict[bytes, str] = {}
     members: list[Row] = []
     last = ""
     for row in rows:
-        if (found := path.of(row.values)) is None:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        if (shared := path.of(row.values)) is None:
             yield BadRow(row, path.text, "is missing or null", "give the rows of one list the same value")
             continue
-        if (value := json.dumps(found, default=str)) != last:
+        if (value := json.dumps(shared, default=str)) != last:
             if members:
                 yield members
             key = hashlib.blake2b(value.encode(), digest_size=8).digest()
@@ -140,20 +150,20 @@ def groups(rows: Iterable[Row], path: ValuePath) -> Iterator[list[Row] | BadRow]
         if len(members) > LONGEST:
             raise UserError(
                 f"{members[0].place}: more than {LONGEST} rows from here on have the same `{path.text}`; make shorter "
-                "lists, or mend the column."
+                "lists, or fix the column."
             )
     if members:
         yield members
 
 
 Asked = tuple[tuple[str, Any], tuple[str, Any] | None]
-"""What the source calls prompt and system text, and both."""
+"""Prompt and system text of a row, each with its name in the source."""
 
 
-def of_group(
+def answers_of_group(
     members: list[Row], asked: Callable[[Row], Asked], response: ValuePath, score: ValuePath
 ) -> Iterator[Answers | BadRow]:
-    """The answers of rows that share a prompt; a `BadRow` for each that has another one than the first."""
+    """Yield the answers of rows that share a prompt, and a `BadRow` for each row whose prompt is not the first one."""
     first = asked(members[0])
     kept = []
     for row in members:
@@ -168,16 +178,16 @@ def of_group(
                 "give the rows of one list one prompt and system text, or group them by another column",
                 f" from that of {members[0].place}",
             )
-    yield _of_rows(kept, first, response, score)
+    yield _answers_of_rows(kept, first, response, score)
 
 
-def _of_rows(rows: list[Row], asked: Asked, response: ValuePath, score: ValuePath) -> Answers:
+def _answers_of_rows(rows: list[Row], asked: Asked, response: ValuePath, score: ValuePath) -> Answers:
     texts, scores = ([(path.text, path.of(row.values)) for row in rows] for path in (response, score))
     return Answers(rows[0], *asked, texts, scores, rows)
 
 
-def of_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -> Iterator[Answers | BadRow]:
-    """The answers of a tree: for every message of a user, what the assistant said to it."""
+def answers_in_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -> Iterator[Answers | BadRow]:
+    """Yield the answers in a tree: the assistant's replies to each message of a user."""
     ids = {row.values.get(tree.id): row for row in members if isinstance(row.values.get(tree.id), str)}
     children: dict[str, list[Row]] = {}
     for row in members:
@@ -190,7 +200,7 @@ def of_tree(members: list[Row], tree: Tree, text: ValuePath, score: ValuePath) -
         except BadRow as bad:
             yield bad
             continue
-        yield _of_rows(answers, ((text.text, prompt), None), text, score)
+        yield _answers_of_rows(answers, ((text.text, prompt), None), text, score)
 
 
 def _path_to(row: Row, parent: str, ids: dict[Any, Row], tree: Tree, text: ValuePath) -> list[Message]:
@@ -203,9 +213,9 @@ def _path_to(row: Row, parent: str, ids: dict[Any, Row], tree: Tree, text: Value
                 row, tree.parent, "leads to no root", f"the rows of a tree must follow each other by `{tree.tree}`"
             )
         seen.add(place)
-        said = ids[place]
-        messages.insert(0, {"role": _role(said, tree), "content": text.of(said.values)})
-        place = said.values.get(tree.parent)
+        ancestor = ids[place]
+        messages.insert(0, {"role": _role(ancestor, tree), "content": text.of(ancestor.values)})
+        place = ancestor.values.get(tree.parent)
     return messages
 
 

@@ -1,13 +1,13 @@
-"""How strongly a text is preferred: from scores, a signed number, a probability or a label to the margin."""
+"""Strength of a preference: the margin computed from scores, a signed number, a probability or a label."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lit_pref.data.checking.fields import LARGEST, BadRow, number
 from lit_pref.data.formats.field_path import ValuePath
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.values import LARGEST, number
 
 Transform = Literal["diff", "log_ratio", "signed", "rank_gap", "probability", "const"]
 OF_SCORES = ("diff", "log_ratio", "rank_gap")
@@ -16,17 +16,17 @@ Side = Literal["chosen", "rejected", "a", "b"]
 
 @dataclass(frozen=True)
 class Margin:
-    """From strength to margin: a transform, times `scale`, cut to [-`clip`, `clip`].
+    """Computes the margin from the strength: a transform, times `scale`, cut to [-`clip`, `clip`].
 
     With w the chosen and l the rejected text: `diff` is score_w - score_l; `log_ratio` is log(score_w / score_l);
-    `signed` is a column whose sign says which text is better; `rank_gap` is rank_l - rank_w, the smaller rank being the
+    `signed` is a column whose sign says which text is better; `rank_gap` is rank_l - rank_w, where smaller ranks are
     better; `probability` is log(p / (1 - p)) of p = P(w is better); `const` is 1 (0 for a tie).
 
     Args:
-        transform: as above; None takes what the strength is: `diff`, `signed`, or no margin beside a probability.
-        scale: what the margin is multiplied by.
-        clip: its largest absolute value, after scaling.
-        normalise: what is done with all margins together, fitted on the training split.
+        transform: see above; None follows from the strength: `diff`, `signed`, or no margin beside a probability.
+        scale: factor of the margin.
+        clip: largest absolute value of the margin, after scaling.
+        normalise: how all margins are normalised together, fitted on the training split.
     """
 
     transform: Transform | None = None
@@ -35,6 +35,7 @@ class Margin:
     normalise: Literal["none", "zscore", "minmax", "quantile"] = "none"
 
     def of_scores(self, row: Row, names: tuple[str, str], w: float, l: float, ascending: bool) -> float:  # noqa: E741
+        """Return the raw margin of two scores, before `finished`."""
         if self.transform == "log_ratio":
             for name, score in zip(names, (w, l), strict=True):
                 if score <= 0:
@@ -50,6 +51,7 @@ class Margin:
         return _sign(gap) if self.transform == "const" else gap
 
     def of_probability(self, row: Row, name: str, p: float) -> float:
+        """Return the log-odds of p; infinite for a certain p if they will be cut to `clip`."""
         if 0 < p < 1:
             return math.log(p) - math.log1p(-p)
         if self.clip is None:
@@ -62,7 +64,7 @@ class Margin:
         return math.copysign(math.inf, p - 0.5)
 
     def finished(self, row: Row, name: str, value: float) -> tuple[float, bool]:
-        """The margin, and whether it was cut."""
+        """Return the margin scaled and cut to `clip`, and whether it was cut."""
         value *= self.scale
         if self.clip is not None and abs(value) > self.clip:
             return math.copysign(self.clip, value), True
@@ -78,9 +80,9 @@ class Margin:
 
 @dataclass(frozen=True)
 class Score:
-    """Where the scores are: of `chosen` and `rejected`, of `a` and `b`, or of a list at `path`.
+    """Names the columns of scores: of `chosen` and `rejected`, of `a` and `b`, or of a list at `path`.
 
-    `order: asc` says that the smaller score is the better one (ranks, penalties).
+    `order: asc` means that the smaller score is the better one (ranks, penalties).
     """
 
     chosen: str | None = None
@@ -93,7 +95,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Signed:
-    """A column whose sign says which text is better; with `positive_means: label` it has none and the label says it."""
+    """Names a column whose sign says which text is better, or with `positive_means: label` a size without a sign."""
 
     column: str
     positive_means: Literal["chosen", "rejected", "a", "b", "label"]
@@ -101,7 +103,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Probability:
-    """A column with the probability that the text `of` is the better one, written as a number within `range`."""
+    """Names a column with the probability that the text `of` is the better one, as a number within `range`."""
 
     column: str
     of: Side | None = None
@@ -110,7 +112,7 @@ class Probability:
 
 @dataclass(frozen=True)
 class Label:
-    """A column that says which text is better: the values that mean a, b and a tie."""
+    """Names a column that says which text is better, and its values for a, for b and for a tie."""
 
     column: str
     a: Any
@@ -120,7 +122,7 @@ class Label:
 
 @dataclass
 class PairStrengthValue:
-    """What is known of a pair's strength; `prefers` is what its label says."""
+    """The strength of one pair; `prefers` is the side that its label prefers."""
 
     margin: float | None = None
     clipped: bool = False
@@ -130,7 +132,7 @@ class PairStrengthValue:
 
 
 class PairStrength:
-    """The strength of the pair in a row; margin and probability are of the first text, `chosen` or `a`."""
+    """Reads the strength of the pair in a row; margin and probability are those of the first text, `chosen` or `a`."""
 
     def __init__(
         self,
@@ -152,45 +154,50 @@ class PairStrength:
         self._meanings = _meanings(label) if label else {}
 
     def of(self, row: Row) -> PairStrengthValue:
-        judged = PairStrengthValue()
-        if self._label:
-            judged.prefers = self._prefers(row, self._label)
-        if self._probability:
-            judged.probability = self._p(row, self._probability)
-        name, value = self._raw(row, judged)
-        if value is not None:
-            judged.margin, judged.clipped = self.margin.finished(row, name, value)
-        elif self.label and self.label.tie != [] and judged.probability is None:
-            judged.probability = {"chosen": 1.0, "rejected": 0.0, "tie": 0.5}[str(judged.prefers)]
-        return judged
+        """Return the strength of a row.
 
-    def _raw(self, row: Row, judged: PairStrengthValue) -> tuple[str, float | None]:
+        Raises:
+            BadRow: a value is missing or cannot be used.
+        """
+        strength = PairStrengthValue()
+        if self._label:
+            strength.prefers = self._prefers(row, self._label)
+        if self._probability:
+            strength.probability = self._p(row, self._probability)
+        name, value = self._raw(row, strength)
+        if value is not None:
+            strength.margin, strength.clipped = self.margin.finished(row, name, value)
+        elif self.label and self.label.tie != [] and strength.probability is None:
+            strength.probability = {"chosen": 1.0, "rejected": 0.0, "tie": 0.5}[str(strength.prefers)]
+        return strength
+
+    def _raw(self, row: Row, strength: PairStrengthValue) -> tuple[str, float | None]:
         if self.scores:
             names = (self.scores[0].text, self.scores[1].text)
-            judged.scores = w, l = (  # noqa: E741
+            strength.scores = w, l = (  # noqa: E741
                 number(row, names[0], self.scores[0].of(row.values)),
                 number(row, names[1], self.scores[1].of(row.values)),
             )
             return names[0], self.margin.of_scores(row, names, w, l, self.ascending)
         if self.signed and self._signed:
-            value = self._signed_value(row, self.signed, self._signed, judged)
+            value = self._signed_value(row, self.signed, self._signed, strength)
             return self._signed.text, _sign(value) if self.margin.transform == "const" else value
-        if self.margin.transform == "probability" and judged.probability is not None:
+        if self.margin.transform == "probability" and strength.probability is not None:
             name = self._probability.text if self._probability else ""
-            return name, self.margin.of_probability(row, name, judged.probability)
+            return name, self.margin.of_probability(row, name, strength.probability)
         if self.margin.transform == "const":
-            if judged.prefers is None and judged.probability is not None:
-                return "margin", _sign(judged.probability - 0.5)
-            return "margin", {"rejected": -1.0, "tie": 0.0}.get(judged.prefers or "", 1.0)
+            if strength.prefers is None and strength.probability is not None:
+                return "margin", _sign(strength.probability - 0.5)
+            return "margin", {"rejected": -1.0, "tie": 0.0}.get(strength.prefers or "", 1.0)
         return "", None
 
-    def _signed_value(self, row: Row, signed: Signed, path: ValuePath, judged: PairStrengthValue) -> float:
+    def _signed_value(self, row: Row, signed: Signed, path: ValuePath, strength: PairStrengthValue) -> float:
         value = number(row, path.text, path.of(row.values))
         if signed.positive_means != "label":
             return value if signed.positive_means in ("chosen", "a") else -value
         if value < 0:
             raise BadRow(row, path.text, "is negative", "the label says who wins, give the size alone", f" ({value:g})")
-        return {"chosen": value, "rejected": -value}.get(str(judged.prefers), 0.0)
+        return {"chosen": value, "rejected": -value}.get(str(strength.prefers), 0.0)
 
     def _p(self, row: Row, path: ValuePath) -> float:
         assert self.probability is not None
@@ -202,7 +209,7 @@ class PairStrength:
                 row,
                 path.text,
                 f"is not between {low:g} and {high:g}",
-                "mend it, or say by the mapping's probability.range what it lies between",
+                "fix it, or give its smallest and largest value as the mapping's probability.range",
                 f" ({value:g})",
             )
         return p if self.probability.of in (None, "chosen", "a") else 1 - p
@@ -212,14 +219,14 @@ class PairStrength:
         try:
             return self._meanings[type(value) is bool, value]
         except (KeyError, TypeError):
-            if row.is_table and isinstance(value, str) and (False, value) in (told := _in_words(self._meanings)):
-                return told[False, value]
+            if row.is_table and isinstance(value, str) and (False, value) in (spelled := _spelled(self._meanings)):
+                return spelled[False, value]
             known = ", ".join(f"{key!r}" for _, key in self._meanings)
             raise BadRow(
                 row,
                 path.text,
                 f"is none of the labels {known}",
-                "say by the mapping's label what it means",
+                "give its meaning in the mapping's label",
                 f" ({value!r:.40})",
             ) from None
 
@@ -240,6 +247,6 @@ def _meanings(label: Label) -> Meanings:
     }
 
 
-def _in_words(meanings: Meanings) -> Meanings:
-    """The same for a table of texts, where a number is written out."""
+def _spelled(meanings: Meanings) -> Meanings:
+    """Return the meanings for a table of texts, where numbers are spelled out."""
     return {(False, str(value)): side for (_, value), side in meanings.items()}

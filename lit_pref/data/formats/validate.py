@@ -1,8 +1,7 @@
-"""What in a mapping does not go together, in words."""
+"""Validation of mappings: keys that are missing or contradict each other, in words."""
 
-from lit_pref.data.formats.convert import SIDES
 from lit_pref.data.formats.field_path import ValuePath
-from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.formats.spec import SIDES, RowMapping
 from lit_pref.data.formats.strength import OF_SCORES
 from lit_pref.errors import UsageError
 
@@ -10,7 +9,7 @@ SINGLE = ("prompt", "system", "chosen", "rejected", "a", "b", "group", "extra_re
 
 
 def problem_of(mapping: RowMapping) -> str | None:
-    """What is wrong with a mapping, by its key; None where it can be used."""
+    """Return the first problem of a mapping, named by its key, or None if the mapping can be used."""
     for check in (_kind, _strength, _sides, _label, _margin, _bounds, _paths):
         if problem := check(mapping):
             return problem
@@ -29,10 +28,10 @@ def _kind(mapping: RowMapping) -> str | None:
 
 
 def _strength(mapping: RowMapping) -> str | None:
-    """Whether it says where the strength is, as its kind wants it."""
+    """Check that the mapping names the strength that its kind needs."""
     kind, score = mapping.kind, mapping.score
     if kind == "none" and (score or mapping.signed or mapping.probability or mapping.label):
-        return "kind none has no strength; take out where it is, or set kind to pair"
+        return "kind none has no strength; remove the columns of strength, or set kind to pair"
     if kind == "list" and (score is None or score.path is None):
         return "kind list needs `score.path`, one score or rank for each of `responses`"
     if kind == "list" and (mapping.signed or mapping.probability or mapping.label):
@@ -42,12 +41,12 @@ def _strength(mapping: RowMapping) -> str | None:
     if kind == "ab" and not (score or mapping.signed or mapping.label or mapping.probability):
         return "kind ab needs `score`, `label` or `probability`, which say which text is better"
     if score and mapping.signed:
-        return "`score` and `signed` both say the margin; give one of them"
+        return "`score` and `signed` both define the margin; give one of them"
     return None
 
 
 def _sides(mapping: RowMapping) -> str | None:
-    """Whether strength speaks of the texts that there are."""
+    """Check that the strength refers to texts that the kind has."""
     sides = SIDES.get(mapping.kind, ())
     score, signed, probability = mapping.score, mapping.signed, mapping.probability
     if score and sides and None in (getattr(score, side) for side in sides):
@@ -59,7 +58,7 @@ def _sides(mapping: RowMapping) -> str | None:
     if probability and probability.of not in (None, *sides):
         return f"`probability.of` must be one of {', '.join(sides)}"
     if probability and mapping.kind in ("ab", "ab_signed") and probability.of is None:
-        return "`probability.of` must say which text it is of, a or b"
+        return "`probability.of` must name the text whose probability it is, a or b"
     if probability and (len(probability.range) != 2 or probability.range[0] >= probability.range[1]):
         return "`probability.range` must be two numbers, the smaller first"
     return None
@@ -68,8 +67,8 @@ def _sides(mapping: RowMapping) -> str | None:
 def _label(mapping: RowMapping) -> str | None:
     if mapping.label is None:
         return None
-    said = [mapping.label.a, mapping.label.b, mapping.label.tie]
-    values = [value for part in said for value in (part if isinstance(part, list) else [part])]
+    sides = [mapping.label.a, mapping.label.b, mapping.label.tie]
+    values = [value for part in sides for value in (part if isinstance(part, list) else [part])]
     if any(isinstance(value, list | dict) for value in values):
         return "`label` takes a word or a number for each side, or a list of them"
     if len({(type(value) is bool, value) for value in values}) < len(values):
@@ -80,7 +79,8 @@ def _label(mapping: RowMapping) -> str | None:
 def _margin(mapping: RowMapping) -> str | None:
     transform, score = mapping.margin.transform, mapping.score
     if mapping.margin.scale <= 0:
-        return f"`margin.scale` is {mapping.margin.scale:g}; it must be above 0, which text is better is said elsewhere"
+        scale = f"{mapping.margin.scale:g}"
+        return f"`margin.scale` is {scale}; it must be above 0, because other keys say which text is better"
     has = {"scores": score, "signed": mapping.signed, "probability": mapping.probability}
     wanted = "scores" if transform in OF_SCORES else transform
     if transform == "const" or transform is None or (mapping.kind == "pair" and not mapping.has_strength):
@@ -92,9 +92,9 @@ def _margin(mapping: RowMapping) -> str | None:
     if score and transform in ("signed", "probability"):
         return f"`margin.transform: {transform}` does not go with `score`"
     if score and score.order == "asc" and transform == "log_ratio":
-        return "`margin.transform: log_ratio` needs scores of which the larger is better, and `score.order` is asc"
+        return "`margin.transform: log_ratio` needs scores where the larger one is better, but `score.order` is asc"
     if score and score.order == "desc" and transform == "rank_gap":
-        return "`margin.transform: rank_gap` needs ranks of which the smaller is better, and `score.order` is desc"
+        return "`margin.transform: rank_gap` needs ranks where the smaller one is better, but `score.order` is desc"
     return None
 
 
@@ -117,7 +117,9 @@ def _paths(mapping: RowMapping) -> str | None:
         if key in SINGLE and many:
             return f"`{key}` is {path}, which leads to many values; it must lead to one"
         if key in ("responses", "score.path") and many == bool(mapping.group or mapping.tree):
-            return f"`{key}` is {path}; it must lead to " + ("one value a row" if many else "many, as a[] or a[].b do")
+            return f"`{key}` is {path}; it must lead to " + (
+                "one value per row" if many else "many, as a[] or a[].b do"
+            )
     sides = ("path",) if mapping.kind == "list" else SIDES[mapping.kind]
     for key in ("source", "columns", "spans"):
         whole = getattr(mapping, key)

@@ -1,1 +1,1 @@
-"""Prepared pairs on disk: written once, read memory-mapped, with a report."""
+"""Prepared pairs: the pipeline from a source to Arrow files, and views of their pairs."""

@@ -1,4 +1,4 @@
-"""Prepared pairs on disk: written in chunks, read memory-mapped. The format is Arrow IPC, one file a split."""
+"""Prepared pairs on disk: one Arrow IPC file per split, written in chunks and read memory-mapped."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_pref.data.checking.row_reader import TextPair
+from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.data.tokenizing.tokenization import TokenizedPair
 from lit_pref.pairs import PreferencePair, TruncatedText
@@ -23,46 +23,46 @@ IDS = pa.large_list(pa.int32())
 VALUES = pa.large_list(pa.float32())
 TEXT = pa.large_string()
 
-FIELDS: dict[str, tuple[pa.DataType, Callable[[TextPair, TokenizedPair], Any]]] = {
-    "id": (pa.string(), lambda text, made: made.pair.id),
-    "prompt": (IDS, lambda text, made: made.pair.prompt),
-    "chosen": (IDS, lambda text, made: made.pair.chosen),
-    "rejected": (IDS, lambda text, made: made.pair.rejected),
-    "extra_response": (IDS, lambda text, made: made.pair.extra_response),
-    "margin": (pa.float64(), lambda text, made: made.pair.margin),
-    "probability": (pa.float64(), lambda text, made: made.pair.probability),
-    "group": (pa.string(), lambda text, made: made.pair.group),
-    "prompt_id": (pa.string(), lambda text, made: made.pair.prompt_id),
-    "place": (pa.string(), lambda text, made: made.pair.place),
-    "prompt_text": (TEXT, lambda text, made: json.dumps(made.pair.text.prompt)),  # a string or a message list
-    "chosen_text": (TEXT, lambda text, made: made.pair.text.chosen),
-    "rejected_text": (TEXT, lambda text, made: made.pair.text.rejected),
-    "extra_response_text": (TEXT, lambda text, made: made.pair.text.extra_response),
-    "chosen_complete": (pa.bool_(), lambda text, made: made.pair.text.chosen_complete),
-    "rejected_complete": (pa.bool_(), lambda text, made: made.pair.text.rejected_complete),
-    "extra_response_complete": (pa.bool_(), lambda text, made: made.pair.text.extra_response_complete),
-    # What reports and choices are made of; a batch has none of it.
-    "chosen_source": (pa.string(), lambda text, made: text.sources[0]),
-    "rejected_source": (pa.string(), lambda text, made: text.sources[1]),
-    "chosen_first": (pa.bool_(), lambda text, made: text.chosen_first),
-    "swapped": (pa.bool_(), lambda text, made: text.swapped),
-    "disagrees": (pa.bool_(), lambda text, made: text.disagrees),
-    "clipped": (pa.bool_(), lambda text, made: text.clipped),
-    "tie": (pa.bool_(), lambda text, made: text.tie),
-    "prompt_cut": (pa.bool_(), lambda text, made: made.prompt_cut),
-    "chosen_cut": (pa.bool_(), lambda text, made: made.chosen_cut),
-    "rejected_cut": (pa.bool_(), lambda text, made: made.rejected_cut),
-    "extra_response_cut": (pa.bool_(), lambda text, made: made.extra_response_cut),
-    "merged": (pa.bool_(), lambda text, made: made.merged),
-    "special_texts": (pa.int32(), lambda text, made: made.special_texts),
+FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]]] = {
+    "id": (pa.string(), lambda pair, tokens: pair.id),
+    "prompt": (IDS, lambda pair, tokens: tokens.prompt),
+    "chosen": (IDS, lambda pair, tokens: tokens.chosen),
+    "rejected": (IDS, lambda pair, tokens: tokens.rejected),
+    "extra_response": (IDS, lambda pair, tokens: tokens.extra_response),
+    "margin": (pa.float64(), lambda pair, tokens: pair.text.margin),
+    "probability": (pa.float64(), lambda pair, tokens: pair.text.probability),
+    "group": (pa.string(), lambda pair, tokens: pair.text.group),
+    "prompt_id": (pa.string(), lambda pair, tokens: pair.text.prompt_id),
+    "place": (pa.string(), lambda pair, tokens: pair.row.place),
+    "prompt_text": (TEXT, lambda pair, tokens: json.dumps(tokens.text.prompt)),  # a string or a message list
+    "chosen_text": (TEXT, lambda pair, tokens: tokens.text.chosen),
+    "rejected_text": (TEXT, lambda pair, tokens: tokens.text.rejected),
+    "extra_response_text": (TEXT, lambda pair, tokens: tokens.text.extra_response),
+    "chosen_complete": (pa.bool_(), lambda pair, tokens: tokens.text.chosen_complete),
+    "rejected_complete": (pa.bool_(), lambda pair, tokens: tokens.text.rejected_complete),
+    "extra_response_complete": (pa.bool_(), lambda pair, tokens: tokens.text.extra_response_complete),
+    # The following are for reports and selection; a batch has none of them.
+    "chosen_source": (pa.string(), lambda pair, tokens: pair.text.sources[0]),
+    "rejected_source": (pa.string(), lambda pair, tokens: pair.text.sources[1]),
+    "chosen_first": (pa.bool_(), lambda pair, tokens: pair.text.chosen_first),
+    "swapped": (pa.bool_(), lambda pair, tokens: pair.text.swapped),
+    "disagrees": (pa.bool_(), lambda pair, tokens: pair.text.disagrees),
+    "clipped": (pa.bool_(), lambda pair, tokens: pair.text.clipped),
+    "tie": (pa.bool_(), lambda pair, tokens: pair.text.tie),
+    "prompt_cut": (pa.bool_(), lambda pair, tokens: tokens.prompt_cut),
+    "chosen_cut": (pa.bool_(), lambda pair, tokens: tokens.chosen_cut),
+    "rejected_cut": (pa.bool_(), lambda pair, tokens: tokens.rejected_cut),
+    "extra_response_cut": (pa.bool_(), lambda pair, tokens: tokens.extra_response_cut),
+    "merged": (pa.bool_(), lambda pair, tokens: tokens.merged),
+    "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
 }
 
 
 class PreparedPairs(Sequence[PreferencePair]):
-    """The pairs of one split, read from the memory-mapped file as they are asked for.
+    """The pairs of one split, read from the memory-mapped file on access.
 
     Args:
-        folder: what `Preparation.prepare` returned.
+        folder: the folder returned by `Preparation.prepare`.
         split: "train" or "validation".
     """
 
@@ -73,11 +73,11 @@ class PreparedPairs(Sequence[PreferencePair]):
         self._length = sum(chunk.num_rows for chunk in self._chunks)
         further = [name for name in reader.schema.names if name not in FIELDS]
         self.columns = [name.removeprefix("column:") for name in further if name.startswith("column:")]
-        tokens = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
-        self.token_columns = list(dict.fromkeys(tokens))
+        per_token = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
+        self.token_columns = list(dict.fromkeys(per_token))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedPairs, (self.folder, self.split)  # a loader worker maps the file itself
+        return PreparedPairs, (self.folder, self.split)  # each loader worker maps the file itself
 
     def __len__(self) -> int:
         return self._length
@@ -118,19 +118,19 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 rejected ones in one-sided data."""
+        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
         return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
 
     def tokens_of(self, part: str) -> NDArray[np.int32]:
-        """(pairs,) tokens of "prompt", "chosen", "rejected" or "extra_response"; 0 where there are none."""
-        # From the lists' offsets alone: no token is read. An absent list is an empty one there.
+        """Return (pairs,) tokens of "prompt", "chosen", "rejected" or "extra_response"; 0 if there are none."""
+        # From the lists' offsets alone, without reading a token. A missing list has length 0 there.
         counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
     def column(self, name: str) -> NDArray[Any]:
-        """(pairs,) one value a pair, of a carried column or of those that `FIELDS` names.
+        """Return (pairs,) one value per pair, of a carried column or of one that `FIELDS` names.
 
-        Numbers and truth values where every pair has one; else float64 with NaN, and texts as objects with None.
+        Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
         """
         known = FIELDS.keys() - {"prompt", "chosen", "rejected", "extra_response"}
         field = name if name in known else f"column:{name}"
@@ -148,11 +148,12 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @property
     def report(self) -> PreparationReport:
+        """The report of the split's preparation."""
         return PreparationReport.from_json(self._about["report"])
 
     @property
     def fingerprint(self) -> str:
-        """Of the pairs and their order: equal iff all ids, tokens, texts and numbers are, wherever they lie."""
+        """Hash of the pairs and their order: equal if all ids, tokens, texts and numbers are, in any folder."""
         return str(self._about["fingerprint"])
 
 
@@ -160,8 +161,8 @@ class PairWriter:
     """Writes one split, CHUNK pairs at a time, and keeps its report.
 
     Args:
-        folder: where the split is written.
-        split: its name.
+        folder: the folder of the split.
+        split: name of the split.
         columns: names of the further columns that every pair has.
         token_columns: names of the per-token columns.
     """
@@ -177,21 +178,23 @@ class PairWriter:
                 self._fields[f"tokens:{name}:{side}"] = (VALUES, partial(_token_values, name=name, side=k))
         self._schema = pa.schema({name: kind for name, (kind, _) in self._fields.items()})
         self._writer = pa.ipc.new_file(str(folder / f"{split}.arrow"), self._schema)
-        self._rows: list[tuple[TextPair, TokenizedPair]] = []
+        self._rows: list[tuple[CheckedPair, TokenizedPair]] = []
         self._margins = array("d")
         self._prompts: set[str] = set()
         self._hash = hashlib.sha256()
 
-    def add(self, text: TextPair, tokenized: TokenizedPair) -> None:
-        self.report.count(text, tokenized)
-        self._prompts.add(tokenized.pair.prompt_id)
-        if tokenized.pair.margin is not None:
-            self._margins.append(tokenized.pair.margin)
-        self._rows.append((text, tokenized))
+    def add(self, pair: CheckedPair, tokens: TokenizedPair) -> None:
+        """Add one pair."""
+        self.report.count(pair.text, tokens)
+        self._prompts.add(pair.text.prompt_id)
+        if pair.text.margin is not None:
+            self._margins.append(pair.text.margin)
+        self._rows.append((pair, tokens))
         if len(self._rows) == CHUNK:
             self._flush()
 
     def close(self) -> None:
+        """Write the remaining pairs and the report."""
         self._flush()
         self._writer.close()
         self.report.prompts = len(self._prompts)
@@ -204,7 +207,7 @@ class PairWriter:
             return
         columns = []
         for name, (kind, take) in self._fields.items():
-            values = [take(text, made) for text, made in self._rows]
+            values = [take(pair, tokens) for pair, tokens in self._rows]
             columns.append(self._column(name, kind, values))
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows = []
@@ -218,12 +221,12 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # a file may move
+        if name != "place":  # the source file may be moved
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 
     def _lists(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
-        # From numbers in one array: a tenth of what Arrow takes for lists of them.
+        # Built from one flat array, which takes a tenth of the time of Python lists.
         lengths = np.array([-1 if value is None else len(value) for value in values])
         numbers = list(itertools.chain.from_iterable(value for value in values if value is not None))
         flat = np.array(numbers, kind.value_type.to_pandas_dtype())
@@ -237,9 +240,9 @@ class PairWriter:
             self._hash.update(part)
 
 
-def _column_value(text: TextPair, made: TokenizedPair, name: str) -> float:
-    return made.pair.columns[name]
+def _column_value(pair: CheckedPair, tokens: TokenizedPair, name: str) -> float:
+    return pair.text.columns[name]
 
 
-def _token_values(text: TextPair, made: TokenizedPair, name: str, side: int) -> list[float] | None:
-    return made.pair.token_columns[name][side]
+def _token_values(pair: CheckedPair, tokens: TokenizedPair, name: str, side: int) -> list[float] | None:
+    return tokens.token_columns[name][side]

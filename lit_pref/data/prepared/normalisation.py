@@ -1,4 +1,4 @@
-"""Margins of different scales on one: constants fitted on the training pairs, stored in the checkpoint."""
+"""Normalisation of margins: constants fitted on the training pairs and stored in the checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ POINTS = 1001
 class Normaliser:
     """An odd, increasing map of margins: a tie stays 0 and no pair changes sides.
 
-    A pair counts in both orders, with m and with -m, so the mean of margins is 0 and nothing is to be subtracted:
+    A pair counts in both orders, with m and with -m, so the mean of margins is 0 and nothing is subtracted:
 
         zscore    m / sqrt(mean m^2)
         minmax    m / max m
-        quantile  P(M < m) + P(M = m) / 2 at the training pairs' margins M, 0 at m = 0, straight lines between
+        quantile  P(M < m) + P(M = m) / 2 at the training pairs' margins M, 0 at m = 0, linear in between
 
-    Subtracting the mean of oriented margins, as z-scores of one list do, would tell every second pair to prefer its
+    Subtracting the mean of oriented margins, as an ordinary z-score does, would make every second pair prefer its
     rejected response.
 
     Args:
-        scale: m is divided by it; in units of the data.
-        margins: increasing margins of training pairs where `quantile` is wanted, else empty.
-        shares: the quantile of each of them, in [0, 1].
+        scale: divisor of m, in units of the data.
+        margins: increasing margins of training pairs for `quantile`, else empty.
+        shares: the quantile of each of these margins, in [0, 1].
 
     >>> Normaliser.fit("zscore", np.array([3.0, 4.0]), "pairs.jsonl").apply(np.array([5.0])).round(3).tolist()
     [1.414]
@@ -41,17 +41,17 @@ class Normaliser:
 
     @classmethod
     def fit(cls, how: Normalise, margins: NDArray[np.float64], source: str) -> "Normaliser":
-        """The map for these training margins, all >= 0.
+        """Return the normaliser fitted to these training margins, all >= 0.
 
         Raises:
-            UserError: there are none, or all are 0.
+            UserError: there are no margins, or all are 0.
         """
         if how == "none":
             return cls()
         if not len(margins) or np.isnan(margins).any() or not margins.max() > 0:
             raise UserError(
-                f"{source}: the margins are to be normalised ({how}), and no training pair of it has one above 0; "
-                "set the mapping's margin.normalise to none."
+                f"{source}: the margins are to be normalised ({how}), but no training pair of this source has one "
+                "above 0; set the mapping's margin.normalise to none."
             )
         if how != "quantile":
             return cls(float(np.sqrt(np.mean(margins**2)) if how == "zscore" else margins.max()))
@@ -63,23 +63,23 @@ class Normaliser:
         return cls(1.0, [0.0, *values[values > 0].tolist()], [0.0, *shares[values > 0].tolist()])
 
     def apply(self, margins: NDArray[Any]) -> NDArray[Any]:
-        """The normalised margins."""
+        """Return the normalised margins."""
         if not self.margins:
             return margins / self.scale
         return np.sign(margins) * np.interp(np.abs(margins), self.margins, self.shares)
 
 
 def constants_for(source: str, fitted: Mapping[str, Normaliser]) -> Normaliser:
-    """Those of a source: fitted on the training source of this name, or on the only one.
+    """Return the normaliser of a source: that of the training source of this name, or of the only one.
 
     Raises:
-        UserError: none has this name, and they differ.
+        UserError: no training source has this name, and their normalisers differ.
     """
     if source in fitted:
         return fitted[source]
     if len(set(map(repr, fitted.values()))) == 1:
         return next(iter(fitted.values()))
     raise UserError(
-        f"data.val: the margins of {source!r} are to be normalised as those of a training source, and none has this "
-        f"name; give it the `name` of one of {', '.join(fitted)}."
+        f"data.val: the margins of {source!r} are to be normalised like those of a training source, but none has "
+        f"this name; give it the `name` of one of {', '.join(fitted)}."
     )

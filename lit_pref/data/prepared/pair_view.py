@@ -1,4 +1,4 @@
-"""The pairs that a run sees: of one or more prepared sources, all or a part of them, with margins on one scale."""
+"""The pairs of a run: all or some pairs of one or more prepared sources, with normalised margins."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ class Part:
     """Some pairs of one prepared source.
 
     Args:
-        source: its name.
-        pairs: all of its split.
-        indices: those that are seen, in order.
-        normaliser: of their margins.
-        as_group: metrics are split by the source's name.
+        source: name of the source.
+        pairs: all pairs of its split.
+        indices: the pairs that are seen, in order.
+        normaliser: normaliser of the margins.
+        as_group: split metrics by the source's name.
     """
 
     source: str
@@ -40,13 +40,13 @@ class Part:
 class PairView(Sequence[PreferencePair]):
     """The pairs of one or more parts, one part after another.
 
-    Of a strength (margin, probability) that some parts have and others not, no pair has any: batches mix the parts.
+    If only some parts have a margin (or probability), it is dropped for all, because batches mix parts.
 
-    A pair that is in several sources has one id, and metrics are counted over ids: from its second place on, its id
-    ends in the number of times that it was there before.
+    Metrics are counted over ids, so a pair that is in several sources gets a new id for every further occurrence: it
+    ends in the number of occurrences before.
 
     Args:
-        parts: at least one.
+        parts: at least one part.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -78,7 +78,7 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def unshared(self) -> list[str]:
-        """Which of margin and probability only some parts have."""
+        """The names, `margin` or `probability`, that only some parts have."""
         return [name for name in STRENGTH if len({np.isnan(values[0]) for values in self._known(name)}) > 1]
 
     def _known(self, name: str) -> list[NDArray[Any]]:
@@ -86,7 +86,7 @@ class PairView(Sequence[PreferencePair]):
         return [values for values in every if len(values)]
 
     def subset(self, indices: NDArray[Any]) -> "PairView":
-        """The pairs at these increasing indices."""
+        """Return a view of the pairs at these increasing indices."""
         starts = self._ends - [len(part.indices) for part in self.parts]
         bounds = zip(self.parts, starts, self._ends, strict=True)
         return PairView(
@@ -94,16 +94,17 @@ class PairView(Sequence[PreferencePair]):
         )
 
     def with_normalisers(self, normalisers: dict[str, Normaliser]) -> "PairView":
-        """The same pairs with other constants for the sources that are named."""
+        """Return the same pairs with other normalisers for the named sources."""
         return PairView([replace(p, normaliser=normalisers.get(p.source, p.normaliser)) for p in self.parts])
 
     @property
     def own_margins(self) -> NDArray[Any]:
-        """(pairs,) the margins before normalisation; NaN where a pair has none."""
+        """(pairs,) the margins before normalisation; NaN for a pair without margin."""
         return self.with_normalisers(dict.fromkeys(self.normalisers, Normaliser())).column("margin").astype(np.float64)
 
     @property
     def normalisers(self) -> dict[str, Normaliser]:
+        """The normaliser of each source."""
         return {part.source: part.normaliser for part in self.parts}
 
     @cached_property
@@ -117,7 +118,7 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def _renamed(self) -> list[dict[int, str]]:
-        """The other ids of each part's pairs, by their places in it: of all its pairs, so that a choice moves none."""
+        """The new ids of repeated pairs, by part and index: of all its pairs, so that a selection changes none."""
         if len(self.parts) == 1:
             return [{}]
         seen: dict[str, int] = {}
@@ -133,12 +134,12 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 rejected ones in one-sided data."""
+        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
         return np.concatenate([part.pairs.lengths[part.indices] for part in self.parts])
 
     @cached_property
     def extra_response_lengths(self) -> NDArray[np.int32]:
-        """(pairs,): tokens of the extra response; 0 where the objective reads none."""
+        """(pairs,): tokens of the extra response; 0 if the objective reads none."""
         return np.concatenate([part.pairs.tokens_of("extra_response")[part.indices] for part in self.parts])
 
     @cached_property
@@ -148,29 +149,29 @@ class PairView(Sequence[PreferencePair]):
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:
-        """(pairs,) one value a pair; see `PreparedPairs.column`. Margins are normalised, as in the pairs."""
+        """Return (pairs,) one value per pair; see `PreparedPairs.column`. Margins are normalised, as in the pairs."""
         if name == "id":
             return np.array(self.ids, dtype=object)
         values = []
         for part in self.parts:
-            own = part.pairs.column(name)[part.indices]
+            column = part.pairs.column(name)[part.indices]
             if name in self.unshared:
-                own = np.full(len(own), np.nan)
+                column = np.full(len(column), np.nan)
             elif name == "margin":
-                own = part.normaliser.apply(own.astype(np.float64))
+                column = part.normaliser.apply(column.astype(np.float64))
             elif name == "group" and part.as_group:
-                own = np.full(len(own), part.source, dtype=object)
-            values.append(own)
+                column = np.full(len(column), part.source, dtype=object)
+            values.append(column)
         return np.concatenate(values)
 
     @property
     def reports(self) -> dict[str, PreparationReport]:
-        """What became of the rows of each source."""
+        """The preparation report of each source."""
         return {part.source: part.pairs.report for part in self.parts}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the pairs, their order and their margins."""
+        """Hash of the pairs, their order and their margins."""
         if len(self.parts) == 1 and self._is_whole(self.parts[0]):
             return self.parts[0].pairs.fingerprint
         digest = hashlib.sha256()

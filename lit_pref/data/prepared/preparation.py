@@ -1,48 +1,60 @@
-"""From a source to prepared pairs, once, in bounded memory."""
+"""Preparation of a source: its rows are read, converted, checked, filtered, split, tokenized and written."""
 
 import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_pref.cache import build_once, cache_folder
-from lit_pref.data.checking.checked_pairs import SPLITS, CheckedPairs
-from lit_pref.data.checking.row_reader import OnSwap, RowReader
-from lit_pref.data.formats.load import RowMapping, mapping_of
+from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.checking.swapping import OnSwap
+from lit_pref.data.checking.text_pair import CheckedPair, TextPair, canonical_prompt
+from lit_pref.data.formats.convert import Conversion
+from lit_pref.data.formats.describe import describe
+from lit_pref.data.formats.load import mapping_of
+from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
-from lit_pref.data.prepared.preparation_report import PreparationReport
-from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.source import Source, files_of, read_source, source_digest
+from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
+from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
+from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
+from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.tokenizing.tokenization import Tokenization
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 
-FORMAT = 3  # raise it when the same source and settings would give other pairs
-CHUNK = 256  # pairs that are tokenised together
-FIRST = 64  # rows by which a layout is recognised
+FORMAT = 4  # raise it when the same source and settings would give other pairs
+CHUNK = 256  # pairs that are tokenized together
+FIRST = 64  # rows by which a format is recognised
+SPLITS = ("train", "validation")
+Refuse = Callable[[BadRow, str], None]
+"""Is called with each faulty row and its split."""
 
 
 @dataclass
 class Preparation:
-    """From a source to prepared pairs, split by prompt.
+    """Prepares the pairs of a source, split by prompt.
 
     Args:
-        mapping: of sources that name none; None recognises their layout.
-        columns: further columns of numbers to carry.
-        on_swap: what they do where chosen and rejected swap (see `RowReader`).
+        mapping: mapping of sources that name none; None recognises their format.
+        columns: further columns of numbers to carry along.
+        on_swap: rules for these columns if chosen and rejected are swapped (see `RowReader`).
         token_columns: names of the columns of character spans whose values go with the responses' tokens.
-        group_column: names the group of a pair.
-        required: what the objective cannot do without (see `RowReader`).
-        one_sided: only the chosen text is wanted.
+        group_column: the column that names the group of a pair.
+        required: columns that the objective needs (see `RowReader`).
+        one_sided: read only the chosen text.
         ties: "keep" or "drop" pairs of equal strength.
-        bad_rows: "strict" stops at the first bad row, "lenient" counts and leaves out.
+        bad_rows: "strict" stops at the first faulty row, "lenient" counts them and leaves them out.
         max_refused: the share of rows that lenient preparation may leave out.
-        val_fraction: the share of prompts that goes to validation.
-        split_seed: of the split by prompt.
+        val_fraction: the share of prompts that go to validation.
+        split_seed: seed of the split by prompt.
+
+    Raises:
+        UsageError: an argument is out of range.
     """
 
     mapping: str | dict[str, Any] | None = None
@@ -58,9 +70,18 @@ class Preparation:
     val_fraction: float = 0.0
     split_seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
+        if not 0 <= self.val_fraction <= 1:
+            raise UsageError(f"data.val_fraction is {self.val_fraction:g}; it must be at least 0 and below 1.")
+        if not 0 <= self.max_refused <= 1:
+            raise UsageError(f"data.max_refused is {self.max_refused:g}; it must be between 0 and 1.")
+
     @property
     def all_columns(self) -> tuple[str, ...]:
-        """The names of all columns that pairs carry: those asked for and those that the objective requires."""
+        """The names of all columns that pairs carry: the given ones and those that the objective requires."""
         return self._reader().columns
 
     def _reader(self) -> RowReader:
@@ -69,10 +90,10 @@ class Preparation:
         )
 
     def mapping_of(self, source: Source) -> RowMapping:
-        """How the source is read: as it says itself, or as all do, or as its first rows are recognised.
+        """Return the mapping of a source: its own, the common one, or the one recognised by its first rows.
 
         Raises:
-            UserError: what it is cannot be told, or the mapping is faulty.
+            UserError: the format cannot be recognised, or the mapping has an error.
         """
         given = self.mapping if source.mapping is None else source.mapping
         return mapping_of(
@@ -80,11 +101,11 @@ class Preparation:
         )
 
     def prepare(self, source: Source, tokenization: Tokenization) -> Path:
-        """The folder with the prepared splits of a source, made now unless it is there already.
+        """Return the folder with the prepared splits of a source, which is built unless it exists.
 
         Args:
-            source: where the rows are.
-            tokenization: of the policy.
+            source: the source of the rows.
+            tokenization: tokenization of the policy.
 
         Raises:
             UserError: the source cannot be read or used.
@@ -97,22 +118,79 @@ class Preparation:
         return folder
 
     def key(self, source: Source, mapping: RowMapping) -> str:
-        """sha256 of all that decides the texts: content, mapping, settings."""
-        # How many faulty rows are too many is asked of what was prepared, so `check` and `fit` share it.
+        """Return a sha256 of all that affects the texts: content, mapping, settings."""
+        # The number of faulty rows is judged after preparation, so `check` and `fit` share what was prepared.
         judging = ("mapping", "bad_rows", "max_refused")
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
         settings["required"] = sorted(self.required)
-        # The names of files too: every pair says where it stands.
+        # File names are included because every pair knows its file and line.
         files = [source.path] if source.hub else [str(file) for file in files_of(source)]
         parts = [FORMAT, files, source_digest(source), mapping.fingerprint(), settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def pairs_of(self, source: Source, mapping: RowMapping | None = None) -> CheckedPairs:
-        """The pairs of a source before tokenisation, with their whole texts."""
+    def checked_pairs(
+        self,
+        source: Source,
+        mapping: RowMapping | None = None,
+        refuse: Refuse | None = None,
+        reports: Mapping[str, PreparationReport] | None = None,
+    ) -> Iterator[CheckedPair]:
+        """Yield the pairs of a source in order, before tokenization, with their whole texts.
+
+        Args:
+            source: the source of the rows.
+            mapping: mapping of the source; None takes `mapping_of(source)`.
+            refuse: called with each faulty row and its split; None skips faulty rows.
+            reports: the report of each split, in which rows are counted.
+        """
         mapping = mapping or self.mapping_of(source)
-        split = (self.val_fraction, self.split_seed)
-        return CheckedPairs(source, mapping, self._reader, *split, self.ties == "drop")
+        filters = mapping.filters
+        cap = filters.max_pairs_per_prompt
+        last = (
+            {} if cap is None else last_lots((text for _, text, _ in self._texts(source, mapping)), cap, filters.seed)
+        )
+        reports = reports or {split: PreparationReport() for split in SPLITS}
+        ids, lots = PairIds(), Lots(filters.seed)
+        for row, text, split in self._texts(source, mapping, refuse, reports):
+            if cap is not None and lots.draw(text) > last[text.prompt_id]:
+                reports[split].capped += 1
+                continue
+            id, repeated = ids.of(row, text)
+            reports[split].repeated += repeated
+            yield CheckedPair(row, text, id, split)
+
+    def _texts(
+        self,
+        source: Source,
+        mapping: RowMapping,
+        refuse: Refuse | None = None,
+        reports: Mapping[str, PreparationReport] | None = None,
+    ) -> Iterator[tuple[Row, TextPair, str]]:
+        """Yield the checked pairs that pass the filters, each with its row and its split."""
+        reports = reports or {split: PreparationReport() for split in SPLITS}
+        rows = Conversion(mapping).canonical_rows(read_source(source))
+        for row, text in self._reader().read_all(rows):
+            # A row that cannot be read has no prompt by which it could be held out: it counts as training data.
+            prompt = None if row is None else canonical_prompt(row.values.get("prompt"))
+            held_out = row is not None and in_validation(prompt, self.val_fraction, self.split_seed)
+            split = "validation" if held_out else "train"
+            report = reports[split]
+            report.rows += 1
+            if isinstance(text, LeftOut):
+                report.left_out[text.kind] += 1
+            elif isinstance(text, BadRow):
+                if refuse is not None:
+                    refuse(text, split)
+            elif row is not None:
+                if reason := filtered_out(mapping.filters, text, row):
+                    report.left_out[reason] += 1
+                    continue
+                report.ties += text.tie
+                if text.tie and self.ties == "drop":
+                    report.ties_dropped += 1
+                    continue
+                yield row, text, split
 
     def _build(self, source: Source, mapping: RowMapping, tokenization: Tokenization, folder: Path) -> None:
         columns = self.all_columns
@@ -126,17 +204,17 @@ class Preparation:
             reports[split].refused_first.setdefault(bad.kind, str(bad))
 
         for report in reports.values():
-            report.layout = mapping.describe()
-        pairs = self.pairs_of(source, mapping).read(refuse, reports)
+            report.format = describe(mapping)
+        pairs = self.checked_pairs(source, mapping, refuse, reports)
         while chunk := list(itertools.islice(pairs, CHUNK)):
-            made = tokenization.tokenize_all([(pair.row, pair.text, pair.id) for pair in chunk])
-            for pair, tokenized in zip(chunk, made, strict=True):
+            tokenized_pairs = tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk])
+            for pair, tokenized in zip(chunk, tokenized_pairs, strict=True):
                 if isinstance(tokenized, BadRow):
                     refuse(tokenized, pair.split)
                     continue
                 report = reports[pair.split]
-                report.example = report.example or mapping.in_words(pair.text, pair.row)
-                splits[pair.split].add(pair.text, tokenized)
+                report.example = report.example or example_of(mapping, pair.text, pair.row)
+                splits[pair.split].add(pair, tokenized)
         for writer in splits.values():
             writer.close()
 
@@ -150,12 +228,12 @@ class Preparation:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in refused.most_common())
             raise UserError(
                 f"{path}: {refused.total()} of {rows} rows cannot be used ({reasons}), more than data.max_refused "
-                f"{self.max_refused:g} allows; mend the rows or raise it (the first: {example.partition(';')[0]})."
+                f"{self.max_refused:g} allows; fix the rows or raise it (the first: {example.partition(';')[0]})."
             )
         if not sum(report.pairs for report in reports):
-            left = sum((report.left_out for report in reports), refused)
+            left_out = sum((report.left_out for report in reports), refused)
             ties = sum(report.ties_dropped for report in reports)
-            reasons = ", ".join(f"{kind}: {n}" for kind, n in [*left.most_common(), ("ties dropped", ties)] if n)
+            reasons = ", ".join(f"{kind}: {n}" for kind, n in [*left_out.most_common(), ("ties dropped", ties)] if n)
             raise UserError(
                 f"{path} holds no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
                 "with pairs."

@@ -1,4 +1,4 @@
-"""What became of the rows: counts and shares that a user should look at before training."""
+"""Report on the preparation of a source: counts and shares to look at before training."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.data.checking.row_reader import TextPair
+from lit_pref.data.checking.text_pair import TextPair
+from lit_pref.data.formats.describe import strength_in_words
+from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.sources.row import Row
 from lit_pref.data.tokenizing.tokenization import TokenizedPair
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -14,7 +17,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass
 class Spread:
-    """Count, sum, smallest and largest of a number."""
+    """Count, sum, minimum and maximum of a number."""
 
     count: int = 0
     total: float = 0.0
@@ -36,22 +39,21 @@ class Spread:
 class PreparationReport:
     """Statistics of one split of one source. All counts are of pairs, except `rows`, `refused` and `prompts`.
 
-    `rows` are what the mapping made of the source's rows (a list of four responses may be six), of which `refused` ones
-    are faulty (`refused_first` is the first of each kind), `left_out` ones do not pass the mapping's filters, and
-    `capped` ones are beyond its number of pairs per prompt. `repeated` pairs stand in the source more than once, and
-    are kept. `layout` says how the source was read and `example` what its first pair became.
-
-    `swapped` pairs changed the places of chosen and rejected; `ties` have equal responses by their strength;
-    `disagreeing` ones have a margin that is not the difference of their scores, or a probability or label that prefers
-    the other text or makes a tie of it; `clipped` ones have a margin that was cut to the mapping's bound.
-
-    `merged` ones have a token that spans the boundary between prompt and response; `plain` ones have a prompt that is
-    no message list, and `joined` ones of them no space between prompt and response; of `unasked` ones the assistant's
-    turn does not begin as the chat template asks for one; `special_texts` ones hold the name of a special token in a
-    text. Lengths are in tokens, after truncation, `longest` that of the longest prompt with one of its responses.
+    - `rows`: canonical rows (a list of four responses may give six). Of these, `refused` are faulty (`refused_first`
+      has the first of each kind), `left_out` do not pass the mapping's filters, and `capped` exceed its number of pairs
+      per prompt.
+    - `repeated`: pairs that occur more than once in the source; they are kept.
+    - `format`: how the source was read; `example`: its first pair in words.
+    - `swapped`: chosen and rejected were swapped; `ties`: both responses are equally strong.
+    - `disagreeing`: the margin is not the difference of the scores, or a probability or label prefers the other text
+      or only one of them is a tie; `clipped`: the margin was cut to the mapping's bound.
+    - `merged`: a token spans the prompt end; `plain`: the prompt is not a message list; `joined`: a plain prompt
+      without a space before the response; `unasked`: the assistant's turn does not begin with the chat template's
+      generation prompt; `special_texts`: a text contains the name of a special token.
+    - Lengths are in tokens, after truncation; `longest` is the longest prompt with one of its responses.
     """
 
-    layout: str = ""
+    format: str = ""
     example: str = ""
     rows: int = 0
     pairs: int = 0
@@ -83,8 +85,7 @@ class PreparationReport:
     margin_quantiles: dict[str, float] = field(default_factory=dict)
 
     def count(self, text: TextPair, tokenized: TokenizedPair) -> None:
-        """Add one pair that is kept."""
-        pair = tokenized.pair
+        """Count one pair that is kept."""
         self.pairs += 1
         self.swapped += text.swapped
         self.disagreeing += text.disagrees
@@ -98,23 +99,23 @@ class PreparationReport:
         self.chosen_cut += tokenized.chosen_cut
         self.rejected_cut += tokenized.rejected_cut
         self.merged += tokenized.merged
-        self.prompt_tokens.add(len(pair.prompt))
-        self.chosen_tokens.add(len(pair.chosen))
-        if pair.rejected is not None:
-            self.rejected_tokens.add(len(pair.rejected))
-            self.chosen_longer += len(pair.chosen) > len(pair.rejected)
-        response = max(len(pair.chosen), len(pair.rejected or ()), len(pair.extra_response or ()))
-        self.longest = max(self.longest, len(pair.prompt) + response)
+        self.prompt_tokens.add(len(tokenized.prompt))
+        self.chosen_tokens.add(len(tokenized.chosen))
+        if tokenized.rejected is not None:
+            self.rejected_tokens.add(len(tokenized.rejected))
+            self.chosen_longer += len(tokenized.chosen) > len(tokenized.rejected)
+        response = max(len(tokenized.chosen), len(tokenized.rejected or ()), len(tokenized.extra_response or ()))
+        self.longest = max(self.longest, len(tokenized.prompt) + response)
 
     def set_margins(self, margins: Any) -> None:
-        """Mean and quantiles of an array of margins."""
+        """Set mean and quantiles of the margins."""
         values = np.asarray(margins, dtype=np.float64)
         if len(values):
             self.margin = Spread(len(values), float(values.sum()), float(values.min()), float(values.max()))
             self.margin_quantiles = {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES}
 
     def share(self, name: str) -> float:
-        """A count of pairs as a share of all pairs of the split; 0 where there are none."""
+        """Return a count of pairs as a share of all pairs of the split; 0 if there are none."""
         return float(getattr(self, name)) / self.pairs if self.pairs else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class PreparationReport:
             longer = f", chosen longer {self.share('chosen_longer'):.1%}" if self.rejected_tokens.count else ""
             lines.append(
                 f"mean tokens: {tokens} (longest pair {self.longest}{longer}); "
-                f"cut: {cut}; token across the boundary {self.share('merged'):.1%}"
+                f"cut: {cut}; token across the prompt end {self.share('merged'):.1%}"
             )
         if self.margin.count:
             quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in self.margin_quantiles.items())
@@ -148,9 +149,9 @@ class PreparationReport:
     def _counts(self) -> str:
         refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
         left_out = {**self.left_out, "beyond the pairs per prompt": self.capped}
-        further = ", ".join(f"{kind}: {count}" for kind, count in left_out.items() if count)
+        skipped = ", ".join(f"{kind}: {count}" for kind, count in left_out.items() if count)
         parts = [f"{self.rows} rows, {self.pairs} pairs of {self.prompts} prompts; refused: {refused}"]
-        parts += [f"left out: {further}"] if further else []
+        parts += [f"left out: {skipped}"] if skipped else []
         parts.append(
             f"swapped {self.swapped}, ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree "
             f"{self.disagreeing}"
@@ -158,3 +159,31 @@ class PreparationReport:
         parts += [f"repeated pairs {self.repeated}"] if self.repeated else []
         parts += [f"names of special tokens in {self.special_texts}"] if self.special_texts else []
         return "; ".join(parts)
+
+
+def example_of(mapping: RowMapping, pair: TextPair, row: Row) -> str:
+    """Return one pair in words: its prompt, the chosen text, and the origin of its margin."""
+    asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
+    first, second = row.named("chosen"), row.named("rejected")
+    if pair.rejected is not None and _response_text(row.values.get("chosen")) != pair.chosen:
+        first, second = second, first
+    origin = strength_in_words(mapping) if "margin" in row.names else "as in the row"
+    if "margin" not in row.values and "score_chosen" in row.values:
+        origin = "score_chosen - score_rejected"
+    strength = "no margin" if pair.margin is None else f"margin {pair.margin:.4g} ({origin})"
+    strength += "" if pair.probability is None else f", probability {pair.probability:.4g}"
+    return (
+        f"{row.place}: to {_short(asked)}, {first} {_short(pair.chosen)} is preferred to {second} "
+        f"{_short(pair.rejected or '')}, {strength}"
+    )
+
+
+def _response_text(value: Any) -> Any:
+    """Return the text of a response, which is a string or messages."""
+    return value[-1].get("content") if isinstance(value, list) and value and isinstance(value[-1], dict) else value
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text on one line."""
+    line = " ".join(text[:200].split())
+    return f'"{line}"' if len(line) <= 60 else f'"{line[:57]}..."'

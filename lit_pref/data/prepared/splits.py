@@ -1,4 +1,4 @@
-"""From the sources of a configuration to the training and validation pairs of a run."""
+"""The training and validation pairs of a run, from the sources of its configuration."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.data.checking.checked_pairs import CheckedPair, texts_of
+from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.arrow import PreparedPairs
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView, Part
@@ -21,11 +21,11 @@ from lit_pref.errors import UsageError, UserError
 
 
 def sources_of(given: str | Source | Sequence[str | Source], option: str) -> list[Source]:
-    """The sources behind `data.train` or `data.val`, each with a name of its own.
+    """Return the sources of `data.train` or `data.val`; their names are unique.
 
     Raises:
-        UsageError: shares of a mixture that cannot be, or two sources of one name.
-        UserError: there is nothing at a path.
+        UsageError: only some sources have a weight, or two sources have one name.
+        UserError: a path does not exist.
     """
     listed = [given] if isinstance(given, str | Source) else list(given)
     sources = [Source(one) if isinstance(one, str) else one for one in listed]
@@ -36,7 +36,7 @@ def sources_of(given: str | Source | Sequence[str | Source], option: str) -> lis
     twice = [name for name, count in Counter(source.label for source in sources).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{option}: two sources are called {twice[0]!r}, by which their pairs are told apart; give each a `name`."
+            f"{option}: two sources are called {twice[0]!r}, and the name must identify a source; give each a `name`."
         )
     _check_shares(sources, option)
     return sources
@@ -45,11 +45,11 @@ def sources_of(given: str | Source | Sequence[str | Source], option: str) -> lis
 def _check_shares(sources: list[Source], option: str) -> None:
     weights = [source.weight for source in sources if source.weight is not None]
     if weights and len(weights) != len(sources):
-        raise UsageError(f"{option}: some sources have a `weight` and others not; give it to every one, or to none.")
+        raise UsageError(f"{option}: only some sources have a `weight`; give it to all of them, or to none.")
 
 
 class Splits(NamedTuple):
-    """The pairs of a run."""
+    """The training and validation pairs of a run."""
 
     train: PairView
     val: PairView
@@ -58,15 +58,15 @@ class Splits(NamedTuple):
 def open_splits(
     train: list[Source], val: list[Source] | None, preparation: Preparation, tokenization: Tokenization
 ) -> Splits:
-    """Prepare what is not prepared yet, and put the parts together.
+    """Prepare the sources that are not prepared yet, and combine them.
 
-    Of a mixture the training split takes as many pairs as the `weight`s allow without taking any twice, or `count` of
-    each source, and so does a mixture of validation files; which ones is a function of `split_seed`. Normalisers are
-    fitted on each source's training pairs; pairs of a validation file take those of the training source of the same
-    name, or of the only one.
+    From a mixture, the training split takes as many pairs as the `weight`s allow without taking any twice, or `count`
+    of each source, and so does a mixture of validation files; `split_seed` decides which. Normalisers are fitted on
+    each source's training pairs; a validation file takes the normaliser of the training source of the same name, or of
+    the only one.
 
     Raises:
-        UserError: a source cannot be used, has fewer pairs than asked for, or there is nothing to train on.
+        UserError: a source cannot be used or has fewer pairs than its `count`, or there is nothing to train on.
     """
     folders = [preparation.prepare(source, tokenization) for source in train]
     whole = [PreparedPairs(folder, "train") for folder in folders]
@@ -118,27 +118,30 @@ def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> 
 
 
 def _some(pairs: PreparedPairs, count: int, seed: int) -> NDArray[np.int64]:
-    """The indices of `count` pairs by chance, in order; further rows in the source change few of them."""
+    """Return the indices of `count` pairs drawn by hash, in order; additional rows change few of them."""
     if count == len(pairs):
         return np.arange(len(pairs))
-    places = [hashlib.sha256(f"{seed} {id}".encode()).digest()[:8] for id in pairs.ids]
-    return np.sort(np.argsort(np.array(places, "S8"), kind="stable")[:count])
+    lots = [hashlib.sha256(f"{seed} {id}".encode()).digest()[:8] for id in pairs.ids]
+    return np.sort(np.argsort(np.array(lots, "S8"), kind="stable")[:count])
 
 
 def digest_of_split(sources: list[Source], preparation: Preparation) -> str:
-    """sha256 that changes with the texts of the training split."""
+    """Return a sha256 that changes with the texts of the training split."""
     keys = [preparation.key(source, preparation.mapping_of(source)) for source in sources]
     return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 def training_pairs(sources: list[Source], preparation: Preparation) -> Iterator[tuple[str, CheckedPair]]:
-    """The pairs of the training split as they stand in their sources, uncut, each with its source's name."""
+    """Yield the training pairs with their whole texts, before tokenization, each with its source's name."""
     for source in sources:
-        for pair in preparation.pairs_of(source).read():
+        for pair in preparation.checked_pairs(source):
             if pair.split == "train":
                 yield source.label, pair
 
 
 def training_texts(sources: list[Source], preparation: Preparation) -> Iterator[str]:
-    """The texts of the training split, for a tokenizer that is trained on them."""
-    return texts_of(pair for _, pair in training_pairs(sources, preparation))
+    """Yield the texts of the training split, for a tokenizer that is trained on them."""
+    for _, pair in training_pairs(sources, preparation):
+        prompt = pair.text.prompt
+        yield from [prompt] if isinstance(prompt, str) else (message["content"] for message in prompt)
+        yield from (text for text in (pair.text.chosen, pair.text.rejected) if text is not None)

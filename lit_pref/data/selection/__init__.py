@@ -1,1 +1,1 @@
-"""Selection of training pairs by a criterion."""
+"""Selection of training pairs by a score of each pair."""

@@ -1,4 +1,4 @@
-"""By what training pairs are chosen: the margin of the data, that of the policy, both, chance, entropy, certainty."""
+"""Criteria of selection: margins of the data, of the policy, or both; chance, entropy, and certainty."""
 
 import hashlib
 import math
@@ -14,18 +14,18 @@ Array = NDArray[Any]
 
 
 class AlignmentPotential(Selection):
-    """What the data say beyond what the policy says already: explicit minus implicit margin.
+    """Scores a pair by explicit minus implicit margin: the preference that the policy has not learnt yet.
 
         normalise (default)   z(|m|) - weight * z(|h_w - h_l|),   z(x) = (x - mean x) / std x over all training pairs
         raw                   |m| - |beta (h_w - h_l)|
 
     m is the margin of the data, h_w - h_l the implicit margin of the policy before its first step: without a reference
     (default) mean log-probs, h_y = log pi(y|x) / |y|, the reward of SimPO; with one h_y = log pi(y|x) / pi_ref(y|x),
-    the reward of DPO. A pair that the policy ranks wrongly and with confidence scores low, because |.| is taken:
-    `signed` lets it score high.
+    the reward of DPO. A pair that the policy ranks wrongly with confidence scores low because of the absolute
+    value; with `signed` it scores high.
 
-    In z-scores a spread counts as a spread, whatever it is worth, and `beta` and the scale of m vanish: the choice
-    does not change if m is multiplied or shifted. Explicit and implicit margin on one scale is the raw form.
+    z-scores make both spreads equal whatever their units, so `beta` and the scale of m vanish: the selection does not
+    change if m is multiplied or shifted. The raw form compares explicit and implicit margin on one scale.
 
     >>> from lit_pref.data.selection.selection import Logps
     >>> pool = Pool(["a", "b"], np.array(["p", "p"]), np.array(["", ""]), {"margin": np.array([4.0, 1.0])},
@@ -34,20 +34,21 @@ class AlignmentPotential(Selection):
     [3.25, -0.25]
 
     **Source**: Huang et al., Larger or Smaller Reward Margins to Select Preferences for LLM Alignment?, arXiv
-    2503.01864, and Hesse73/Alignment-Potential-Metric. The default is what that code computes, checked against it: its
+    2503.01864, and Hesse73/Alignment-Potential-Metric. The default was checked against that code: its
     `rm-logp` is weight 1 and its `rm-xlogp` any weight (2.5 in its scripts of self-play); std divides by N and
     floor(0.4 N) pairs are kept. The raw form is the paper's, from memory and not checked. Differences: the code's
-    explicit margin is the largest less the smallest of five scores of one prompt, here it is the pair's own
-    (`margin_column` names another); a spread of 0 gives z = 0 where the code divides by it; ties have an order; what
-    is kept is shuffled later, where the code writes it in the order of scores.
+    explicit margin is the largest minus the smallest of five scores of one prompt, here it is the pair's own
+    (`margin_column` names another); a spread of 0 gives z = 0, whereas the code divides by it; ties have an order;
+    kept pairs are shuffled later, whereas the code writes them in the order of scores.
 
     Args:
-        weight: >= 0, of the implicit margin's z-score.
-        normalise: z-scores; else the raw form.
-        beta: > 0, units of the margin per nat (without a reference: per nat a token); of the raw form, and only there.
-        reference: false, mean log-probs without one; true, the run's first; or a folder or hub name.
+        weight: >= 0, weight of the implicit margin's z-score.
+        normalise: use z-scores, else the raw form.
+        beta: > 0, units of the margin per nat (without a reference: per nat per token); for the raw form only.
+        reference: false takes mean log-probs without a reference; true takes the run's first one; or a folder or hub
+            name.
         signed: leave out the absolute values: m - (h_w - h_l).
-        margin_column: what is read as m.
+        margin_column: the column that is read as m.
         common: see `Selection`.
     """
 
@@ -91,35 +92,35 @@ class AlignmentPotential(Selection):
         explicit, implicit = self._sides(pool)
         names = {f"`{self.margin_column}`": explicit, "the policy's implicit margin": implicit}
         notes = [
-            f"{name} is {values[0]:.4g} in every pair and does not count in the choice"
+            f"{name} is {values[0]:.4g} in every pair and does not affect the selection"
             for name, values in names.items()
             if not np.ptp(values)
         ]
         if not self.normalise or notes:
             return notes
         notes.append(
-            "explicit and implicit margin must be on one scale, and z-scores only make their spreads equal: "
+            "explicit and implicit margin must be on one scale, but z-scores only make their spreads equal: "
             f"{np.std(explicit):.3g} of `{self.margin_column}` counts as much as "
             f"{np.std(implicit) / self.weight if self.weight else math.inf:.3g} {self.implicit_unit} of the policy's, "
-            "whatever each is worth; normalise: false with beta compares them in units of the margin"
+            "whatever their meaning; normalise: false with beta compares them in units of the margin"
         )
         if self.reference is False:
             notes.append(
-                "without a reference the policy's side is a difference of mean log-probs: which text is the more "
-                "ordinary one, token for token, also to a policy that has learnt no preference yet"
+                "without a reference the implicit margin is a difference of mean log-probs: it says which text is more "
+                "common, token by token, even for a policy that has learnt no preference yet"
             )
         return notes
 
 
 class ExplicitMargin(Selection):
-    """The margin of the data, |m|: the clearest preferences at the top.
+    """Scores a pair by the margin of the data, |m|: the clearest preferences are at the top.
 
-    **Source**: `rm_margin`, a baseline of arXiv 2503.01864 (there as z-scores, which order pairs in the same way).
-    Checked against the authors' code, whose margin is that of the extremes of five scores; see `AlignmentPotential`.
+    **Source**: `rm_margin`, a baseline of arXiv 2503.01864 (there as z-scores, which give the same order).
+    Checked against the authors' code, whose margin is the range of five scores; see `AlignmentPotential`.
 
     Args:
-        signed: m itself, for a column whose sign says something: the margin of oriented pairs is never negative.
-        margin_column: what is read as m.
+        signed: take m itself, for a column whose sign has a meaning; the margin of swapped pairs is never negative.
+        margin_column: the column that is read as m.
         common: see `Selection`.
     """
 
@@ -133,17 +134,18 @@ class ExplicitMargin(Selection):
 
 
 class ImplicitMargin(Selection):
-    """What the policy prefers already, |h_w - h_l|: at the bottom (default) the pairs on which it is undecided.
+    """Scores a pair by the policy's own preference, |h_w - h_l|; the bottom (default) has the undecided pairs.
 
-    h_y = log pi(y|x) / |y| without a reference, h_y = log pi(y|x) / pi_ref(y|x) with one, in nats. At the bottom and
-    `signed` are the pairs that it ranks most wrongly.
+    h_y = log pi(y|x) / |y| without a reference, h_y = log pi(y|x) / pi_ref(y|x) with one, in nats. With `signed`, the
+    bottom has the pairs that the policy ranks most wrongly.
 
     **Source**: `logp_margin_norm_abs`, a baseline of arXiv 2503.01864, which keeps the top of -z(|h_w - h_l|): the
     same pairs. Checked against the authors' code; `signed` and `reference` are ours.
 
     Args:
-        signed: h_w - h_l itself.
-        reference: false, mean log-probs without one; true, the run's first; or a folder or hub name.
+        signed: take h_w - h_l itself.
+        reference: false takes mean log-probs without a reference; true takes the run's first one; or a folder or hub
+            name.
         which: see `Selection`.
         common: see `Selection`.
     """
@@ -167,13 +169,13 @@ class ImplicitMargin(Selection):
 
 
 class Random(Selection):
-    """By chance: the share of its prompts, lengths and margins is that of all pairs. The baseline of every choice.
+    """Scores a pair by chance, so that prompts, lengths and margins keep their distribution; the baseline.
 
-    A pair's number is a hash of `seed` and its id, so a larger choice contains the smaller one, and further pairs
-    change no pair's number.
+    The score is a hash of `seed` and the pair's id, so a larger selection contains the smaller one, and additional
+    pairs change no score.
 
     Args:
-        seed: another one chooses others.
+        seed: seed of the hash.
         common: see `Selection`.
     """
 
@@ -187,15 +189,15 @@ class Random(Selection):
 
 
 class PredictiveEntropy(Selection):
-    """How surprised the policy is by the responses at hand: H = -(log pi(y_w|x) + log pi(y_l|x)) / 2, in nats.
+    """Scores a pair by the policy's surprise at its responses: H = -(log pi(y_w|x) + log pi(y_l|x)) / 2, in nats.
 
     **Source**: Muldrew et al., Active Preference Learning for Large Language Models, arXiv 2402.08114, where
-    H(x) = -(1/N) Σ_n log pi(y_n|x) over responses that the policy itself has sampled; reconstructed from summaries of
-    the paper. Here it is an offline estimate over the two responses of the pair: those of another writer are less
-    likely than the policy's own, so that it is their cross-entropy, and it grows with their length.
+    H(x) = -(1/N) Σ_n log pi(y_n|x) over responses sampled by the policy itself; reconstructed from summaries of the
+    paper. Here it is an offline estimate over the two responses of the pair. Responses of another author are less
+    likely than the policy's own, so it is a cross-entropy, and it grows with their length.
 
     Args:
-        per_token: of each response the mean over its tokens instead of the sum.
+        per_token: take the mean over the tokens of each response instead of the sum.
         common: see `Selection`.
     """
 
@@ -203,7 +205,7 @@ class PredictiveEntropy(Selection):
 
     def __init__(self, per_token: bool = False, **common: Any) -> None:
         super().__init__(**common)
-        self.per_token, self.unit = per_token, "nats a token" if per_token else "nats"
+        self.per_token, self.unit = per_token, "nats per token" if per_token else "nats"
 
     def scores(self, pool: Pool) -> Array:
         assert pool.policy is not None
@@ -211,16 +213,16 @@ class PredictiveEntropy(Selection):
 
 
 class Certainty(Selection):
-    """How clearly policy and reference part on a pair: |beta (h_w - h_l)|, h_y = log pi(y|x) / pi_ref(y|x).
+    """Scores a pair by its implicit reward margin: |beta (h_w - h_l)|, h_y = log pi(y|x) / pi_ref(y|x).
 
-    The largest are pairs on which the policy has a decided opinion, most worth a label where that may be wrong.
+    The top has the pairs on which the policy is most decided; labels are most useful where it may be wrong.
 
-    **Source**: preference certainty of arXiv 2402.08114; reconstructed from summaries of the paper, which chooses
-    among fresh prompts with two sampled responses and labels only the chosen. Here pairs are labelled already.
+    **Source**: preference certainty of arXiv 2402.08114; reconstructed from summaries of the paper, which selects
+    among new prompts with two sampled responses and labels only the selected ones. Here pairs are labelled already.
 
     Args:
-        beta: > 0, reward per nat; it changes no order, only the unit of `threshold`.
-        reference: true, the run's first; or a folder or hub name. It must not be the policy itself.
+        beta: > 0, reward per nat; it changes only the unit of `threshold`, not the order.
+        reference: true takes the run's first one; or a folder or hub name. It must not be the policy itself.
         common: see `Selection`.
     """
 
@@ -233,7 +235,7 @@ class Certainty(Selection):
             raise UsageError(f"data.selection.beta is {beta:g}; it must be above 0 and finite")
         if reference is False:
             raise UsageError(
-                "data.selection: Certainty compares with a reference; set reference to true or a folder, or choose by "
+                "data.selection: Certainty compares with a reference; set reference to true or a folder, or use "
                 "ImplicitMargin, which needs none"
             )
         self.beta, self.reference = beta, reference
@@ -243,7 +245,7 @@ class Certainty(Selection):
 
 
 def zscores(values: Array) -> Array:
-    """(x - mean) / std, the std over N; 0 where all values are the same. The same bits in every order of the values.
+    """Return (x - mean) / std, the std over N; 0 if all values are equal. The order of values changes no bit.
 
     >>> zscores(np.array([3.0, 5.0])).tolist(), zscores(np.array([0.1, 0.1, 0.1])).tolist()
     ([-1.0, 1.0], [0.0, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""Which of the training pairs are learnt from: a score a pair, and the pairs that have most of it, or least."""
+"""Selection of training pairs: each pair gets a score, and those with the highest or lowest scores are kept."""
 
 import hashlib
 import inspect
@@ -15,32 +15,32 @@ from lit_pref.errors import UsageError, UserError
 
 Array = NDArray[Any]
 AUTHORS_SHARE = 0.4
-"""Kept where nothing says how much: what the authors of the alignment potential keep."""
+"""The default share of kept pairs, from the authors of the alignment potential."""
 
 
 class Logps(NamedTuple):
-    """What one model says of both responses of P pairs."""
+    """Log-probs of both responses of P pairs by one model."""
 
     sums: Array  # (P, 2), chosen and rejected, nats
     lengths: Array  # (P, 2), tokens
 
     @property
     def means(self) -> Array:
-        """(P, 2), nats a token."""
+        """(P, 2), nats per token."""
         return self.sums / self.lengths
 
 
 @dataclass(frozen=True)
 class Pool:
-    """P pairs to choose among, and what is known of them before training.
+    """P candidate pairs, with their numbers before training.
 
     Args:
-        ids: of the pairs, no two the same.
-        prompts: (P,) what prompt a pair has.
+        ids: unique ids of the pairs.
+        prompts: (P,) ids of the prompts.
         places: (P,) file and line.
-        columns: (P,) numbers by name, `margin` among them where the selection reads it; NaN for what is missing.
-        policy: what the policy says before its first step.
-        reference: what the reference says.
+        columns: (P,) numbers by name, with `margin` if the selection reads it; NaN if a value is missing.
+        policy: log-probs of the policy before its first step.
+        reference: log-probs of the reference.
     """
 
     ids: Sequence[str]
@@ -53,12 +53,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selection gives.
+    """The result of a selection.
 
     Args:
-        scores: (P,) of all pairs.
-        indices: (k,) of those that are kept, increasing.
-        tied: pairs that are left out with the very score of the last one that is kept.
+        scores: (P,) scores of all pairs.
+        indices: (k,) indices of the kept pairs, increasing.
+        tied: number of pairs left out although their score equals that of the last kept one.
     """
 
     scores: Array
@@ -70,28 +70,28 @@ class Selection(ABC):
     """Scores the training pairs and keeps those with the highest or the lowest scores.
 
     Of N pairs (with `per_prompt`: of the N pairs of each prompt) floor(keep * N) are kept, as in the code of the
-    alignment potential, and at least one. Of pairs with equal scores those come first whose id has the smaller sha256:
-    by chance, and the same in every order of the files.
+    alignment potential, and at least one. Among pairs with equal scores, those whose id has the smaller sha256 come
+    first: this is random, and independent of the order of the files.
 
     Args:
         keep: a share, in (0, 1]; without `count` and `threshold` it is 0.4.
         count: a number of pairs; at most one of the three is given.
-        threshold: in units of the score; a pair that has it is kept.
+        threshold: in units of the score; a pair with exactly this score is kept.
         which: keep the highest scores or the lowest.
         per_prompt: keep this share or number of the pairs of every prompt.
 
     Raises:
-        UsageError: an argument out of its range, or several that say how many.
+        UsageError: an argument is out of range, or several of them decide how many pairs are kept.
     """
 
     margin_column: str | None = None
     """The column that is read as the strength of the preferences; None reads none."""
     reference: bool | str = False
-    """False reads none, true the run's first one, a text is the folder or hub name of another."""
+    """False reads no reference, True the run's first one; a string is the folder or hub name of another."""
     reads_policy: bool = False
     """Whether the policy's log-probs are needed."""
     unit: str = ""
-    """Of the scores."""
+    """The unit of the scores."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Selection(ABC):
         amounts = {"keep": keep, "count": count, "threshold": threshold}
         given = [name for name, value in amounts.items() if value is not None]
         if len(given) > 1:
-            raise UsageError(f"data.selection: {' and '.join(given)} both say how many pairs are kept; give one")
+            raise UsageError(f"data.selection: {' and '.join(given)} both decide how many pairs are kept; give one")
         if keep is not None and not 0 < keep <= 1:
             raise UsageError(f"data.selection.keep is {keep:g}; it is a share, above 0 and at most 1")
         if count is not None and count < 1:
@@ -120,17 +120,17 @@ class Selection(ABC):
 
     @abstractmethod
     def scores(self, pool: Pool) -> Array:
-        """(P,) float64, a function of each pair and of the pool as a set, never of its order."""
+        """Return (P,) float64 scores, which depend on each pair and on the pool as a set, never on its order."""
 
     def notes(self, pool: Pool) -> list[str]:
-        """Sentences of warning about this choice."""
+        """Return warnings about this selection, as sentences."""
         return []
 
     def choose(self, pool: Pool) -> Choice:
-        """The pairs that are kept.
+        """Return the kept pairs.
 
         Raises:
-            UserError: a score is not finite, nothing is left, or more is asked for than there is.
+            UserError: a score is not finite, no pair is kept, or there are fewer pairs than `count`.
         """
         scores = np.asarray(self.scores(pool), np.float64)
         if scores.shape != (len(pool.ids),):
@@ -146,7 +146,7 @@ class Selection(ABC):
         if not kept.any():
             raise UserError(
                 f"data.selection keeps no pair: threshold is {self.threshold:g} and the scores go from "
-                f"{scores.min():.4g} to {scores.max():.4g}; move it into them"
+                f"{scores.min():.4g} to {scores.max():.4g}; choose one between them"
             )
         return Choice(scores, np.flatnonzero(kept), tied)
 
@@ -176,10 +176,10 @@ class Selection(ABC):
         return max(1, int(self.keep * pairs))
 
     def margins(self, pool: Pool) -> Array:
-        """(P,) the strengths of the preferences, in units of the data.
+        """Return (P,) strengths of the preferences, in units of the data.
 
         Raises:
-            UserError: a pair has none.
+            UserError: a pair has no strength.
         """
         assert self.margin_column is not None
         margins = pool.columns[self.margin_column].astype(np.float64)
@@ -188,12 +188,13 @@ class Selection(ABC):
             raise UserError(
                 f"{pool.places[first]}: {type(self).__name__} needs the strength of every preference, and "
                 f"{int(np.isnan(margins).sum())} of {len(margins)} pairs have no `{self.margin_column}`; add it, name "
-                "another column (data.selection.margin_column), or choose by what needs none, such as ImplicitMargin"
+                "another column (data.selection.margin_column), or use a selection that needs none, such as "
+                "ImplicitMargin"
             )
         return margins
 
     def implicit_margins(self, pool: Pool) -> Array:
-        """(P,) h_w - h_l of the policy before its first step: see `ImplicitMargin`."""
+        """Return (P,) h_w - h_l of the policy before its first step; see `ImplicitMargin`."""
         assert pool.policy is not None
         if self.reference is False:
             values = pool.policy.means
@@ -204,8 +205,8 @@ class Selection(ABC):
 
     @property
     def implicit_unit(self) -> str:
-        """Of `implicit_margins`."""
-        return "nats a token" if self.reference is False else "nats"
+        """The unit of `implicit_margins`."""
+        return "nats per token" if self.reference is False else "nats"
 
     def __repr__(self) -> str:
         names = [*inspect.signature(type(self)).parameters, *inspect.signature(Selection).parameters]

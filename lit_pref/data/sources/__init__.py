@@ -1,1 +1,1 @@
-"""Files, folders and hub datasets, read record by record."""
+"""Sources of rows: files, folders and hub datasets, read row by row with file and line."""

@@ -1,4 +1,4 @@
-"""What a file holds in place of the data that its ending promises, and the sentence that says what to do."""
+"""Files whose content is not the data that their ending promises, each refused with a remedy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 from lit_pref.errors import UserError
 
 HEAD = 4096
-"""Bytes of a file's beginning that tell what it is."""
+"""Bytes at a file's beginning by which its type is recognised."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _SIGNS = (
-    (b"version https://git-lfs.github.com/", "is a git-lfs pointer and not the data", "fetch it with `git lfs pull`"),
+    (
+        b"version https://git-lfs.github.com/",
+        "is a git-lfs pointer, not the data",
+        "fetch it with `git lfs pull`",
+    ),
     (b"PAR1", "is a Parquet file", "give it the ending .parquet"),
     (b"\x1f\x8b", "is compressed by gzip", "decompress it with gunzip, or give it the ending .jsonl.gz or .csv.gz"),
     (b"PK\x03\x04", "is a zip archive", "unpack it"),
@@ -26,33 +30,33 @@ _PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one row of a file that can be read on; `detail` holds what differs from row to row."""
+    """An error in one row of a file whose other rows can be read; `detail` is specific to the row."""
 
     reason: str
     remedy: str
     detail: str = ""
 
 
-def refuse_what_is_no_text(path: Path, head: bytes) -> None:
-    """Refuses a text file by its first bytes, decompressed.
+def refuse_unless_text(path: Path, head: bytes) -> None:
+    """Refuse a file whose first bytes, decompressed, are not text.
 
     Raises:
-        UserError: they are those of another kind of file.
+        UserError: they are those of another type of file.
     """
     if not head:
-        raise UserError(f"{path} is empty, which is what a failed download or a full disk leaves; fetch it again.")
+        raise UserError(f"{path} is empty, as after a failed download or on a full disk; fetch it again.")
     _refuse_by_signs(path, head)
     if head[0:1] == b"\0" or head[1:2] == b"\0":  # a letter of UTF-16 without a byte order mark
         raise UserError(f"{path} is UTF-16 text or a binary file; save it as text in UTF-8.")
     if b"\0" in head.partition(b"\n")[0]:
-        raise UserError(f"{path} is a binary file, or damaged: it holds zero bytes; give a text file in UTF-8.")
+        raise UserError(f"{path} is a binary file, or damaged: it contains zero bytes; give a text file in UTF-8.")
 
 
-def refuse_what_is_no_parquet(path: Path) -> None:
-    """Refuses a file that does not begin and end as Parquet does.
+def refuse_unless_parquet(path: Path) -> None:
+    """Refuse a file that does not begin and end like a Parquet file.
 
     Raises:
-        UserError: it holds something else, or is cut short.
+        UserError: it is another type of file, or is cut short.
     """
     with open(path, "rb") as file:
         head = file.read(HEAD)
@@ -64,15 +68,16 @@ def refuse_what_is_no_parquet(path: Path) -> None:
             raise UserError(f"{path} is cut short: a Parquet file ends with the mark PAR1; fetch it again.")
         return
     if not head:
-        refuse_what_is_no_text(path, head)
+        refuse_unless_text(path, head)
     _refuse_by_signs(path, head)
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
-    what = "holds JSON; give it the ending .jsonl" if text[:1] in (b"{", b"[") else "is no Parquet file; write it again"
-    raise UserError(f"{path} {what}.")
+    is_json = text[:1] in (b"{", b"[")
+    reason = "holds JSON; give it the ending .jsonl" if is_json else "is not a Parquet file; write it again"
+    raise UserError(f"{path} {reason}.")
 
 
-def refuse_what_is_no_gzip(path: Path) -> None:
-    """Refuses a file whose ending promises gzip.
+def refuse_unless_gzip(path: Path) -> None:
+    """Refuse a file that is not compressed by gzip, although its ending says so.
 
     Raises:
         UserError: it is not compressed by gzip.
@@ -81,7 +86,7 @@ def refuse_what_is_no_gzip(path: Path) -> None:
         head = file.read(HEAD)
     if head.startswith(b"\x1f\x8b"):
         return
-    refuse_what_is_no_text(path, head)
+    refuse_unless_text(path, head)
     raise UserError(f"{path} is not compressed by gzip; give it the ending {''.join(path.suffixes[-2:-1])}.")
 
 

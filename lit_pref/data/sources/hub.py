@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, row by row, from the memory-mapped copy that `datasets` keeps."""
+"""Datasets of the Hugging Face hub, row by row, from the memory-mapped copy of the `datasets` library."""
 
 import os
 import re
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_pref.data.sources.row import Row
-from lit_pref.data.sources.tables import ARROW_ERRORS, in_short, refuse_twofold, rows_at_a_time
+from lit_pref.data.sources.tables import ARROW_ERRORS, in_short, refuse_duplicate_columns, rows_at_a_time
 from lit_pref.errors import UserError
 
 
 def hub_rows(name: str, split: str, subset: str | None = None, revision: str | None = None) -> Iterator[Row]:
-    """The rows of one split, numbered from 1; in memory are some of them.
+    """Yield the rows of one split, numbered from 1; a few rows are in memory at a time.
 
     Args:
-        name: `owner/name` on the hub, or whatever else `datasets.load_dataset` reads.
+        name: `owner/name` on the hub, or any other name that `datasets.load_dataset` accepts.
         split: a split or a slice of one.
-        subset: the configuration, where the dataset has several.
+        subset: the configuration, if the dataset has several.
         revision: branch, tag or commit.
 
     Raises:
@@ -24,7 +24,7 @@ def hub_rows(name: str, split: str, subset: str | None = None, revision: str | N
     """
     data = _load(name, split, subset, revision)
     place, number = f"{name}:{split}", 0
-    refuse_twofold(place, data.column_names)
+    refuse_duplicate_columns(place, data.column_names)
     batch_size = rows_at_a_time(data.data.nbytes, len(data))
     try:
         for values in _values(data, batch_size):
@@ -33,7 +33,7 @@ def hub_rows(name: str, split: str, subset: str | None = None, revision: str | N
     except ARROW_ERRORS as error:
         raise UserError(
             f"{place} cannot be read after row {number} ({in_short(error)}); its copy is kept in HF_DATASETS_CACHE "
-            "(~/.cache/huggingface/datasets): remove it there, and it is fetched again."
+            "(~/.cache/huggingface/datasets): remove it there to fetch it again."
         ) from error
 
 
@@ -47,10 +47,10 @@ def _values(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
 
 
 def hub_digest(name: str, split: str, subset: str | None = None, revision: str | None = None) -> str:
-    """What `datasets` itself tells versions of a split by: name, configuration, commit and split.
+    """Return the fingerprint by which `datasets` identifies a split: of name, configuration, commit and split.
 
     Raises:
-        UserError: as `hub_rows`.
+        UserError: see `hub_rows`.
     """
     return _load(name, split, subset, revision)._fingerprint
 
@@ -60,14 +60,14 @@ def _load(name: str, split: str, subset: str | None, revision: str | None) -> An
 
     try:
         data = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # whatever the HTTP library of the day, the dataset's files and their readers raise
+    except Exception as error:  # any error of the HTTP library, the dataset's files and their readers
         raise _refusal(error, name, split, subset, revision) from error
-    # Offline, `datasets` answers with the copy it has, whichever commit was asked for.
+    # Offline, `datasets` returns its copy, even if another commit was requested.
     kept = [file["filename"] for file in data.cache_files]
     if re.fullmatch("[0-9a-f]{40}", revision or "") and kept and not any(revision in file for file in kept):
         raise UserError(
-            f"The hub cannot be reached, and the copy of '{name}' that is kept here is of another commit than "
-            f"{revision}; connect, or leave the revision out."
+            f"The hub cannot be reached, and the local copy of '{name}' is of another commit than {revision}; connect, "
+            "or leave the revision out."
         )
     return data
 
@@ -75,12 +75,12 @@ def _load(name: str, split: str, subset: str | None, revision: str | None) -> An
 def _refusal(error: Exception, name: str, split: str, subset: str | None, revision: str | None) -> UserError:
     import datasets
 
-    said = str(error)
+    message = str(error)
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        if "gated" in said:
+        if "gated" in message:
             return UserError(f"'{name}' is gated on the Hugging Face hub; accept its terms there and log in.")
-        if revision is not None and "Revision" in said:
-            return UserError(f"'{name}' has no revision '{revision}' on the Hugging Face hub; name one that it has.")
+        if revision is not None and "Revision" in message:
+            return UserError(f"'{name}' has no revision '{revision}' on the Hugging Face hub; name one that exists.")
         return UserError(
             f"There is no dataset '{name}' on the Hugging Face hub, or it is private; a dataset there is written "
             "owner/name:split, and a path here begins with ./ or / or has an ending such as .jsonl."
@@ -94,12 +94,12 @@ def _refusal(error: Exception, name: str, split: str, subset: str | None, revisi
             f"'{name}' is not in the local cache, and the Hugging Face hub cannot be reached{offline}; connect, or "
             "give a local file."
         )
-    if found := re.search(r"Unknown split .*?Should be one of (\[.*?\])", said, re.DOTALL):
-        return UserError(f"'{name}' has no split '{split}'; it has {_names(found[1])}.")
-    if found := re.search(r"BuilderConfig .*? not found. Available: (\[.*?\])", said, re.DOTALL):
-        return UserError(f"'{name}' has no subset '{subset}'; it has {_names(found[1])}.")
-    if found := re.search(r"Config name is missing.*?(\[.*?\])", said, re.DOTALL):
-        return UserError(f"'{name}' has several subsets; give one of {_names(found[1])} as `subset`.")
+    if match := re.search(r"Unknown split .*?Should be one of (\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has no split '{split}'; it has {_names(match[1])}.")
+    if match := re.search(r"BuilderConfig .*? not found. Available: (\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has no subset '{subset}'; it has {_names(match[1])}.")
+    if match := re.search(r"Config name is missing.*?(\[.*?\])", message, re.DOTALL):
+        return UserError(f"'{name}' has several subsets; give one of {_names(match[1])} as `subset`.")
     cause = error.__cause__ or error
     return UserError(
         f"'{name}' cannot be read by the library datasets ({type(cause).__name__}: {in_short(cause)}); look at the "

@@ -1,4 +1,4 @@
-"""Text files line by line: every line bounded, every damage named."""
+"""JSONL files and other text, line by line: every line is bounded in length and every damage is named."""
 
 import gzip
 import json
@@ -8,29 +8,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.sources.damage import BYTE_ORDER_MARK, HEAD, Fault, refuse_what_is_no_gzip, refuse_what_is_no_text
+from lit_pref.data.sources.damage import BYTE_ORDER_MARK, HEAD, Fault, refuse_unless_gzip, refuse_unless_text
 from lit_pref.errors import UserError
 
 MAX_LINE = 16 * 2**20
-"""Bytes of the longest line (in CSV: row) that is read; a longer one is no text for a language model."""
+"""Bytes of the longest line (in CSV: row) that is read; a longer one is not text for a language model."""
 MAX_BLANK = 100_000
-"""Blank lines one after another: more of them is a file that never comes to an end."""
+"""The most consecutive blank lines; a file with more of them may never end."""
 MAX_DEPTH = 64
-"""Objects and lists within each other in one row: whoever walks through them has a stack with an end."""
+"""The deepest nesting of objects and lists in one row, because code that walks through them has a finite stack."""
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, decompressed where its name ends in .gz, with their numbers; no more than one is held.
+    """Yield the lines of a file with their numbers, one in memory at a time; a .gz file is decompressed.
 
     Raises:
-        UserError: the file is damaged, is no text, or a line is longer than `MAX_LINE`.
+        UserError: the file is damaged or not text, or a line is longer than `MAX_LINE`.
     """
     number = blank = 0
     try:
         if path.name.endswith(".gz"):
-            refuse_what_is_no_gzip(path)
+            refuse_unless_gzip(path)
         with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
-            refuse_what_is_no_text(path, file.peek(HEAD)[:HEAD])
+            refuse_unless_text(path, file.peek(HEAD)[:HEAD])
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 if number == 1:
@@ -47,30 +47,28 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); see to its rights and its disk."
+            f"{path} cannot be read ({error.strerror or error}); check its permissions and the disk."
         ) from error
 
 
 def _bad_line(path: Path, number: int, line: bytes) -> UserError:
     if b"\0" in line:
         return UserError(
-            f"{path}, line {number}: holds zero bytes, which is what a crash or a copy cut short leaves; fetch or "
+            f"{path}, line {number}: contains zero bytes, as a crash or an interrupted copy leaves them; fetch or "
             "write the file again."
         )
     if number == 1 and b"\r" in line:
-        return UserError(
-            f"{path} ends its lines with a carriage return alone; save it with the line ends of Unix or Windows."
-        )
+        return UserError(f"{path} ends its lines with a carriage return alone; save it with Unix or Windows line ends.")
     if line.isspace() and len(line) <= MAX_LINE:
         return UserError(f"{path}, line {number}: {MAX_BLANK} blank lines before it; write the file again.")
     return UserError(
-        f"{path}, line {number}: longer than {MAX_LINE // 2**20} MiB; write every row in a line of its own and shorten "
-        "or remove what is longer."
+        f"{path}, line {number}: longer than {MAX_LINE // 2**20} MiB; write each row in its own line, and shorten or "
+        "remove longer rows."
     )
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    """The objects of a JSONL file and the numbers of their lines; blank lines are passed over."""
+    """Yield the objects of a JSONL file with their line numbers; blank lines are skipped."""
     first = True
     for number, line in lines_of(path):
         if line.isspace():
@@ -83,11 +81,11 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
 
 def _refuse_other_json(path: Path, line: bytes) -> None:
     start = line.strip()
-    convert = f"convert it with `jq -c {{}} {path.name} > rows.jsonl` (of a .gz, decompressed)"
+    convert = f"convert it with `jq -c {{}} {path.name} > rows.jsonl` (a .gz file must be decompressed first)"
     if start.startswith(b"["):
-        raise UserError(f"{path} holds a JSON array and not one object a line; {convert.format(repr('.[]'))}.")
+        raise UserError(f"{path} holds a JSON array instead of one object per line; {convert.format(repr('.[]'))}.")
     if start == b"{":
-        raise UserError(f"{path} holds objects over several lines, not one a line; {convert.format('.')}.")
+        raise UserError(f"{path} holds objects over several lines, not one per line; {convert.format('.')}.")
 
 
 def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
@@ -104,8 +102,8 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
         return Fault("has a key twice", "keep one of the two values", f" ({error.args[0]!r:.40})")
     except RecursionError:
         return _TOO_DEEP
-    except ValueError:  # of int(), for a number with more digits than Python reads
-        return Fault("has an integer of thousands of digits", "write it as a number of usual size")
+    except ValueError:  # from int(), for a number with more digits than Python reads
+        return Fault("has an integer of thousands of digits", "write a number of ordinary size")
     if not isinstance(values, dict):
         return Fault(
             f"a JSON {type(values).__name__}, not an object",
@@ -115,7 +113,7 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
 
 
 def _refuse_cut(path: Path, number: int, line: bytes, at_its_end: bool) -> None:
-    """A last line without its end is no bad row but the sign that rows after it are missing."""
+    """Refuse a file whose last line is incomplete: it is not a faulty row, because later rows are missing too."""
     begun = line.lstrip().startswith(b"{") and not line.endswith(b"\n")
     if begun and (at_its_end or not line.rstrip().endswith(b"}")):
         raise UserError(
@@ -140,16 +138,16 @@ class _Duplicate(Exception):
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values under one key, json alone keeps the last without a word."""
+    """Refuse duplicate keys, of which the json module silently keeps the last."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise _Duplicate(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return values
 
 
-# NaN and Infinity are read as numbers, as 1e999 must be too: whoever wants a number refuses them by the field's name.
+# NaN and Infinity are read as numbers, like 1e999: they are refused later, with the name of their field.
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
-_TOO_DEEP = Fault(f"has lists or objects more than {MAX_DEPTH} deep within each other", "flatten it")
+_TOO_DEEP = Fault(f"has lists or objects nested more than {MAX_DEPTH} levels deep", "flatten it")
 
 
 def _is_too_deep(values: dict[str, Any]) -> bool:

@@ -1,6 +1,5 @@
-"""Source files, row by row, with the place of every row."""
+"""Rows of a source, one by one, each with its file and line."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,31 @@ from typing import Any
 from lit_pref.data.sources.damage import Fault
 from lit_pref.data.sources.jsonl import json_rows
 from lit_pref.data.sources.row import CSV_ENDINGS, BadRow, Row
+from lit_pref.data.sources.source import Source, check_source, files_of, source_file
 from lit_pref.data.sources.tables import csv_rows, parquet_rows
-from lit_pref.errors import UserError
-from lit_pref.hints import nearest_names
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", *CSV_ENDINGS)
+
+def read_source(source: Source) -> Iterator[Row | BadRow]:
+    """Yield the rows of a source, its files in the order of their names; see `read_rows`.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    check_source(source)
+    if source.hub is None:
+        for file in files_of(source):
+            yield from read_rows(file)
+    else:
+        from lit_pref.data.sources.hub import hub_rows
+
+        yield from hub_rows(*source.hub, source.subset, source.revision)
 
 
 def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
-    """The rows of a JSONL, Parquet or CSV file, in order, without holding the file in memory.
+    """Yield the rows of a JSONL, Parquet or CSV file in order, without holding the file in memory.
 
-    A row that cannot be read, while those after it can, comes as a `BadRow` in its place: it is raised or counted by
-    whoever knows what is asked for bad rows. Blank lines are passed over. Cells of a CSV file are texts, and None where
-    they are empty.
+    If one row cannot be read but those after it can, a `BadRow` takes its place: the caller raises or counts it. Blank
+    lines are skipped. Cells of a CSV file are texts, or None if they are empty.
 
     Raises:
         UserError: the file is missing, of another kind, or damaged.
@@ -43,43 +54,3 @@ def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
             yield BadRow(Row(file, line, {}), None, values.reason, values.remedy, values.detail)
         else:
             yield Row(file, line, values)
-
-
-def source_file(path: str | Path) -> Path:
-    """The path, if there is a readable source behind it.
-
-    Raises:
-        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
-    """
-    path = Path(os.path.expanduser(path))
-    if not exists(path):
-        raise UserError(f"There is no file {path}; {_what_there_is(path)}.")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
-    if path.name.endswith(".json"):
-        raise UserError(
-            f"{path} ends in .json, which may hold anything; rename it to .jsonl if it has one object a line, else "
-            f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl makes lines of an array."
-        )
-    if not path.name.endswith(ENDINGS):
-        raise UserError(
-            f"{path} has an unknown ending; training data are read from a file that ends in {', '.join(ENDINGS)}."
-        )
-    return path
-
-
-def exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False
-
-
-def _what_there_is(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist either"
-    names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
-    near = nearest_names(path.name, names)
-    if near:
-        return f"did you mean {path.with_name(near[0])}"
-    return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

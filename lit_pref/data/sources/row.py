@@ -1,4 +1,4 @@
-"""One row of a source, and the error that names one row."""
+"""One row of a source, and the errors that name one row."""
 
 import re
 from collections.abc import Mapping
@@ -11,17 +11,18 @@ CSV_ENDINGS = (".csv", ".csv.gz")
 HUB_NAME = re.compile(
     r"([\w.-]+/[\w.-]+):(\w+(?:\.\w+)*(?:\[[\d:%-]*\])?)(?<!\.jsonl)(?<!\.parquet)(?<!\.csv)(?<!\.gz)"
 )
-"""`owner/name:split`, the split as a whole or a slice of it: `train[:5%]`."""
+"""`owner/name:split`, where the split may be a slice: `train[:5%]`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a source; `line` counts from 1 (in Parquet and hub datasets: the row).
+    """One row of a source; `line` counts from 1 (in Parquet files and hub datasets it is the row number).
 
-    A mapping makes rows of this project's own fields out of those of a source (`data/formats/`). Of such a row,
-    `names` says what a field was called in the source, `clipped` that its margin was cut to the mapping's bound, and
-    `chosen_first` whether the text that the row calls chosen came first in the source; None where the source itself
-    calls the texts chosen and rejected. `prefers` is what a label beside the strength says.
+    A mapping converts the rows of a source to canonical rows, whose columns have this project's names
+    (`data/formats/`). In a canonical row, `names` maps a field to its name in the source; `clipped` says that the
+    margin was cut to the mapping's bound; `chosen_first` says whether the text that the row calls chosen came first in
+    the source, and is None where the source itself names a chosen and a rejected text. `prefers` is the side that a
+    label beside the strength prefers.
     """
 
     file: str
@@ -34,29 +35,35 @@ class Row:
 
     @property
     def is_table(self) -> bool:
-        """Whether the file knows texts only, so that numbers are written out."""
+        """Whether all cells of the file are texts, so that numbers are spelled out."""
         return self.file.endswith(CSV_ENDINGS)
 
     def named(self, field: str) -> str:
-        """What the source calls a field; further words after its name stay."""
+        """Return the source's name of a field; further words after the field's name are kept."""
         name, blank, rest = field.partition(" ")
         return self.names.get(name, name) + blank + rest
 
     @property
     def place(self) -> str:
-        """The file and the line in it; of tables that have no lines, the row."""
+        """The file and the line, or the row number for sources without lines."""
         rows = self.file.endswith(".parquet") or HUB_NAME.fullmatch(self.file)
         return f"{self.file}, {'row' if rows else 'line'} {self.line}"
 
 
 class BadRow(UserError):
-    """One row that cannot be a pair; `kind` is the reason without the row's own numbers, to count by.
+    """One row that cannot become a pair; `kind` is the reason without the row's own numbers, to count by.
 
-    `field` is None where the line itself is at fault: then the row has no values. `row_place` is file and line.
+    `field` is None if the line itself cannot be read; the row then has no values. `row_place` is file and line.
     """
 
     def __init__(self, row: Row, field: str | None, reason: str, remedy: str, detail: str = "") -> None:
         self.row_place = row.place
-        told = reason if field is None else f"{row.named(field)} {reason}"
-        self.kind = re.sub(r"\[\d+\]", "[]", told)
-        super().__init__(f"{row.place}: {told}{detail}; {remedy}, or leave such rows out with data.bad_rows: lenient.")
+        sentence = reason if field is None else f"{row.named(field)} {reason}"
+        self.kind = re.sub(r"\[\d+\]", "[]", sentence)
+        super().__init__(
+            f"{row.place}: {sentence}{detail}; {remedy}, or leave such rows out with data.bad_rows: lenient."
+        )
+
+
+class LeftOut(BadRow):
+    """A row that belongs to no pair, such as an answer without a rank: counted, but not an error in the data."""

@@ -1,20 +1,19 @@
-"""What a user names as data: a file, a folder, a glob or a dataset on the hub, and what is done with it."""
+"""Sources of data: a file, a folder, a glob or a dataset on the hub, their files and digests."""
 
 import glob
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.sources.reading import ENDINGS, exists, read_rows, source_file
-from lit_pref.data.sources.row import HUB_NAME, BadRow, Row
+from lit_pref.data.sources.row import CSV_ENDINGS, HUB_NAME
 from lit_pref.errors import UsageError, UserError
 from lit_pref.hints import nearest_names
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", *CSV_ENDINGS)
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|valid|val|validation|dev|eval)(?:ing)?(?:[^a-z]|$)")
 
 
@@ -24,14 +23,14 @@ class Source:
 
     Args:
         path: a JSONL, JSONL.gz, Parquet or CSV file, a folder of such files, a pattern like `data/train-*.parquet`, or
-            a dataset on the Hugging Face hub as `owner/name:split`. What exists here, begins with `./`, `../`, `~` or
-            `/`, has `*`, `?` or `[` in its name or an ending of these files is a path; `owner/name:split` with one
-            slash and a colon is on the hub.
-        mapping: where text and strength stand in a row: the name of a shipped mapping, a YAML file, or its content;
-            null recognises the layout from the columns.
-        name: what metrics call this source; null takes the name of the file or folder or dataset.
-        weight: the share of this source among all that have a weight, as pairs are drawn; any positive number.
-        count: pairs that are taken from this source.
+            a dataset on the Hugging Face hub as `owner/name:split`. A string is a path if it exists here, begins with
+            `./`, `../`, `~` or `/`, has `*`, `?` or `[` in its name or an ending of these files; `owner/name:split`
+            with one slash and a colon is on the hub.
+        mapping: the columns of texts and strength: the name of a shipped mapping, a YAML file, or its content; null
+            recognises the format from the columns.
+        name: name of this source in metrics; null takes the name of the file or folder or dataset.
+        weight: the share of this source among all sources with a weight; any positive number.
+        count: number of pairs taken from this source.
         subset: the configuration of a dataset on the hub that has several.
         revision: branch, tag or commit of a dataset on the hub.
     """
@@ -46,7 +45,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What metrics call this source.
+        """The name of this source in metrics.
 
         >>> Source("data/pairs.jsonl.gz").label, Source("data/train-*.csv").label, Source("owner/name:train").label
         ('pairs', 'train', 'owner/name:train')
@@ -64,19 +63,19 @@ class Source:
         """Name and split on the hub, or None for a path."""
         if self.path.startswith(("./", "../", "~", "/")) or exists(Path(self.path)):
             return None
-        found = HUB_NAME.fullmatch(self.path)
-        return (found[1], found[2]) if found else None
+        match = HUB_NAME.fullmatch(self.path)
+        return (match[1], match[2]) if match else None
 
 
 def check_source(source: Source) -> None:
-    """Refuses early what cannot be read, without reading it; the hub is not asked.
+    """Refuse a source that cannot be read, without reading it or asking the hub.
 
     Raises:
-        UserError: there is no such file or folder (names the nearest), or none that can be read.
-        UsageError: weight, count, subset or revision do not fit.
+        UserError: there is no such file or folder (names the nearest), or it cannot be read.
+        UsageError: weight, count, subset or revision are invalid here.
     """
     if source.weight is not None and source.count is not None:
-        raise UsageError(f"{source.path} has a weight and a count, and each says how many pairs it gives; keep one.")
+        raise UsageError(f"{source.path} has a weight and a count, and each decides the number of pairs; keep one.")
     for name, value in (("weight", source.weight), ("count", source.count)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{source.path} has the {name} {value}; it must be above 0.")
@@ -84,36 +83,20 @@ def check_source(source: Source) -> None:
         for name in ("subset", "revision"):
             if getattr(source, name) is not None:
                 raise UsageError(
-                    f"{source.path} is a path here, and `{name}` is for datasets on the hub; leave it out."
+                    f"{source.path} is a local path, and `{name}` is for datasets on the hub; leave it out."
                 )
         files_of(source)
     elif exists(Path(source.hub[0])):
         raise UserError(
-            f"{source.path} is written as a dataset on the hub, and {source.hub[0]} is here; for its files "
+            f"{source.path} is written like a dataset on the hub, but {source.hub[0]} exists here; for its files "
             f"give ./{source.hub[0]} or a pattern such as ./{source.hub[0]}/{source.hub[1]}*."
         )
 
 
-def read_source(source: Source) -> Iterator[Row | BadRow]:
-    """The rows of a source, its files one after another in the order of their names; see `read_rows`.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    check_source(source)
-    if source.hub is None:
-        for file in files_of(source):
-            yield from read_rows(file)
-    else:
-        from lit_pref.data.sources.hub import hub_rows
-
-        yield from hub_rows(*source.hub, source.subset, source.revision)
-
-
 def source_digest(source: Source) -> str:
-    """sha256, in hex, that changes with the content of a source and not with its place.
+    """Return a sha256, in hex, that changes with the content of a source and not with its path.
 
-    Of files: their contents and endings, in the order in which they are read. Of the hub: commit, subset and split.
+    It covers contents and endings of files in the order in which they are read; on the hub, commit, subset and split.
 
     Raises:
         UserError: there is no such source.
@@ -127,7 +110,7 @@ def source_digest(source: Source) -> str:
             parts = [[_ending(file.name), file_digest(file)] for file in files_of(source)]
         except OSError as error:
             raise UserError(
-                f"{error.filename} cannot be read ({error.strerror}); see to its rights and its disk."
+                f"{error.filename} cannot be read ({error.strerror}); check its permissions and the disk."
             ) from error
     else:
         from lit_pref.data.sources.hub import hub_digest
@@ -137,10 +120,10 @@ def source_digest(source: Source) -> str:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a local source, sorted.
+    """Return the files of a local source, sorted.
 
     Raises:
-        UserError: there are none, or they should not be read together.
+        UserError: there are no files, or they should not be read together.
     """
     path = _local(source.path)
     if exists(path):
@@ -161,16 +144,16 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
     chosen = [file for file in files if file.name.endswith(ENDINGS)]
     if not chosen:
         others = ", ".join(file.name for file in files[:8])
-        found = f"; there are {others}" if others else "; there is no file at all (subfolders are not looked into)"
-        json_files = " (a .json file is renamed to .jsonl if it has one object a line)" if ".json" in others else ""
-        raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}{found}{json_files}.")
+        files_there = f"; there are {others}" if others else "; there is no file at all (subfolders are not searched)"
+        json_files = " (rename a .json file to .jsonl if it has one object per line)" if ".json" in others else ""
+        raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}{files_there}{json_files}.")
     forms: dict[Path, Path] = {}
     for file in chosen:
         stem = file.with_name(file.name.removesuffix(_ending(file.name)))
         if stem in forms:
             raise UserError(
-                f"{forms[stem]} and {file.name} look like the same rows in two forms; remove or rename one of them, or "
-                "name the file that is meant."
+                f"{forms[stem]} and {file.name} look like the same rows in two formats; remove or rename one of them, "
+                "or name one file."
             )
         forms[stem] = file
     splits = {_split(file.name): file for file in chosen if _split(file.name)}
@@ -184,8 +167,8 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
 
 
 def _split(name: str) -> str | None:
-    found = _SPLIT.search(name.lower())
-    return None if found is None else "val" if found[1] in ("valid", "validation", "dev") else found[1]
+    match = _SPLIT.search(name.lower())
+    return None if match is None else "val" if match[1] in ("valid", "validation", "dev") else match[1]
 
 
 def _ending(name: str) -> str:
@@ -205,15 +188,56 @@ def _nearest(path: Path) -> str:
     near = nearest_names(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())])
     if near and folder == path.parent:
         return f"did you mean {folder / near[0]}"
-    return f"the folder {folder.absolute()} holds {', '.join(files[:8]) or 'no file of data'}"
+    return f"the folder {folder.absolute()} holds {', '.join(files[:8]) or 'no data file'}"
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be read ({error.strerror}); see to its rights.") from error
+        raise UserError(f"The folder {folder} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _local(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # which never raises, as Path.expanduser does for an unknown user
+    return Path(os.path.expanduser(path))  # unlike Path.expanduser, it never raises for an unknown user
+
+
+def source_file(path: str | Path) -> Path:
+    """Return the path if it is a file that can be read as a source.
+
+    Raises:
+        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
+    """
+    path = Path(os.path.expanduser(path))
+    if not exists(path):
+        raise UserError(f"There is no file {path}; {_files_beside(path)}.")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
+    if path.name.endswith(".json"):
+        raise UserError(
+            f"{path} ends in .json, which may hold anything; rename it to .jsonl if it has one object per line, else "
+            f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl writes the entries of an array as lines."
+        )
+    if not path.name.endswith(ENDINGS):
+        raise UserError(
+            f"{path} has an unknown ending; training data are read from a file that ends in {', '.join(ENDINGS)}."
+        )
+    return path
+
+
+def exists(path: Path) -> bool:
+    """Return whether the path exists; a name that is too long does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _files_beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either"
+    names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
+    near = nearest_names(path.name, names)
+    if near:
+        return f"did you mean {path.with_name(near[0])}"
+    return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

@@ -1,4 +1,4 @@
-"""Tables row by row: CSV, whose cells are texts, and Parquet, whose cells have types."""
+"""CSV and Parquet files row by row; cells of a CSV file are texts, those of a Parquet file have types."""
 
 import csv
 from collections import Counter
@@ -9,19 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_pref.data.sources.damage import Fault, refuse_what_is_no_parquet
+from lit_pref.data.sources.damage import Fault, refuse_unless_parquet
 from lit_pref.data.sources.jsonl import MAX_LINE, lines_of
 from lit_pref.errors import UserError
 
 BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
 ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, NotImplementedError)
-"""What pyarrow raises for content that it cannot read or turn into Python's values."""
+"""Errors of pyarrow for content that it cannot read or convert to Python values."""
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    """The rows of a CSV file by the names of its first row, with the number of the line where each begins.
+    """Yield the rows of a CSV file, named by its header, each with the number of its first line.
 
-    Every cell is a text, and an empty one is None: whoever wants a number reads it from the text.
+    Every cell is a text, or None if it is empty; numbers are parsed later.
     """
     records = _Records(path)
     header: list[str] | None = None
@@ -36,13 +36,13 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
             raise UserError(f"{path}, line {line}: the file ends in the middle of this row; fetch it again.")
         else:
             numbers = f" ({len(cells)} cells, {len(header)} columns)"
-            yield line, Fault("has not one cell for each column", "mend its commas and quotes", numbers)
+            yield line, Fault("does not have one cell for each column", "fix its commas and quotes", numbers)
 
 
 class _Records:
-    """The records of a CSV file with the line where each begins; no more than one is held, and that is bounded.
+    """Iterates over the records of a CSV file, each with its first line; one bounded record is in memory at a time.
 
-    `ended` says whether the last line that was read has its line end.
+    `ended` says whether the last line read so far has its line end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class _Records:
         self._first = self._last = self._size = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the whole process; the default is 128 KiB
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # for the whole process; the default is 128 KiB
         reader = csv.reader(self._texts(), strict=True)
         while True:
             self._first, self._size = self._last + 1, 0
@@ -61,7 +61,7 @@ class _Records:
             except csv.Error as error:
                 raise UserError(
                     f"{self.path}: the quotes of the row that begins in line {self._first} are broken ({error}); write "
-                    "quotes within a cell twice, put such a cell into quotes, and see that the file is whole."
+                    "quotes within a cell twice, put such a cell into quotes, and check that the file is complete."
                 ) from error
             yield self._first, cells
 
@@ -87,27 +87,27 @@ def _checked_header(path: Path, names: list[str]) -> list[str]:
 
     for name in names:
         if len(name) > 200 or "\n" in name:
-            raise refuse(f"the first row holds {name!r:.40}..., which is no name of a column")
+            raise refuse(f"the first row holds {name!r:.40}..., which is not the name of a column")
         if name != name.strip():
-            raise refuse(f"the column {name!r:.80} has a blank before or behind its name")
-    if twofold := _twofold(names):
-        raise refuse(f"the column {twofold[0]!r:.80} stands twice")
+            raise refuse(f"the column {name!r:.80} has a blank before or after its name")
+    if duplicates := _duplicate_names(names):
+        raise refuse(f"the column {duplicates[0]!r:.80} appears twice")
     if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
         raise refuse(f"its columns are separated by {other!r}")
     return names
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    """The rows of a Parquet file, numbered from 1; in memory are some rows, not a row group."""
+    """Yield the rows of a Parquet file, numbered from 1; a few rows are in memory at a time, not a row group."""
     number = 0
     try:
-        refuse_what_is_no_parquet(path)
-        # A column is read in pieces of a buffer; by default, the whole row group at once.
+        refuse_unless_parquet(path)
+        # Columns are read in pieces of one buffer; by default pyarrow reads the whole row group at once.
         options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
         with pq.ParquetFile(path, **options) as file:
             groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
             size = sum(group.total_byte_size for group in groups)
-            refuse_twofold(str(path), file.schema_arrow.names)
+            refuse_duplicate_columns(str(path), file.schema_arrow.names)
             batches = file.iter_batches(batch_size=rows_at_a_time(size, file.metadata.num_rows))
             for number, values in enumerate(_values(batches), start=1):
                 yield number, values
@@ -120,7 +120,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
 
 
 def rows_at_a_time(size: int, rows: int) -> int:
-    """As many rows as `BATCH_BYTES` hold, where `rows` have `size` bytes; at most `BATCH_ROWS`."""
+    """Return how many rows fit `BATCH_BYTES` if `rows` have `size` bytes, but at most `BATCH_ROWS`."""
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
 
 
@@ -129,20 +129,20 @@ def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def refuse_twofold(place: str, names: list[str]) -> None:
-    """Of two columns with one name, pyarrow keeps the last without a word.
+def refuse_duplicate_columns(place: str, names: list[str]) -> None:
+    """Refuse two columns with one name, of which pyarrow silently keeps the last.
 
     Raises:
-        UserError: there are two.
+        UserError: there are two columns with one name.
     """
-    if twofold := _twofold(names):
-        raise UserError(f"{place}: the column {twofold[0]!r:.80} stands twice; rename or remove one.")
+    if duplicates := _duplicate_names(names):
+        raise UserError(f"{place}: the column {duplicates[0]!r:.80} appears twice; rename or remove one.")
 
 
-def _twofold(names: list[str]) -> list[str]:
+def _duplicate_names(names: list[str]) -> list[str]:
     return [name for name, count in Counter(names).most_common(1) if count > 1]
 
 
 def in_short(error: BaseException) -> str:
-    """The first line of an error's message, at most 120 characters of it."""
+    """Return the first line of an error's message, at most 120 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

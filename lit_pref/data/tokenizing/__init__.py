@@ -1,1 +1,1 @@
-"""Token ids of checked texts: chat templates, truncation, per-token columns."""
+"""Tokenization: checked texts to token ids, with truncation and per-token values."""

@@ -1,10 +1,10 @@
-"""The whole texts of a pair, before they are read by a tokenizer: plain, or as a chat template writes them."""
+"""The whole texts of a pair, before they are encoded: plain text, or the output of a chat template."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lit_pref.data.checking.row_reader import TextPair
+from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding
@@ -14,7 +14,7 @@ from lit_pref.pairs import Message
 
 @dataclass(frozen=True)
 class RenderedResponse:
-    """A prompt with one response; `place` is that of the response, None where a template has rewritten it."""
+    """A prompt with one response; `place` is the response's position, or None if a template has changed its text."""
 
     side: str
     response: str
@@ -26,50 +26,49 @@ class RenderedResponse:
 class RenderedPair:
     """A pair and its whole texts.
 
-    `prompts` is one, or several where a template writes another one for each response. `special_texts` counts the names
-    of special tokens in the pair's texts. `unasked` says that a turn of the assistant does not begin with what the
-    template writes to ask for one.
+    `prompts` has one entry, or several if a template renders another prompt for each response. `special_texts` counts
+    the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin with
+    the template's generation prompt.
     """
 
     row: Row
     text: TextPair
-    id: str
     prompts: list[EncodableText]
-    wholes: list[RenderedResponse]
+    responses: list[RenderedResponse]
     special_texts: int
     unasked: bool
 
 
-def draft(encoding: Encoding, row: Row, text: TextPair, id: str) -> RenderedPair:
-    """The whole texts of a checked row.
+def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
+    """Return the whole texts of a checked row.
 
     Raises:
         BadRow: the chat template refuses the conversation.
         UserError: there is no chat template.
     """
-    named = {"chosen": text.chosen, "rejected": text.rejected, "extra_response": text.extra_response}
-    responses = {side: response for side, response in named.items() if response is not None}
+    sides = {"chosen": text.chosen, "rejected": text.rejected, "extra_response": text.extra_response}
+    responses = {side: response for side, response in sides.items() if response is not None}
     if isinstance(text.prompt, str):
         contents = [text.prompt]
-        prompts, wholes = _plain(encoding, text.prompt, responses)
+        prompts, rendered = _plain(encoding, text.prompt, responses)
         unasked = False
     else:
         contents = [message["content"] for message in text.prompt]
-        prompts, wholes = _chat(encoding, row, text.prompt, responses)
-        # With blocks that mark what the assistant writes, the prompt is taken from the whole text itself.
-        unasked = len(prompts) == 1 and not all(whole.written.text.startswith(prompts[0].text) for whole in wholes)
+        prompts, rendered = _chat(encoding, row, text.prompt, responses)
+        # If the template marks the assistant's turns, the prompt is taken from the whole text itself.
+        unasked = len(prompts) == 1 and not all(one.written.text.startswith(prompts[0].text) for one in rendered)
     names = sum(len(encoding.names.spans(content)) for content in (*contents, *responses.values()))
-    return RenderedPair(row, text, id, prompts, wholes, names, unasked)
+    return RenderedPair(row, text, prompts, rendered, names, unasked)
 
 
 def _plain(
     encoding: Encoding, prompt: str, responses: dict[str, str]
 ) -> tuple[list[EncodableText], list[RenderedResponse]]:
-    wholes = []
+    rendered = []
     for side, response in responses.items():
         whole = prompt + response
-        wholes.append(RenderedResponse(side, response, encoding.encodable(whole), (len(prompt), len(whole))))
-    return [encoding.encodable(prompt)], wholes
+        rendered.append(RenderedResponse(side, response, encoding.encodable(whole), (len(prompt), len(whole))))
+    return [encoding.encodable(prompt)], rendered
 
 
 def _chat(
@@ -83,13 +82,13 @@ def _chat(
         )
     with _refused(row, "prompt"):
         asked = encoding.chat.render_prompt(prompt)
-    prompts, wholes = [], []
+    prompts, rendered = [], []
     for side, response in responses.items():
         with _refused(row, side):
             answer = encoding.chat.render_answer(prompt, response)
         prompts.append(asked if answer.prompt_end is None else answer.whole.upto(answer.prompt_end))
-        wholes.append(RenderedResponse(side, response, answer.whole, answer.span))
-    return list(dict.fromkeys(prompts)), wholes
+        rendered.append(RenderedResponse(side, response, answer.whole, answer.span))
+    return list(dict.fromkeys(prompts)), rendered
 
 
 @contextmanager
@@ -97,5 +96,5 @@ def _refused(row: Row, field: str) -> Iterator[None]:
     try:
         yield
     except TEMPLATE_ERRORS as error:
-        remedy = "write a conversation that it takes, or give the tokenizer another template"
+        remedy = "write a conversation that it accepts, or give the tokenizer another template"
         raise BadRow(row, field, "is refused by the chat template", remedy, f" ({error})") from error

@@ -1,66 +1,77 @@
-"""The one tokenisation: checked texts to a pair of token ids, with one begin token and an end to every whole turn."""
+"""Tokenization of checked texts: one bos token at the start, and an end token after every complete response."""
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_pref.data.checking.row_reader import TextPair
+from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.tokenizing.rendering import RenderedPair, draft
-from lit_pref.data.tokenizing.truncation import cut_response, kept_prompt
+from lit_pref.data.tokenizing.rendering import RenderedPair, render
+from lit_pref.data.tokenizing.truncation import Response, cut_response, kept_prompt
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.encoding import Encoded, Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.models.special_text import EncodableText
-from lit_pref.pairs import PreferencePair, Text, TruncatedText
+from lit_pref.pairs import Text, TokenValues, TruncatedText
 
 SpecialText = Literal["plain", "token"]
-REMEMBERED = 1024  # prompts, many pairs share one
+REMEMBERED = 1024
+"""Prompts whose ids are kept in memory, because many pairs share one."""
 REMEDY = "give it a text that the tokenizer can represent"
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """A pair and what its tokenisation did to it: for the report."""
+    """The ids and kept texts of a pair, and what its tokenization changed, for the report.
 
-    pair: PreferencePair
+    `prompt` holds the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
+    prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
+    does not begin with the chat template's generation prompt.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int] | None
+    text: TruncatedText
     prompt_cut: bool
     chosen_cut: bool
     rejected_cut: bool
     merged: bool
+    extra_response: list[int] | None = None
     extra_response_cut: bool = False
-    special_texts: int = 0  # names of special tokens in its texts
-    unasked: bool = False  # its assistant's turns do not begin as the chat template asks for one
+    token_columns: Mapping[str, TokenValues] = field(default_factory=dict)
+    special_texts: int = 0
+    unasked: bool = False
 
 
 class Tokenization:
-    """Turns checked texts into token ids.
+    """Converts checked texts to token ids.
 
-    - A sequence starts with exactly one begin token where the tokenizer has one.
-    - The boundary between prompt and responses is the longest common prefix of the ids of the prompt and of the prompt
-      with each response, so that no token that depends on a response counts as prompt.
-    - Message lists go through the tokenizer's chat template. An untruncated response ends with the template's own turn
-      end (whitespace after it is cut), or with the tokenizer's end token where there is none. Where the template marks
-      by `{% generation %}` what the assistant writes, all before that is prompt, and nothing after the turn's end is
-      read.
-    - A prompt is cut from the left, equally for all responses; responses from the right.
-    - A token takes the value of the character span that covers most of it; the end token's is 0.
+    - A sequence starts with exactly one bos token if the tokenizer has one.
+    - The prompt end is the end of the longest common prefix of the ids of the prompt and of the prompt with each
+      response, so that no token that depends on a response counts as prompt.
+    - Message lists are rendered by the tokenizer's chat template. A complete response ends with the template's own end
+      of turn (without the whitespace after it), or else with the tokenizer's eos token. If the template marks the
+      assistant's turns by `{% generation %}`, everything before the last such turn is prompt, and nothing after its end
+      is read.
+    - A prompt is cut from the left, equally for all responses; responses are cut from the right.
+    - A token takes the value of the character span that covers most of it; the value of the eos token is 0.
 
     Args:
-        tokenizer: of the policy.
+        tokenizer: tokenizer of the policy.
         max_length: the most tokens of prompt and response together.
         max_prompt_length: the most tokens of a prompt; None refuses prompts that leave no room for a response.
-        special_text: the name of a special token inside a text is read as the characters that it is (`plain`), or as
-            that token (`token`).
+        special_text: encode the name of a special token inside a text as its characters (`plain`), or as that token
+            (`token`).
 
     Raises:
         UsageError: the lengths leave no room.
-        UserError: the tokenizer has no end token.
+        UserError: the tokenizer has no eos token.
     """
 
     def __init__(
@@ -78,6 +89,7 @@ class Tokenization:
         self.max_prompt_length = max_prompt_length
         self.special_text: SpecialText = special_text
         self._encoding = Encoding(tokenizer, plain=special_text == "plain")
+        self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._prompts: dict[EncodableText, list[int]] = {}
 
     @staticmethod
@@ -91,9 +103,9 @@ class Tokenization:
 
     @cache  # noqa: B019  a tokenization lives as long as its run
     def fingerprint(self) -> str:
-        """sha256 over all that decides the ids: tokenizer, special tokens, template, lengths, settings, libraries.
+        """Return a sha256 over all that affects the ids: tokenizer, special tokens, template, settings, libraries.
 
-        What a template takes from the clock is not part of it: pairs keep the date on which they were prepared.
+        A date that a template takes from the clock is not included: pairs keep the date of their preparation.
         """
         tokenizer = self.tokenizer
         state: Any = tokenizer_state(tokenizer)
@@ -101,151 +113,140 @@ class Tokenization:
         names = (tokenizer.special_tokens_map, self._encoding.names.names)
         settings = (self.max_length, self.max_prompt_length, self.special_text)
         libraries = [importlib.metadata.version(name) for name in ("tokenizers", "transformers", "jinja2")]
-        said = json.dumps([parts, names, settings, libraries], sort_keys=True, default=str)
-        return hashlib.sha256(said.encode()).hexdigest()
+        content = json.dumps([parts, names, settings, libraries], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
 
-    def tokenize(self, row: Row, text: TextPair, id: str) -> TokenizedPair:
-        """The pair of ids of a checked row.
-
-        Raises:
-            BadRow: a text that the tokenizer cannot read, a conversation that the chat template refuses, a prompt
-                without room, a response without a token, responses that are the same after truncation, or spans of a
-                response that the template rewrites.
-            UserError: there is no chat template, or spans and a tokenizer that cannot say where its tokens stand.
-        """
-        made = self.tokenize_all([(row, text, id)])[0]
-        if isinstance(made, BadRow):
-            raise made
-        return made
-
-    def tokenize_all(self, items: Sequence[tuple[Row, TextPair, str]]) -> list[TokenizedPair | BadRow]:
-        """The pairs of ids of checked rows, or what is wrong with a row, in the order of `items`.
-
-        The texts of all items are read in one go: hundreds together are much faster than one by one.
+    def tokenize(self, row: Row, text: TextPair) -> TokenizedPair:
+        """Return the ids of a checked row.
 
         Raises:
-            UserError: as `tokenize` does.
+            BadRow: the tokenizer cannot encode a text, the chat template refuses the conversation, the prompt leaves no
+                room, a response has no token, the responses are the same after truncation, or the template has changed
+                a response that has spans.
+            UserError: there is no chat template, or the tokenizer cannot map tokens to characters and there are spans.
         """
-        drafts: list[RenderedPair | BadRow] = []
+        tokenized = self.tokenize_all([(row, text)])[0]
+        if isinstance(tokenized, BadRow):
+            raise tokenized
+        return tokenized
+
+    def tokenize_all(self, items: Sequence[tuple[Row, TextPair]]) -> list[TokenizedPair | BadRow]:
+        """Return the ids of checked rows, or the error of a row, in the order of `items`.
+
+        The texts of all items are encoded together, because this is much faster than one by one.
+
+        Raises:
+            UserError: see `tokenize`.
+        """
+        rendered: list[RenderedPair | BadRow] = []
         for item in items:
             try:
-                drafts.append(draft(self._encoding, *item))
+                rendered.append(render(self._encoding, *item))
             except BadRow as bad:
-                drafts.append(bad)
-        good = [made for made in drafts if isinstance(made, RenderedPair)]
+                rendered.append(bad)
+        good = [pair for pair in rendered if isinstance(pair, RenderedPair)]
         try:
-            prompts, wholes = self._read(good)
+            prompts, responses = self._encode(good)
         except Unreadable as error:
             if len(items) == 1:
                 return [self._unreadable(good[0], error)]
-            return [made for item in items for made in self.tokenize_all([item])]
-        read = iter(wholes)
-        return [
-            made
-            if isinstance(made, BadRow)
-            else self._pair(made, [prompts[prompt] for prompt in made.prompts], [next(read) for _ in made.wholes])
-            for made in drafts
-        ]
+            return [result for item in items for result in self.tokenize_all([item])]
+        encoded = iter(responses)
+        results: list[TokenizedPair | BadRow] = []
+        for pair in rendered:
+            if isinstance(pair, BadRow):
+                results.append(pair)
+                continue
+            try:
+                whole_texts = [next(encoded) for _ in pair.responses]
+                results.append(self._pair(pair, [prompts[prompt] for prompt in pair.prompts], whole_texts))
+            except BadRow as bad:
+                results.append(bad)
+        return results
 
-    def _read(self, drafts: list[RenderedPair]) -> tuple[dict[EncodableText, list[int]], list[Encoded]]:
-        """Ids of all prompts, and of all whole texts in order."""
-        spans = any(made.text.spans for made in drafts)
+    def _encode(self, pairs: list[RenderedPair]) -> tuple[dict[EncodableText, list[int]], list[Encoded]]:
+        """Return the ids of all prompts, and those of all responses with their prompts, in order."""
+        spans = any(pair.text.spans for pair in pairs)
         if spans and not self.tokenizer.is_fast:
             raise UserError(
-                "data.token_columns are values of characters, and this tokenizer cannot say which characters its "
-                "tokens stand for; take one that comes with a tokenizer.json, or leave the token columns out."
+                "data.token_columns are values of characters, and this tokenizer cannot map its tokens to characters; "
+                "take one that comes with a tokenizer.json, or leave the token columns out."
             )
-        prompts = {prompt: self._prompts.get(prompt) for made in drafts for prompt in made.prompts}
+        prompts = {prompt: self._prompts.get(prompt) for pair in pairs for prompt in pair.prompts}
         unread = [prompt for prompt, ids in prompts.items() if ids is None]
-        fresh = dict(zip(unread, (read.ids for read in self._encoding.encode(unread)), strict=True))
+        fresh = dict(zip(unread, (encoded.ids for encoded in self._encoding.encode(unread)), strict=True))
         for old in list(self._prompts)[: max(0, len(self._prompts) + len(fresh) - REMEMBERED)]:
             del self._prompts[old]
         self._prompts.update(fresh)
-        wholes = [whole.written for made in drafts for whole in made.wholes]
+        texts = [response.written for pair in pairs for response in pair.responses]
         known = {prompt: ids for prompt, ids in prompts.items() if ids is not None}
-        return {**known, **fresh}, self._encoding.encode(wholes, spans=spans)
+        return {**known, **fresh}, self._encoding.encode(texts, spans=spans)
 
-    def _unreadable(self, made: RenderedPair, error: Unreadable) -> BadRow:
+    def _unreadable(self, pair: RenderedPair, error: Unreadable) -> BadRow:
         field = "prompt"
-        for whole in made.wholes:
+        for response in pair.responses:
             try:
-                self._encoding.ids(made.prompts[0])
-                field = whole.side
-                self._encoding.ids(whole.written)
+                self._encoding.ids(pair.prompts[0])
+                field = response.side
+                self._encoding.ids(response.written)
             except Unreadable:
                 break
-        return BadRow(made.row, field, "cannot be read by the tokenizer", REMEDY, f" ({error})")
+        return BadRow(pair.row, field, "cannot be read by the tokenizer", REMEDY, f" ({error})")
 
-    def _pair(self, made: RenderedPair, prompts: list[list[int]], wholes: list[Encoded]) -> TokenizedPair | BadRow:
-        try:
-            return self._finished(made, prompts, wholes)
-        except BadRow as bad:
-            return bad
-
-    def _finished(self, made: RenderedPair, prompts: list[list[int]], wholes: list[Encoded]) -> TokenizedPair:
-        row, text = made.row, made.text
-        start = common_prefix_length([*prompts, *(read.ids for read in wholes)])
-        prompt = self._prompt(row, prompts[0][:start])
-        room = self.max_length - len(prompt)
-        responses = {}
-        for whole, read in zip(made.wholes, wholes, strict=True):
-            if len(read.ids) == start or read.ids in prompts:
-                raise BadRow(row, whole.side, "has no token of its own", REMEDY)
-            responses[whole.side] = cut_response(self._encoding, made, whole, read, start, room)
-        chosen, rejected, extra_response = (
-            responses["chosen"],
-            responses.get("rejected"),
-            responses.get("extra_response"),
-        )
+    def _pair(self, pair: RenderedPair, prompts: list[list[int]], encoded: list[Encoded]) -> TokenizedPair:
+        prompt_end = common_prefix_length([*prompts, *(response.ids for response in encoded)])
+        prompt = self._prompt(pair.row, prompts[0][:prompt_end])
+        responses = self._responses(pair, prompts, encoded, prompt_end, self.max_length - len(prompt))
+        chosen, rejected, extra = (responses.get(side) for side in ("chosen", "rejected", "extra_response"))
+        assert chosen is not None
         if rejected is not None and chosen.ids == rejected.ids:
-            raise BadRow(row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
-        kept = TruncatedText(
-            prompt=self._prompt_text(made, prompts[0], len(self._encoding.bos) + start - len(prompt)),
-            chosen=chosen.text,
-            rejected=None if rejected is None else rejected.text,
-            chosen_complete=not chosen.cut,
-            rejected_complete=rejected is None or not rejected.cut,
-            extra_response=None if extra_response is None else extra_response.text,
-            extra_response_complete=extra_response is None or not extra_response.cut,
-        )
-        pair = PreferencePair(
-            id=made.id,
+            raise BadRow(pair.row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
+        dropped = len(self._bos) + prompt_end - len(prompt)
+        return TokenizedPair(
             prompt=prompt,
             chosen=chosen.ids,
             rejected=None if rejected is None else rejected.ids,
-            margin=text.margin,
-            probability=text.probability,
-            columns=text.columns,
-            group=text.group,
-            text=kept,
-            extra_response=None if extra_response is None else extra_response.ids,
+            extra_response=None if extra is None else extra.ids,
+            text=TruncatedText(
+                prompt=self._prompt_text(pair, prompts[0], dropped),
+                chosen=chosen.text,
+                rejected=None if rejected is None else rejected.text,
+                chosen_complete=not chosen.cut,
+                rejected_complete=rejected is None or not rejected.cut,
+                extra_response=None if extra is None else extra.text,
+                extra_response_complete=extra is None or not extra.cut,
+            ),
             token_columns={
                 name: (chosen.columns[name], None if rejected is None else rejected.columns[name])
-                for name in text.spans
+                for name in pair.text.spans
             },
-            prompt_id=text.prompt_id,
-            place=row.place,
-        )
-        return TokenizedPair(
-            pair,
-            prompt_cut=len(prompt) < len(self._encoding.bos) + start,
+            prompt_cut=dropped > 0,
             chosen_cut=chosen.cut,
             rejected_cut=rejected is not None and rejected.cut,
-            merged=start < len(prompts[0]),
-            extra_response_cut=extra_response is not None and extra_response.cut,
-            special_texts=made.special_texts,
-            unasked=made.unasked,
+            extra_response_cut=extra is not None and extra.cut,
+            merged=prompt_end < len(prompts[0]),
+            special_texts=pair.special_texts,
+            unasked=pair.unasked,
         )
 
+    def _responses(
+        self, pair: RenderedPair, prompts: list[list[int]], encoded: list[Encoded], prompt_end: int, room: int
+    ) -> dict[str, Response]:
+        responses = {}
+        for response, whole in zip(pair.responses, encoded, strict=True):
+            if len(whole.ids) == prompt_end or whole.ids in prompts:
+                raise BadRow(pair.row, response.side, "has no token of its own", REMEDY)
+            responses[response.side] = cut_response(self._encoding, pair, response, whole, prompt_end, room)
+        return responses
+
     def _prompt(self, row: Row, ids: list[int]) -> list[int]:
-        """The ids of a prompt that are kept, behind a begin token."""
+        """Return the kept ids of a prompt, after a bos token."""
         longest = self.max_prompt_length if self.max_prompt_length is not None else self.max_length - 1
-        begin = self._encoding.bos
-        tokens = len(begin) + len(ids)
+        tokens = len(self._bos) + len(ids)
         if tokens == 0:
             raise BadRow(row, "prompt", "has no token before the response", "give it a text of its own")
         if tokens <= longest:
-            return [*begin, *ids]
+            return [*self._bos, *ids]
         if self.max_prompt_length is None:
             raise BadRow(
                 row,
@@ -254,10 +255,10 @@ class Tokenization:
                 "raise data.max_length, or set data.max_prompt_length to cut prompts from the left",
                 f" ({tokens} tokens of data.max_length {self.max_length})",
             )
-        return [*begin, *ids[len(ids) - (longest - len(begin)) :]]
+        return [*self._bos, *ids[len(ids) - (longest - len(self._bos)) :]]
 
-    def _prompt_text(self, made: RenderedPair, ids: list[int], gone: int) -> Text:
-        if not gone:
-            return made.text.prompt
-        # To the prompt's own end, also where its last token is one with a response's first characters.
-        return kept_prompt(self._encoding, made.text.prompt, made.prompts[0].text, ids[gone:])
+    def _prompt_text(self, pair: RenderedPair, ids: list[int], dropped: int) -> Text:
+        if not dropped:
+            return pair.text.prompt
+        # Up to the prompt's own end, even if its last token also holds a response's first characters.
+        return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])

@@ -1,4 +1,4 @@
-"""Prompts and responses that are cut: the tokens that are kept, and their text in whole characters."""
+"""Truncation of prompts and responses: the tokens that are kept, and their text in whole characters."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from lit_pref.models.encoding import Encoded, Encoding
 from lit_pref.pairs import Message, Text
 
 BROKEN = "\ufffd"
-"""What decoders write for a part of a character."""
+"""The character that decoders write for an incomplete character."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """One response as it is kept; `columns` are the values of its tokens."""
+    """One response after truncation; `columns` holds the values of its tokens."""
 
     ids: list[int]
     text: str
@@ -23,39 +23,39 @@ class Response:
 
 
 def cut_response(
-    encoding: Encoding, made: RenderedPair, whole: RenderedResponse, read: Encoded, start: int, room: int
+    encoding: Encoding, rendered: RenderedPair, response: RenderedResponse, encoded: Encoded, start: int, room: int
 ) -> Response:
-    """One response with its end, cut to `room` tokens.
+    """Return one response with its end token, cut to `room` tokens.
 
     Args:
-        encoding: of the policy.
-        made: the pair.
-        whole: the response with its prompt.
-        read: the ids of that.
-        start: the first of them that belongs to the response; it may hold the prompt's last characters.
-        room: tokens.
+        encoding: encoding of the policy.
+        rendered: the pair.
+        response: the response with its prompt.
+        encoded: the ids of that text.
+        start: index of the first id that belongs to the response; its token may contain the prompt's last characters.
+        room: the most tokens of the response.
 
     Raises:
-        BadRow: the room is not enough for a character, or its spans cannot be found.
+        BadRow: there is no room for a single character, or the response's spans cannot be found.
     """
-    text = whole.response
-    ids = encoding.with_end(read.ids[start:], whole.written.text, text, whole.place)
+    text = response.response
+    ids = encoding.with_end(encoded.ids[start:], response.written.text, text, response.place)
     if cut := len(ids) > room:
-        text = _kept_response(encoding, whole, made.prompts[0].text, read.ids[: start + room], start)
+        text = _kept_response(encoding, response, rendered.prompts[0].text, encoded.ids[: start + room], start)
         if not text.strip():
-            raise BadRow(made.row, "prompt", "leaves no room for a response", "raise data.max_length")
+            raise BadRow(rendered.row, "prompt", "leaves no room for a response", "raise data.max_length")
         ids = ids[:room]
-    return Response(ids, text, cut, token_columns(encoding, made, whole, read, start, len(ids)))
+    return Response(ids, text, cut, token_columns(encoding, rendered, response, encoded, start, len(ids)))
 
 
 def kept_prompt(encoding: Encoding, prompt: Text, text: str, ids: list[int]) -> Text:
-    """What the last tokens of a prompt stand for; of messages, those that are left.
+    """Return the part of a prompt that its last tokens stand for; of messages, those that are left.
 
     Args:
-        encoding: of the policy.
-        prompt: as it was given.
-        text: of which `ids` are the last.
-        ids: that are kept.
+        encoding: encoding of the policy.
+        prompt: the prompt before truncation.
+        text: the whole prompt as text.
+        ids: the last ids of that text, which are kept.
     """
     shown = _decoded(encoding, ids)
     while shown.startswith(BROKEN) and not text.endswith(shown):
@@ -71,17 +71,17 @@ def kept_prompt(encoding: Encoding, prompt: Text, text: str, ids: list[int]) -> 
     return left or shown
 
 
-def _kept_response(encoding: Encoding, whole: RenderedResponse, prompt: str, ids: list[int], first: int) -> str:
-    """The text of a response of which the last of `ids` is kept, and `ids[first]` is the first of its own."""
-    text, response, place = whole.written.text, whole.response, whole.place
+def _kept_response(encoding: Encoding, rendered: RenderedResponse, prompt: str, ids: list[int], first: int) -> str:
+    """Return the kept text of a response whose own ids are `ids[first:]`."""
+    text, response, place = rendered.written.text, rendered.response, rendered.place
     shown = _decoded(encoding, ids)
-    # Ids have no begin token; the text can name one, written by the template or by its author.
-    begin = 0 if text.startswith(shown.rstrip(BROKEN)) else _begin(encoding, text)
+    # Ids have no bos token; the text can contain its name, written by the template or by its author.
+    begin = 0 if text.startswith(shown.rstrip(BROKEN)) else _after_bos(encoding, text)
     while shown.endswith(BROKEN) and not text.startswith(shown, begin):
         shown = shown[:-1]
     if not text.startswith(shown, begin):
-        own = prompt[_begin(encoding, prompt) :]
-        return shown[len(own) :] if shown.startswith(own) else _decoded(encoding, ids[first:]).rstrip(BROKEN)
+        asked = prompt[_after_bos(encoding, prompt) :]
+        return shown[len(asked) :] if shown.startswith(asked) else _decoded(encoding, ids[first:]).rstrip(BROKEN)
     end = begin + len(shown)
     if place is None:
         return text[len(prompt) : end] if text.startswith(prompt) else ""
@@ -96,8 +96,8 @@ def _decoded(encoding: Encoding, ids: list[int]) -> str:
     return str(encoding.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def _begin(encoding: Encoding, text: str) -> int:
-    """Where a text begins behind the names of begin tokens."""
+def _after_bos(encoding: Encoding, text: str) -> int:
+    """Return the position in a text after all leading names of the bos token."""
     name, start = str(encoding.tokenizer.bos_token or ""), 0
     while name and text.startswith(name, start):
         start += len(name)

@@ -71,9 +71,9 @@ def test_one_sided_pairs_have_one_row_each():
     "pairs, sentence",
     [
         ([], "at least one pair"),
-        ([pair(0), pair(1, rejected=False)], "some pairs have a rejected response and others not"),
-        ([pair(0), pair(1, margin=None)], "some pairs have a margin and others not"),
-        ([pair(0, probability=0.6), pair(1)], "some pairs have a probability and others not"),
+        ([pair(0), pair(1, rejected=False)], "only some pairs have a rejected response"),
+        ([pair(0), pair(1, margin=None)], "only some pairs have a margin"),
+        ([pair(0, probability=0.6), pair(1)], "only some pairs have a probability"),
     ],
 )
 def test_pairs_of_different_kinds_do_not_mix(pairs, sentence):
@@ -154,7 +154,7 @@ def test_token_values_that_are_too_few_or_have_a_name_twice_are_refused():
     short = replace(with_tokens(0), token_columns={"spans": ([1.0], [1.0] * 3)}, place="a.jsonl, line 3")
     with pytest.raises(ValueError, match=r"column spans of a\.jsonl, line 3 has 1 and 3 values for 2 and 3 tokens"):
         collate([short], 0)
-    with pytest.raises(UsageError, match="computes the token column `spans` from the ids, and the data bring one"):
+    with pytest.raises(UsageError, match="computes the token column `spans` from the ids, and the data have one"):
         collate([with_tokens(0)], 0, token_functions={"spans": doubled})
 
 

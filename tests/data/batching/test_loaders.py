@@ -22,7 +22,7 @@ class Cells:
 
 
 def real_pairs(cells):
-    return [i for cell in cells for i, real in zip(cell.indices, cell.real, strict=True) if real]
+    return [i for cell in cells for i, real in zip(cell.indices, cell.is_real, strict=True) if real]
 
 
 def loader(pairs=10, global_batch=4, micro_batch=2, seed=5, fingerprint="data", workers=0, world=1, rank=0, epochs=3):
@@ -122,8 +122,8 @@ def test_a_plain_loader_gives_the_batches_of_its_list():
         ({"pairs": 11}, "number of training pairs of 10, this run has 11; give it the same data"),
         ({"seed": 6}, "data.seed 5, this run has 6; set data.seed"),
         ({"global_batch": 5}, "data.global_batch 4, this run has 5; set data.global_batch"),
-        ({"micro_batch": 1}, "micro-batches per optimiser step of 2, this run has 4; use the same number of devices"),
-        ({"world": 2}, "micro-batches per optimiser step of 2, this run has 1; use the same number of devices"),
+        ({"micro_batch": 1}, "micro-batches per optimizer step of 2, this run has 4; use the same number of devices"),
+        ({"world": 2}, "micro-batches per optimizer step of 2, this run has 1; use the same number of devices"),
         ({"fingerprint": "other"}, "prepared training data data, this run has other; give it the same data"),
     ],
 )
@@ -136,5 +136,5 @@ def test_a_position_in_something_else_is_refused(change, sentence):
 def test_a_position_within_an_optimiser_step_is_refused():
     one = loader()
     next(iter(one))
-    with pytest.raises(UserError, match="after 2 pairs of epoch 0, within an optimiser step of 4 pairs"):
+    with pytest.raises(UserError, match="after 2 pairs of epoch 0, within an optimizer step of 4 pairs"):
         loader().load_state_dict(one.state_dict())

@@ -44,7 +44,7 @@ def all_ranks(pairs, global_batch, micro_batch, world, seed, epoch, start_window
 
 
 def real_pairs(cells):
-    return [i for cell in cells for i, real in zip(cell.indices, cell.real, strict=True) if real]
+    return [i for cell in cells for i, real in zip(cell.indices, cell.is_real, strict=True) if real]
 
 
 def windows_of(ranks, global_batch, pairs, micro_batch):
@@ -71,7 +71,7 @@ def test_all_ranks_have_the_announced_number_of_micro_batches_and_none_is_empty_
     )
     assert {len(rank) for rank in ranks} == {len(sampler)}
     assert all(1 <= len(cell.indices) <= shape["micro_batch"] for rank in ranks for cell in rank)
-    assert all(len(cell.indices) == len(cell.real) for rank in ranks for cell in rank)
+    assert all(len(cell.indices) == len(cell.is_real) for rank in ranks for cell in rank)
 
 
 @given(**SHAPE)
@@ -89,16 +89,16 @@ def test_the_stamp_is_the_number_of_real_pairs_of_the_window_over_all_ranks(**sh
     every = accumulation(shape["global_batch"], shape["world"], shape["micro_batch"])
     for start in range(0, len(ranks[0]), every):
         cells = [cell for rank in ranks for cell in rank[start : start + every]]
-        assert {cell.window_pairs for cell in cells} == {sum(sum(cell.real) for cell in cells)}
+        assert {cell.window_pairs for cell in cells} == {sum(sum(cell.is_real) for cell in cells)}
 
 
 @given(window=st.integers(1, 60), micro_batch=st.integers(1, 9), world=st.integers(1, 6))
 def test_a_window_is_spread_evenly_with_fillers_only_where_there_are_fewer_pairs_than_cells(window, micro_batch, world):
     cells = [cell for ranks in micro_batches(range(window), world, micro_batch) for cell in ranks]
-    sizes = [sum(cell.real) for cell in cells]
+    sizes = [sum(cell.is_real) for cell in cells]
     assert max(sizes) - min(sizes) <= 1
-    assert sum(not all(cell.real) for cell in cells) == max(0, len(cells) - window)
-    assert all(not any(cell.real) for cell in cells if not all(cell.real))
+    assert sum(not all(cell.is_real) for cell in cells) == max(0, len(cells) - window)
+    assert all(not any(cell.is_real) for cell in cells if not all(cell.is_real))
 
 
 @given(pairs=st.integers(2, 2000), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
@@ -267,10 +267,10 @@ def test_ranks_take_much_the_same_in_a_round_and_fillers_only_where_pairs_are_to
     assert [len(ranks) for ranks in cut] == [world] * rounds
     for earlier, later in pairwise(cut):
         assert max(taken(budget, cell) for cell in earlier) <= min(taken(budget, cell) for cell in later)
-    fillers = [cell for ranks in cut for cell in ranks if not any(cell.real)]
+    fillers = [cell for ranks in cut for cell in ranks if not any(cell.is_real)]
     assert len(fillers) == max(0, rounds * world - len(window))
     assert all(cell.indices == (int(budget.costs.argmin()),) for cell in fillers)
-    assert all(all(cell.real) for ranks in cut for cell in ranks if cell not in fillers)
+    assert all(all(cell.is_real) for ranks in cut for cell in ranks if cell not in fillers)
 
 
 @given(shape=budgeted())

@@ -78,8 +78,8 @@ def test_a_worked_cut():
 
 
 def test_a_window_that_does_not_fit_is_a_programming_error():
-    with pytest.raises(ValueError, match="3 pairs do not fit 2 cells of 5 tokens"):
-        TokenBudget(5, np.full((3, 3), 1), "prefix_shared").cut([0, 1, 2], cells=2)
+    with pytest.raises(ValueError, match="3 pairs do not fit 2 micro-batches of 5 tokens"):
+        TokenBudget(5, np.full((3, 3), 1), "prefix_shared").cut([0, 1, 2], micro_batches=2)
 
 
 def test_a_third_response_takes_its_prompt_once_more_and_padded_a_row_of_the_longest():

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.checking.row_reader import RowReader
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UsageError, UserError
 
 GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
@@ -128,13 +127,13 @@ def test_a_row_means_the_same_pair_in_either_order():
 @pytest.mark.parametrize(
     "column, sentence",
     [
-        ({"difficulty": 0.5}, "of the column `difficulty`; set data.on_swap.difficulty to keep"),
-        ({"chosen_minus_rejected": 0.5}, "of the column `chosen_minus_rejected`; set data.on_swap"),
-        ({"reward_chosen": 3}, "of the column `reward_chosen`; add `reward_rejected`, or set data.on_swap"),
+        ({"difficulty": 0.5}, "for the column `difficulty` is known; set data.on_swap.difficulty to keep"),
+        ({"chosen_minus_rejected": 0.5}, "for the column `chosen_minus_rejected` is known; set data.on_swap"),
+        ({"reward_chosen": 3}, "for the column `reward_chosen` is known; add `reward_rejected`, or set data.on_swap"),
     ],
 )
 def test_a_swapped_row_with_a_column_that_nobody_explained_stops_even_a_lenient_preparation(column, sentence):
-    with pytest.raises(UserError, match=f"^pairs.jsonl, line 3: the texts swap, .*{sentence}") as caught:
+    with pytest.raises(UserError, match=f"^pairs.jsonl, line 3: the texts are swapped, .*{sentence}") as caught:
         read({**GOOD, **column, "margin": -1}, columns=tuple(column))
     assert not isinstance(caught.value, BadRow)
     (name,) = column
@@ -142,12 +141,16 @@ def test_a_swapped_row_with_a_column_that_nobody_explained_stops_even_a_lenient_
 
 
 def test_a_probability_out_of_its_range_cannot_turn():
-    with pytest.raises(BadRow, match=r"line 3: p_value is not between 0 and 1 \(7\); .*or say by data.on_swap.p_value"):
+    with pytest.raises(
+        BadRow, match=r"line 3: p_value is not between 0 and 1 \(7\); .*or set data.on_swap.p_value to keep"
+    ):
         read({**GOOD, "margin": -1, "p_value": 7}, columns=("p_value",))
 
 
 def test_on_swap_for_a_column_that_is_not_carried_is_refused():
-    with pytest.raises(UsageError, match=r"data.on_swap names `p_tru`, which is not among .* \(p_true\)"):
+    with pytest.raises(
+        UsageError, match=r"data.on_swap names `p_tru`, which is not one of the carried columns \(p_true\)"
+    ):
         RowReader(columns=("p_true",), on_swap={"p_tru": "keep"})
 
 
@@ -225,7 +228,7 @@ USER = [{"role": "user", "content": "hi"}]
         ({"rejected": " \n\t"}, "rejected is empty"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": 5}, "prompt is not a text but int; give it a string or a message list"),
-        ({"chosen": "\ud800"}, "chosen holds half a surrogate pair; mend"),
+        ({"chosen": "\ud800"}, "chosen contains half a surrogate pair; fix"),
         ({"rejected": "4"}, "chosen and rejected are the same text; a pair needs two different responses"),
         ({"margin": None}, r"margin is not a finite number \(null\); give it a number"),
         ({"margin": float("nan")}, r"margin is not a finite number \(nan\)"),
@@ -241,17 +244,17 @@ USER = [{"role": "user", "content": "hi"}]
         ({"rejected": "[{'role': 'user', 'content': \"I'm\"}]"}, "rejected is a message list written as text"),
         ({"probability": 1.5}, r"probability is not between 0 and 1 \(1.5\)"),
         ({"prompt": []}, "prompt is an empty message list"),
-        ({"prompt": [{"content": "hi"}]}, "prompt holds a message without a role"),
-        ({"prompt": ["hi"]}, "prompt holds a message without a role"),
+        ({"prompt": [{"content": "hi"}]}, "prompt contains a message without a role"),
+        ({"prompt": ["hi"]}, "prompt contains a message without a role"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt content is missing or null"),
         ({"prompt": [*USER, {"role": "assistant", "content": "yes"}]}, "prompt ends with a message of the assistant"),
         (
             {"prompt": USER, "chosen": [*USER, {"role": "assistant", "content": "4"}]},
             "chosen is not one message of the",
         ),
-        ({"prompt": USER, "chosen": USER}, "chosen is not one message of the assistant; put the conv"),
+        ({"prompt": USER, "chosen": USER}, "chosen is not one message of the assistant; put the preceding conv"),
         ({"chosen": [{"role": "assistant", "content": "4"}]}, "chosen is a message but prompt is a string; make both"),
-        ({"id": None}, r"id is neither a word nor an integer \(None\)"),
+        ({"id": None}, r"id is neither a string nor an integer \(None\)"),
     ],
 )
 def test_a_bad_row_is_refused_by_file_line_field_reason_and_remedy(change, sentence):
@@ -299,7 +302,7 @@ def test_strength_in_some_rows_only_is_refused(first, second):
     reader = RowReader()
     reader.read(Row("pairs.jsonl", 1, {**GOOD, **first}))
     with pytest.raises(
-        UserError, match=r"pairs.jsonl, line \d has `margin`, line \d has not; give it to every row"
+        UserError, match=r"pairs.jsonl, line \d has `margin`, and line \d does not; give it to every row"
     ) as e:
         reader.read(Row("pairs.jsonl", 2, {**GOOD, **second}))
     assert not isinstance(e.value, BadRow)
@@ -346,7 +349,7 @@ def test_sources_turn_with_the_texts(names):
 
 
 def test_a_source_that_is_no_word_never_becomes_text():
-    with pytest.raises(BadRow, match=r"rejected_source is not a name \(3\); give it a word, or null"):
+    with pytest.raises(BadRow, match=r"rejected_source is not a name \(3\); give it a string, or null"):
         read({**GOOD, "rejected_source": 3})
     assert read({**GOOD, "rejected_model": 3, "chosen_model": "m1"}).sources == ("m1", None)
 
@@ -374,13 +377,13 @@ def test_spans_turn_with_the_texts_and_are_read_for_the_wanted_sides():
 @pytest.mark.parametrize(
     "spans, sentence",
     [
-        (None, r"w_chosen is no list of spans; give it a list of \[start, end, value\], in characters of"),
-        ([[0, 1]], r"w_chosen holds what is no span \(\[0, 1\]\)"),
-        ([["0", 1, 2]], "w_chosen holds what is no span"),
-        ([[False, 1, 2]], "w_chosen holds what is no span"),
-        ([[0, 2, 1]], r"w_chosen has a span outside of its text \(\[0, 2, 1\]\)"),
-        ([[-1, 1, 1]], "w_chosen has a span outside of its text"),
-        ([[1, 1, 1]], "w_chosen has a span outside of its text"),
+        (None, r"w_chosen is not a list of spans; give it a list of \[start, end, value\], in characters of"),
+        ([[0, 1]], r"w_chosen contains an invalid span \(\[0, 1\]\)"),
+        ([["0", 1, 2]], "w_chosen contains an invalid span"),
+        ([[False, 1, 2]], "w_chosen contains an invalid span"),
+        ([[0, 2, 1]], r"w_chosen has a span outside its text \(\[0, 2, 1\]\)"),
+        ([[-1, 1, 1]], "w_chosen has a span outside its text"),
+        ([[1, 1, 1]], "w_chosen has a span outside its text"),
         ([[0, 1, None]], r"w_chosen is not a finite number \(null\)"),
         ([[0, 1, math.inf]], r"w_chosen is not a finite number \(inf\)"),
     ],
@@ -413,5 +416,12 @@ def test_a_long_value_is_never_printed_whole():
 def test_a_margin_that_says_the_opposite_of_the_scores_is_refused_and_another_size_is_counted():
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2.0, "score_chosen": 5, "score_rejected": 1}
     assert RowReader().read(Row("f.jsonl", 1, row)).disagrees
-    with pytest.raises(BadRow, match=r"margin and the difference of the scores .* \(2 against 1 - 5\); take out"):
+    with pytest.raises(BadRow, match=r"margin and the difference of the scores .* \(2 against 1 - 5\); remove"):
         RowReader().read(Row("f.jsonl", 1, {**row, "score_chosen": 1, "score_rejected": 5}))
+
+
+def test_the_old_name_of_the_extra_response_gets_the_new_one():
+    row = {**GOOD, "third": "6"}
+    with pytest.raises(UserError, match="the column `third` is now called `extra_response`: rename it"):
+        read(row, required=frozenset({"extra_response"}))
+    assert read(row).extra_response is None

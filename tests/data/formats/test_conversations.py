@@ -2,9 +2,8 @@
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.formats.conversations import Dialogues
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, Row
 
 ROW = Row("some.jsonl", 3, {})
 
@@ -110,8 +109,8 @@ def test_messages_may_come_in_parts_of_text_and_in_sharegpt_words(key, value):
         (None, (turns("a", "b"), turns("c", "b")), {}, "r0 and the other dialogue differ before the last turn; a pair"),
         (None, (turns("a", "b"), turns("a", "b", "c", "d")), {}, "r0 and the other dialogue differ before the last"),
         (None, (turns("a", "b"), turns("a")), {}, "r1 does not end with the assistant's turn"),
-        (None, (turns("a", "b")[1:], turns("a", "c")[1:]), {}, "r0 holds no prompt"),
-        (None, ("text", "other"), {}, "r0 is no dialogue; without a prompt column"),
+        (None, (turns("a", "b")[1:], turns("a", "c")[1:]), {}, "r0 contains no prompt"),
+        (None, ("text", "other"), {}, "r0 is not a dialogue; without a prompt column"),
         (None, (None, turns("a", "b")), {}, "r0 is missing or null"),
         (None, ([], turns("a", "b")), {}, "r0 is an empty message list"),
         ("other", (turns("hi", "yes"), turns("hi", "no")), {}, "r0 repeats another prompt; its turns before the last"),
@@ -120,7 +119,7 @@ def test_messages_may_come_in_parts_of_text_and_in_sharegpt_words(key, value):
         (HI, ("yes", "no"), {"format": "text"}, "q is a message list; the mapping's format says text"),
         (None, ("hello", "you"), {"format": "hh"}, "r0 is not HH text; it must begin with"),
         (None, ("\n\nAssistant: hi", "\n\nAssistant: ho"), {"format": "hh"}, "r0 is not HH text"),
-        (None, ("hello", "you"), {"format": "hh", "as_text": True}, "r0 is not HH text; it must hold"),
+        (None, ("hello", "you"), {"format": "hh", "as_text": True}, "r0 is not HH text; it must contain"),
         (
             None,
             ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: x"),
@@ -134,15 +133,20 @@ def test_messages_may_come_in_parts_of_text_and_in_sharegpt_words(key, value):
             r"q has a turn of another kind \('observation'\); only",
         ),
         ([{"from": "function_call", "value": "x"}], ("a", "b"), {}, r"q has a turn of another kind"),
-        ([{"value": "x"}], ("a", "b"), {}, "q holds a message without a role; give messages like"),
-        (["hi"], ("a", "b"), {}, "q holds a message without a role"),
+        ([{"value": "x"}], ("a", "b"), {}, "q contains a message without a role; give messages like"),
+        (["hi"], ("a", "b"), {}, "q contains a message without a role"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             ("a", "b"),
             {},
-            r"q holds a part that is no text \('image_url'\); leave out rows with images or tools",
+            r"q contains a part that is not text \('image_url'\); leave out rows with images or tools",
         ),
-        ([{"role": "user", "content": [{"type": "text", "text": None}]}], ("a", "b"), {}, "q holds a part that is no"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": None}]}],
+            ("a", "b"),
+            {},
+            "q contains a part that is not",
+        ),
         (HI, ("a", "b"), {"system": [5]}, "s is not a text; give a system text"),
     ],
 )

@@ -47,5 +47,5 @@ def test_a_path_to_many_names_each_of_them():
 
 @pytest.mark.parametrize("path", ["", ".", "a.", ".a", "a[x]", "a[", "[0]", "a[].b[]", "a..b", "a[-1]"])
 def test_what_is_no_path_is_refused(path):
-    with pytest.raises(UsageError, match=r"is no path into a row; write a column"):
+    with pytest.raises(UsageError, match=r"is not a path into a row; write a column"):
         ValuePath(path)

@@ -1,4 +1,4 @@
-"""Every layout that comes with the package, on rows in its form: what is recognised, and the pairs that come of it."""
+"""Every format shipped with the package, on rows of that format: its recognition and the resulting pairs."""
 
 import math
 import tomllib
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow, LeftOut
 from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.known import recognise, shipped
 from lit_pref.data.formats.load import mapping_of
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.errors import UserError
 
 USER = {"role": "user", "content": "2+2="}
@@ -25,12 +25,12 @@ def rows_of(*values, file="some.jsonl"):
 
 
 def read(values, given=None):
-    """The native rows and pairs of rows with these values, and what was left out."""
+    """The canonical rows and pairs of rows with these values, and what was left out."""
     rows = rows_of(*values)
-    native = list(mapping_of(given, lambda: rows).native(rows))
+    canonical = list(Conversion(mapping_of(given, lambda: rows)).canonical_rows(rows))
     reader = RowReader()
-    good = [row for row in native if isinstance(row, Row)]
-    return good, [reader.read(row) for row in good], [row for row in native if isinstance(row, BadRow)]
+    good = [row for row in canonical if isinstance(row, Row)]
+    return good, [reader.read(row) for row in good], [row for row in canonical if isinstance(row, BadRow)]
 
 
 def part(text):
@@ -252,12 +252,12 @@ NAMED_ONLY = {
 ELSEWHERE = {"helpsteer2", "oasst", "unpaired"}  # several rows make a pair, or none
 
 
-def test_every_layout_has_its_test():
+def test_every_format_has_its_test():
     assert shipped().keys() == ONE_PAIR.keys() | NAMED_ONLY.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", ONE_PAIR)
-def test_a_row_of_a_known_layout_is_recognised_and_becomes_its_pair(name):
+def test_a_row_of_a_known_format_is_recognised_and_becomes_its_pair(name):
     values, prompt, margin, probability = ONE_PAIR[name]
     assert recognise(rows_of(values, values)).name == name
     for given in (None, name):
@@ -269,7 +269,7 @@ def test_a_row_of_a_known_layout_is_recognised_and_becomes_its_pair(name):
 
 
 @pytest.mark.parametrize("name", NAMED_ONLY)
-def test_layouts_whose_columns_say_too_little_are_recognised_as_the_general_one_and_read_the_same(name):
+def test_formats_whose_columns_say_too_little_are_recognised_as_the_general_one_and_read_the_same(name):
     values, prompt, general = NAMED_ONLY[name]
     assert recognise(rows_of(values)).name == general
     _, (named,), _ = read([values], name)
@@ -285,14 +285,14 @@ def test_helpsteer2_pairs_consecutive_rows_by_their_helpfulness():
 
     values = [row("a", "a1", 1), row("a", "a2", 4), row("b", "b1", 3), row("b", "b2", 3)]
     assert recognise(rows_of(*values)).name == "helpsteer2"
-    native, pairs, bad = read(values)
+    canonical, pairs, bad = read(values)
     assert [(p.prompt, p.chosen, p.rejected, p.margin) for p in pairs] == [
         ("a", "a2", "a1", 3.0),
         ("b", "b1", "b2", 0.0),
     ]
     assert [p.chosen_first for p in pairs] == [False, True] and pairs[1].tie and not bad
-    assert native[0].values["correctness_chosen"] == native[0].values["correctness_rejected"] == 1
-    assert (native[0].line, native[1].line) == (1, 3)
+    assert canonical[0].values["correctness_chosen"] == canonical[0].values["correctness_rejected"] == 1
+    assert (canonical[0].line, canonical[1].line) == (1, 3)
 
 
 def test_oasst_pairs_siblings_by_rank_below_the_dialogue_that_leads_to_them():
@@ -348,19 +348,19 @@ def test_unpaired_rows_are_known_only_to_be_refused(values):
         recognise(rows_of(values))
 
 
-def test_a_file_in_two_layouts_is_refused_with_both():
+def test_a_file_in_two_formats_is_refused_with_both():
     both = ONE_PAIR["safe_rlhf"][0] | ONE_PAIR["safe_rlhf_safety"][0]
     with pytest.raises(
-        UserError, match=r"^some.jsonl may be in the layout safe_rlhf or safe_rlhf_safety, .*data.mapping"
+        UserError, match=r"^some.jsonl may have the format safe_rlhf or safe_rlhf_safety, .*data.mapping"
     ):
         recognise(rows_of(both))
     _, (pair,), _ = read([both], "safe_rlhf_safety")
     assert pair.margin == 2.0
 
 
-def test_a_strength_column_that_the_layout_does_not_read_is_never_passed_over():
+def test_a_strength_column_that_the_format_does_not_read_is_never_passed_over():
     values = ONE_PAIR["ultrafeedback_binarized"][0] | {"margin": 0.125}
-    with pytest.raises(UserError, match="layout ultrafeedback_binarized, which does not read its column `margin`; set"):
+    with pytest.raises(UserError, match="format ultrafeedback_binarized, which does not read its column `margin`; set"):
         recognise(rows_of(values))
     _, (own,), _ = read([values], "pairs")
     _, (scores,), _ = read([values], "ultrafeedback_binarized")
@@ -382,16 +382,16 @@ PAIR = {"prompt": "2+2=", "chosen": "5", "rejected": "4"}
         {"P_logits": 0.5},
     ],
 )
-@pytest.mark.parametrize("layout, texts, chosen", [("pairs", PAIR, "5"), ("implicit", CHAT, " 4")])
-def test_strength_under_a_name_of_its_own_is_never_passed_over(layout, texts, chosen, columns):
+@pytest.mark.parametrize("name, texts, chosen", [("pairs", PAIR, "5"), ("implicit", CHAT, " 4")])
+def test_strength_under_a_name_of_its_own_is_never_passed_over(name, texts, chosen, columns):
     values = texts | columns
     first = dict.fromkeys(values, None) | texts  # a null says nothing: the next rows are looked at too
     named = " and ".join(f"`{name}`" for name in sorted(columns))
-    with pytest.raises(UserError, match=f"^some.jsonl is in the layout {layout}, in which nothing reads {named}; if"):
+    with pytest.raises(UserError, match=f"^some.jsonl has the format {name}, which does not read {named}; if"):
         mapping_of(None, lambda: rows_of(first, values))
-    with pytest.raises(UserError, match="nothing reads"):
+    with pytest.raises(UserError, match="which does not read"):
         mapping_of({"filters": {"drop_ties": True}}, lambda: rows_of(values))
-    for given in (layout, {"base": layout, "filters": {"drop_ties": True}}):
+    for given in (name, {"base": name, "filters": {"drop_ties": True}}):
         _, (pair,), _ = read([values], given)
         assert (pair.margin, pair.chosen) == (None, chosen)
 
@@ -415,7 +415,7 @@ def test_columns_beside_known_strength_or_of_other_names_are_nobodys_fault(value
     assert mapping_of(None, lambda: rows_of(values)).name == "pairs"
 
 
-def test_a_file_in_no_known_layout_is_refused_with_its_columns_and_what_the_nearest_lack():
+def test_a_file_in_no_known_format_is_refused_with_its_columns_and_what_the_nearest_lack():
     values = {"history": "a", "human_ref_A": "b", "human_ref_B": "c", "score_A": 1, "score_B": 2, "likes": 3}
     with pytest.raises(UserError) as caught:
         recognise(rows_of(values))
@@ -431,9 +431,9 @@ def test_the_majority_of_the_first_rows_decides_so_that_a_bad_row_is_refused_as_
     rows = rows_of(good | {"score_A": "many"}, good, {"other": 1}, good)
     mapping = recognise(rows)
     assert mapping.name == "shp"
-    native = list(mapping.native(rows))
-    assert [type(row) for row in native] == [BadRow, Row, BadRow, Row]
-    assert str(native[0]).startswith("some.jsonl, line 1: score_A is not a finite number ('many'); give it a number")
+    canonical = list(Conversion(mapping).canonical_rows(rows))
+    assert [type(row) for row in canonical] == [BadRow, Row, BadRow, Row]
+    assert str(canonical[0]).startswith("some.jsonl, line 1: score_A is not a finite number ('many'); give it a number")
 
 
 def test_the_signs_of_two_helpsteers_point_the_same_way_and_zero_is_a_tie():
@@ -450,7 +450,7 @@ def test_labels_that_contradict_the_scores_are_counted_and_the_scores_win():
     assert pair.disagrees and pair.chosen == " 4"
 
 
-def test_the_layouts_are_part_of_what_is_installed():
+def test_the_formats_are_part_of_what_is_installed():
     root = Path(__file__).parents[3]
     data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packed = {

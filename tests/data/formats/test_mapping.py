@@ -2,10 +2,14 @@
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.checking.row_reader import RowReader
-from lit_pref.data.formats.load import RowMapping, load_mapping, mapping_of
-from lit_pref.data.sources.row import Row
+from lit_pref.data.formats.convert import Conversion
+from lit_pref.data.formats.describe import describe
+from lit_pref.data.formats.load import load_mapping, mapping_of
+from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.prepared.pair_rules import filtered_out
+from lit_pref.data.prepared.preparation_report import example_of
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UsageError, UserError
 
 AB = {"kind": "ab", "prompt": "q", "a": "x", "b": "y", "score": {"a": "sx", "b": "sy"}}
@@ -18,14 +22,14 @@ def rows_of(*values):
     return [Row("some.jsonl", line, row) for line, row in enumerate(values, start=1)]
 
 
-def native(values, given=None):
+def canonical(values, given=None):
     rows = rows_of(values)
-    (found,) = mapping_of(given, lambda: rows).native(rows)
+    (found,) = Conversion(mapping_of(given, lambda: rows)).canonical_rows(rows)
     return found
 
 
 def pair(values, given=None, **options):
-    found = native(values, given)
+    found = canonical(values, given)
     if isinstance(found, BadRow):
         raise found
     return RowReader(**options).read(found)
@@ -42,7 +46,7 @@ def test_rows_in_this_projects_own_fields_stay_the_very_same_rows():
     ):
         rows = rows_of(values)
         for given in (None, "pairs", {"margin": {"normalise": "zscore"}}, {"filters": {"min_margin": 1}}):
-            assert next(mapping_of(given, lambda rows=rows: rows).native(rows)) is rows[0]
+            assert next(Conversion(mapping_of(given, lambda rows=rows: rows)).canonical_rows(rows)) is rows[0]
 
 
 def test_own_rows_that_repeat_their_prompt_within_the_responses_are_taken_apart():
@@ -111,9 +115,9 @@ def test_a_constant_margin_still_turns_the_pair_as_its_strength_says(strength, g
 
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(
-        UserError, match=r"^some.jsonl has no column that the mapping's margin \(clip\) could be made of"
+        UserError, match=r"^some.jsonl has no column from which the mapping's margin \(clip\) could be computed"
     ):
-        native(OWN, {"margin": {"clip": 6}})
+        canonical(OWN, {"margin": {"clip": 6}})
 
 
 def test_own_strength_beside_an_overridden_margin_keeps_its_probability():
@@ -173,14 +177,14 @@ def test_a_third_value_that_nobody_needs_costs_no_pair():
 
 
 def test_a_sources_own_columns_stay_under_their_names_but_never_pass_for_strength():
-    found = native(VALUES | {"margin": 99, "p_chosen": 0.1, "lang": "en", "rejected": "?", "id": "?"}, AB)
+    found = canonical(VALUES | {"margin": 99, "p_chosen": 0.1, "lang": "en", "rejected": "?", "id": "?"}, AB)
     assert found.values["lang"] == "en" and found.values["sx"] == 1
     assert (found.values["margin"], found.values["rejected"]) == (-2.0, "5")
     assert "p_chosen" not in found.values and "id" not in found.values
 
 
 def test_a_plain_column_of_a_pair_that_turns_must_be_explained():
-    with pytest.raises(UserError, match="nothing says what becomes of the column `sx`"):
+    with pytest.raises(UserError, match="no rule for the column `sx`"):
         pair(VALUES, AB, columns=("sx",))
 
 
@@ -197,54 +201,59 @@ def test_filters_say_why_a_pair_is_left_out_and_leave_out_nothing_themselves():
     rows = rows_of(*(VALUES | {"sx": x, "sy": y} for x, y in [(3, 3), (3, 4), (10, 8), (2, 6), (6, 2), (-1, 9)]))
     mapping = mapping_of(given, lambda: rows)
     reader = RowReader()
-    native = list(mapping.native(rows))
-    reasons = [mapping.left_out(reader.read(row), row) for row in native]
+    canonical = list(Conversion(mapping).canonical_rows(rows))
+    reasons = [filtered_out(mapping.filters, reader.read(row), row) for row in canonical]
     assert reasons == ["tie", "margin below 2", "score ratio below 2", None, None, "score ratio below 2"]
     own = rows_of(OWN)[0]
     for filters, reason in (
         ({"min_margin": 1}, "no margin"),
-        ({"min_score_ratio": 2}, "no scores to take the ratio of"),
+        ({"min_score_ratio": 2}, "no scores for a ratio"),
     ):
-        assert mapping_of({"filters": filters}, lambda: [own]).left_out(RowReader().read(own), own) == reason
+        assert (
+            filtered_out(mapping_of({"filters": filters}, lambda: [own]).filters, RowReader().read(own), own) == reason
+        )
 
 
 def test_one_sided_rows_may_lack_the_rejected_text():
     good = {"kind": "none", "prompt": "q", "chosen": "good"}
     for given, other in ((good, {}), (good | {"rejected": "bad"}, {"bad": "5"})):
         rows = rows_of({"q": "2+2=", "good": "4"}, {"q": "2+2=", "good": "4"} | other)
-        native = list(mapping_of(given, lambda rows=rows: rows).native(rows))
-        assert "rejected" not in native[0].values and native[0].values["chosen"] == "4"
-        assert ("rejected" in native[1].values) == bool(other)
-        assert RowReader(one_sided=True).read(native[0]).chosen == "4"
+        canonical = list(Conversion(mapping_of(given, lambda rows=rows: rows)).canonical_rows(rows))
+        assert "rejected" not in canonical[0].values and canonical[0].values["chosen"] == "4"
+        assert ("rejected" in canonical[1].values) == bool(other)
+        assert RowReader(one_sided=True).read(canonical[0]).chosen == "4"
 
 
-SECOND = "The mapping that data.mapping gives"
+SECOND = "The mapping in data.mapping"
 
 
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ("shpp", "data.mapping is 'shpp', which is no mapping; did you mean shp"),
+        ("shpp", "data.mapping is 'shpp', which is not a mapping; did you mean shp"),
         ("unpaired", "data.mapping is unpaired, which cannot be trained on: KTO-style"),
-        ({"base": "shpp"}, f"{SECOND}: `base` is 'shpp', which is no mapping; did you mean shp"),
-        (AB | {"promt": "q"}, f"{SECOND}: `promt` is no key of a mapping; did you mean `prompt`."),
-        (AB | {"margin": {"clipp": 6}}, f"{SECOND}: `margin.clipp` is no key of a mapping; did you mean `clip`."),
+        ({"base": "shpp"}, f"{SECOND}: `base` is 'shpp', which is not a mapping; did you mean shp"),
+        (AB | {"promt": "q"}, f"{SECOND}: `promt` is not a key of a mapping; did you mean `prompt`."),
+        (AB | {"margin": {"clipp": 6}}, f"{SECOND}: `margin.clipp` is not a key of a mapping; did you mean `clip`."),
         ({"margin": {"transform": "log"}}, f"{SECOND}: `margin.transform` is 'log'; it must be one of diff, log_ratio"),
         (AB | {"kind": "abc"}, "`kind` is 'abc'; it must be one of pair, ab, ab_signed, list, none"),
         (AB | {"margin": {"clip": "6"}}, "`margin.clip` is '6'; it must be a number"),
         (AB | {"margin": {"clip": True}}, "`margin.clip` is True; it must be a number"),
         (AB | {"margin": 6}, "`margin` must be several keys with values, not 6; it takes transform, scale"),
         (AB | {"margin": {"clip": 0}}, "`margin.clip` is 0; it must be above 0"),
-        (AB | {"margin": {"scale": -1}}, "`margin.scale` is -1; it must be above 0, which text is better is said els"),
+        (AB | {"margin": {"scale": -1}}, "`margin.scale` is -1; it must be above 0, because other keys say which"),
         (AB | {"label": {"column": "l", "a": [[1]], "b": 2}}, "`label` takes a word or a number for each side"),
         (AB | {"label": {"column": "l", "a": 1, "b": [2, 1]}}, "`label` gives one value two meanings"),
         (AB | {"group": "q"}, "`tree` and `group` are for kind list"),
-        (AB | {"name": "mine"}, "`name` is no key of a mapping"),
-        (AB | {"signed": {"column": "s", "positive_means": "a"}}, "`score` and `signed` both say the margin; give one"),
+        (AB | {"name": "mine"}, "`name` is not a key of a mapping"),
+        (
+            AB | {"signed": {"column": "s", "positive_means": "a"}},
+            "`score` and `signed` both define the margin; give one",
+        ),
         (LIST | {"label": {"column": "l", "a": 1, "b": 2}}, "kind list takes its strength from `score` alone"),
         (AB | {"prompt": 5}, "`prompt` is 5; it must be a word"),
         (AB | {"prompt": "q[].x"}, r"`prompt` is q\[\].x, which leads to many values; it must lead to one"),
-        (AB | {"prompt": "q..x"}, "`prompt`: 'q..x' is no path into a row"),
+        (AB | {"prompt": "q..x"}, "`prompt`: 'q..x' is not a path into a row"),
         (AB | {"prompt_repeated": "yes"}, "`prompt_repeated` is 'yes'; it must be true or false"),
         (AB | {"b": None}, "kind ab needs `b`, the path to it in a row"),
         (AB | {"score": None}, "kind ab needs `score`, `label` or `probability`"),
@@ -255,7 +264,7 @@ SECOND = "The mapping that data.mapping gives"
             AB | {"score": None, "signed": {"column": "s", "positive_means": "chosen"}},
             "`signed.positive_means` must be one of a, b",
         ),
-        (AB | {"probability": {"column": "p"}}, "`probability.of` must say which text it is of, a or b"),
+        (AB | {"probability": {"column": "p"}}, "`probability.of` must name the text whose probability it is, a or b"),
         (AB | {"probability": {"column": "p", "of": "chosen"}}, "`probability.of` must be one of a, b"),
         (AB | {"probability": {"column": "p", "of": "a", "range": [2, 1]}}, "`probability.range` must be two numbers"),
         (AB | {"margin": {"transform": "probability"}}, "`margin.transform: probability` needs `probability`"),
@@ -266,11 +275,11 @@ SECOND = "The mapping that data.mapping gives"
         (LIST | {"responses": "r"}, "`responses` is r; it must lead to many"),
         (
             LIST | {"score": {"path": "s[]", "order": "asc"}, "margin": {"transform": "log_ratio"}},
-            "log_ratio` needs scores of which the larger is better",
+            "log_ratio` needs scores where the larger one is better",
         ),
         (
             LIST | {"score": {"path": "s[]", "order": "desc"}, "margin": {"transform": "rank_gap"}},
-            "rank_gap` needs ranks of which the smaller is better",
+            "rank_gap` needs ranks where the smaller one is better",
         ),
         ({"kind": "none", "chosen": "c", "rejected": "r", "score": {"chosen": "s"}}, "kind none has no strength"),
         (AB | {"pairs_from_list": {"max_pairs_per_prompt": 0}}, "from_list.max_pairs_per_prompt` is 0; it must be 1"),
@@ -290,10 +299,10 @@ def test_a_mapping_file_that_cannot_be_read_is_refused_by_its_name(tmp_path):
     with pytest.raises(UsageError, match=r"mine.yaml cannot be read \(while parsing"):
         load_mapping(str(path))
     path.write_text("- kind")
-    with pytest.raises(UsageError, match=r"mine.yaml must say what is where"):
+    with pytest.raises(UsageError, match=r"mine.yaml is not a YAML mapping"):
         load_mapping(str(path))
     path.write_text("kind: ab\nprompt: q\na: x\nbb: y\n")
-    with pytest.raises(UsageError, match=r"^The mapping .*mine.yaml: `bb` is no key of a mapping; did you mean `b`"):
+    with pytest.raises(UsageError, match=r"^The mapping .*mine.yaml: `bb` is not a key of a mapping; did you mean `b`"):
         load_mapping(str(path))
 
 
@@ -329,24 +338,29 @@ def test_the_fingerprint_is_of_what_decides_the_rows_and_of_nothing_else():
 
 def test_a_mapping_says_where_texts_and_strength_come_from():
     mapping = load_mapping(AB | {"margin": {"transform": "log_ratio", "clip": 6, "scale": 2}})
-    assert mapping.describe() == (
-        "layout given: texts x and y, prompt q, margin log_ratio of sx and sy, times 2, cut to 6"
+    assert describe(mapping) == (
+        "format given: texts x and y, prompt q, margin log_ratio of sx and sy, times 2, cut to 6"
     )
-    assert load_mapping("nectar").describe().endswith("(column names from memory, not checked against the dataset)")
+    assert describe(load_mapping("nectar")).endswith("(column names from memory, not checked against the dataset)")
     assert isinstance(mapping, RowMapping) and mapping.normalise == "none"
 
 
 def test_one_pair_in_words_says_which_text_is_chosen_and_by_what():
     rows = rows_of(VALUES | {"x": "four " * 30})
     mapping = mapping_of(AB, lambda: rows)
-    (row,) = mapping.native(rows)
-    words = mapping.in_words(RowReader().read(row), row)
+    (row,) = Conversion(mapping).canonical_rows(rows)
+    words = example_of(mapping, RowReader().read(row), row)
     assert words == (
         'some.jsonl, line 1: to "2+2=", y "5" is preferred '
         'to x "four four four four four four four four four four four fo..."'
         ", margin 2 (margin diff of sx and sy)"
     )
     (own,) = rows_of(OWN | {"p_chosen": 0.25})
-    assert mapping_of("pairs", lambda: [own]).in_words(RowReader().read(own), own) == (
+    assert example_of(mapping_of("pairs", lambda: [own]), RowReader().read(own), own) == (
         'some.jsonl, line 1: to "2+2=", rejected "5" is preferred to chosen "4", no margin, probability 0.75'
     )
+
+
+def test_the_old_key_of_the_extra_response_gets_the_new_one():
+    with pytest.raises(UsageError, match="`third` is not a key of a mapping; it is now called `extra_response`"):
+        load_mapping(AB | {"third": "z"})

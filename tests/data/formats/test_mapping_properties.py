@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pref.data.checking.fields import BadRow
 from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.field_path import ValuePath
 from lit_pref.data.formats.known import recognise, shipped
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.ranked_lists import PairsFromList
-from lit_pref.data.sources.row import Row
+from lit_pref.data.prepared.pair_rules import filtered_out
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.errors import UserError
 
 quick = settings(max_examples=60, deadline=None)
@@ -29,7 +30,7 @@ LIST = {"kind": "list", "prompt": "q", "responses": "r[]", "score": {"path": "s[
 
 def rows(values, given):
     found = [Row("some.jsonl", 1, values)]
-    return list(mapping_of(given, lambda: found).native(found))
+    return list(Conversion(mapping_of(given, lambda: found)).canonical_rows(found))
 
 
 def pair(values, given):
@@ -133,8 +134,8 @@ def test_all_pairs_of_a_list_are_every_two_answers_less_the_ties_that_are_droppe
     found = [Row("some.jsonl", 1, values)]
     mapping = mapping_of(given, lambda: found)
     reader = RowReader()
-    pairs = [(reader.read(row), row) for row in mapping.native(found)]
-    kept = [p for p, row in pairs if mapping.left_out(p, row) is None]
+    pairs = [(reader.read(row), row) for row in Conversion(mapping).canonical_rows(found)]
+    kept = [p for p, row in pairs if filtered_out(mapping.filters, p, row) is None]
     number = len(scores)
     ties = sum(x == y for x, y in itertools.combinations(scores, 2))
     assert len(kept) == number * (number - 1) // 2 - ties
@@ -165,7 +166,7 @@ def test_no_value_of_a_row_ends_in_another_error_than_a_sentence(data):
     with contextlib.suppress(UserError):
         recognise(found)
     try:
-        for row in layout.mapping.native(found):
+        for row in Conversion(layout.mapping).canonical_rows(found):
             if isinstance(row, BadRow):
                 continue
             try:

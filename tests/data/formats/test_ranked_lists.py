@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from lit_pref.data.checking.fields import BadRow, LeftOut
 from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.ranked_lists import LONGEST, PairsFromList
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.errors import UserError
 
 GOODNESS = [2.0, 5.0, 1.0, 5.0]
@@ -18,10 +18,10 @@ LIST = {"kind": "list", "prompt": "q", "responses": "a[].text", "score": {"path"
 def read(*values, **mapping):
     """Pairs as (chosen, rejected, margin), and the rows that are none."""
     rows = [Row("some.jsonl", line, row) for line, row in enumerate(values, start=1)]
-    native = list(mapping_of(LIST | mapping, lambda: rows).native(rows))
+    canonical = list(Conversion(mapping_of(LIST | mapping, lambda: rows)).canonical_rows(rows))
     reader = RowReader()
-    pairs = [reader.read(row) for row in native if isinstance(row, Row)]
-    return [(p.chosen, p.rejected, p.margin) for p in pairs], [row for row in native if isinstance(row, BadRow)]
+    pairs = [reader.read(row) for row in canonical if isinstance(row, Row)]
+    return [(p.chosen, p.rejected, p.margin) for p in pairs], [row for row in canonical if isinstance(row, BadRow)]
 
 
 def answers(*scores, **more):
@@ -91,8 +91,8 @@ def test_an_answer_without_a_score_is_left_out_and_the_others_are_paired():
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"q": "x", "a": "none", "s": 1}, "a.. is no list|a\\[\\].text is no list"),
-        ({"q": "x", "a": None}, "a\\[\\].text is no list; give one entry for each answer"),
+        ({"q": "x", "a": "none", "s": 1}, "a.. is not a list|a\\[\\].text is not a list"),
+        ({"q": "x", "a": None}, "a\\[\\].text is not a list; give one entry for each answer"),
     ],
 )
 def test_a_row_without_a_list_is_refused(values, sentence):
@@ -118,7 +118,7 @@ def test_a_bad_answer_costs_its_own_pairs_only_and_is_named_with_its_place():
     rows = [Row("some.jsonl", 1, {"q": "x", "a": [{"text": t, "s": k} for k, t in enumerate(["a", None, "c"])]})]
     mapping = mapping_of(LIST | {"pairs_from_list": {"mode": "all"}}, lambda: rows)
     reader, kept, refused = RowReader(), [], []
-    for row in mapping.native(rows):
+    for row in Conversion(mapping).canonical_rows(rows):
         try:
             kept.append(reader.read(row).chosen)
         except BadRow as bad:
@@ -177,7 +177,7 @@ def test_a_prompt_with_no_end_of_answers_is_refused_before_they_fill_the_memory(
 
     first = [Row("some.jsonl", 1, {"q": "a", "t": "x", "s": 1})]
     with pytest.raises(UserError, match=f"more than {LONGEST} rows from here on have the same `q`"):
-        list(mapping_of(LIST | GROUP, lambda: first).native(rows()))
+        list(Conversion(mapping_of(LIST | GROUP, lambda: first)).canonical_rows(rows()))
     assert len(taken) == LONGEST + 1
 
 
@@ -190,15 +190,15 @@ def test_columns_sources_and_ids_of_answers_go_with_them():
         LIST | {"id": "id", "source": {"path": "a[].model"}, "columns": {"length": "a[].length", "by": "judge"}},
         lambda: rows,
     )
-    (native,) = mapping.native(rows)
-    assert [native.values[name] for name in ("id", "other", "by")] == ["7/0-1", "kept", "j"]
-    pair = RowReader(columns=("length_chosen", "length_rejected")).read(native)
+    (canonical,) = Conversion(mapping).canonical_rows(rows)
+    assert [canonical.values[name] for name in ("id", "other", "by")] == ["7/0-1", "kept", "j"]
+    pair = RowReader(columns=("length_chosen", "length_rejected")).read(canonical)
     assert (pair.sources, pair.columns) == (("m1", "m0"), {"length_chosen": 10.0, "length_rejected": 0.0})
 
 
 def test_columns_of_grouped_rows_are_those_of_each_answer_and_plain_only_where_they_agree():
     rows = [Row("some.jsonl", k, {"q": "a", "t": f"t{k}", "s": k, "lang": "en", "words": k}) for k in (1, 2)]
-    (native,) = mapping_of(LIST | GROUP, lambda: rows).native(rows)
-    assert native.values["lang"] == "en" and "words" not in native.values
-    pair = RowReader(columns=("words_chosen",), group_column="lang").read(native)
+    (canonical,) = Conversion(mapping_of(LIST | GROUP, lambda: rows)).canonical_rows(rows)
+    assert canonical.values["lang"] == "en" and "words" not in canonical.values
+    pair = RowReader(columns=("words_chosen",), group_column="lang").read(canonical)
     assert (pair.chosen, pair.columns, pair.group) == ("t2", {"words_chosen": 2.0}, "en")

@@ -55,5 +55,5 @@ def test_quantiles_of_many_margins_are_kept_as_points():
 
 @pytest.mark.parametrize("margins", [[], [0.0, 0.0], [1.0, float("nan")]])
 def test_what_has_no_scale_is_refused(margins):
-    with pytest.raises(UserError, match=r"a\.jsonl: the margins are to be normalised \(zscore\), and no training pair"):
+    with pytest.raises(UserError, match=r"a\.jsonl: the margins are to be normalised \(zscore\), but no training pair"):
         Normaliser.fit("zscore", np.array(margins), "a.jsonl")

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 import lit_pref.data.prepared.preparation as preparation_module
-from lit_pref.data.checking.checked_pairs import in_validation
-from lit_pref.data.prepared.arrow import CHUNK, PreparedPairs
+from lit_pref.data.checking.row_reader import RowReader
+from lit_pref.data.checking.text_pair import CheckedPair
+from lit_pref.data.prepared.arrow import CHUNK, PairWriter, PreparedPairs
+from lit_pref.data.prepared.pair_rules import in_validation
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.splits import digest_of_split, training_texts
+from lit_pref.data.sources.row import Row
 from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UserError
@@ -265,7 +268,7 @@ def test_the_report_counts_what_was_done(tokenizer, written):
     assert str(report).splitlines() == [
         "2 rows, 2 pairs of 1 prompts; refused: none; swapped 1, ties 0 (dropped 0), strengths that disagree 1",
         "mean tokens: prompts 3, chosen 3.5, rejected 2 (longest pair 7, chosen longer 100.0%); "
-        "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the boundary 0.0%",
+        "cut: prompts 0.0%, chosen 50.0%, rejected 0.0%; token across the prompt end 0.0%",
         "margin: mean 2; quantiles 5% 1.1, 25% 1.5, 50% 2, 75% 2.5, 95% 2.9",
     ]
 
@@ -277,7 +280,7 @@ def test_a_report_says_nothing_of_what_is_not_there(tokenizer, written):
         "2 rows, 1 pairs of 1 prompts; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that "
         "disagree 0",
         "mean tokens: prompts 3, chosen 3 (longest pair 6); cut: prompts 0.0%, chosen 0.0%; "
-        "token across the boundary 0.0%",
+        "token across the prompt end 0.0%",
     ]
     empty = prepared(tokenizer, written(data), "validation", **options).report
     assert str(empty).startswith("0 rows, 0 pairs of 0 prompts; refused: none; swapped 0") and "\n" not in str(empty)
@@ -294,3 +297,15 @@ def test_texts_for_a_tokenizer_are_those_of_strings_and_messages(written):
     chat = {"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": "b", "margin": 1}
     texts = training_texts([Source(str(written([chat, *rows(1)])))], Preparation())
     assert list(texts) == ["hi", "a", "b", "p0", "c0", "rr0"]
+
+
+def test_numbers_of_the_row_travel_along(tmp_path, tokenizer):
+    row = Row("pairs.jsonl", 1, {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -2, "w": 3, "kind": "x"})
+    text = RowReader(columns=("w",), group_column="kind", on_swap={"w": "keep"}).read(row)
+    writer = PairWriter(tmp_path, "train", ["w"])
+    writer.add(CheckedPair(row, text, "7", "train"), Tokenization(tokenizer, 10).tokenize(row, text))
+    writer.close()
+    (pair,) = PreparedPairs(tmp_path, "train")
+    assert (pair.id, pair.margin, pair.columns, pair.group, pair.probability) == ("7", 2.0, {"w": 3.0}, "x", None)
+    assert pair.text.chosen == "c"
+    assert (pair.prompt_id, pair.place) == (text.prompt_id, "pairs.jsonl, line 1")

@@ -218,8 +218,8 @@ def test_the_tokenizer_reads_the_training_pairs_of_every_source(written):
     ("sources", "message"),
     [
         ([], "data.train is an empty list"),
-        ([{"weight": 1.0}, {}], "some sources have a `weight` and others not"),
-        ([{"weight": 1.0}, {"count": 3}], "some sources have a `weight` and others not"),
+        ([{"weight": 1.0}, {}], "only some sources have a `weight`"),
+        ([{"weight": 1.0}, {"count": 3}], "only some sources have a `weight`"),
         ([{"weight": 0.0}, {"weight": 1.0}], "must be above 0"),
         ([{"name": "x"}, {"name": "x"}], "two sources are called 'x'"),
     ],
@@ -280,5 +280,5 @@ def test_what_filters_leave_out_is_counted_by_its_reason(opened, written):
 
 def test_the_report_says_how_the_source_was_read_and_shows_a_pair(opened, written):
     report = opened(str(written(rows(2)))).train.reports["pairs"]
-    assert report.layout and "a0" in report.example and "c0" in report.example
-    assert json.loads(json.dumps(report.to_json()))["layout"] == report.layout
+    assert report.format and "a0" in report.example and "c0" in report.example
+    assert json.loads(json.dumps(report.to_json()))["format"] == report.format

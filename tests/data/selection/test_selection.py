@@ -186,7 +186,7 @@ def test_a_threshold_keeps_what_has_it():
     pool = pool_of([1, 2, 2, 3])
     assert ExplicitMargin(threshold=2).choose(pool).indices.tolist() == [1, 2, 3]
     assert ExplicitMargin(threshold=2, which="bottom").choose(pool).indices.tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores go from 1 to 3; move it"):
+    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores go from 1 to 3; choose one"):
         ExplicitMargin(threshold=4).choose(pool)
 
 
@@ -219,7 +219,7 @@ def test_ties_are_broken_by_chance_that_knows_only_the_ids_and_are_counted():
 def test_z_scores_without_a_reference_say_what_they_compare():
     scale, ordinary = AlignmentPotential(weight=2.0).notes(GOLDEN)
     # std of the margins sqrt(1.64) = 1.28, of the implicit margins sqrt(0.0304) = 0.174, over the weight.
-    assert "1.28 of `margin` counts as much as 0.0872 nats a token of the policy's" in scale
+    assert "1.28 of `margin` counts as much as 0.0872 nats per token of the policy's" in scale
     assert "must be on one scale" in scale and "mean log-probs" in ordinary
     with_reference = replace(GOLDEN, reference=logps([-30] * 5, [-30] * 5))
     assert len(AlignmentPotential(reference=True).notes(with_reference)) == 1
@@ -233,7 +233,7 @@ def test_what_is_the_same_in_every_pair_does_not_count_and_is_no_nan():
         alone = -zscores(np.array(IMPLICIT)) if margins == [0.1] * 5 else zscores(np.array(MARGINS, float))
         assert scores == pytest.approx(alone)
         (note,) = AlignmentPotential().notes(pool)
-        assert "in every pair and does not count in the choice" in note
+        assert "in every pair and does not affect the selection" in note
 
 
 # What is refused
@@ -242,7 +242,7 @@ def test_what_is_the_same_in_every_pair_does_not_count_and_is_no_nan():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Random(keep=0.4, count=3), "keep and count both say how many pairs are kept"),
+        (lambda: Random(keep=0.4, count=3), "keep and count both decide how many pairs are kept"),
         (lambda: Random(keep=0.0), "keep is 0; it is a share, above 0 and at most 1"),
         (lambda: Random(keep=1.5), "keep is 1.5"),
         (lambda: Random(count=0), "count is 0; it must be at least 1"),

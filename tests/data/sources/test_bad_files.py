@@ -48,8 +48,8 @@ def values(path):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", " is empty, which is what a failed download or a full disk leaves; fetch it again."),
-        (POINTER, " is a git-lfs pointer and not the data; fetch it with `git lfs pull`."),
+        (b"", " is empty, as after a failed download or on a full disk; fetch it again."),
+        (POINTER, " is a git-lfs pointer, not the data; fetch it with `git lfs pull`."),
         (PAGE, " is a web page (HTML), such as an error page saved in place of the data; download the file itself."),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", " is a web page (HTML), such as"),
         (b"PK\x03\x04\x14\x00", " is a zip archive; unpack it."),
@@ -75,7 +75,7 @@ def test_a_wrong_ending_is_named_with_the_right_one(written, tmp_path):
     for name in ("a.jsonl", "a.csv", "a.jsonl.gz"):
         assert refusal(written(parquet, name)) == " is a Parquet file; give it the ending .parquet."
     assert refusal(written(JSONL, "a.parquet")) == " holds JSON; give it the ending .jsonl."
-    assert refusal(written("prompt,chosen\n", "a.parquet")) == " is no Parquet file; write it again."
+    assert refusal(written("prompt,chosen\n", "a.parquet")) == " is not a Parquet file; write it again."
     assert refusal(written(JSONL, "a.jsonl.gz")) == " is not compressed by gzip; give it the ending .jsonl."
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         assert refusal(written(gzip.compress(JSONL.encode()), name)).startswith(" is compressed by gzip; decompress it")
@@ -92,18 +92,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(written):
 
 
 def test_carriage_returns_alone_are_refused(written):
-    expected = " ends its lines with a carriage return alone; save it with the line ends of Unix or Windows."
+    expected = " ends its lines with a carriage return alone; save it with Unix or Windows line ends."
     assert refusal(written(JSONL.replace("\n", "\r"))) == expected
     assert refusal(written(JSONL.replace("\n", "\r") * (MAX_LINE // len(JSONL) + 1))) == expected
 
 
 def test_other_json_than_one_object_a_line_is_refused_with_a_command(written):
-    array = " holds a JSON array and not one object a line; convert it with `jq -c '.[]' a.jsonl > rows.jsonl`"
+    array = " holds a JSON array instead of one object per line; convert it with `jq -c '.[]' a.jsonl > rows.jsonl`"
     assert refusal(written(json.dumps(ROWS))).startswith(array)
     assert refusal(written(json.dumps(ROWS, indent=2))).startswith(array)
     pretty = "\n".join(json.dumps(row, indent=2) for row in ROWS)
     assert refusal(written(pretty)).startswith(
-        " holds objects over several lines, not one a line; convert it with `jq -c ."
+        " holds objects over several lines, not one per line; convert it with `jq -c ."
     )
 
 
@@ -113,9 +113,9 @@ def test_binary_files_are_refused(written):
 
 
 def test_a_tail_of_zeros_is_damage_and_no_bad_row(written):
-    assert refusal(written(JSONL.encode() + b"\0" * 5000)).startswith(", line 51: holds zero bytes")
+    assert refusal(written(JSONL.encode() + b"\0" * 5000)).startswith(", line 51: contains zero bytes")
     cut = JSONL.encode()[:-20] + b"\0" * 20
-    assert refusal(written(cut)).startswith(", line 50: holds zero bytes")
+    assert refusal(written(cut)).startswith(", line 50: contains zero bytes")
 
 
 @pytest.mark.parametrize("left", range(1, len(JSONL.encode().splitlines()[-1])))
@@ -191,7 +191,7 @@ def test_nesting_without_end_is_a_bad_row_and_never_a_crash(written):
     deep += ["[" * n + "]" * n for n in (900, MAX_DEPTH)]
     path = written("".join(f'{{"a": {value}}}\n' for value in deep) + '{"a": 1}\n')
     kinds = faults(path)
-    assert set(kinds[:-1]) == {f"has lists or objects more than {MAX_DEPTH} deep within each other"}
+    assert set(kinds[:-1]) == {f"has lists or objects nested more than {MAX_DEPTH} levels deep"}
     assert kinds[-1] == {"a": 1}
     fits = json.loads("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1))
     assert faults(written(json.dumps({"a": fits}) + "\n")) == [{"a": fits}]
@@ -241,7 +241,7 @@ def test_keys_and_columns_beyond_counting_take_no_time_beyond_their_number(writt
     row = "{" + "".join(f'"{key}":0,' for key in keys) + '"k99999":1}\n'
     assert faults(written(row)) == ["has a key twice"]
     assert refusal(written(",".join([*keys, "k99999"]) + "\n", "a.csv")).startswith(
-        ": the column 'k99999' stands twice"
+        ": the column 'k99999' appears twice"
     )
     assert values(written(",".join(keys) + "\n", "b.csv")) == []
 
@@ -256,4 +256,4 @@ def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_refused(writte
     (row,), peak = peak_of(lambda: list(read_rows(written(json.dumps({"prompt": text}) + "\n"))))
     assert row.values == {"prompt": text} and peak < 8e7
     long = '{"a": 1}\n{"a": "' + "x" * MAX_LINE + '"}\n'
-    assert refusal(written(long)).startswith(", line 2: longer than 16 MiB; write every row in a line of its own")
+    assert refusal(written(long)).startswith(", line 2: longer than 16 MiB; write each row in its own line")

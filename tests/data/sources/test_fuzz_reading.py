@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_pref.data.sources.reading import ENDINGS, read_rows
+from lit_pref.data.sources.reading import read_rows
 from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.source import ENDINGS
 from lit_pref.errors import UserError
 
 ROWS = [{"prompt": 'ä, "b"\n', "chosen": [{"role": "user", "content": ""}], "margin": -1.5e3, "none": None}] * 3

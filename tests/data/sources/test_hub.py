@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_pref.data.sources.hub import hub_digest, hub_rows
-from lit_pref.data.sources.source import Source, read_source, source_digest
+from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.source import Source, source_digest
 from lit_pref.errors import UserError
 
 CARD = """---
@@ -72,7 +73,7 @@ def test_the_digest_is_the_same_at_every_start_and_tells_splits_and_subsets_apar
         (("train", "three"), r"has no subset 'three'; it has one, two\.$"),
         (("train",), r"has several subsets; give one of one, two as `subset`\.$"),
         (("train[:", "one"), "cannot be read by the library datasets .ValueError: Unrecognized instruction format"),
-        (("train", "one", "0" * 40), "the copy of '.*' that is kept here is of another commit than 000000"),
+        (("train", "one", "0" * 40), "the local copy of '.*' is of another commit than 000000"),
     ],
 )
 def test_what_a_dataset_has_not_is_refused_with_what_it_has(repository, asked, sentence):

@@ -9,8 +9,9 @@ import sys
 import pytest
 from jsonargparse import ArgumentParser
 
+from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow
-from lit_pref.data.sources.source import Source, check_source, read_source, source_digest
+from lit_pref.data.sources.source import Source, check_source, source_digest
 from lit_pref.errors import UsageError, UserError
 
 
@@ -105,12 +106,12 @@ def test_owner_name_colon_split_is_on_the_hub_and_all_else_is_a_path(path, hub):
     [
         ("data/pairs_trian.jsonl", r"no file data/pairs_trian.jsonl; did you mean data/pairs_train.jsonl\.$"),
         ("dta", r"There is no file or folder dta \(did you mean data\); a dataset .* is written owner/name:split\.$"),
-        ("owner/name", r"no file or folder owner/name \(the folder .*/work holds no file of data\); a dataset on the"),
-        ("./pairs", r"There is no file or folder pairs \(the folder .*/work holds no file of data\)\.$"),
+        ("owner/name", r"no file or folder owner/name \(the folder .*/work holds no data file\); a dataset on the"),
+        ("./pairs", r"There is no file or folder pairs \(the folder .*/work holds no data file\)\.$"),
         ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data holds pairs_train.jsonl\.$"),
         (
             "notes",
-            r"notes holds no file that ends in \.jsonl, .*; there are a.txt, b.json \(a .json file is renamed to",
+            r"notes holds no file that ends in \.jsonl, .*; there are a.txt, b.json \(rename a .json file to",
         ),
         ("bare", "bare holds no file that ends in .*; there is no file at all"),
         ("~no-such-user/x", "There is no file or folder ~no-such-user/x"),
@@ -145,7 +146,7 @@ def test_files_of_different_splits_are_not_read_together(written):
 def test_the_same_rows_in_two_forms_are_not_read_twice(written):
     written("data/a.jsonl", "x")
     written("data/a.csv", "x")
-    with pytest.raises(UserError, match=r"data/a.csv and a.jsonl look like the same rows in two forms; remove"):
+    with pytest.raises(UserError, match=r"data/a.csv and a.jsonl look like the same rows in two formats; remove"):
         check_source(Source("data"))
 
 
@@ -195,8 +196,8 @@ def test_a_second_start_hashes_no_large_file_again(here, written, monkeypatch):
         ({"weight": 0.0}, "has the weight 0.0; it must be above 0"),
         ({"weight": float("nan")}, "has the weight nan"),
         ({"count": -1}, "has the count -1"),
-        ({"subset": "one"}, "is a path here, and `subset` is for datasets on the hub; leave it out"),
-        ({"revision": "main"}, "is a path here, and `revision` is for"),
+        ({"subset": "one"}, "is a local path, and `subset` is for datasets on the hub; leave it out"),
+        ({"revision": "main"}, "is a local path, and `revision` is for"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(written, options, sentence):
@@ -208,7 +209,7 @@ def test_options_that_do_not_fit_are_refused(written, options, sentence):
 def test_a_folder_here_that_is_written_as_a_dataset_is_refused(here):
     # `datasets` would read the folder without a word.
     (here / "owner" / "name").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"owner/name is here; for its files give ./owner/name or a pattern"):
+    with pytest.raises(UserError, match=r"owner/name exists here; for its files give ./owner/name or a pattern"):
         check_source(Source("owner/name:train"))
 
 
@@ -222,7 +223,7 @@ def test_a_file_that_may_not_be_read_is_a_sentence(written, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", denied)
     for use in (source_digest, lambda source: list(read_source(source))):
         with pytest.raises(
-            UserError, match=r"a.jsonl cannot be read \(Permission denied\); see to its rights and its disk"
+            UserError, match=r"a.jsonl cannot be read \(Permission denied\); check its permissions and the disk"
         ):
             use(Source("a.jsonl"))
 
@@ -250,4 +251,4 @@ def test_a_source_is_built_from_plain_yaml_and_every_field_has_its_help():
     helped = ArgumentParser()
     helped.add_class_arguments(Source, "source")
     shown = " ".join(helped.format_help().split())
-    assert "the configuration of a dataset on the hub that has several" in shown and "pairs that are taken" in shown
+    assert "the configuration of a dataset on the hub that has several" in shown and "number of pairs taken" in shown

@@ -62,23 +62,23 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_cell(table, ne
 def test_a_row_with_another_number_of_cells_is_bad_and_the_next_one_is_read(table):
     short, long, good = read_rows(table("prompt,chosen\na\na,b,c\nd,e\n"))
     assert good.values == {"prompt": "d", "chosen": "e"}
-    assert isinstance(short, BadRow) and short.kind == long.kind == "has not one cell for each column"
-    assert "a.csv, line 2: has not one cell for each column (1 cells, 2 columns); mend its commas" in str(short)
-    assert "line 3: has not one cell for each column (3 cells, 2 columns)" in str(long)
+    assert isinstance(short, BadRow) and short.kind == long.kind == "does not have one cell for each column"
+    assert "a.csv, line 2: does not have one cell for each column (1 cells, 2 columns); fix its commas" in str(short)
+    assert "line 3: does not have one cell for each column (3 cells, 2 columns)" in str(long)
 
 
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        ("a,b,a\n1,2,3\n", "the column 'a' stands twice; the first row must name the columns"),
-        ("a, b\n1,2\n", "the column ' b' has a blank before or behind its name"),
+        ("a,b,a\n1,2,3\n", "the column 'a' appears twice; the first row must name the columns"),
+        ("a, b\n1,2\n", "the column ' b' has a blank before or after its name"),
         ("a;b\n1;2\n", "its columns are separated by ';'"),
         ("a\tb\n1\t2\n", r"its columns are separated by '\\t'"),
-        (f"{'word ' * 50},b\n", "the first row holds 'word word .*, which is no name of a column"),
+        (f"{'word ' * 50},b\n", "the first row holds 'word word .*, which is not the name of a column"),
         ('a,b\n"x" y,z\n', "the quotes of the row that begins in line 2 are broken"),
         ('a,b\nc,d\n"x,z\n', "the quotes of the row that begins in line 3 are broken .unexpected end of data"),
         ("a,b\nc,d\nx", "line 3: the file ends in the middle of this row"),
-        ("a,b\nc,\0\n", "line 2: holds zero bytes"),
+        ("a,b\nc,\0\n", "line 2: contains zero bytes"),
         (b"a,b\nc,\xe9\n", "line 2: byte 3 is not UTF-8; save the file in UTF-8"),
         ("a,b\rc,d\r", "ends its lines with a carriage return alone"),
         ("a,b\nc\rd,e\n", "the row that begins in line 2 are broken .new-line character"),
@@ -104,7 +104,7 @@ def test_parquet_keeps_types_and_nesting(tmp_path):
 
 def test_parquet_with_one_name_twice_is_refused(tmp_path):
     pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a.parquet: the column 'a' stands twice; rename or remove one\.$"):
+    with pytest.raises(UserError, match=r"a.parquet: the column 'a' appears twice; rename or remove one\.$"):
         rows(tmp_path / "a.parquet")
 
 

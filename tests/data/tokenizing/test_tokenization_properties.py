@@ -137,7 +137,7 @@ bounded = settings(
 
 def read(prompt, chosen, rejected):
     row = Row("pairs.jsonl", 1, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return row, RowReader().read(row), "id"
+    return row, RowReader().read(row)
 
 
 def tokenized(tokenizer, prompt, chosen, rejected, **options):
@@ -157,8 +157,7 @@ def test_what_is_not_cut_decodes_to_its_text_byte_for_byte(name, prompt, chosen,
     if chosen == rejected:
         return
     tokenizer = made(name)
-    done = tokenized(tokenizer, prompt, chosen, rejected)
-    pair = done.pair
+    pair = tokenized(tokenizer, prompt, chosen, rejected)
     start = without_begin(tokenizer, pair.prompt)
     for response, ids in ((chosen, pair.chosen), (rejected, pair.rejected)):
         assert ids[-1] == tokenizer.eos_token_id
@@ -166,9 +165,9 @@ def test_what_is_not_cut_decodes_to_its_text_byte_for_byte(name, prompt, chosen,
         assert tokenizer.decode(whole, clean_up_tokenization_spaces=False) == prompt + response
         assert not set(tokenizer.all_special_ids) & set(whole)
     names = sum(text.count(special) for text in (prompt, chosen, rejected) for special in tokenizer.all_special_tokens)
-    assert done.special_texts == names
+    assert pair.special_texts == names
     assert (pair.text.prompt, pair.text.chosen, pair.text.rejected) == (prompt, chosen, rejected)
-    assert (done.prompt_cut, done.chosen_cut, done.rejected_cut) == (False, False, False)
+    assert (pair.prompt_cut, pair.chosen_cut, pair.rejected_cut) == (False, False, False)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -179,7 +178,7 @@ def test_a_conversation_decodes_to_what_the_template_wrote(name, system, questio
         return
     tokenizer = made(name)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-    pair = tokenized(tokenizer, messages, chosen, rejected).pair
+    pair = tokenized(tokenizer, messages, chosen, rejected)
     for response, ids in ((chosen, pair.chosen), (rejected, pair.rejected)):
         turns = [*messages, {"role": "assistant", "content": response}]
         rendered = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
@@ -207,22 +206,22 @@ def test_lengths_boundary_and_ends(name, prompt, chosen, rejected, chats, length
     except BadRow:
         return
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    assert whole.pair.prompt.count(tokenizer.bos_token_id) == len(begin)
-    first = (whole.pair.chosen[0], whole.pair.rejected[0])
-    assert first[0] != first[1] or whole.pair.chosen[1:2] or whole.pair.rejected[1:2]
+    assert whole.prompt.count(tokenizer.bos_token_id) == len(begin)
+    first = (whole.chosen[0], whole.rejected[0])
+    assert first[0] != first[1] or whole.chosen[1:2] or whole.rejected[1:2]
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")}
-    assert whole.pair.chosen[-1] in ends and whole.pair.rejected[-1] in ends
+    assert whole.chosen[-1] in ends and whole.rejected[-1] in ends
     # The prompt's right end, the same for both, and the responses' left.
-    kept = without_begin(tokenizer, cut.pair.prompt)
-    assert without_begin(tokenizer, whole.pair.prompt)[-len(kept) :] == kept or not kept
-    assert cut.prompt_cut == (len(kept) < len(whole.pair.prompt) - len(begin))
+    kept = without_begin(tokenizer, cut.prompt)
+    assert without_begin(tokenizer, whole.prompt)[-len(kept) :] == kept or not kept
+    assert cut.prompt_cut == (len(kept) < len(whole.prompt) - len(begin))
     for side in ("chosen", "rejected"):
-        ids, uncut = getattr(cut.pair, side), getattr(whole.pair, side)
+        ids, uncut = getattr(cut, side), getattr(whole, side)
         assert ids == uncut[: len(ids)] and ids
-        assert len(cut.pair.prompt) + len(ids) <= length
+        assert len(cut.prompt) + len(ids) <= length
         assert getattr(cut, f"{side}_cut") == (len(ids) < len(uncut))
-        assert getattr(cut.pair.text, f"{side}_complete") == (ids == uncut)
-    assert len(cut.pair.prompt) <= min(part, length - 1)
+        assert getattr(cut.text, f"{side}_complete") == (ids == uncut)
+    assert len(cut.prompt) <= min(part, length - 1)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -238,7 +237,7 @@ def test_kept_texts_are_the_kept_ids_in_whole_characters(name, prompt, chosen, r
         )
     except BadRow:
         return
-    pair, kept = done.pair, done.pair.text
+    pair, kept = done, done.text
     assert prompt.endswith(kept.prompt) and chosen.startswith(kept.chosen) and rejected.startswith(kept.rejected)
     for text, complete, ids in (
         (kept.chosen, kept.chosen_complete, pair.chosen),
@@ -294,9 +293,9 @@ def test_texts_without_special_names_get_the_ids_of_the_plain_road(name):
     found = Tokenization(tokenizer, 4096).tokenize_all([read(*row) for row in rows])
     for (prompt, chosen, rejected), done in zip(rows, found, strict=True):
         want = one_by_one(tokenizer, prompt, [chosen, rejected])
-        assert (done.pair.prompt, [done.pair.chosen, done.pair.rejected]) == want
+        assert (done.prompt, [done.chosen, done.rejected]) == want
         # Read as tokens it is the same text, too.
-        assert tokenized(tokenizer, prompt, chosen, rejected, special_text="token").pair == done.pair
+        assert tokenized(tokenizer, prompt, chosen, rejected, special_text="token") == done
 
 
 @pytest.mark.parametrize("name", MAKERS)
