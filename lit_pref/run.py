@@ -136,7 +136,7 @@ class Run:
             fitted = "".join(f"fitted      {line}\n" for line in self.module.fitted)
             say(f"{fitted}{held_out_table({}, self.module.evaluation.last)}")
         if self.trainer.is_global_zero:
-            say(f"one record a pair: {self.run_dir / 'records'}")
+            say(f"one record per pair: {self.run_dir / 'records'}")
         return dict(self.module.evaluation.last)
 
     def export(

@@ -12,9 +12,10 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401  its short name resolves once it is imported
+from lit_pref.callbacks.checkpointing import Checkpoints  # noqa: F401  short names resolve once they are imported
+from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.data.selection import criteria  # noqa: F401  their short names resolve once they are imported
+from lit_pref.data.selection import criteria  # noqa: F401
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.parser import Parser

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, make_policy, write_pairs
+from conftest import ROOT, make_policy, run_command, write_pairs
 
 from lit_pref.__main__ import main
 
@@ -280,6 +280,13 @@ def test_help_costs_at_most_three_tenths_of_a_second_and_names_every_command():
         assert f"  {command} " in done.stdout
     # No heavy import is what makes it quick; the time itself is not tested, machines differ.
     assert done.stdout.splitlines()[-1].startswith("set() ")
+
+
+def test_callbacks_and_selections_are_known_by_their_short_names_in_a_process_of_their_own(tmp_path: Path):
+    names = ["--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every", "50", "--trainer.callbacks+=SampleTexts"]
+    done = run_command(*PAIRS, *names, "--data.selection", "Random", "--print_config", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "every: 50" in done.stdout and "SampleTexts" in done.stdout and "Random" in done.stdout
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -104,7 +104,7 @@ def test_validate_says_what_the_checkpoint_scores_and_leaves_the_records_of_fit(
     first, last = (column("z", f"val-step={step:08d}.parquet") for step in (0, 6))
     capfd.readouterr()
     run("validate", *arguments, "--ckpt_path", "last")
-    assert "one record a pair: run/records" in capfd.readouterr().out
+    assert "one record per pair: run/records" in capfd.readouterr().out
     assert column("z", "val-step=00000000.parquet") == first
     assert column("z", "validate-step=00000006.parquet") == pytest.approx(last, abs=1e-5)
     assert max(map(abs, last)) > 0.01, "the pairs were learnt, so the two differ"
