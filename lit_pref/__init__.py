@@ -10,7 +10,7 @@ from pathlib import Path as _Path
 from typing import Any as _Any
 
 _SOURCES = (
-    "run.py",
+    "run/run.py",
     "modules/preference.py",
     "modules/schedules.py",
     "data/datamodule.py",
@@ -28,7 +28,7 @@ _SOURCES = (
 def _homes() -> dict[str, str]:
     """The module of every public name, read from the files, so that a new objective needs no entry anywhere."""
     root = _Path(__file__).parent
-    homes = {"build": "lit_pref.run", "export": "lit_pref.checkpoint_export"}
+    homes = {"build": "lit_pref.run", "export": "lit_pref.run.export"}
     for pattern in _SOURCES:
         for path in sorted(root.glob(pattern)):
             module = ".".join(["lit_pref", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")

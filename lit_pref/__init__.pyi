@@ -2,7 +2,6 @@ from typing import Any
 
 from lit_pref.callbacks.checkpointing import AtomicCheckpointIO as AtomicCheckpointIO
 from lit_pref.callbacks.checkpointing import Checkpoints as Checkpoints
-from lit_pref.checkpoint_export import export as export
 from lit_pref.data.datamodule import PreferenceDataModule as PreferenceDataModule
 from lit_pref.data.sources.source import Source as Source
 from lit_pref.models.spec import Lora as Lora
@@ -23,8 +22,9 @@ from lit_pref.references.reference import AdapterOff as AdapterOff
 from lit_pref.references.reference import InitialPolicy as InitialPolicy
 from lit_pref.references.reference import Pretrained as Pretrained
 from lit_pref.references.reference import Reference as Reference
-from lit_pref.run import Run as Run
-from lit_pref.run import build as build
+from lit_pref.run.export import export as export
+from lit_pref.run.run import Run as Run
+from lit_pref.run.run import build as build
 
 # Every other objective, part and criterion is found when it is imported.
 def __getattr__(name: str) -> Any: ...

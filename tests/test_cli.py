@@ -7,7 +7,7 @@ from conftest import ROOT, run_command, write_pairs
 
 from lit_pref.cli import main
 from lit_pref.errors import UsageError, UserError
-from lit_pref.run_folders import folder_of_run
+from lit_pref.run.folders import folder_of_run
 
 
 def command(policy: Path, pairs: Path, *arguments: str | Path) -> list[str]:

@@ -21,7 +21,7 @@ from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.references.reference import InitialPolicy, Pretrained
-from lit_pref.run_parser import run_parser
+from lit_pref.run.config import run_parser
 
 sys.path.append(str(ROOT / "tools"))
 from write_methods import required_arguments, subclasses

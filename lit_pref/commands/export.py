@@ -15,7 +15,7 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
         pairs: how many pairs are scored before and after.
     """
-    from lit_pref.checkpoint_export import export
+    from lit_pref.run.export import export
 
     done = export(ckpt_path, out, merge, pairs)
     print(f"wrote {done.folder}")

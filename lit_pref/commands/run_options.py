@@ -11,7 +11,7 @@ from lit_pref.option_split import values_of, without_options
 from lit_pref.parser import unknown_option
 
 if TYPE_CHECKING:
-    from lit_pref.run import Run
+    from lit_pref.run.run import Run
 
 TOP_LEVEL = (
     "config",
@@ -77,7 +77,7 @@ class RunOptions:
     def resolve(self) -> Any:
         """The whole configuration, with every default, as the parser's namespace."""
         self.check()
-        from lit_pref.run_parser import resolve
+        from lit_pref.run.config import resolve
 
         return resolve(self.arguments, self.command)
 
@@ -87,7 +87,7 @@ class RunOptions:
 
     def assemble(self, config: Any) -> "Run":
         """Trainer, module and data of a configuration that `resolve` returned."""
-        from lit_pref.run import assemble
+        from lit_pref.run.run import assemble
 
         return assemble(config, self.command, self.arguments, self.relaunchable)
 

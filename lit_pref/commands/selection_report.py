@@ -20,8 +20,8 @@ from lit_pref.data.selection.criteria import (
     Random,
 )
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.printout.summary import as_text
 from lit_pref.references.selection_scores import summary
+from lit_pref.run.summary import as_text
 
 MOST_NAMES = 12
 """The most names in a table; all others are counted together."""

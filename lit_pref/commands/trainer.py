@@ -53,6 +53,6 @@ def check(run: RunOptions, model: bool = False, html: Path | None = None, json: 
         json: write the report as JSON.
     """
     config = run.resolve()
-    from lit_pref.run import check_config
+    from lit_pref.run.run import check_config
 
     check_config(config, " ".join(["check", *run.configs]), model, html, json)

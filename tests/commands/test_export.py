@@ -14,14 +14,14 @@ from peft import PeftModel
 from training_runs import Ran, Run, fit, logps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_pref import checkpoint_export as module
 from lit_pref.__main__ import main
-from lit_pref.checkpoint_export import export
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models import saving
 from lit_pref.models.spec import Lora
 from lit_pref.objectives.sft import SFT
+from lit_pref.run import export as module
+from lit_pref.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -22,7 +22,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection.criteria import AlignmentPotential, ExplicitMargin, ImplicitMargin, Random
 from lit_pref.data.selection.selection import Selection
 from lit_pref.errors import UserError
-from lit_pref.run_parser import RunParser
+from lit_pref.run.config import RunParser
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS = 40

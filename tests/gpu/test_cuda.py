@@ -15,11 +15,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from training_runs import Ran, Run, fit
 
 from lit_pref.__main__ import main
-from lit_pref.checkpoint_export import read_checkpoint
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
 from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.run.export import read_checkpoint
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.scorer import Scorer
 

@@ -18,7 +18,6 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from training_runs import Ran, Run, differences, environment, fit, logps, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_pref.checkpoint_export import export, read_checkpoint
 from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
@@ -27,6 +26,7 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.references.reference import Pretrained
+from lit_pref.run.export import export, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_pref.callbacks.checkpointing import check_complete, complete_checkpoints
 from lit_pref.errors import UsageError, UserError
-from lit_pref.printout.first_lines import say
+from lit_pref.run.first_lines import say
 
 
 def folder_of_run(run_dir: str | None, configs: Sequence[Any], resumes: bool) -> Path:

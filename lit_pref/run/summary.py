@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_pref.checkpoint_export import Exported
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.option_split import without_options
+from lit_pref.run.export import Exported
 
 HELD_OUT = {
     "loss minus the target's entropy (nats)": "val/kl_to_target",

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.printout.data_lines import data_lines
 from lit_pref.references.stored import Stored
+from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
 
 

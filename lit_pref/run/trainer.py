@@ -12,7 +12,7 @@ from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.errors import UsageError
 from lit_pref.modules.distributed import refuse_fsdp1
-from lit_pref.printout.first_lines import FirstLines
+from lit_pref.run.first_lines import FirstLines
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 

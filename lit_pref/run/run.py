@@ -17,17 +17,17 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
 from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
-from lit_pref.checkpoint_export import Exported, export
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
-from lit_pref.lightning_messages import hide_hints, lightning_errors
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.printout.first_lines import first_lines, say
-from lit_pref.printout.summary import held_out_table, summary
-from lit_pref.run_folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
-from lit_pref.run_parser import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
-from lit_pref.run_trainer import trainer_of
+from lit_pref.run.config import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run.export import Exported, export
+from lit_pref.run.first_lines import first_lines, say
+from lit_pref.run.folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
+from lit_pref.run.lightning_messages import hide_hints, lightning_errors
+from lit_pref.run.summary import held_out_table, summary
+from lit_pref.run.trainer import trainer_of
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
 
@@ -142,7 +142,7 @@ class Run:
     def export(
         self, out: str | Path | None = None, ckpt_path: str | Path | None = "last", merge: bool = True, pairs: int = 8
     ) -> Exported:
-        """Write a checkpoint of this run as a Hugging Face folder; see `checkpoint_export.export`.
+        """Write a checkpoint of this run as a Hugging Face folder; see `export.export`.
 
         Args:
             out: the folder; None is `hf` in the run folder.

@@ -13,7 +13,7 @@ from lit_pref.data.prepared.splits import open_splits
 from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.models.spec import ModelSpec
-from lit_pref.printout.data_lines import data_lines
+from lit_pref.run.data_lines import data_lines
 
 HONEST = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 HONEST += "{% if add_generation_prompt %}[assistant]{% endif %}"
