@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 from training_runs import differences, logps, trained
 from transformers import AutoModelForCausalLM
 
-from lit_pref.commands.export import export
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
+from lit_pref.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -186,7 +186,7 @@ def test_another_dtype_precision_or_aggregation_computes_everything_once(run: Ru
         assert counted.during(replace(run, **change), tmp_path / name) == TRAIN + VAL
         assert counted.during(replace(run, **change), tmp_path / f"{name}-again") == 0
     stores = {(one.about["numerics"], one.about["aggregation"]) for one in kept()}
-    sums = {"fp32", "fp64", "fp64-from-bfloat16", "bf16-mixed/cpu/prefix_shared/default"}
+    sums = {"fp32", "fp64", "fp64-from-bfloat16", "bf16-mixed/cpu/shared/default"}
     assert stores == {("fp32", "tokens"), *((numerics, "sum") for numerics in sums)}
 
 

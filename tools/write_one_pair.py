@@ -21,8 +21,9 @@ from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
-from lit_pref.data.sources.source import Source, read_source
-from lit_pref.data.tokenizing.rendering import draft
+from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.source import Source
+from lit_pref.data.tokenizing.rendering import render
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.metrics.records import PairRecords
 from lit_pref.models.encoding import Encoding
@@ -82,8 +83,8 @@ def _data(folder: Path) -> list[str]:
     tokenizer = spec.load_tokenizer()
     source, preparation = Source("pairs.jsonl", mapping=MAPPING), Preparation()
     row = next(iter(read_source(source)))
-    checked = next(preparation.pairs_of(source).read())
-    rendered = draft(Encoding(tokenizer), checked.row, checked.text, checked.id)
+    checked = next(preparation.checked_pairs(source))
+    rendered = render(Encoding(tokenizer), checked.row, checked.text)
     tokenization = Tokenization(tokenizer)
     prepared = preparation.prepare(source, tokenization)
     arrow = pa.ipc.open_file(pa.memory_map(str(prepared / "train.arrow"))).read_all().to_pylist()[0]
@@ -107,13 +108,13 @@ def _data(folder: Path) -> list[str]:
         ),
         _form(
             "Rendered text",
-            draft,
+            render,
             "Prompt and response as the tokenizer reads them: joined, or written by a chat template.",
-            "\n".join(f"{one.side:8}  {one.written.text!r}" for one in rendered.wholes),
+            "\n".join(f"{one.side:8}  {one.written.text!r}" for one in rendered.responses),
         ),
         _form(
             "PreferencePair",
-            Tokenization,
+            PreparedPairs,
             f"Ids, with bos before the prompt and eos after the responses. The rejected response: {words}.",
             _fields(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text that truncation left",
         ),

@@ -275,7 +275,7 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
 
 def check_config(config: Namespace, title: str, model: bool, html: str | Path | None, json: str | Path | None) -> None:
     """Check a resolved configuration and print the report; see `Run.check`."""
-    from lit_pref.commands.check.check import Check
+    from lit_pref.check.check import Check
 
     check = Check(title, None if html is None else Path(html), None if json is None else Path(json), model)
     check.loosen(config)

@@ -299,7 +299,7 @@ def test_whole_weights_do_not_need_the_folder_that_they_began_in(
     assert export(checkpoint, tmp_path / "hf").largest_difference == 0
     assert_scores_as(plain, AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), policy_folder)
     changed(checkpoint, checkpoint, lambda c: c["lit_pref"]["architecture"].update(model_type="homemade"))
-    with pytest.raises(UserError, match="its architecture cannot be made without it"):
+    with pytest.raises(UserError, match="its architecture cannot be built without it"):
         export(checkpoint, tmp_path / "hf")
 
 

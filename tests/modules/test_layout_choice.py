@@ -139,7 +139,7 @@ def test_a_model_that_cannot_share_falls_back_and_says_why(tmp_path: Path):
     layout, reason = decide_layout("auto", ModelSpec(path=str(path)), LONG)
     assert layout == "padded" and "window of 16 tokens" in reason
     with pytest.raises(
-        UsageError, match=r"model\.layout is prefix_shared, and .* cannot read it: its attention looks back"
+        UsageError, match=r"model\.layout is prefix_shared, and .* cannot read it: its attention has a sliding window"
     ):
         decide_layout("prefix_shared", ModelSpec(path=str(path)), LONG)
 

@@ -111,7 +111,7 @@ def test_check_leaves_the_run_as_it_is(options: dict[str, Any], capsys: pytest.C
     run = build(MMPO, options | {"run_dir": "run"})
     run.check(json="report.json")
     assert Path("report.json").exists() and "train" in capsys.readouterr().out
-    assert run.data.bad_rows == "strict" and not Path("run").exists()
+    assert run.config["data"]["bad_rows"] == "strict" and not Path("run").exists()
     write_pairs(Path("pairs.jsonl"), 3)
     Path("pairs.jsonl").write_text(Path("pairs.jsonl").read_text() + "{}\n")
     with pytest.raises(UserError, match="stop this run"):

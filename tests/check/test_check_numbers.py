@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_pref.commands.check import counts, statistics
-from lit_pref.commands.check.data_findings import overlap, split_findings
-from lit_pref.commands.check.rendering import examples, render
-from lit_pref.commands.check.report import Finding, Report, percent
-from lit_pref.commands.check.statistics import Shortcut, shortcuts
-from lit_pref.commands.check.strength_findings import Strength, strength_of, target_findings
-from lit_pref.commands.check.terminal import plain_line
+from lit_pref.check import counts, statistics
+from lit_pref.check.data_findings import overlap, split_findings
+from lit_pref.check.rendering import examples, render
+from lit_pref.check.report import Finding, Report, percent
+from lit_pref.check.statistics import Shortcut, shortcuts
+from lit_pref.check.strength_findings import Strength, strength_of, target_findings
+from lit_pref.check.terminal import plain_line
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.link import Hinge

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.commands.check import statistics
-from lit_pref.commands.check.report import Finding, Severity, percent
-from lit_pref.commands.check.statistics import Margins, Pairs
+from lit_pref.check import statistics
+from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.statistics import Margins, Pairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.pairwise import Pairwise

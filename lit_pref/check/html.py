@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from lit_pref.commands.check.report import SEVERITIES, Arrays, Report, percent, plain
-from lit_pref.commands.check.statistics import margins, share, targets
-from lit_pref.commands.check.strength_findings import Strength
-from lit_pref.commands.check.terminal import VERDICTS
+from lit_pref.check.report import SEVERITIES, Arrays, Report, percent, plain
+from lit_pref.check.statistics import margins, share, targets
+from lit_pref.check.strength_findings import Strength
+from lit_pref.check.terminal import VERDICTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def page(report: Report, strength: Strength | None) -> str:
         strength: how the objective uses margins, for the figures; None if it does not.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lit_pref.commands.check", "."),
+        loader=jinja2.PackageLoader("lit_pref.check", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
-from lit_pref.commands.check.memory import Devices, memory
-from lit_pref.commands.check.probe import PAIRS, Probe
-from lit_pref.commands.check.report import Finding, Severity, percent
-from lit_pref.commands.check.statistics import evenly
+from lit_pref.check.memory import Devices, memory
+from lit_pref.check.probe import PAIRS, Probe
+from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.statistics import evenly
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.references.prepare import tolerance_of
 from lit_pref.references.reference import AdapterOff, InitialPolicy

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.commands.check.statistics import Array, Pairs, evenly, share
+from lit_pref.check.statistics import Array, Pairs, evenly, share
 from lit_pref.pairs import PreferencePair
 from lit_pref.response_key import response_key
 

@@ -7,14 +7,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lit_pref.commands.check.data_findings import BadRowLimits, overlap, source_findings, split_findings
-from lit_pref.commands.check.html import page
-from lit_pref.commands.check.memory import Devices
-from lit_pref.commands.check.model_findings import model_findings
-from lit_pref.commands.check.rendering import examples, render
-from lit_pref.commands.check.report import Arrays, Finding, Report
-from lit_pref.commands.check.strength_findings import Strength, strength_of, target_findings
-from lit_pref.commands.check.terminal import print_report
+from lit_pref.check.data_findings import BadRowLimits, overlap, source_findings, split_findings
+from lit_pref.check.html import page
+from lit_pref.check.memory import Devices
+from lit_pref.check.model_findings import model_findings
+from lit_pref.check.rendering import examples, render
+from lit_pref.check.report import Arrays, Finding, Report
+from lit_pref.check.strength_findings import Strength, strength_of, target_findings
+from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule

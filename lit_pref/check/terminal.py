@@ -5,8 +5,8 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from lit_pref.commands.check.rendering import Kind, RenderedPair
-from lit_pref.commands.check.report import SEVERITIES, Finding, Report, Severity
+from lit_pref.check.rendering import Kind, RenderedPair
+from lit_pref.check.report import SEVERITIES, Finding, Report, Severity
 
 STYLES: dict[Severity, str] = {"stop": "bold white on red", "warning": "bold yellow", "note": "cyan", "ok": "green"}
 VERDICTS: dict[Severity, str] = {

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_pref.commands.check.statistics import Pairs, evenly
+from lit_pref.check.statistics import Pairs, evenly
 from lit_pref.pairs import PreferencePair
 
 Kind = Literal["prompt", "boundary", "trained", "end", "left out"]

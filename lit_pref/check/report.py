@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.commands.check.rendering import RenderedPair
+from lit_pref.check.rendering import RenderedPair
 
 Severity = Literal["stop", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "warning", "note", "ok")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.batch import PreferenceBatch
-from lit_pref.commands.check.probe import Probe
-from lit_pref.commands.check.report import Finding, Severity
+from lit_pref.check.probe import Probe
+from lit_pref.check.report import Finding, Severity
 from lit_pref.data.batching.collation import collate
 
 TIGHT = 0.9

@@ -14,8 +14,8 @@ from training_runs import logps
 from transformers import AutoModelForCausalLM
 
 from lit_pref.__main__ import main
-from lit_pref.commands.check import memory, model_findings
-from lit_pref.commands.check.probe import Probe
+from lit_pref.check import memory, model_findings
+from lit_pref.check.probe import Probe
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 
@@ -163,7 +163,7 @@ def test_a_shared_layout_that_shows_the_chosen_response_to_the_rejected_one_is_c
 
     monkeypatch.setattr(PrefixSharedAttention, "__call__", leaking)
     # Prefix sharing is tried out when it is enabled, and that would fail first.
-    monkeypatch.setattr("lit_pref.commands.check.probe.prefix_sharing_obstacle", lambda policy: None)
+    monkeypatch.setattr("lit_pref.check.probe.prefix_sharing_obstacle", lambda policy: None)
     code, found, _ = check(*MMPO, "--model.layout", "padded")
     assert code == 1 and found["layouts"][0]["severity"] == "stop" and found["layouts"][0]["numbers"]["largest"] > 0.01
     assert found["first_loss"][0]["severity"] == "ok"

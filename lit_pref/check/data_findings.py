@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lit_pref.commands.check import counts, statistics
-from lit_pref.commands.check.report import Finding, Severity, percent
-from lit_pref.commands.check.statistics import Pairs
-from lit_pref.commands.check.strength_findings import margins, orientation, shortcuts
+from lit_pref.check import counts, statistics
+from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.statistics import Pairs
+from lit_pref.check.strength_findings import margins, orientation, shortcuts
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.pair_view import PairView, Part
 from lit_pref.data.prepared.preparation_report import PreparationReport
