@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from numpy.typing import NDArray
 from torch import Tensor
@@ -111,6 +110,11 @@ class PairModule(LightningModule, ABC):
         """The facts of the current run, for code that does not know Lightning."""
         return run_context(self.trainer, self.batch_layout, self.seed, self.stop_at_step)
 
+    @property
+    def data(self) -> Any:
+        """The data module of the current run, which the type of Lightning's Trainer does not declare."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     # Building the model
 
     def decide_layout(self, lengths: NDArray[Any]) -> None:
@@ -125,9 +129,8 @@ class PairModule(LightningModule, ABC):
         self.batch_layout, self.layout_reason = decide_layout(self.layout, self.spec, lengths)
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        selected_later = data.selection is not None and self.trainer.state.fn != "fit"
-        self.fitted = fit_objective(self.objective, data.train_pairs, before_selection=selected_later)
+        selected_later = self.data.selection is not None and self.trainer.state.fn != "fit"
+        self.fitted = fit_objective(self.objective, self.data.train_pairs, before_selection=selected_later)
 
     def configure_model(self) -> None:
         if self.scorer is not None:
@@ -154,8 +157,7 @@ class PairModule(LightningModule, ABC):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, from the data: asking the Trainer would load the loaders too early."""
-        steps_per_epoch = self.trainer.datamodule.windows_per_epoch  # type: ignore[attr-defined]
-        return total_steps(steps_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
+        return total_steps(self.data.windows_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
 
     # Training
 
@@ -184,9 +186,7 @@ class PairModule(LightningModule, ABC):
         self._log.throughput.start(self.trainer.global_step)
         # A run killed after its last step has no step left when it is resumed.
         self._stop_after(self.trainer.global_step)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
+        if any(callback.wait_count >= max(1, callback.patience) for callback in self.trainer.early_stopping_callbacks):
             self.trainer.should_stop = True
 
     def _stop_after(self, step: int) -> None:
@@ -226,7 +226,7 @@ class PairModule(LightningModule, ABC):
     # Validation, test and prediction: one record per pair, and metrics of the records
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation.begin(self.trainer.datamodule.columns)  # type: ignore[attr-defined]
+        self.evaluation.begin(self.data.columns)
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
@@ -261,7 +261,7 @@ class PairModule(LightningModule, ABC):
             **model_info(self.spec, self.scorer.model),
             **objective_info(self.objective, self.fitted),
             "layout": self.batch_layout,
-            "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
+            "sample": self.data.sample(SAMPLE),
             "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
         }
 

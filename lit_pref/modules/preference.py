@@ -120,7 +120,7 @@ class PreferenceModule(PairModule):
         if not any(isinstance(reference, Stored) for reference in self.references):
             return []
         run = self.run_context
-        splits = pairs_read(self.trainer.datamodule, run, stage)  # type: ignore[attr-defined]
+        splits = pairs_read(self.data, run, stage)
         return prepare_references(self.references, self.policy, self.objective, splits, run)
 
     def setup(self, stage: str) -> None:
