@@ -58,7 +58,7 @@ class PreferenceModule(PairModule):
     ) -> None:
         super().__init__(policy, objective, optimizer, schedule, margin_bins, layout)
         references = references_of(objective, references, policy)
-        self.references = through_store(references, objective, policy, reference_store)
+        self.references: list[Reference] = through_store(references, objective, policy, reference_store)
 
     @property
     def policy(self) -> ModelSpec:
