@@ -187,7 +187,7 @@ def refuse_fsdp1(strategy: Any) -> None:
     """
     if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
         raise UsageError(
-            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimiser "
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimizer "
             "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
         )
 

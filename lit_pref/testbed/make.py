@@ -61,7 +61,7 @@ class Testbed:
         tau: scale of the annotator's noise in points of gold reward, > 0.
         quantised: the annotator gives grades from 1 to 10 instead of real ratings; pairs with equal grades are dropped.
         demonstrations: responses for the warm start.
-        sft_steps: its optimiser steps, of 64 demonstrations each.
+        sft_steps: its optimizer steps, of 64 demonstrations each.
         pairs: on-policy pairs for training.
         held_out_pairs: on-policy pairs for validation, on prompts of their own.
         eval_prompts: prompts for the evaluation by gold reward, on which nothing was trained.
