@@ -1,6 +1,7 @@
 """Preference optimisation of language models in PyTorch Lightning.
 
-`from lit_pref import DPO` imports the class's module then, and nothing before: `import lit_pref` itself is light.
+`import lit_pref` itself is fast, because the module of a class is imported at its first use: `from lit_pref import
+DPO`.
 """
 
 import functools as _functools

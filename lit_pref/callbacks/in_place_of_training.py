@@ -14,7 +14,7 @@ class InPlaceOfTraining(Callback):
     """Calls `work` with the module once the data are prepared and before any model exists, then raises `WorkDone`.
 
     Args:
-        work: is called on every rank.
+        work: a function that is called on every rank.
     """
 
     def __init__(self, work: Callable[[Any], None]) -> None:

@@ -36,7 +36,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
     Args:
         splits: the pairs by split.
         limits: the configured limits on faulty records.
-        template: the tokenizer has a chat template.
+        template: whether the tokenizer has a chat template.
     """
     # A run counts the refused records of a source over both of its splits.
     reports: dict[Path, list[PreparationReport]] = {}
@@ -74,9 +74,9 @@ def records(
     Args:
         split: its name.
         source: its name.
-        report: of this split.
+        report: the report of this split.
         limits: the configured limits on faulty records.
-        reports: of all splits of the source.
+        reports: the reports of all splits of the source.
     """
     refused, left_out = report.refused, Counter(report.left_out)
     left_out["beyond the pairs per prompt"] += report.capped
@@ -219,8 +219,8 @@ def repeated(split: str, pairs: Pairs) -> list[Finding]:
 def overlap(train: Pairs, val: Pairs) -> list[Finding]:
     """Count validation pairs with a training prompt.
 
-    Validation pairs that are also training pairs are a stop: their metrics would be those of training. A shared prompt
-    is a warning: it makes the metrics look better, but new responses to known prompts may be intended.
+    Validation pairs that are also training pairs are a `stop`: their metrics would be those of training. A shared
+    prompt is a `warning`: it makes the metrics look better, but new responses to known prompts may be intended.
     """
     if not len(val) or not len(train):
         return []

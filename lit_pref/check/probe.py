@@ -24,8 +24,8 @@ class Probe:
     """The models of a run and a few of its training pairs.
 
     Args:
-        module: attached to its Trainer, whose data module has prepared the data.
-        indices: of the training pairs to score.
+        module: a module that is attached to its Trainer, with prepared data.
+        indices: the indices of the training pairs to score.
     """
 
     def __init__(self, module: PreferenceModule, indices: Sequence[int]) -> None:

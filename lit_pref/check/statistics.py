@@ -82,7 +82,7 @@ class Margins:
     Args:
         pairs: those with a margin.
         zero: those with margin 0.
-        clipped: those whose margin the mapping clipped.
+        clipped: those whose margins the mapping clipped.
         at_maximum: those with the largest margin, whether or not the mapping clipped it.
         distinct: the number of distinct margins.
         whole: all margins are whole numbers.

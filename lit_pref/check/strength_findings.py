@@ -33,7 +33,7 @@ def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs
     if not report.pairs:
         return []
     where, share = f"{split} {source}", report.share
-    # Formats with two texts and a label have the better text second in half of the records: swaps mean nothing there.
+    # In formats with two texts and a label, the better text is second in half of the records, so swaps mean nothing.
     labelled = np.isfinite(pairs.column("chosen_first").astype(float)).any()
     severity: Severity = "ok" if not report.swapped or labelled else "warning" if share("swapped") >= 0.05 else "note"
     words = f"{where}: chosen and rejected are swapped in {report.swapped} of {report.pairs} pairs "
@@ -140,7 +140,7 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
     found = []
     for rule in statistics.shortcuts(pairs):
         accurate = rule.accuracy >= RULE and rule.pairs >= statistics.ENOUGH
-        # A rule for a few pairs is worth a note, but a policy cannot rely on it.
+        # A rule that applies to few pairs is a note only: a policy cannot rely on it.
         harmful = accurate and rule.share >= 0.1
         severity: Severity = "warning" if harmful else "note" if accurate else "ok"
         words = f"{split}: the rule “{rule.rule}” is right in {percent(rule.accuracy)} of the {rule.pairs} pairs it "
@@ -161,9 +161,9 @@ class Strength:
     """The use that an objective makes of margins.
 
     Args:
-        gamma: of its target.
+        gamma: the gamma of its target.
         beta: reward units per nat; None unless its loss is known to have its minimum at gamma m / beta.
-        mean_scores: its scores are means over tokens instead of sums.
+        mean_scores: whether its scores are means over tokens instead of sums.
     """
 
     gamma: float
@@ -175,7 +175,7 @@ def strength_of(objective: Objective) -> Strength | None:
     """Find gamma and beta of an objective; None if it makes no targets from margins.
 
     Raises:
-        UserError: gamma is to be fitted and is not yet.
+        UserError: gamma has to be fitted and has not been fitted yet.
     """
     target = next((part for part in objective.modules() if isinstance(part, MarginTarget)), None)
     if target is None:

@@ -34,13 +34,13 @@ TOP_LEVEL = (
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run, as they were typed behind a command's own.
+    """The options of a run, as typed after those of a command.
 
     Args:
         command: the name of the command.
         arguments: the options.
-        relaunchable: whether this process was started by `python -m lit_pref` with these options, so that starting
-            its command line again makes another process of the same run.
+        relaunchable: whether this process was started by `python -m lit_pref` with these options, so that its command
+            line can start further processes of the same run.
     """
 
     command: str
@@ -53,7 +53,7 @@ class RunOptions:
         return values_of(self.arguments, "-c", "--config")
 
     def check(self) -> None:
-        """Refuse, without importing torch, what no run could be built from.
+        """Refuse options from which no run could be built, without importing torch.
 
         Raises:
             UsageError: an option does not exist, a file is missing, or there is neither a file nor an objective.
@@ -92,5 +92,5 @@ class RunOptions:
         return assemble(config, self.command, self.arguments, self.relaunchable)
 
     def without(self, prefixes: Iterable[str]) -> list[str]:
-        """The arguments less the options that begin with one of the prefixes."""
+        """The arguments without the options that begin with one of the prefixes."""
         return without_options(self.arguments, prefixes)

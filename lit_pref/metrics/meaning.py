@@ -1,9 +1,9 @@
-"""Formula and unit of every logged number: those that parts of the package log by themselves, or objectives log.
+"""Formula and unit of the numbers that objectives and other parts of the package log directly.
 
-The meaning of all other numbers is beside the code that computes them: `MEASURES` and `TOTALS` in `pair_metrics`,
+The meaning of all other numbers is in the modules that compute them: `MEASURES` and `TOTALS` in `pair_metrics`,
 `CALIBRATION` in `calibration`, `COLUMNS` in `records`. docs/metrics.md is generated from these mappings.
 
-Words in capitals stand for what depends on the run: K is the number of a reference, COLUMN a column of the data.
+Words in capitals are placeholders: K is the index of a reference, COLUMN a column of the data.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     "kl_to_target": Meaning("loss of the link - target_entropy = KL(p || sigmoid(x)); 0 is a perfect fit", "nats"),
     "epsilon_step": Meaning("direction of epsilon-DPO's step: 1 lowers beta, -1 raises it, 0 keeps it", "1"),
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
-    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic's window changed", "1"),
+    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
 }
 """Values in `ObjectiveOutput.logged` of the shipped objectives and parts; reported as means over pairs."""

@@ -85,7 +85,7 @@ def _logged(names: Iterable[str]) -> list[str]:
 
 
 def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each metric that these values of pairs allow, per pair: name -> (B,); other values are unchanged."""
+    """Return, per pair, each metric whose inputs are among these values: name -> (B,); other values are unchanged."""
     measured = {
         name: measure.function(*[values[key] for key in measure.inputs])
         for name, measure in MEASURES.items()
@@ -139,7 +139,7 @@ def non_finite_pairs(records: Records) -> list[str]:
 
 
 def split_by_group(records: Records) -> dict[str, Records]:
-    """Split records by group; pairs without one are under `ungrouped`. Every pair is in exactly one part."""
+    """Split records by group; pairs without a group are under `ungrouped`. Every pair is in exactly one group."""
     groups = [
         group if group is not None else "ungrouped" for group in records.get("group", [None] * len(records["id"]))
     ]

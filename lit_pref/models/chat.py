@@ -14,7 +14,7 @@ from lit_pref.pairs import Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Errors that a chat template raises when it refuses a conversation, or does not expect one like it."""
-REMEMBERED = 1024  # rendered prompts: many pairs share one
+REMEMBERED = 1024  # of rendered prompts, because many pairs share one
 
 
 @dataclass(frozen=True)

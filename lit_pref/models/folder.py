@@ -24,8 +24,8 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: no such folder (names the nearest ones), no such model, the hub cannot be reached, or the folder
-            does not contain such a model.
+        UserError: there is no such folder (the message names similar ones) or model, the hub cannot be reached, or the
+            folder lacks the configuration or the weights.
     """
     folder = _locate(name, revision, [*_NOT_WEIGHTS, "*.safetensors"])
     if not (folder / "config.json").is_file():

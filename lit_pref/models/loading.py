@@ -15,7 +15,7 @@ from lit_pref.errors import UsageError, UserError
 
 @contextmanager
 def building(seed: int) -> Iterator[None]:
-    """Context in which models are built on the CPU, in fp32 by default and from `seed`, whatever a Trainer has set.
+    """Context in which models are built on the CPU, in fp32 by default and from `seed`, under any Trainer settings.
 
     The global random state and the default dtype are restored, and transformers shows no progress bars.
     """
@@ -43,14 +43,14 @@ def without_bars() -> Iterator[None]:
 
 
 def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """Load the causal LM in `folder`; every weight must be there.
+    """Load the causal LM in `folder`; no weight may be missing.
 
     Args:
         name: the user's name for it, for messages.
         folder: a folder with safetensors.
         config: the model's configuration, possibly changed.
         dtype: dtype of the weights.
-        form: further arguments of `from_pretrained`.
+        form: further arguments for `from_pretrained`.
 
     Raises:
         UserError: it is not a causal LM that transformers can load, or a weight is missing.
@@ -70,7 +70,7 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
 
 
 def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """Build a causal LM with random weights, drawn in fp32 and then rounded: a seed means the same in every dtype."""
+    """Build a causal LM with random weights, drawn in fp32 and then rounded to `dtype`."""
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **form)
     except (ValueError, ImportError) as error:

@@ -82,14 +82,14 @@ class PairModule(LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.layout = layout
-        self.batch_layout: Layout = "padded"  # decided when the data are known
+        self.batch_layout: Layout = "padded"  # set once the data are known
         self.layout_reason = ""
         self.seed = 0
         self.stop_at_step: int | None = None
         self.plain_config: dict[str, Any] = {}  # the configuration of the run, if it has one
         self.scorer: Scorer | None = None
         self.fitted: list[str] = []  # lines about parameters of the objective fitted to the training pairs
-        self.selected: str | None = None  # a line about the selected training pairs, if not all are used
+        self.selected: str | None = None  # a line about the selection of training pairs, if there is one
         self.evaluation = Evaluation(margin_bins)
         self.checkpoint_step = 0  # of the evaluated weights
         self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
@@ -134,7 +134,7 @@ class PairModule(LightningModule, ABC):
             return
         scorer = Scorer(self.spec.build())
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
-            # Even if these data are read padded: the data of a later validation may not be.
+            # Also if these data are read in the padded layout: data of a later validation may be read prefix-shared.
             enable_prefix_sharing(scorer.model)
         scorer.probe()
         self.on_scorer_built(scorer)
@@ -182,7 +182,7 @@ class PairModule(LightningModule, ABC):
         if self.trainer.global_step > 0:
             self.evaluation.recall(self.trainer.default_root_dir)
         self._log.throughput.start(self.trainer.global_step)
-        # A run killed after its last step has no step left when it is resumed.
+        # A run that was killed after its last step has no steps left when it is resumed.
         self._stop_after(self.trainer.global_step)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
@@ -252,7 +252,7 @@ class PairModule(LightningModule, ABC):
     # Checkpoints
 
     def checkpoint_info(self) -> dict[str, Any]:
-        """Plain data about the run: what `export` needs, and what `check_checkpoint` compares."""
+        """Plain data about the run, which `export` needs and `check_checkpoint` compares."""
         assert self.scorer is not None
         return {
             "format": FORMAT,
@@ -266,14 +266,14 @@ class PairModule(LightningModule, ABC):
         }
 
     def check_checkpoint(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint that would silently make another run of this one; warn of changes that are allowed.
+        """Refuse a checkpoint that would silently change this run; warn of changes that are allowed.
 
         Args:
-            saved: the `checkpoint_info` in it.
+            saved: the `checkpoint_info` in the checkpoint.
 
         Raises:
-            UserError: The checkpoint is of another base model, other adapters, or an objective with other state; or
-                this run resumes training and would fit the objective or lay out batches in another way.
+            UserError: The checkpoint is from another base model, other adapters, or an objective with other state; or
+                this run resumes training, but with another fitting rule or batch layout.
         """
         check_state(saved, self.spec, self.objective)
         if self.trainer.state.fn == "fit":
@@ -283,7 +283,7 @@ class PairModule(LightningModule, ABC):
         state = super().state_dict(*args, **kwargs)
         if self.spec.lora is None:
             return state
-        # Tied weights are listed under both of their names.
+        # Tied weights are listed under both names.
         everything = self.named_parameters(remove_duplicate=False)
         frozen = {name for name, parameter in everything if not parameter.requires_grad}
         return {name: value for name, value in state.items() if name not in frozen}
@@ -296,5 +296,5 @@ class PairModule(LightningModule, ABC):
         saved = checkpoint[KEY]
         self.check_checkpoint(saved)
         check_trained_tensors(saved, checkpoint.get("state_dict"))
-        self.fitted = saved["fitted"]  # the fitted values are in the state
+        self.fitted = saved["fitted"]  # the fitted values are part of the state
         self.checkpoint_step = checkpoint["global_step"]

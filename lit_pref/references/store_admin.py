@@ -19,7 +19,7 @@ _STRAY_AFTER = 3600.0
 
 @dataclass(frozen=True)
 class Kept:
-    """One folder of the store, as tables show it."""
+    """One folder of the store, as shown in tables."""
 
     folder: Path
     about: dict[str, str]
@@ -39,7 +39,7 @@ def kept() -> Iterator[Kept]:
                 with pa.memory_map(str(file)) as source:
                     rows += pa.ipc.open_file(source).get_batch(0).num_rows
             except (pa.ArrowInvalid, FileNotFoundError):
-                continue  # damaged, or renamed a moment ago: it holds nothing
+                continue  # damaged, or renamed a moment ago: it contains nothing
         size = sum(_size(file) for file in path.parent.rglob("*"))
         yield Kept(path.parent, _about(path), rows, size, path.stat().st_mtime)
 

@@ -1,4 +1,4 @@
-"""The parser of a run's configuration: Trainer, module, data, and where the run goes."""
+"""The parser of a run's configuration: Trainer, module, data, and the run folder."""
 
 import json
 import re
@@ -40,7 +40,7 @@ class RunParser(Parser, LightningArgumentParser):
 
 
 def run_parser(command: str = "fit") -> RunParser:
-    """The parser of a run; which command it is decides little more than the name in the help."""
+    """The parser of a run; the command affects little more than the name in the help."""
     parser = RunParser(
         prog=f"python -m lit_pref {command}",
         description="A run: a policy, pairs, an objective, and Lightning's Trainer.",
@@ -64,7 +64,7 @@ def run_parser(command: str = "fit") -> RunParser:
 
 
 def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
-    """The whole configuration that the options give, with every default.
+    """The whole configuration that follows from the options, with every default.
 
     Raises:
         UsageError: an option or a file cannot be read.
@@ -73,7 +73,7 @@ def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
 
 
 def instantiate(parser: RunParser, config: Namespace) -> Namespace:
-    """Build the classes of a configuration, all but the Trainer.
+    """Build the objects of a configuration, except the Trainer.
 
     Raises:
         UserError: a class refuses its arguments.
@@ -85,7 +85,7 @@ def instantiate(parser: RunParser, config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        # Where one member is no class, only the text of the error is left.
+        # If one member is not a class, only the text of the error is available.
         texts = re.findall(r"^\s*- (?!Expected|Not a valid|a )(.+)$", str(error), flags=re.MULTILINE)
         if cause is None and not texts:
             raise
@@ -93,7 +93,7 @@ def instantiate(parser: RunParser, config: Namespace) -> Namespace:
 
 
 def fill_in_testbed(config: Namespace, folder: Path) -> None:
-    """Take the policy and the pairs of a testbed where the configuration names none."""
+    """Use the policy and the pairs of the testbed unless the configuration names others."""
     policy = config.model.policy
     if policy.path is None and policy.config is None:
         policy.path = str(folder / "policy")
@@ -105,7 +105,7 @@ def fill_in_testbed(config: Namespace, folder: Path) -> None:
 def as_arguments(
     config: str | Path | Mapping[str, Any] | Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]
 ) -> list[str]:
-    """Files or a plain dictionary, and changes to them, as options of the command line.
+    """Convert files or a plain dictionary, and overrides, to options of the command line.
 
     >>> as_arguments("configs/dpo.yaml", ["data.seed=1", "--model.objective MMPO"])
     ['--config=configs/dpo.yaml', '--data.seed=1', '--model.objective=MMPO']

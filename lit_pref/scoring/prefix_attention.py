@@ -119,7 +119,7 @@ class PrefixSharedAttention:
         return output.transpose(0, 1)[None]  # type: ignore[union-attr]
 
     def _once(self, name: str, like: Tensor, build: Callable[[], Any]) -> Any:
-        """Build something at the first layer and reuse it at all others."""
+        """Call `build` at the first layer and return its cached result at all others."""
         key = name, like.dtype, like.device
         if key not in self._built:
             self._built[key] = build()

@@ -154,7 +154,7 @@ class TokenTerm(Term):
         ({"link": SoftLink(), "target": SurelyOne()}, "SoftLink takes a logarithm"),
         ({"link": SoftLink(), "target": Improper()}, "SoftLink takes a logarithm"),
         ({"reference": SumMix(), "tokens": Tokens()}, "SumMix counts in nats: choose `tokens: Sum`"),
-        ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic's window"),
+        ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic clips"),
         ({"reference": NoMix(), "score": Divergence()}, "Divergence is a function of the ratio .* and NoMix has none"),
         ({"reference": NoMix(), "temperature": EpsilonStep()}, "EpsilonStep needs a reference and NoMix takes none"),
         ({"temperature": Two()}, "Two needs 2 references and Single takes 1: choose another part than Two or than Sin"),

@@ -70,7 +70,7 @@ class Doubled(Temperature):
             "Squared divides by beta squared, .*: choose `temperature: Constant`",
         ),
         ({"temperature": Doubled(), "link": Squared()}, "Squared divides by beta squared"),
-        ({"reference": Harmonic(), "tokens": Mean()}, "Harmonic's window .*: choose `tokens: Sum`, or .*Geometric"),
+        ({"reference": Harmonic(), "tokens": Mean()}, "Harmonic clips .*: choose `tokens: Sum`, or .*Geometric"),
         (
             {"reference": NoReference(), "score": ForwardKL()},
             "ForwardKL is a function of the ratio .* NoReference has none: .* `score: Identity`",

@@ -45,7 +45,7 @@ def steps_per_epoch(trainer: Any, sampler: WindowSampler) -> int:
 
 
 def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) -> None:
-    """Set the Trainer's accumulation, and round its shares of an epoch to whole optimizer steps.
+    """Set the Trainer's accumulation, and round limits given as shares of an epoch to whole optimizer steps.
 
     A checkpoint within a step lacks the gradients accumulated so far, and a step cut short would have a wrong mean.
 
@@ -55,7 +55,7 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
         scheduled: whether a callback would change the accumulation.
 
     Raises:
-        UsageError: the Trainer was explicitly configured otherwise.
+        UsageError: the Trainer was explicitly given other settings.
     """
     every, length = sampler.accumulation, len(sampler)
     if trainer.accumulate_grad_batches not in (1, every) or scheduled:

@@ -55,13 +55,14 @@ class PairLoader:
 class ResumableLoader(PairLoader):
     """The training loader, whose position is counted in pairs and checkpointed.
 
-    The state holds for all ranks, and counts batches given to the loop, not those that workers fetched ahead. Training
-    resumes at the start of an optimizer step; after the last batch of an epoch, at the start of the next epoch.
+    The state is the same for all ranks, and counts the batches that the loop received, not those that workers fetched
+    ahead. Training resumes at the start of an optimizer step; after the last batch of an epoch, at the start of the
+    next epoch.
 
     Args:
         source: returns the batches.
         sampler: decides the order.
-        fingerprint: fingerprint of the training data; data with another one are refused on resume.
+        fingerprint: fingerprint of the training data; resuming with other data is refused.
         workers: processes that build batches ahead.
     """
 
@@ -76,7 +77,7 @@ class ResumableLoader(PairLoader):
             "accumulation": sampler.accumulation,
             "micro_batches": len(sampler),
         }
-        self._position = (0, 0)  # (epoch, pairs), the next pair to give
+        self._position = (0, 0)  # (epoch, pairs): the position of the next pair to return
         self._resume: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -86,7 +87,7 @@ class ResumableLoader(PairLoader):
         if self._resume is not None:
             epoch, pairs = self._resume
             if sampler.epoch < epoch:
-                return  # all batches of this epoch were given before the checkpoint
+                return  # all batches of this epoch were used before the checkpoint
             if sampler.epoch == epoch:
                 first = pairs // sampler.global_batch
             self._resume = None

@@ -25,7 +25,7 @@ class RowReader:
     row: a difference of rewards would be wrong if it were kept, and a difficulty if it were negated.
 
     Args:
-        columns: further columns of numbers to carry along.
+        columns: further columns of numbers to keep with the pairs.
         group_column: a column whose value names the pair's group; a column of one side is swapped with the texts.
         required: columns that the objective needs, among them `margin`, `probability` and `extra_response`, which is
             not read otherwise.
@@ -36,7 +36,7 @@ class RowReader:
             characters of that response.
 
     Raises:
-        UsageError: `on_swap` names a column that is not carried.
+        UsageError: `on_swap` names a column that is not in `columns`.
 
     >>> row = Row("pairs.jsonl", 1, {"prompt": "2+2=", "chosen": "5", "rejected": "4", "margin": -1.5})
     >>> pair = RowReader().read(row)
@@ -128,7 +128,7 @@ class RowReader:
 
     @staticmethod
     def _prefers_rejected(row: Row, margin: float | None, probability: float | None) -> bool:
-        """Return whether the text that the row calls chosen is the worse one."""
+        """Return whether the strength prefers the text that the row calls rejected."""
         if margin is not None:
             return margin < 0
         if probability is not None:
@@ -231,7 +231,7 @@ class RowReader:
 
 
 def _contradicts(row: Row, margin: float) -> bool:
-    """Return whether the difference of the scores beside a margin is another number.
+    """Return whether a row's margin differs from the difference of its scores.
 
     Raises:
         BadRow: the difference prefers the other text.
@@ -252,7 +252,7 @@ def _contradicts(row: Row, margin: float) -> bool:
 
 
 def _differs(row: Row, name: str, value: float) -> bool:
-    """Return whether a column has another number than `value`."""
+    """Return whether the number in a column differs from `value`."""
     try:
         return abs(number_of(row, name) - value) > 1e-6
     except BadRow:

@@ -1,4 +1,4 @@
-"""Dialogues in all their notations, split into a prompt and the text of each response.
+"""Splits dialogues, in any notation, into a prompt and the text of each response.
 
 The rules:
 
@@ -33,7 +33,7 @@ MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 @dataclass(frozen=True)
 class Dialogues:
-    """Splits the texts of a row into prompt and responses, in the notation that a mapping names.
+    """Splits the texts of a row into prompt and responses, following the notation that a mapping names.
 
     Args:
         format: notation of prompt and responses; `auto` distinguishes messages from text by their type.

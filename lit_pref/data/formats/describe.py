@@ -1,4 +1,4 @@
-"""A mapping in words, for the first lines of a run and for reports."""
+"""Describes a mapping in words, for the first lines of a run and for reports."""
 
 from lit_pref.data.formats.spec import SIDES, RowMapping
 

@@ -49,7 +49,7 @@ def recognise(first_rows: Sequence[Row]) -> RowMapping:
         raise UserError(f"{file} may have the format {' or '.join(names)}, which read it differently; {CHOOSE}.")
     recognised = shipped()[names[0]]
     if recognised.refuse:
-        raise UserError(f"{file} holds {recognised.refuse}.")
+        raise UserError(f"{file} contains {recognised.refuse}.")
     _refuse_unread_strength(file, first_rows, recognised.mapping)
     return recognised.mapping
 
@@ -61,7 +61,7 @@ def _refuse_unread_strength(file: str, rows: Sequence[Row], mapping: RowMapping)
     if unread:
         raise UserError(
             f"{file} has the format {mapping.name}, which does not read its column `{unread[0]}`; set data.mapping "
-            f"to {mapping.name} if its strength is meant, to pairs if `{unread[0]}` is, or remove the column."
+            f"to {mapping.name} to use its strength, to pairs to use `{unread[0]}`, or remove the column."
         )
 
 
@@ -69,7 +69,7 @@ def refuse_unread_numbers(rows: Sequence[Row], mapping: RowMapping) -> None:
     """Refuse pairs without strength beside unread columns of numbers whose names speak of strength.
 
     Raises:
-        UserError: names the columns, and how to have them read or ignored.
+        UserError: there are such columns; the message names them and says how to use or ignore them.
     """
     if mapping.kind != "pair" or mapping.has_strength or not _somewhere(str(mapping.rejected), rows):
         return

@@ -226,7 +226,7 @@ class PairWriter:
         return pa.array(values, kind)
 
     def _lists(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
-        # Built from one flat array, which takes a tenth of the time of Python lists.
+        # Built from one flat array, ten times as fast as from Python lists.
         lengths = np.array([-1 if value is None else len(value) for value in values])
         numbers = list(itertools.chain.from_iterable(value for value in values if value is not None))
         flat = np.array(numbers, kind.value_type.to_pandas_dtype())

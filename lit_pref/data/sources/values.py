@@ -36,16 +36,14 @@ def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
 
 
 def refuse_written_messages(row: Row, field: str, text: str) -> None:
-    """Refuse a text that spells a message list, as CSV files and saved data frames hold it."""
+    """Refuse a text that spells a message list, as in CSV files and saved data frames."""
     if LIST_START.match(text) and _are_messages(text):
-        raise BadRow(
-            row, field, "is a message list written as text", "give it as a list, as JSONL and Parquet files can hold it"
-        )
+        raise BadRow(row, field, "is a message list written as text", "give it as a list, in a JSONL or Parquet file")
 
 
 def _are_messages(text: str) -> bool:
     readers: list[Callable[[str], Any]] = [json.loads]
-    readers += [ast.literal_eval] if "'role'" in text else []  # data frames are saved as Python prints them
+    readers += [ast.literal_eval] if "'role'" in text else []  # saved data frames contain lists as Python prints them
     for read in readers:
         try:
             entries = read(text)

@@ -103,7 +103,7 @@ class Tokenization:
 
     @cache  # noqa: B019  a tokenization lives as long as its run
     def fingerprint(self) -> str:
-        """Return a sha256 over all that affects the ids: tokenizer, special tokens, template, settings, libraries.
+        """Return a sha256 of everything that affects the ids: tokenizer, special tokens, template, settings, libraries.
 
         A date that a template takes from the clock is not included: pairs keep the date of their preparation.
         """
@@ -170,7 +170,7 @@ class Tokenization:
         if spans and not self.tokenizer.is_fast:
             raise UserError(
                 "data.token_columns are values of characters, and this tokenizer cannot map its tokens to characters; "
-                "take one that comes with a tokenizer.json, or leave the token columns out."
+                "use one that comes with a tokenizer.json, or leave the token columns out."
             )
         prompts = {prompt: self._prompts.get(prompt) for pair in pairs for prompt in pair.prompts}
         unread = [prompt for prompt, ids in prompts.items() if ids is None]
@@ -260,5 +260,5 @@ class Tokenization:
     def _prompt_text(self, pair: RenderedPair, ids: list[int], dropped: int) -> Text:
         if not dropped:
             return pair.text.prompt
-        # Up to the prompt's own end, even if its last token also holds a response's first characters.
+        # Up to the prompt's own end, even if its last token also contains a response's first characters.
         return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])

@@ -88,7 +88,7 @@ class OneSided(Score):
     At h_l = 0 the gradient of the rejected side is taken as 1, the one-sided derivative from above. With 0 a policy
     that starts as its reference would not see its rejected responses at all in the first step.
 
-    **Source**: MinorDPO, arXiv 2408.09834; no official code is known, and the paper leaves the choice at 0 open.
+    **Source**: MinorDPO, arXiv 2408.09834; no official code is known, and the paper does not specify the value at 0.
     """
 
     reverse_kl = True

@@ -243,9 +243,9 @@ def test_ties_are_kept_or_dropped_and_counted(tokenizer, written):
 def test_a_file_without_pairs_is_refused(tokenizer, written):
     path = written([])
     path.write_text("\n\n")
-    with pytest.raises(UserError, match=r"holds no pairs to train on \(0 rows\)"):
+    with pytest.raises(UserError, match=r"contains no pairs to train on \(0 rows\)"):
         prepared(tokenizer, path)
-    with pytest.raises(UserError, match=r"holds no pairs to train on \(3 rows; ties dropped: 3\)"):
+    with pytest.raises(UserError, match=r"contains no pairs to train on \(3 rows; ties dropped: 3\)"):
         prepared(tokenizer, written([{**row, "margin": 0} for row in rows(3)]), ties="drop")
 
 

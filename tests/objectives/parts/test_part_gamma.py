@@ -247,7 +247,7 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
 
 def test_a_fitted_gamma_is_state_and_neither_rounded_nor_printed(make):
     objective, inputs = MMPO(gamma=Fitted()), make.g0(margin=1.0)
-    with pytest.raises(UserError, match="gamma is to be fitted to the training pairs when a run starts"):
+    with pytest.raises(UserError, match="gamma is fitted to the training pairs when a run starts"):
         inputs.into(objective)
     before = repr(objective)
     objective.fit(strengths([1.0, 2.0], [0.75, 0.9]))
