@@ -31,7 +31,7 @@ COLUMNS: dict[str, Meaning] = {
     "chosen_change": Meaning("log π(chosen) - log π_reference0(chosen); with references", "nats"),
     "z_reference0": Meaning("log-ratio to reference 0 of chosen - of rejected; with several references", "nats"),
     "margin": Meaning("strength of the preference, after normalisation", "units of the data"),
-    "probability": Meaning("P(chosen is better), as the data give it", "1"),
+    "probability": Meaning("P(chosen is better), from the data", "1"),
     "group": Meaning("the source, or the value of `data.group_column`", ""),
     "prompt": Meaning("16 hex digits that identify the prompt", ""),
 }

@@ -84,8 +84,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
-            given = "neither" if self.path is None else "both"
-            raise UsageError(f"a model is given either by `path` or by `config`, but {given} of them is set")
+            given = "neither of them is" if self.path is None else "both of them are"
+            raise UsageError(f"a model is given either by `path` or by `config`, but {given} set")
         if self.config is not None and "model_type" not in self.config:
             raise UsageError("policy.config has no `model_type`: name the architecture, for example llama")
         if self.dtype not in DTYPES:

@@ -184,7 +184,7 @@ def test_only_an_earlier_export_is_replaced(plain: Ran, tmp_path: Path, policy_f
     assert content(model) == content(policy_folder)
     hf = export(plain.checkpoint(2), tmp_path / "hf").folder
     (hf / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"with other files in it, which would be lost: thesis.txt"):
+    with pytest.raises(UsageError, match=r"with files added to it, which would be lost: thesis.txt"):
         export(plain.checkpoint(2), hf)
     assert (hf / "thesis.txt").exists()
 
@@ -293,7 +293,7 @@ def test_whole_weights_do_not_need_the_folder_that_they_began_in(
         plain.checkpoint(2), tmp_path / "checkpoints" / "step=00000002.ckpt", moved_policy(tmp_path / "policy")
     )
     if state == "gone":
-        with pytest.raises(UserError, match=r"the tokenizer of its run is not in .*tokenizer, and cannot be had"):
+        with pytest.raises(UserError, match=r"the tokenizer of its run is not in .*tokenizer, and cannot be loaded"):
             export(checkpoint, tmp_path / "hf")
     plain.module.policy.load_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert export(checkpoint, tmp_path / "hf").largest_difference == 0

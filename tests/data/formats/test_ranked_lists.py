@@ -162,7 +162,7 @@ def test_rows_without_a_group_are_refused_and_divide_no_list():
 def test_a_prompt_that_comes_again_later_is_refused_with_both_places():
     rows = [{"q": q, "t": q, "s": 1} for q in ("a", "b", "a")]
     with pytest.raises(
-        UserError, match=r"^some.jsonl, line 3: its `q` is that of some.jsonl, line 1 too, .* sort the rows"
+        UserError, match=r"^some.jsonl, line 3: its `q` is also that of some.jsonl, line 1, .* sort the rows"
     ):
         read(*rows, **GROUP)
 

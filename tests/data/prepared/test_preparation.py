@@ -112,7 +112,7 @@ def test_exact_duplicates_get_ordinals_and_swapped_ones_are_duplicates(tokenizer
 def test_ids_of_the_rows_are_used_and_must_be_unique(tokenizer, written):
     own = [{**row, "id": f"row-{k}"} for k, row in enumerate(rows(3))]
     assert prepared(tokenizer, written(own)).ids == ["row-0", "row-1", "row-2"]
-    with pytest.raises(UserError, match=r"line 4: the id 'row-1' is that of line 2 too; make ids unique or remove"):
+    with pytest.raises(UserError, match=r"line 4: line 2 has the id 'row-1' too; make ids unique or remove"):
         prepared(tokenizer, written([*own, own[1]]))
 
 
