@@ -36,7 +36,7 @@ class _OnDevice:
 
 @dataclass
 class PairData(_OnDevice):
-    """B pairs without their token ids: what objectives and metrics read.
+    """B pairs without their token ids, for objectives and metrics.
 
     `is_real` is False for a filler: a repeated pair that gives every rank the same number of batches and is counted
     nowhere. `window_pairs` is the number of real pairs in the optimizer step of this batch, over all ranks and

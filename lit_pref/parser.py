@@ -43,8 +43,8 @@ class Parser(ArgumentParser):
         options = list(_option_names(self))
         if self.exit_on_error:
             raise UsageError(plain_sentence(message, options)) from ex
-        # The parser of one class: the outer parser reports the error with the whole key, but only this one knows the
-        # class's arguments.
+        # This is the parser of one class: the outer parser reports the error with the whole key, but only this one
+        # knows the class's arguments.
         raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex
 
 
@@ -154,7 +154,7 @@ def _value_sentence(message: str) -> str | None:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
     if not words:
         return None
-    # A number, or a class of this package that computes one.
+    # The value may be a number, or a class of this package that computes one.
     own = re.findall(r"<class '(lit_pref\.[\w.]+)'>", _found(r"Subtypes: \[(.*)\]", inner) or "")
     if classes := [name for path in own for name in known_subclasses(_imported(path))]:
         words.append(", ".join(classes))

@@ -72,7 +72,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A new step means that its last micro-batch has just ended: never save between two micro-batches of a step.
+        # Save only when the step number has changed, which is after the step's last micro-batch, not between two of
+        # them.
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
             if trainer.global_step % self.every == 0:
@@ -89,7 +90,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not decided by the folder's content, to which another rank may have added in the meantime: all ranks save or
+        # The folder's content does not decide, because another rank may have added to it meanwhile: all ranks save or
         # none.
         if self._saved_step != trainer.global_step:
             self._save(trainer)

@@ -34,7 +34,7 @@ class RunFolder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        # Not earlier, so that a run that is refused leaves nothing behind.
+        # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
         self._write_config(folder)
         module: Any = pl_module
@@ -42,8 +42,8 @@ class RunFolder(Callback):
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        # In the run's own event file, with the held-out metrics before training: a table of runs then shows their last
-        # values. A resumed run has its record already.
+        # Hyperparameters go into the run's own event file, with the held-out metrics before training, so that a table
+        # of runs shows their last values. A resumed run already has this record.
         if trainer.global_step > 0:
             return
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}

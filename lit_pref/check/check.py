@@ -40,7 +40,7 @@ class Check:
     model: bool = False
     report: Report = field(init=False)
     _limits: BadRowLimits = field(init=False, default=BadRowLimits(True, 0.0))
-    _skipped_selection: str | None = field(init=False, default=None)  # needs a model, and `model` is off
+    _skipped_selection: str | None = field(init=False, default=None)  # it needs a model, but `model` is off
     _devices: Devices = field(init=False, default=Devices())
     _strength: Strength | None = field(init=False, default=None)
 

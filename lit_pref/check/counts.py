@@ -42,7 +42,7 @@ class Repeated:
     Args:
         same: pairs that repeat an earlier pair.
         swapped: pairs that repeat an earlier pair with chosen and rejected swapped, so that the labels contradict.
-        complete: all candidates were compared.
+        complete: whether all candidates were compared.
     """
 
     same: int

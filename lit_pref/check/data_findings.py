@@ -87,7 +87,7 @@ def records(
     parts += [f"{refused.total()} refused ({_reasons(refused)})"] if refused else []
     parts += [f"{left_out.total()} left out ({_reasons(left_out)})"] if left_out else []
     if refused:
-        # The general advice at the end of each message would be repeated by the consequence.
+        # The general advice at the end of each message is removed, because the consequence repeats it.
         first = [message.rpartition(", or leave")[0] or message for message in report.refused_first.values()]
         parts.append(f"the first of each kind: {' | '.join(first)}")
     numbers = {
@@ -277,7 +277,7 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
         begun += (
             f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
         )
-    # Preparation ensures both; otherwise tokenizer and chat template contradict each other.
+    # Preparation adds both tokens, so if they are missing, tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)
     wrong = wrong or (of.ended != 1 and not math.isnan(of.ended))
     words = [f"{split}: of {of.pairs} pairs examined, {begun}"]

@@ -80,7 +80,7 @@ def margins(split: str, pairs: Pairs) -> list[Finding]:
     of = statistics.margins(values, pairs.column("clipped"))
     if of is None:
         known = np.isfinite(probability).any()
-        # A note only, because a run whose objective needs a strength is refused without one.
+        # This is only a note: a run is refused anyway if its objective needs a strength and there is none.
         words = "a probability but no margin" if known else "neither margin nor probability"
         words = f"{split}: the pairs have {words}, so an objective cannot use margins"
         return [Finding("margins", "note", words, split, numbers={"pairs": 0})]

@@ -28,7 +28,7 @@ def score(
         run: the options of the run.
         verify: compute the stored scores of this many randomly drawn pairs again, and print the largest difference;
             exit code 1 if it is more than rounding.
-        list: print what is in the store.
+        list: print the content of the store.
         prune: remove the leftovers of killed processes; with a number of days, also the references that were not used
             for that long; with a name, also the reference of that name.
 

@@ -21,7 +21,7 @@ _OF_THE_CHOICE = ("--data.selection", "--data.train")
 
 
 def select(run: RunOptions, out: Path) -> None:
-    """Write the training pairs that data.selection keeps, with a report on what is kept and left out.
+    """Write the training pairs that data.selection keeps, with a report on the selection.
 
     The pairs are shuffled and written with their whole texts and every field that a run reads: margin (before it is
     normalised), probability, data.columns, data.token_columns, the group, the writers of the texts; and a column
@@ -35,8 +35,8 @@ def select(run: RunOptions, out: Path) -> None:
     Args:
         run: the options of the run: its policy before training, its training pairs, and data.selection
             (AlignmentPotential, ExplicitMargin, ImplicitMargin, Random, PredictiveEntropy, Certainty, or your own).
-        out: the file to write, .jsonl or .parquet; it must not exist. The report goes to files beside it that end
-            in .report.html and .report.json.
+        out: the file to write, .jsonl or .parquet; it must not exist. The report is written next to it, to files that
+            end in .report.html and .report.json.
     """
     files = files_of(out)
     built = run.build()
@@ -187,7 +187,7 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
             "the margins in the file are not normalised: this command fits the normalisation to the selected pairs, a "
             "run with data.selection fits it to all training pairs"
         )
-    # Options that are not named keep the values that the configuration gives to its sources, so all are set to null.
+    # Options of the configuration's own sources would remain in force unless they are set to null.
     old = sources_of(data.train, "data.train")
     given = {field for source in old for field, value in vars(source).items() if value is not None}
     train: dict[str, Any] = dict.fromkeys(sorted(given)) | {"path": str(pairs), "mapping": mapping}

@@ -15,7 +15,7 @@ class Command:
     Args:
         name: the word to type.
         help: one line for the list of commands.
-        function: where its typed function is, as `module:name`. The options come from its signature, their help from
+        function: its typed function, as `module:name`. The options come from its signature, their help from
             its docstring.
         needs_run: whether the function first takes the `RunOptions` of a run; then every option of `fit` can follow.
         example: a command line, without `python -m lit_pref`.

@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_pref.errors import UserError
 
-CHUNK = 512  # pairs in a Parquet row group
+CHUNK = 512  # number of pairs in a Parquet row group
 
 
 def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Sequence[str], seed: int) -> None:

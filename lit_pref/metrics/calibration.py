@@ -196,7 +196,7 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
 
     The bars are 95 % Wilson intervals, drawn if every label is 0 or 1 (a bin contains each pair once).
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps global state
+    from matplotlib.figure import Figure  # pyplot is avoided because it keeps global state
 
     reliability = reliability_bins(z, label, bins)
     presented, observed = reliability.presented.numpy(), reliability.observed.numpy()

@@ -18,7 +18,7 @@ def accuracy(z: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
     tensor([1.0000, 0.5000, 0.0000,    nan])
     """
-    return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN if z is not finite
+    return z.sign().add_(1).mul_(0.5).add_(z - z)  # adds 0, or NaN if z is not finite
 
 
 def _below_zero(change: Tensor) -> Tensor:

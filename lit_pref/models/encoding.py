@@ -21,7 +21,7 @@ class Unreadable(Exception):
 def _as_unreadable() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the tokenizers library raises nothing more specific
+    except Exception as error:  # because the tokenizers library raises nothing more specific
         raise Unreadable(str(error)) from error
 
 
@@ -224,5 +224,5 @@ def tokenizer_state(tokenizer: Any) -> Any:
         plain = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int | None)}
         merges = sorted(map(str, getattr(tokenizer, "bpe_ranks", {}).items()))
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), added, sorted(plain.items()), merges]
-    # Without the padding and truncation settings that an earlier call may have left behind.
+    # The padding and truncation settings that an earlier call may have left behind are not included.
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}

@@ -1,4 +1,4 @@
-"""Folders of models and tokenizers: a local path is used as it is, a hub name is downloaded."""
+"""Finds the folders of models and tokenizers: a local path is used directly, a hub name is downloaded."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"there is no folder '{name}'{_nearest(path)}")
     try:
         reachable = _hub_answers(name, revision)
-        # Sub-folders contain the same weights in other formats.
+        # Sub-folders are not downloaded: they contain the same weights in other formats.
         return Path(
             snapshot_download(
                 name,
@@ -99,7 +99,7 @@ def _hub_answers(name: str, revision: str | None) -> bool:
 
 
 def _nearest(path: Path) -> str:
-    """Return the folders that the user may have meant, as the end of a sentence."""
+    """Suggest folders with similar names, to end a sentence with."""
     parent = path.parent
     if not parent.is_dir():
         return f" (nor a folder '{parent}')"

@@ -23,7 +23,7 @@ def building(seed: int) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         with without_bars(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            # Only the CPU's generator: torch.manual_seed would change those of the GPUs as well.
+            # Only the CPU's generator is seeded: torch.manual_seed would also change those of the GPUs.
             torch.default_generator.manual_seed(seed)
             yield
     finally:
@@ -63,7 +63,7 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        # transformers would fill them with random numbers.
+        # Without this check, transformers would fill them with random numbers.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
     return model

@@ -112,7 +112,7 @@ def _attention(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
+    # The mask is None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
     return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
 
 
@@ -172,7 +172,8 @@ def _tiny(config: PretrainedConfig) -> Any:
     model = AutoModelForCausalLM.from_config(tiny, dtype=torch.float64, attn_implementation=ATTENTION).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            # With weights of the usual size attention is nearly uniform, and errors in it would hardly show.
+            # Weights are enlarged, because with the usual size attention is nearly uniform and errors in it would
+            # hardly show.
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5 * 2)
     return model
 

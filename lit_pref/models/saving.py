@@ -28,7 +28,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     """
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
-        # A copy, because merging changes the base weights of a model that the caller still uses.
+        # Merge a copy, because merging changes the base weights of a model that the caller still uses.
         whole = copy.deepcopy(model).merge_and_unload()
     with without_bars():
         whole.save_pretrained(folder)

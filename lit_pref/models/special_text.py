@@ -62,7 +62,7 @@ class SpecialNames:
         plain: list[str] = []
         special: list[Span] = []
         length = 0
-        # A template that splits texts can leave a mark without its partner; a name ends there too.
+        # A template that splits texts can leave a mark without its partner; a name also ends at such a mark.
         for piece in re.split(f"({marks[0]}[^{marks}]*{marks[1]})|[{marks}]", text):
             if not piece:
                 continue

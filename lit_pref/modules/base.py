@@ -96,7 +96,7 @@ class PairModule(LightningModule, ABC):
         self.logged_step = 0
         self._log = TrainingLog()
         self._guard = NonfiniteGuard()
-        # Under LoRA checkpoints hold the adapters only: the base weights come from the spec.
+        # Under LoRA, checkpoints contain the adapters only: the base weights come from the spec.
         self.strict_loading = spec.lora is None
 
     @abstractmethod
@@ -134,7 +134,7 @@ class PairModule(LightningModule, ABC):
             return
         scorer = Scorer(self.spec.build())
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
-            # Also if these data are read in the padded layout: data of a later validation may be read prefix-shared.
+            # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
             enable_prefix_sharing(scorer.model)
         scorer.probe()
         self.on_scorer_built(scorer)
@@ -163,8 +163,8 @@ class PairModule(LightningModule, ABC):
         policy, references, output = self.scores(batch)
         self._guard.add(output.losses, batch.pairs)
         self._log.pairs.add(output, policy, references, batch.pairs)
-        # Gives the mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes:
-        # Lightning divides by the accumulation and the strategies by the ranks.
+        # Lightning divides by the accumulation, and strategies divide by the ranks; this factor makes the result the
+        # mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes.
         scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
         return (output.losses * batch.pairs.is_real).sum() * scale
 
@@ -173,9 +173,9 @@ class PairModule(LightningModule, ABC):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # After the step and before a checkpoint at the end of this batch.
+        # This hook runs after the step and before a checkpoint at the end of this batch.
         self.objective.update(self._sum_over_ranks)
-        # Lightning counts the step after this hook. Stopped here, it still validates, also if max_steps ends the run.
+        # Lightning counts the step after this hook. If stopped here, it still validates, even at max_steps.
         self._stop_after(self.trainer.global_step + 1)
 
     def on_train_start(self) -> None:
@@ -237,7 +237,7 @@ class PairModule(LightningModule, ABC):
     test_step = predict_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        # For callbacks that watch a metric, such as early stopping; loggers have the numbers already.
+        # `log_dict` is for callbacks that watch a metric, such as early stopping; loggers already have the numbers.
         if watched := self.evaluation.finish(self.trainer, self.checkpoint_step):
             self.log_dict(watched, logger=False, rank_zero_only=False, sync_dist=False, batch_size=1)
 
@@ -272,8 +272,8 @@ class PairModule(LightningModule, ABC):
             saved: the `checkpoint_info` in the checkpoint.
 
         Raises:
-            UserError: The checkpoint is from another base model, other adapters, or an objective with other state; or
-                this run resumes training, but with another fitting rule or batch layout.
+            UserError: The checkpoint has another base model, other adapters or other state of the objective, or
+                this run resumes training with another fitting rule or batch layout.
         """
         check_state(saved, self.spec, self.objective)
         if self.trainer.state.fn == "fit":

@@ -104,7 +104,7 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
     Raises:
         UserError: It is from other adapters, another base model, or an objective with other state.
     """
-    # Before the base model: a checkpoint of whole weights has no adapters, whatever the model.
+    # Adapters are checked before the base model: a checkpoint of whole weights has none, whatever its model is.
     lora = _settings(spec.lora)
     if saved["lora"] != lora:
         raise UserError(

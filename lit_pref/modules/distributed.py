@@ -136,7 +136,7 @@ def seed_batch(seed: int, batch: int, rank: int, device: torch.device) -> None:
     A resumed run then draws the same numbers as an uninterrupted one.
     """
     key = zlib.crc32(f"{seed}/{batch}/{rank}".encode())
-    # Not torch.manual_seed: it also seeds absent devices, which takes longer than the rest of a step's overhead.
+    # torch.manual_seed is avoided: it also seeds absent devices, which takes longer than all other overhead of a step.
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)

@@ -61,7 +61,7 @@ class Evaluation:
         if fitting and trainer.sanity_checking and step > 0:
             return {}  # the pass before a resumed run is not the one before training
         if trainer.is_global_zero:
-            # Named by the command, so that `validate` does not overwrite the records of `fit`.
+            # The file is named after the command, so that `validate` does not overwrite the records of `fit`.
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))
         if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
@@ -72,8 +72,8 @@ class Evaluation:
         if trainer.sanity_checking:
             self.before = self.last
         if stage != "predict":
-            # Not through Lightning: it logs nothing in the pass before training, which is the baseline of every curve,
-            # and every later pass one step too early.
+            # Metrics are logged directly, because Lightning does not log the pass before training, which is the
+            # baseline of every curve, and logs every later pass one step too early.
             for logger in trainer.loggers:
                 logger.log_metrics(self.last, step=step)
         if trainer.is_global_zero:

@@ -67,7 +67,7 @@ class PreferenceModule(PairModule):
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None
-        # References first: one of them may be the policy's own scorer with its adapter off.
+        # References are scored first: one of them may be the policy's own scorer with its adapter off.
         needs, against = self.objective.requirements.reference_statistics, None
         references: list[PairScores] = []
         if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics):
@@ -125,12 +125,13 @@ class PreferenceModule(PairModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        # The data are prepared and the policy does not exist yet, so that a reference has the whole device.
+        # Scores are computed here because the data are prepared and no policy exists yet: a reference can use the whole
+        # device.
         for preparation in self.reference_preparations(stage):
             preparation.open()
 
     def on_scorer_built(self, scorer: Scorer) -> None:
-        # Before a checkpoint is restored, so that a reference cannot drift when a run resumes.
+        # References are attached before a checkpoint is restored, so that they cannot drift when a run resumes.
         for reference in self.references:
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
 

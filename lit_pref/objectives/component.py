@@ -22,8 +22,8 @@ class Call(NamedTuple):
 class Component(nn.Module):
     """An objective or a part of one.
 
-    The arguments of its constructor are recorded as given, and its `repr` prints them; so a method may give its
-    numbers the names and units of its paper and need not keep them as attributes.
+    The arguments of its constructor are recorded as given, and its `repr` prints them; so a method can use the names
+    and units of its paper for its arguments without storing them as attributes.
     """
 
     log_probs_only: bool = False

@@ -19,8 +19,8 @@ class MRPO(Pairwise):
     **Source**: MRPO, arXiv 2405.16388. The closed form is derived from the objective's lower bound, clipping and
     weights are taken from thaihungle/MRPO and extended from 2 to K references; `Harmonic` lists the differences.
     In that code the second reference reads the policy's token ids, whatever its own tokenizer is; here every reference
-    reads the text. In an independent study (arXiv 2512.10040) most single references beat every mixture of them: run
-    `DPO` with each reference alone beside this.
+    reads the text. In an independent study (arXiv 2512.10040) most single references beat every mixture of them:
+    compare with `DPO` on each reference alone.
 
     Args:
         beta: > 0, reward units per nat.

@@ -1,4 +1,4 @@
-"""The common form of an objective: a loss of pairs made of parts."""
+"""The common form of objectives on pairs: a loss that is composed of parts."""
 
 import functools
 import operator
@@ -38,7 +38,7 @@ PARTS = ("reference", "temperature", "target", "link", "tokens", "score", "offse
 
 
 class Pairwise(Objective):
-    """A loss of pairs made of parts.
+    """A loss on pairs that is composed of parts.
 
         L_i = omega_i link(x_i, p_i) + sum_j c_j A_j,i
         x_i = beta_i (phi(h_w) - phi(h_l)) - o_i,        h_y = log pi(y) - log pi~(y)
@@ -47,7 +47,7 @@ class Pairwise(Objective):
     `reference: NoReference` and `beta: 1`: its scalar replaces log pi.
 
     Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
-    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, where it is a KL divergence),
+    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, if this is a KL divergence),
     and values of the parts. The `repr` prints the arguments as given to the subclass, so beta may have a paper's own
     name there and its value before a subclass rescales it; `beta` in the log is the value used.
 

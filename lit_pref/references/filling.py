@@ -132,7 +132,8 @@ class StoreFiller:
                 self.needed.take(part)
                 self.store.write(part)
                 done(int(self.needed.tokens[lacking].sum()))
-            # Not after an error: the other ranks are still inside the model, and this rank would wait here forever.
+            # There is no barrier after an error: the other ranks are still inside the model, so this one would wait
+            # forever.
             self.ranks.barrier()
         finally:
             if lock is not None:
@@ -180,7 +181,7 @@ class StoreFiller:
             left = int(self.needed.tokens[self.needed.lacking(everything)].sum())
             bar.update(task, completed=total - left)
             now = time.monotonic()
-            # After the first block, and at intervals if no bar is drawn.
+            # A line is printed after the first block, and at intervals if no bar is drawn.
             if left and (here == tokens or (not self.terminal and now - said > _SAY_EVERY)):
                 said = now
                 remaining = _duration((now - began) * left / here)

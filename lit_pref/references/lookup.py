@@ -131,7 +131,7 @@ class NeededScores:
         sides = np.full(len(flat), -1)
         sides[exists] = rows
         responses = sides.reshape(-1, 2)
-        # One number per combination of two responses, which sorts pairs in the order of their keys.
+        # Each combination of two responses gets one number, which sorts pairs in the order of their keys.
         code = responses[:, 0] * (len(self.keys) + 1) + responses[:, 1] + 1
         _, self.first = np.unique(code, return_index=True)  # the first table row of each distinct pair
         self.pairs = responses[self.first]  # rows of the chosen and the rejected response; -1 for none
@@ -180,7 +180,7 @@ class NeededScores:
 
     def lacking(self, pairs: Array) -> Array:
         """Return those of `pairs` that lack a score."""
-        found = np.append(self.found, True)  # row -1: there is no response
+        found = np.append(self.found, True)  # row -1 means that there is no response
         return pairs[~found[self.pairs[pairs]].all(axis=1)]
 
     def blocks(self) -> list[Array]:

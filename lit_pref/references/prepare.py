@@ -185,12 +185,13 @@ class ReferencePreparation:
         ranks = None if run.shard is None else Ranks(run.rank, run.world_size, run.broadcast, run.barrier)
         score = partial(self._score, self._scorer())
         if StoreFiller(self.store, needed, score, self.label, run.say, terminal, ranks).run():
-            del score  # and with it the model
+            del score  # this also frees the model
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            # Read again, as every later run will: if a score was computed twice, the first one in the store is used.
+            # Scores are read again, as in every later run: if one was computed twice, the first one in the store is
+            # used.
             needed = NeededScores(self.table)
             load(self.store, needed, set())
         if missing := sum(run.gather(needed.missing)):
@@ -219,7 +220,7 @@ class ReferencePreparation:
         if not len(drawn):
             return np.empty(0), np.empty(0)
         scorer = self._scorer()
-        # One pair per batch, unlike in the block: whether that changes a score is part of the comparison.
+        # Each batch has one pair, unlike in a block: whether that changes a score is part of the comparison.
         again = np.concatenate([self._score(scorer, drawn[k : k + 1]).scores for k in range(len(drawn))])
         stored = self.needed.pairs[drawn].reshape(-1)
         return self.needed.scores[stored[stored >= 0]], again
@@ -228,14 +229,14 @@ class ReferencePreparation:
         return lazy_scorer(self.reference, frozenset({TokenLogps()} if self.keeps_tokens else ()), self.run)
 
     def _score(self, scorer: LazyScorer, pairs: Array) -> Scores:
-        # Ids only: pairs of one split may have columns that those of another lack.
+        # Pairs have ids only, because pairs of one split may have columns that those of another lack.
         bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
         batch = [replace(self._pair(int(self.needed.first[pair])), **bare) for pair in pairs]
         tokenizer = self.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         scores = scorer.score(collate(batch, pad_id, layout=scorer.layout), self.run.device)
         if not np.isfinite(scores.scores).all():
-            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # all chosen responses come first
+            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # because all chosen responses come first
             raise UserError(
                 f"{batch[response % len(batch)].place}: {self.label} gives a response of this pair the score "
                 f"{scores.scores[response]}: check its weights, or give it a larger dtype"

@@ -157,7 +157,7 @@ class AdapterOff(Reference):
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        # In eval mode, because dropout of base and adapter would make the reference noisy.
+        # The model is in eval mode, because dropout of base and adapter would make the reference noisy.
         model: Any = self._ready().model
         with evaluating(self._ready()), model.disable_adapter():
             yield
@@ -194,7 +194,7 @@ class Pretrained(Reference):
             path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
         )
         self._model = self._source
-        self._tokenizer: Any = None  # the reference's tokenizer, if it is not the policy's
+        self._tokenizer: Any = None  # the reference's own, if it is not the policy's
         self._positions: int | None = None
         self._shares = False
         self._refusal: str | None = None

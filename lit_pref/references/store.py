@@ -81,7 +81,7 @@ class ReferenceStore:
                 unfinished = self._unfinished()
                 unfinished.write_text(json.dumps(asdict(self.identity), indent=1) + "\n", encoding="utf-8")
                 unfinished.rename(about)
-        with suppress(OSError):  # another user's store can still be read
+        with suppress(OSError):  # a store of another user can still be read
             os.utime(about)
 
     def parts(self) -> list[str]:
@@ -126,7 +126,7 @@ class ReferenceStore:
         with _writing():
             unfinished = self._unfinished()
             unfinished.write_bytes(content)
-            # Named by time, so that a later writer never changes which of two scores is used.
+            # Files are named by time, so that a later writer never changes which of two scores is used.
             name = f"{time.time_ns()}-{_digest(content)}.arrow"
             unfinished.rename(self.folder / name)
         return name

@@ -39,7 +39,7 @@ def kept() -> Iterator[Kept]:
                 with pa.memory_map(str(file)) as source:
                     rows += pa.ipc.open_file(source).get_batch(0).num_rows
             except (pa.ArrowInvalid, FileNotFoundError):
-                continue  # damaged, or renamed a moment ago: it contains nothing
+                continue  # the folder is damaged, or was renamed a moment ago
         size = sum(_size(file) for file in path.parent.rglob("*"))
         yield Kept(path.parent, _about(path), rows, size, path.stat().st_mtime)
 

@@ -22,7 +22,7 @@ from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed
 
 TRAINER_DEFAULTS = {
-    # One pass over all held-out pairs before training: the baseline of every curve.
+    # One pass over all held-out pairs before training gives the baseline of every curve.
     "num_sanity_val_steps": -1,
     "enable_model_summary": False,
     "log_every_n_steps": 10,
@@ -34,7 +34,8 @@ class RunParser(Parser, LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         if "data" in (kwargs.get("nested_key"), *args[1:2]):
-            # A file named there contains pairs. jsonargparse would try to read it as a configuration, five times.
+            # A file given for these arguments contains pairs; jsonargparse would try to read it as a configuration,
+            # five times.
             kwargs["sub_configs"] = False
         return super().add_class_arguments(*args, **kwargs)
 

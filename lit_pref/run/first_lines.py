@@ -22,7 +22,7 @@ class FirstLines(Callback):
     """Prints how the data were read, the fitted values of the objective, and the layout of batches."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # The data are prepared, but references not yet scored: a wrong guess is visible before anything takes long.
+        # At this point references are not yet scored, so a wrongly read file is visible before anything takes long.
         if stage == "fit" and trainer.is_global_zero:
             for line in data_lines(trainer.datamodule):  # type: ignore[attr-defined]
                 say(line)

@@ -166,7 +166,7 @@ class Run:
         Raises:
             UserError: a finding is serious enough to stop a run.
         """
-        # Built from the configuration: this run's own Trainer and data are not changed.
+        # The check builds its own run from the configuration, so this run's Trainer and data are not changed.
         config = resolve([f"--config={self.config_text}", f"--run_dir={self.run_dir}"], "check")
         check_config(config, f"check {self.run_dir}", model, html, json)
 
@@ -240,7 +240,7 @@ def build(
     arguments = as_arguments(config, overrides)
     run = assemble(resolve(arguments, command), command, arguments)
     if isinstance(config, Mapping):
-        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # the options to type to run it again
+        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # options that repeat this run
     return run
 
 
@@ -256,7 +256,7 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     if config.ckpt_path not in (None, "last"):
         check_checkpoint(config.ckpt_path)
     elif relaunchable and command == "fit" and config.ckpt_path is None:
-        refuse_used(run_dir)  # before a testbed is made
+        refuse_used(run_dir)  # refused before a testbed is made
     testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
     if testbed is not None:
         fill_in_testbed(config, testbed)

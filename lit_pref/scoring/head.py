@@ -175,7 +175,7 @@ def _gather(
     cap, kept = readout.softcap, list[Tensor]()
     workspace = Workspace(targets.device, readout.dtype)
     reference_workspace = workspace if against is None else Workspace(targets.device, against.dtype)
-    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f is needed beside its exp
+    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f itself is still needed
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
         part, other = readout.over(columns), None if against is None else against.over(columns)

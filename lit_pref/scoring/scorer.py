@@ -53,7 +53,7 @@ def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
     body, head = _body_and_head(model)
     with _read(batch) as inputs:
         hidden = body(**inputs).last_hidden_state  # (R, T, H)
-    # index_select, not indexing, whose gradient is several times slower on a CPU.
+    # index_select is used because the gradient of indexing is several times slower on a CPU.
     return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
 
 
@@ -70,7 +70,7 @@ def score_readout(
     scores = _sums(logps, batch)
 
     def side(k: int, lengths: Tensor) -> SequenceScores:
-        # Copies, because FSDP2 warns of views that are returned from the forward.
+        # These are copies, because FSDP2 warns of views that are returned from the forward.
         responses = slice(k * len(batch), (k + 1) * len(batch))
         statistics = {need: value[responses].clone() for need, value in values.items()}
         if tokens is not None and (logps_of_side := tokens[k]) is not None:

@@ -53,7 +53,7 @@ class TilePosition:
     @classmethod
     def of(cls, targets: Tensor, rows: slice, columns: slice) -> "TilePosition":
         """Return the position of one tile, given the targets (N,) of all rows."""
-        # Clamped and masked, not selected, because a selection would wait for the GPU in every tile.
+        # Targets are clamped and masked, not selected, because a selection would wait for the GPU in every tile.
         size = columns.stop - columns.start
         index = targets[rows] - columns.start
         return cls(rows, size, (index >= 0) & (index < size), index.clamp(0, size - 1)[:, None])

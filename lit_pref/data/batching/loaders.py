@@ -33,13 +33,15 @@ class PairLoader:
 
     def __init__(self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0) -> None:
         self._micro_batches = micro_batches
-        # A separate generator: a DataLoader draws a seed at every start, which would change the global random state.
+        # The separate generator is needed because a DataLoader draws a seed at every start, from the global one by
+        # default.
         self._loader: DataLoader[Any] = DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
             sampler=micro_batches,
             num_workers=workers,
-            # Forked once: a fork while the last epoch's threads are ending can hang forever in CPython 3.11.
+            # Workers are forked only once, because a fork while threads of the last epoch are ending can hang in
+            # CPython 3.11.
             persistent_workers=workers > 0,
             collate_fn=_unchanged,
             generator=torch.Generator().manual_seed(0),
@@ -81,7 +83,7 @@ class ResumableLoader(PairLoader):
         self._resume: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator, because Lightning calls iter() before it sets the epoch and next() after.
+        # This is a generator, because Lightning calls iter() before it sets the epoch, and next() after.
         sampler = self.sampler
         first = 0
         if self._resume is not None:
@@ -94,7 +96,7 @@ class ResumableLoader(PairLoader):
         epoch = sampler.epoch
         sampler.start_window = first
         for given, batch in enumerate(super().__iter__(), start=first * sampler.accumulation + 1):
-            # Before the yield, because Lightning never requests another batch after the last one.
+            # This is before the yield, because Lightning never requests another batch after the last one.
             pairs = sampler.pairs_in(given)
             self._position = (epoch + 1, 0) if pairs == sampler.pairs else (epoch, pairs)
             yield batch

@@ -59,7 +59,7 @@ class TokenBudget:
             ValueError: a micro-batch would exceed the budget.
         """
         costs = self.costs[np.asarray(window)]
-        order = np.argsort(costs, kind="stable")  # stable, so that equal pairs keep their order
+        order = np.argsort(costs, kind="stable")  # a stable sort, so that equal pairs keep their order
         ascending = costs[order].tolist()
         limits = range(ascending[-1], self.tokens + 1)
         k = bisect_left(limits, True, key=lambda limit: len(self._ends(ascending, limit)) <= micro_batches)

@@ -197,7 +197,7 @@ class RowReader:
         disagrees = False
         if "margin" in has:
             margin = number_of(row, "margin")
-            if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
+            if "margin" not in row.names:  # else the mapping has computed the margin from the scores
                 disagrees = _contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")

@@ -113,7 +113,7 @@ class Conversion:
         if len(texts) < 2 or (texts[1][1] is None and not self.texts[1].within(values)):  # one-sided data
             del texts[1:], sides[1:]
         extra_response = self.extra_response.of(values)
-        # An unnamed extra response is converted only if it is written like the other texts, else left as it is.
+        # An unnamed extra response is converted only if it is written like the other texts, else it is not changed.
         if self.extra_response.within(values) and (
             self.mapping.extra_response or type(extra_response) is type(texts[0][1])
         ):

@@ -66,7 +66,7 @@ def _refuse_unread_strength(file: str, rows: Sequence[Row], mapping: RowMapping)
 
 
 def refuse_unread_numbers(rows: Sequence[Row], mapping: RowMapping) -> None:
-    """Refuse pairs without strength beside unread columns of numbers whose names speak of strength.
+    """Refuse pairs without strength that have unread columns of numbers whose names suggest a strength.
 
     Raises:
         UserError: there are such columns; the message names them and says how to use or ignore them.

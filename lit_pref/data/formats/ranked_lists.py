@@ -111,7 +111,7 @@ def answers_in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: Va
         raise BadRow(
             row,
             score.text,
-            "has another number of entries than the answers, or more than can be paired",
+            "does not have one entry per answer, or has more than can be paired",
             f"give one for each answer, {LONGEST} at most",
             f" ({len(scores)} for {len(texts)})",
         )

@@ -42,13 +42,13 @@ class RowMapping:
     """Names the columns of a source that contain texts and strength.
 
     Kinds: `pair` has a chosen and a rejected text, and strength as given here, or else in the canonical columns if the
-    rows have any; `ab` has two texts and values that tell which is better; `ab_signed` has two texts and one signed
+    rows have any; `ab` has two texts and values that show which is better; `ab_signed` has two texts and one signed
     number; `list` has several answers with scores or ranks; `none` is a pair whose strength is ignored.
 
     In `ab` and `list` the text that comes first in the source is called chosen, and the strength swaps the pair where
     necessary (`RowReader`). If there is no other strength, labels decide: as the probabilities 1, 0 and 1/2 if the
-    mapping names values for a tie, else only by swapping the pair. Beside another strength, a label is only used to
-    detect disagreement.
+    mapping names values for a tie, else only by swapping the pair. If there is another strength, a label is only used
+    to detect disagreement.
 
     Args:
         name: name of the mapping.

@@ -23,7 +23,7 @@ class Margin:
     better; `probability` is log(p / (1 - p)) of p = P(w is better); `const` is 1 (0 for a tie).
 
     Args:
-        transform: see above; None follows from the strength: `diff`, `signed`, or no margin beside a probability.
+        transform: see above; None follows from the strength: `diff`, `signed`, or no margin if there is a probability.
         scale: factor of the margin.
         clip: largest absolute value of the margin, after scaling.
         normalise: how all margins are normalised together, fitted on the training split.

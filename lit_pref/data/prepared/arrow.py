@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "chosen_complete": (pa.bool_(), lambda pair, tokens: tokens.text.chosen_complete),
     "rejected_complete": (pa.bool_(), lambda pair, tokens: tokens.text.rejected_complete),
     "extra_response_complete": (pa.bool_(), lambda pair, tokens: tokens.text.extra_response_complete),
-    # The following are for reports and selection; a batch has none of them.
+    # The following fields are for reports and selection; batches do not contain them.
     "chosen_source": (pa.string(), lambda pair, tokens: pair.text.sources[0]),
     "rejected_source": (pa.string(), lambda pair, tokens: pair.text.sources[1]),
     "chosen_first": (pa.bool_(), lambda pair, tokens: pair.text.chosen_first),
@@ -77,7 +77,7 @@ class PreparedPairs(Sequence[PreferencePair]):
         self.token_columns = list(dict.fromkeys(per_token))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedPairs, (self.folder, self.split)  # each loader worker maps the file itself
+        return PreparedPairs, (self.folder, self.split)  # not pickled: each loader worker maps the file itself
 
     def __len__(self) -> int:
         return self._length
@@ -123,7 +123,7 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     def tokens_of(self, part: str) -> NDArray[np.int32]:
         """Return (pairs,) tokens of "prompt", "chosen", "rejected" or "extra_response"; 0 if there are none."""
-        # From the lists' offsets alone, without reading a token. A missing list has length 0 there.
+        # Computed from the lists' offsets, without reading any token; a missing list has length 0.
         counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
@@ -221,7 +221,7 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # the source file may be moved
+        if name != "place":  # not the whole path, because the source file may be moved
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 

@@ -189,5 +189,5 @@ class PairView(Sequence[PreferencePair]):
 
 
 def whole(source: str, pairs: PreparedPairs) -> PairView:
-    """All pairs of one prepared split, as they are."""
+    """All pairs of one prepared split, unchanged."""
     return PairView([Part(source, pairs, np.arange(len(pairs)), Normaliser())])

@@ -28,8 +28,8 @@ from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
 FORMAT = 4  # raise it when a code change makes the same source and settings give other pairs
-CHUNK = 256  # pairs that are tokenized together
-FIRST = 64  # rows by which a format is recognised
+CHUNK = 256  # number of pairs that are tokenized together
+FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
 """Is called with each faulty row and its split."""
@@ -119,7 +119,7 @@ class Preparation:
 
     def key(self, source: Source, mapping: RowMapping) -> str:
         """Return a sha256 of everything that affects the texts: content, mapping, settings."""
-        # The number of faulty rows is judged after preparation, so `check` and `fit` share what was prepared.
+        # Limits on faulty rows are checked after preparation, so `check` and `fit` share prepared data.
         judging = ("mapping", "bad_rows", "max_refused")
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns

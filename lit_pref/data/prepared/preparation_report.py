@@ -162,7 +162,7 @@ class PreparationReport:
 
 
 def example_of(mapping: RowMapping, pair: TextPair, row: Row) -> str:
-    """Return one pair in words: its prompt, the chosen text, and the origin of its margin."""
+    """Describe one pair: its prompt, the chosen text, and the origin of its margin."""
     asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
     first, second = row.named("chosen"), row.named("rejected")
     if pair.rejected is not None and _response_text(row.values.get("chosen")) != pair.chosen:

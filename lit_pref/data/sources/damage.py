@@ -46,7 +46,7 @@ def refuse_unless_text(path: Path, head: bytes) -> None:
     if not head:
         raise UserError(f"{path} is empty, as after a failed download or on a full disk; fetch it again.")
     _refuse_by_signs(path, head)
-    if head[0:1] == b"\0" or head[1:2] == b"\0":  # a letter of UTF-16 without a byte order mark
+    if head[0:1] == b"\0" or head[1:2] == b"\0":  # an ASCII letter in UTF-16 without a byte order mark
         raise UserError(f"{path} is UTF-16 text or a binary file; save it as text in UTF-8.")
     if b"\0" in head.partition(b"\n")[0]:
         raise UserError(f"{path} is a binary file, or damaged: it contains zero bytes; give a text file in UTF-8.")

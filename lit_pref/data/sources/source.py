@@ -71,7 +71,7 @@ def check_source(source: Source) -> None:
     """Refuse a source that cannot be read, without reading it or contacting the hub.
 
     Raises:
-        UserError: there is no such file or folder (names the nearest), or it cannot be read.
+        UserError: there is no such file or folder (the message names similar ones), or it cannot be read.
         UsageError: weight, count, subset or revision are invalid here.
     """
     if source.weight is not None and source.count is not None:
@@ -206,7 +206,7 @@ def source_file(path: str | Path) -> Path:
     """Return the path if it is a file that can be read as a source.
 
     Raises:
-        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
+        UserError: there is no such file (the message names similar ones), or its ending is unknown.
     """
     path = Path(os.path.expanduser(path))
     if not exists(path):

@@ -50,7 +50,7 @@ class _Records:
         self._first = self._last = self._size = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # for the whole process; the default is 128 KiB
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # global to the process; by default 128 KiB
         reader = csv.reader(self._texts(), strict=True)
         while True:
             self._first, self._size = self._last + 1, 0

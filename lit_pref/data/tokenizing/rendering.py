@@ -55,7 +55,7 @@ def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
     else:
         contents = [message["content"] for message in text.prompt]
         prompts, rendered = _chat(encoding, row, text.prompt, responses)
-        # If the template marks the assistant's turns, the prompt is taken from the whole text itself.
+        # If the template marks the assistant's turns, the prompt is cut from the rendered text with the response.
         unasked = len(prompts) == 1 and not all(one.written.text.startswith(prompts[0].text) for one in rendered)
     names = sum(len(encoding.names.spans(content)) for content in (*contents, *responses.values()))
     return RenderedPair(row, text, prompts, rendered, names, unasked)

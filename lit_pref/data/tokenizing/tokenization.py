@@ -27,7 +27,7 @@ REMEDY = "give it a text that the tokenizer can represent"
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """The ids and kept texts of a pair, and what its tokenization changed, for the report.
+    """The ids and kept texts of a pair, and facts about its tokenization for the report.
 
     `prompt` holds the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
     prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
@@ -260,5 +260,5 @@ class Tokenization:
     def _prompt_text(self, pair: RenderedPair, ids: list[int], dropped: int) -> Text:
         if not dropped:
             return pair.text.prompt
-        # Up to the prompt's own end, even if its last token also contains a response's first characters.
+        # The prompt's text ends at its own end, even if its last token also contains a response's first characters.
         return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])

@@ -31,7 +31,7 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
         responses: (P, 2) identifiers of the chosen and of the rejected response.
         margin: (P,); 0 is a tie.
     """
-    # For every two texts, in a fixed order: the number of comparisons, and of those that prefer the first text.
+    # For each two compared texts, in a fixed order: the number of comparisons, and of those that prefer the first text.
     votes = [0.5 if m == 0 else float((m > 0) == (a < b)) for (a, b), m in zip(responses, margin.tolist(), strict=True)]
     totals: dict[tuple[bytes, bytes], tuple[int, float]] = {}
     for (a, b), vote in zip(responses, votes, strict=True):
@@ -58,7 +58,7 @@ def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
 
     Args:
         margin: (P,).
-        labels: (P,), NaN where a pair has none.
+        labels: (P,), NaN for a pair without a label.
     """
     known = ~labels.isnan()
     margin, labels = margin[known].double(), labels[known].double()

@@ -151,7 +151,7 @@ class Fitted(Gamma):
         return not self.repeats and not bool(labels.isnan().all()) and are_log_odds(own, labels)
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
-        """Return the name of the labels and the labels, NaN where a pair has none."""
+        """Return the name of the labels, and the labels with NaN for pairs without one."""
         if self.repeats:
             assert strengths.responses is not None
             labels = labels_of_repeats(strengths.responses.tolist(), margin)

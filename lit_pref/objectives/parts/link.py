@@ -62,7 +62,7 @@ class Squared(Link):
     beta is the paper's tau and sets the gap, whereas in DPO it sets the slope. So a temperature that varies is refused.
 
     **Source**: IPO, arXiv 2310.12036, eq. 17, on summed log-probs. TRL and HALOs divide each log-ratio by its number of
-    tokens first, which changes what beta means: choose `tokens: Mean` for theirs.
+    tokens first, which changes the meaning of beta: use `tokens: Mean` for their version.
     """
 
     constant_beta_only = (
@@ -78,7 +78,7 @@ class ReverseKL(Link):
     """KL(q || p), q = sigmoid(x): q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)) (EXO).
 
     The logistic link is KL(p || q) plus a constant and is mass-covering; this one is mode-seeking. It is infinite at p
-    = 1, so a `Hard` target is refused; where a large margin rounds p to 1, p is clamped at the resolution of the dtype.
+    = 1, so a `Hard` target is refused; if a large margin rounds p to 1, p is clamped at the resolution of the dtype.
 
     **Source**: EXO, arXiv 2402.00856, eq. 16 with K = 2, where p = 1 - 1e-3 (`Smoothed(0.001)`).
     """

@@ -90,9 +90,9 @@ class EpsilonStep(Temperature):
     its own pairs and leaves it unchanged.
 
     **Source**: epsilon-DPO, arXiv 2502.13177. The official code moves beta by beta / (1 + epsilon mean(s)), the
-    harmonic mean of beta_i, where the paper takes the arithmetic one as here: they differ by O(epsilon^2). It also
-    divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here sums
-    and counts are gathered, and the scale is checkpointed.
+    harmonic mean of beta_i, whereas the paper and this class take the arithmetic mean: they differ by O(epsilon^2). It
+    also divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here
+    sums and counts are gathered, and the scale is checkpointed.
 
     Args:
         epsilon: relative size of the step, in [0, 1).
@@ -128,7 +128,8 @@ class EpsilonStep(Temperature):
         self.epsilon, self.first_order, self.minimum, self.maximum = epsilon, first_order, minimum, maximum
         self.scale: Tensor
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
-        # Pairs with s = +1, with s = -1, and all: whole numbers, so that neither order nor ranks can change the sum.
+        # The numbers of pairs with s = +1, with s = -1, and of all: integers, whose sum does not depend on order and
+        # ranks.
         self._window: Tensor | None = None
 
     @property

@@ -151,7 +151,7 @@ def edits(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> T
     """
     assert rejected is not None
     marks = [1.0] * len(chosen), [1.0] * len(rejected)
-    # Its heuristic for long sequences (autojunk) would ignore frequent tokens.
+    # SequenceMatcher's heuristic for long sequences (autojunk) would ignore frequent tokens.
     for block in SequenceMatcher(None, rejected, chosen, autojunk=False).get_matching_blocks():
         marks[0][block.b : block.b + block.size] = [0.0] * block.size
         marks[1][block.a : block.a + block.size] = [0.0] * block.size

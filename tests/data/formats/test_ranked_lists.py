@@ -108,9 +108,9 @@ def test_lists_of_another_length_or_too_long_are_refused():
     long = {"q": "x", "t": ["a"] * (LONGEST + 1), "s": [1] * (LONGEST + 1)}
     pairs, bad = read(good, {"q": "x", "t": ["a", "b"], "s": [1]}, long, **flat)
     assert pairs == [("b", "a", 1.0)]
-    assert [str(row).partition("answers")[0] for row in bad] == [
-        "some.jsonl, line 2: s[] has another number of entries than the ",
-        "some.jsonl, line 3: s[] has another number of entries than the ",
+    assert [str(row).partition(", or has")[0] for row in bad] == [
+        "some.jsonl, line 2: s[] does not have one entry per answer",
+        "some.jsonl, line 3: s[] does not have one entry per answer",
     ]
 
 
