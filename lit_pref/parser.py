@@ -1,6 +1,6 @@
-"""The parser of every command: naming another class drops the old class's arguments, and errors are one sentence.
+"""The parser of all commands: another class name drops the old class's arguments, and each error is one sentence.
 
-It imports neither torch nor Lightning, so that a command's own arguments are checked at once.
+It imports neither torch nor Lightning, so that a command's own arguments are checked without delay.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     if detail := _found(r"Unexpected config: (.+)", message, flags=re.DOTALL):
         return f"a configuration file contains no `name: value`, but {_short(detail)!r}"
     if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
-        return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help says what they are"
+        return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
     message = _first_reading(message)
     return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 

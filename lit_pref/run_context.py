@@ -28,8 +28,7 @@ class RunContext:
         seed: the run's seed.
         max_steps: optimizer steps after which the run stops; None for no limit.
         max_epochs: epochs after which the run stops; None for no limit.
-        evaluation_limits: the batches that a rank reads in `val`, `test` and `predict`: a number, or a share as a
-        float.
+        evaluation_limits: batches that a rank reads in `val`, `test` and `predict`: a number, or a float as share.
         gather: returns the values of all ranks, in rank order, on every rank.
         broadcast: returns the first rank's value on every rank.
         barrier: waits for all ranks.

@@ -23,13 +23,13 @@ from lit_pref.scoring.layout import as_padded
 from lit_pref.scoring.scorer import evaluating
 
 SAME = (1e-5, 1e-6)
-"""Allowed difference of two passes over the same batch, absolute in nats and relative: a GPU may reorder sums."""
+"""Allowed difference between two passes over one batch, absolute in nats and relative: a GPU may reorder sums."""
 PER_TOKEN = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Allowed difference of a token's log-prob between the layouts, in nats."""
 COARSE_PER_TOKEN = 0.05
-"""The same below fp32, for the mean over tokens."""
+"""Allowed difference below fp32, in nats, for the mean over tokens."""
 CLOSE = {torch.float64: 1e-8, torch.float32: 2e-3}
-"""Allowed difference of the mean loss from the expected one, absolute and relative."""
+"""Allowed difference between the mean loss and its expected value, absolute and relative."""
 COARSE_LOSS = 0.05
 """The same below fp32."""
 

@@ -17,7 +17,7 @@ from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
 from lit_pref.scoring.layout import Layout
 
 PAIRS, COMPARED, BATCH = 64, 16, 8
-"""The number of pairs in the probe, of those that are scored more than once, and of those in a batch."""
+"""Numbers of pairs: in the probe, scored more than once, and in a batch."""
 
 
 class Probe:

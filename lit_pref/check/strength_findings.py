@@ -23,8 +23,8 @@ NATS = (30.0, 100.0)
 PER_TOKEN = (0.15, 0.5)
 """Log-ratio differences that are large, and out of reach: in nats, and in nats per token of a response.
 
-The difference opens between two responses, half on each: at 0.5 nats per token, a response of 100 tokens has to become
-e^25 times likelier than it is, and the other one that much less likely. Such a policy has left its reference.
+Each of the two responses contributes half of the difference: at 0.5 nats per token, a response of 100 tokens has to
+become e^25 times likelier than it is, and the other one that much less likely. Such a policy has left its reference.
 """
 
 
@@ -101,7 +101,7 @@ def _constant(of: Margins) -> bool:
 
 
 def _hints(of: Margins) -> list[str]:
-    hints = ["all are equal, so they carry no strength"] if _constant(of) else []
+    hints = ["all are equal, so they contain no strength"] if _constant(of) else []
     if of.whole and of.distinct > 1:
         hints.append(f"whole numbers with {of.distinct} distinct values, as on a rating scale")
     elif 1 < of.distinct <= 20:
@@ -232,7 +232,7 @@ def _demand(split: str, of: statistics.Demand) -> Finding:
             "ok": "that is within reach",
         }[severity]
     words = (
-        f"{split}: gamma {of.gamma:.4g} with beta {of.beta:.4g} asks the policy for a log-ratio difference of "
+        f"{split}: gamma {of.gamma:.4g} with beta {of.beta:.4g} requires from the policy a log-ratio difference of "
         f"{of.nats['margin 1']:.4g} nats at a margin of one, {nats:.4g} at the median margin ({per_token:.2g} nats per "
         f"token of the median response, which has {of.response:.0f}), and {of.nats['largest margin']:.4g} at the "
         f"largest: {verdict}"

@@ -13,7 +13,7 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         ckpt_path: a checkpoint file, or a folder of shards as FSDP2 writes it.
         out: the folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
-        pairs: the number of pairs to score with both.
+        pairs: the number of pairs whose scores are compared.
     """
     from lit_pref.run.export import export
 

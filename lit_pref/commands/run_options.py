@@ -1,4 +1,4 @@
-"""The options of a run as a command receives them: checked at once, and built when the command asks for it."""
+"""The options of a run as a command receives them: checked first, and built when the command needs the run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ TOP_LEVEL = (
     "print_config",
     "help",
 )
-"""The first parts of all options of a run; a test compares them with the parser, whose making imports torch."""
+"""The first parts of all options of a run. They are listed because building the parser imports torch; a test compares
+them."""
 
 
 @dataclass(frozen=True)

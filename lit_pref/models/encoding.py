@@ -1,4 +1,4 @@
-"""Encodes texts as token ids: one bos token, special tokens in texts as plain text, the end of a response."""
+"""Encodes texts as token ids, with one bos token, an end token, and special tokens in texts as plain text."""
 
 import json
 from collections import Counter

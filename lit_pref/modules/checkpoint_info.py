@@ -18,8 +18,8 @@ FORMAT = 2  # raise it when older checkpoints can no longer be resumed or export
 SAMPLE = 8
 """Pairs kept in a checkpoint, as ids.
 
-An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both compute the
-same. It does not show that the checkpoint holds the trained weights, because no scores are kept.
+An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both give the
+same scores. It does not show that the checkpoint contains the trained weights, because no scores are kept.
 """
 
 
@@ -43,8 +43,8 @@ def class_path(instance: Any) -> str:
 def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
     """Describe the trained model in plain data, so that the checkpoint loads with `weights_only`.
 
-    The architecture is the content of config.json if the checkpoint holds all weights, and then does not need the
-    model's folder.
+    If the checkpoint contains all weights, the architecture is the content of config.json, and the model's folder is
+    not needed.
     """
     whole = spec.lora is None
     return {

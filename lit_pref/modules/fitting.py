@@ -44,7 +44,7 @@ def fit_objective(objective: Objective, pairs: PairView, before_selection: bool 
     )
     lines = objective.fit(strengths)
     if before_selection:
-        lines = [f"{line}: of all training pairs, as data.selection chooses in `fit` alone" for line in lines]
+        lines = [f"{line}: of all training pairs, because data.selection is applied in `fit` only" for line in lines]
     return lines
 
 

@@ -65,6 +65,6 @@ def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
     """Warnings about a margin that is used twice."""
     if all("margin" in part.requirements.columns for part in (target, offset)):
         yield (
-            f"the margin acts twice, in {type(target).__name__} and in {type(offset).__name__}, "
+            f"the margin is used twice, in {type(target).__name__} and in {type(offset).__name__}, "
             "and the data cannot tell the two strengths apart."
         )

@@ -27,7 +27,7 @@ class Component(nn.Module):
     """
 
     log_probs_only: bool = False
-    """Means something only for log-probs of tokens, not for the scalar of a reward model."""
+    """Is meaningful only for log-probs of tokens, not for the scalar of a reward model."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -25,7 +25,7 @@ class MRPO(Pairwise):
     Args:
         beta: > 0, reward units per nat.
         eta: relative width of the interval around the anchor's log-prob, >= 0.
-        adaptive: share eta between the responses by their log-probs.
+        adaptive: divide eta between the responses by their log-probs.
         weights: K relative weights >= 0, or None for adaptive ones.
         arwc_swap: exchange the adaptive weights, as the official code does; two references at most.
         parts: the other parts of `Pairwise`.

@@ -14,8 +14,8 @@ from lit_pref.references.lookup import Array, NeededScores
 from lit_pref.references.store import ReferenceStore, Scores
 
 BATCH_TOKENS = 8192
-"""The most tokens of a micro-batch of several pairs, padding included. Constant, because the other pairs of a batch
-decide a score's last bits."""
+"""The most tokens of a micro-batch of several pairs, padding included. It is constant, because the last bits of a score
+depend on the other pairs of its batch."""
 _POLL = 0.2  # seconds between two checks of the blocks of other processes
 _SAY_EVERY = 30.0  # seconds between two lines of progress in a log
 

@@ -63,8 +63,7 @@ def through_store(
     """Return the references, with those whose scores are kept on disk wrapped in `Stored`.
 
     Raises:
-        UsageError: All references should be stored, but one of them changes during training, or the objective reads
-        more of it than scores.
+        UsageError: All references should be stored, but one changes in training, or more than its scores is read.
     """
     if reference_store is False:
         return references
@@ -197,7 +196,7 @@ class ReferencePreparation:
         if missing := sum(run.gather(needed.missing)):
             run.refuse(
                 f"{missing} scores of the reference '{self.reference.label}' are not in {self.store.folder}, where "
-                "another process was to put them: processes that share a reference must share LIT_PREF_CACHE"
+                "another process should have stored them: processes that share a reference must share LIT_PREF_CACHE"
             )
         return needed
 

@@ -153,7 +153,7 @@ class ReferenceStore:
 
     @staticmethod
     def release(lock: FileLock) -> None:
-        """Release a block and remove the lock's file; a process waiting for it then finds the block done."""
+        """Release a block and remove the lock's file; a process that waits for it then finds the block complete."""
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 

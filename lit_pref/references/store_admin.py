@@ -14,7 +14,7 @@ from lit_pref.cache import cache_folder
 from lit_pref.references.store import DAMAGED, UNFINISHED
 
 _STRAY_AFTER = 3600.0
-"""Seconds after which an unfinished file is abandoned: the scores of a block are written at once."""
+"""Seconds after which an unfinished file counts as abandoned, as the scores of a block are written in one go."""
 
 
 @dataclass(frozen=True)

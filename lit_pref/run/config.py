@@ -47,7 +47,9 @@ def run_parser(command: str = "fit") -> RunParser:
         description="A run: a policy, pairs, an objective, and Lightning's Trainer.",
         dump_header=[f"lightning.pytorch=={lightning.pytorch.__version__}"],
     )
-    parser.add_argument("-c", "--config", action="config", help="A configuration file; later files and options win.")
+    parser.add_argument(
+        "-c", "--config", action="config", help="A configuration file; later ones and options override it."
+    )
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything that is random.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
@@ -56,7 +58,7 @@ def run_parser(command: str = "fit") -> RunParser:
     parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
     parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
     parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
-    parser.add_argument("--print_summary", type=bool, default=True, help="Print at the end where everything is.")
+    parser.add_argument("--print_summary", type=bool, default=True, help="Print a summary with all paths at the end.")
     parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint to resume or evaluate; `last`: the newest.")
     parser.add_argument("--weights_only", type=bool | None, help="Passed to torch.load; null: true.")
     if command in ("validate", "test"):

@@ -59,8 +59,8 @@ def _notes(data: Any) -> Iterator[str]:
 def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator[str]:
     if report.unasked:
         yield (
-            f"{name}: in {report.unasked} pairs the assistant's turn does not begin as the chat template asks for one, "
-            "so that the head of the turn is trained on: fix the template"
+            f"{name}: in {report.unasked} pairs the assistant's turn does not begin with the chat template's "
+            "generation prompt, so the header of the turn is trained on: fix the template"
         )
     if report.plain and template:
         yield (

@@ -43,7 +43,7 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
         out: The folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
-        pairs: The number of pairs to score with both; they are stored in the checkpoint.
+        pairs: The number of pairs whose scores are compared; the pairs are stored in the checkpoint.
 
     Raises:
         UserError: The checkpoint is not complete, not from this project, or has weights that are not finite; or its

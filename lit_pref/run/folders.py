@@ -34,15 +34,15 @@ def folder_of_run(run_dir: str | None, configs: Sequence[Any], resumes: bool) ->
 
 
 def make_folder(run_dir: Path) -> None:
-    """Make the run folder.
+    """Create the run folder.
 
     Raises:
-        UserError: the operating system refuses.
+        UserError: the folder cannot be created.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the run folder {run_dir} cannot be made: {error.strerror}; give another --run_dir") from error
+        raise UserError(f"the run folder {run_dir} cannot be created: {error.strerror}; give another one") from error
 
 
 def refuse_used(run_dir: Path) -> None:

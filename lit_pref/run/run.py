@@ -66,7 +66,7 @@ class Run:
         return self.module.plain_config
 
     def fit(self, ckpt_path: str | Path | None = None) -> Exported | None:
-        """Train, and export the last checkpoint into `hf` of the run folder.
+        """Train, and export the last checkpoint to `hf` in the run folder.
 
         Args:
             ckpt_path: the checkpoint to resume; `last` is the newest complete one of the run folder; if there is none
@@ -76,8 +76,7 @@ class Run:
             The export; None for a `fast_dev_run`, and on all ranks except the first.
 
         Raises:
-            UserError: the data, the models or the configuration cannot be used for training, or the folder is already
-            used.
+            UserError: training with these data, models or settings is impossible, or the folder is in use.
         """
         if self.command != "fit":
             raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
@@ -149,7 +148,7 @@ class Run:
             out: the folder; None is `hf` in the run folder.
             ckpt_path: which checkpoint; `last` is the newest.
             merge: merge a LoRA adapter into the weights.
-            pairs: the number of pairs to score with both.
+            pairs: the number of pairs whose scores are compared.
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None

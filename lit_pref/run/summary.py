@@ -45,7 +45,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
                 f"checkpoint   {checkpoint}",
                 f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
                 f"{exported.largest_difference:.1e} nats)",
-                f"config       {run_dir / 'config.yaml'}  (runs again on its own)",
+                f"config       {run_dir / 'config.yaml'}  (repeats the run)",
                 *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
             ]

@@ -268,7 +268,7 @@ def test_validation_without_a_checkpoint_says_to_which_pairs_gamma_was_fitted(se
     gamma = ["--model.objective", "MMPO", "--model.objective.gamma", "Fitted", "--run_dir", "validated"]
     code, said, _ = select(*PLAIN, *gamma, *HALF, command="validate")
     (line,) = [line for line in said if line.startswith("fitted ")]
-    assert code == 0 and line.endswith("of all training pairs, as data.selection chooses in `fit` alone")
+    assert code == 0 and line.endswith("of all training pairs, because data.selection is applied in `fit` only")
 
 
 def test_rows_are_shuffled_by_the_seed_and_the_ids_alone(tmp_path: Path):

@@ -48,7 +48,7 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["check", "--config", DPO, "--htm", "x"], "unknown option --htm"),
     (["score", "--verify", "0", "--config", DPO], "verify: expected a whole number above 0 or null, got '0'"),
     (["score", "--list", "--config", DPO], "--list takes no other option"),
-    (["select", "--config", DPO], "missing: --out; --help says what they are"),
+    (["select", "--config", DPO], "missing: --out; --help describes them"),
     (["select", "--out", "x.csv"], "--out chosen.jsonl or --out chosen.parquet, not 'x.csv'"),
     (["export", "--ckpt_path", "x"], "missing: --out"),
     (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),

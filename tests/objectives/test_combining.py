@@ -188,7 +188,7 @@ def test_the_flag_that_answers_it_allows_it(parts):
 
 def test_a_margin_that_acts_twice_is_warned_of_whatever_the_parts_are_called():
     for offset in (MarginGap(), ColumnOffset("margin"), MarginOffset()):
-        with pytest.warns(UserWarning, match=f"the margin acts twice, in Margins and in {type(offset).__name__}"):
+        with pytest.warns(UserWarning, match=f"the margin is used twice, in Margins and in {type(offset).__name__}"):
             DPO(target=Margins(), offset=offset)
 
 

@@ -32,7 +32,7 @@ class RowReader:
         one_sided: read only the chosen text; `rejected` may be missing.
         on_swap: rule for a column if the texts are swapped: `keep` its value, `negate` (a difference, chosen minus
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
-        token_columns: names of per-token columns: NAME_chosen and NAME_rejected hold lists of [start, end, value] in
+        token_columns: names of per-token columns: NAME_chosen and NAME_rejected are lists of [start, end, value] in
             characters of that response.
 
     Raises:
@@ -61,7 +61,7 @@ class RowReader:
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
-                f"data.on_swap names `{unknown[0]}`, which is not one of the carried columns "
+                f"data.on_swap names `{unknown[0]}`, which is not one of the further columns "
                 f"({', '.join(self.columns) or 'none'}); add it to data.columns, or remove it from data.on_swap."
             )
         self._first: Row | None = None

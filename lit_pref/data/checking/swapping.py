@@ -1,4 +1,4 @@
-"""Swapping of a row's further columns together with its texts."""
+"""Swaps a row's further columns together with its texts."""
 
 from typing import Literal
 

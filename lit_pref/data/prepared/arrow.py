@@ -128,7 +128,7 @@ class PreparedPairs(Sequence[PreferencePair]):
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return (pairs,) one value per pair, of a carried column or of one that `FIELDS` names.
+        """Return (pairs,) one value per pair, of a further column or of one that `FIELDS` names.
 
         Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
         """

@@ -75,8 +75,8 @@ class Selection(ABC):
 
     Args:
         keep: a share, in (0, 1]; without `count` and `threshold` it is 0.4.
-        count: a number of pairs; at most one of the three is given.
-        threshold: in units of the score; a pair with exactly this score is kept.
+        count: a number of pairs; give at most one of `keep`, `count` and `threshold`.
+        threshold: a score; pairs with exactly this score are kept.
         which: keep the highest scores or the lowest.
         per_prompt: keep this share or number of the pairs of every prompt.
 

@@ -102,7 +102,7 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
         return Fault("has a key twice", "keep one of the two values", f" ({error.args[0]!r:.40})")
     except RecursionError:
         return _TOO_DEEP
-    except ValueError:  # from int(), for a number with more digits than Python accepts
+    except ValueError:  # int() raises it for a number with more digits than Python accepts
         return Fault("has an integer of thousands of digits", "write a number of ordinary size")
     if not isinstance(values, dict):
         return Fault(

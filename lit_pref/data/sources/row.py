@@ -35,7 +35,7 @@ class Row:
 
     @property
     def is_table(self) -> bool:
-        """Whether all cells of the file are texts, so that numbers are spelled out."""
+        """Whether all cells of the file are texts, so that numbers are texts too."""
         return self.file.endswith(CSV_ENDINGS)
 
     def named(self, field: str) -> str:

@@ -29,7 +29,7 @@ REMEDY = "give it a text that the tokenizer can represent"
 class TokenizedPair:
     """The ids and kept texts of a pair, and facts about its tokenization for the report.
 
-    `prompt` holds the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
+    `prompt` has the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
     prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
     does not begin with the chat template's generation prompt.
     """

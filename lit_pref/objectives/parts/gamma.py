@@ -133,7 +133,7 @@ class Fitted(Gamma):
         name, labels = self._labels(strengths, margin)
         note = ""
         if labels is not None and self._is_computed_from(strengths, margin, labels):
-            note = f"the margin is computed from {name}, which is no label of its own: "
+            note = f"the margin is computed from {name}, which is not an independent label: "
             labels = labels if self.labels is not None else None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)

@@ -16,7 +16,7 @@ class Link(Part):
     """The loss is the cross-entropy of p against sigmoid(x), so that loss - entropy(p) is a KL divergence."""
 
     constant_beta_only: str = ""
-    """Works only where beta is the same for every pair (`Temperature.constant`)."""
+    """Works only if beta is the same for every pair (`Temperature.constant`)."""
 
     soft_targets_only: str = ""
     """Works only with targets between 0 and 1."""
@@ -84,7 +84,7 @@ class ReverseKL(Link):
     """
 
     soft_targets_only = (
-        "ReverseKL is infinite where the target is 1 and undefined beyond: "
+        "ReverseKL is infinite if the target is 1 and undefined above 1: "
         "choose `target: Smoothed` (EXO: epsilon 0.001) or `MarginTarget`, or `link: Logistic`."
     )
 

@@ -47,7 +47,7 @@ class ConstantOffset(Offset):
 
 
 class MarginOffset(Offset):
-    """o = alpha log m: a stronger preference asks for a larger gap (ODPO).
+    """o = alpha log m: a stronger preference requires a larger gap (ODPO).
 
     **Source**: ODPO, arXiv 2402.10571, with f = log.
 
@@ -77,7 +77,7 @@ class MarginOffset(Offset):
 
 
 class LengthOffset(Offset):
-    """o = -alpha (n_w - n_l): a longer response needs less of a gap, so that length earns nothing (R-DPO).
+    """o = -alpha (n_w - n_l): a longer response needs a smaller gap, so that length alone is not rewarded (R-DPO).
 
     With the reward r - alpha n in place of r, the logit of the preference is beta (h_w - h_l) + alpha (n_w - n_l).
 

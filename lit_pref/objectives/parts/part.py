@@ -14,7 +14,7 @@ Sides = tuple[Tensor, Tensor]
 
 
 class Part(Component, ABC):
-    """One decision of a `Pairwise` objective.
+    """A part of a `Pairwise` objective, such as its target or its link.
 
     A part declares its `requirements`, and flags that describe it and restrict its combination with other parts. It
     does not see the other parts: `lit_pref/objectives/combining.py` compares flags. A flag that restricts other parts
@@ -26,7 +26,7 @@ class Part(Component, ABC):
 
     @property
     def reads_log_probs(self) -> bool:
-        """True if it is for log-probs only, or asks for statistics, which only log-probs have."""
+        """True if it is for log-probs only, or requires statistics, which exist only for log-probs."""
         asked = self.requirements
         return self.log_probs_only or bool(asked.statistics or asked.reference_statistics)
 

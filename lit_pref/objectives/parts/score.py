@@ -18,10 +18,10 @@ class Score(Part):
     """The divergence between the policy and its reference is the reverse KL, as in DPO."""
 
     symmetric: bool = True
-    """Chosen and rejected go through the same function, so that swapping them turns x into -x."""
+    """The same function is applied to chosen and rejected, so that swapping them turns x into -x."""
 
     needs_ratio: bool = True
-    """Means something only for a ratio to a reference."""
+    """Is meaningful only for a ratio to a reference."""
 
     @abstractmethod
     def forward(self, ratios: Sides) -> Sides:
@@ -41,7 +41,8 @@ class Identity(Score):
 class ForwardKL(Score):
     """phi(h) = 1 - exp(-h): the forward KL divergence.
 
-    The exponent is clamped at half of the largest one that the dtype can hold (44 in fp32); beyond it phi is constant.
+    The exponent is clamped at half of the largest one that the dtype can represent (44 in fp32); beyond it phi is
+    constant.
 
     **Source**: f-DPO, arXiv 2309.16240, phi = f'(u) at u = exp(h), here with the constant that makes phi(0) = 0.
     """

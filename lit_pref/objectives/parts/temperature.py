@@ -18,19 +18,19 @@ TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
 
 
 class Temperature(Part):
-    """Computes the beta of every pair from the objective's `beta`; it has no beta of its own."""
+    """Computes the beta of every pair from the objective's `beta`."""
 
     constant: bool = False
     """beta is the same for every pair."""
 
     reverse_kl_only: str = ""
-    """Works only where the divergence is the reverse KL (`Score.reverse_kl`)."""
+    """Works only if the divergence is the reverse KL (`Score.reverse_kl`)."""
 
     minimum: float | None = None
-    """The smallest beta that the objective may have; None is any."""
+    """The smallest beta that the objective may have; None is no bound."""
 
     maximum: float | None = None
-    """The largest beta that the objective may have; None is any."""
+    """The largest beta that the objective may have; None is no bound."""
 
     @abstractmethod
     def forward(
@@ -188,8 +188,7 @@ class ColumnTemperature(Temperature):
     **Source**: own formulation.
 
     Args:
-        column: name of the column, or `margin`. Its value must be valid for either order of the texts (`data.on_swap:
-        keep`).
+        column: name of the column, or `margin`; valid for either order of the texts (`data.on_swap: keep`).
 
     Raises:
         UserError: on `forward`, if a value is not positive and finite.
