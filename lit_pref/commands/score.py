@@ -94,7 +94,7 @@ def verify_stored(module: "PreferenceModule", rows: int) -> None:
         )
     if wrong:
         run.refuse(
-            f"stored scores are not what is computed now ({', '.join(wrong)}): remove them with "
+            f"stored scores differ from those computed now ({', '.join(wrong)}): remove them with "
             "`python -m lit_pref score --prune NAME`, and say what changed if you know it",
         )
 

@@ -67,7 +67,7 @@ COMMANDS = (
     ),
     Command(
         "check",
-        "look at data and models before a run",
+        "find faults in data and models before a run",
         "lit_pref.commands.trainer:check",
         True,
         "check --config FILE --html check.html",

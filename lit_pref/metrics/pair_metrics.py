@@ -72,7 +72,7 @@ TOTALS: dict[str, Meaning] = {
     "val/pairs": Meaning("evaluated pairs, each id once", "pairs"),
     "val/non_finite_pairs": Meaning("pairs with a value that is NaN or infinite", "pairs"),
 }
-"""Totals that are reported beside the means."""
+"""Totals that are reported in addition to the means."""
 
 _TAKEN = MEASURES.keys() | {tag.partition("/")[2] for tag in TOTALS}
 

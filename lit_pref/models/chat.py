@@ -13,7 +13,7 @@ from lit_pref.models.special_text import EncodableText, Span, SpecialNames, unus
 from lit_pref.pairs import Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""Errors that a chat template raises when it refuses a conversation, or does not expect one like it."""
+"""Errors that a chat template raises if it refuses a conversation, or was not written for it."""
 REMEMBERED = 1024  # number of rendered prompts to cache: many pairs share one
 
 

@@ -158,4 +158,4 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "sharegpt": lambda value: _turns([value] if isinstance(value, dict) else value, "from", "value"),
     "hh": lambda value: isinstance(value, str) and bool(HH_START.match(value)),
 }
-"""Types that a signature can demand of the value at a path."""
+"""Types that a signature can require for the value at a path."""

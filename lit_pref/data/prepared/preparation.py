@@ -32,7 +32,7 @@ CHUNK = 256  # number of pairs that are tokenized together
 FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
-"""Is called with each faulty row and its split."""
+"""A function that is called with each faulty row and its split."""
 
 
 @dataclass

@@ -85,9 +85,9 @@ class Selection(ABC):
     """
 
     margin_column: str | None = None
-    """The column that is read as the strength of the preferences; None reads none."""
+    """The column with the strength of the preferences; None if it is not needed."""
     reference: bool | str = False
-    """False reads no reference, True the run's first one; a string is the folder or hub name of another."""
+    """False uses no reference, True the run's first one; a string is the folder or hub name of another one."""
     reads_policy: bool = False
     """Whether the policy's log-probs are needed."""
     unit: str = ""

@@ -12,7 +12,7 @@ from lit_pref.data.sources.damage import BYTE_ORDER_MARK, HEAD, Fault, refuse_un
 from lit_pref.errors import UserError
 
 MAX_LINE = 16 * 2**20
-"""Bytes of the longest line (in CSV: row) that is read; a longer one is not text for a language model."""
+"""Maximum size of a line (in CSV: of a row) in bytes; a longer one is not text for a language model."""
 MAX_BLANK = 100_000
 """The most consecutive blank lines; a file with more of them may never end."""
 MAX_DEPTH = 64
@@ -103,7 +103,7 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
     except RecursionError:
         return _TOO_DEEP
     except ValueError:  # int() raises it for a number with more digits than Python accepts
-        return Fault("has an integer of thousands of digits", "write a number of ordinary size")
+        return Fault("has an integer of thousands of digits", "write a smaller number")
     if not isinstance(values, dict):
         return Fault(
             f"a JSON {type(values).__name__}, not an object",

@@ -26,9 +26,9 @@ class RenderedResponse:
 class RenderedPair:
     """A pair and its whole texts.
 
-    `prompts` has one entry, or several if a template renders another prompt for each response. `special_texts` counts
-    the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin with
-    the template's generation prompt.
+    `prompts` has one entry, or several if a template renders a different prompt for each response. `special_texts`
+    counts the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin
+    with the template's generation prompt.
     """
 
     row: Row

@@ -21,7 +21,7 @@ from lit_pref.pairs import Text, TokenValues, TruncatedText
 
 SpecialText = Literal["plain", "token"]
 REMEMBERED = 1024
-"""Prompts whose ids are kept in memory, because many pairs share one."""
+"""Number of prompts whose ids are kept in memory, because many pairs share a prompt."""
 REMEDY = "give it a text that the tokenizer can represent"
 
 

@@ -44,7 +44,7 @@ class Temperature(Part):
         """Return beta_i of every pair, and values to log; called without gradient.
 
         Args:
-            beta: the objective's.
+            beta: the objective's beta.
             ratios: the log-ratios h_w and h_l to the mixed reference, each (B,).
             policy: the policy's scores, with the required statistics.
             references: the K references, unmixed.
