@@ -27,7 +27,7 @@ _SOURCES = (
 
 @_functools.cache
 def _homes() -> dict[str, str]:
-    """The module of every public name, read from the files, so that a new objective needs no entry anywhere."""
+    """The module of every public name, read from the files, so that a new objective need not be registered."""
     root = _Path(__file__).parent
     homes = {"build": "lit_pref.run", "export": "lit_pref.run.export"}
     for pattern in _SOURCES:

@@ -83,7 +83,7 @@ class Probe:
 
         Args:
             most: the number of pairs.
-            layout: of the rows; None for that of the run.
+            layout: the layout of the rows; None takes the layout of the run.
         """
         tokenizer, objective = self.module.policy.load_tokenizer(), self.module.objective
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -107,7 +107,7 @@ class Probe:
         """Policy scores of all responses, in fp64 on the CPU.
 
         Args:
-            layout: of the rows; None for that of the run.
+            layout: the layout of the rows; None takes the layout of the run.
             tokens: return the log-probs of all tokens instead.
         """
         needs = frozenset({TokenLogps()}) if tokens else frozenset()

@@ -1,4 +1,4 @@
-"""Validation, test and prediction: gathers one record per pair, writes them, and computes and plots metrics."""
+"""Validation, test and prediction: records of pairs are gathered and written, and metrics computed and plotted."""
 
 import math
 from collections.abc import Sequence

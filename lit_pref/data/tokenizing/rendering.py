@@ -76,9 +76,9 @@ def _chat(
 ) -> tuple[list[EncodableText], list[RenderedResponse]]:
     if encoding.tokenizer.chat_template is None:
         raise UserError(
-            f"{row.place}: the prompt is read as messages, and the tokenizer has no chat template; use one that has "
-            "(model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and responses as "
-            "strings (data.mapping `as: text` keeps HH dialogues as text)."
+            f"{row.place}: the prompt is read as messages, but the tokenizer has no chat template; use a tokenizer "
+            "with one (model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and "
+            "responses as strings (data.mapping `as: text` keeps HH dialogues as text)."
         )
     with _refused(row, "prompt"):
         asked = encoding.chat.render_prompt(prompt)

@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 
 def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) -> Tensor:
-    """Return each pair's share of the other comparisons of its two texts that prefer its chosen one (`gamma.Fitted`).
+    """Return, for each pair, how often its chosen text wins in other comparisons of the same texts (`gamma.Fitted`).
 
     >>> labels_of_repeats([(b"a", b"b"), (b"b", b"a"), (b"a", b"b"), (b"a", b"c")], torch.tensor([2.0, 1.0, 1.0, 1.0]))
     tensor([0.5000, 0.0000, 0.5000,    nan], dtype=torch.float64)

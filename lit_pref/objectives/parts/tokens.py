@@ -65,7 +65,7 @@ class TokenWeights(TokenSum):
 
     @abstractmethod
     def weights(self, policy: Sides, pairs: PairData) -> Sides:
-        """Return w of chosen (B, T) and rejected (B, T).
+        """Return the weights w of the tokens of chosen (B, T) and rejected (B, T).
 
         Args:
             policy: the policy's log-probs, zero-padded, without gradient.

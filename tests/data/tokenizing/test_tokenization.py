@@ -432,7 +432,7 @@ def test_a_prompt_without_a_token_before_the_responses_is_refused():
 
 
 def test_chats_need_a_template_and_every_tokenizer_an_end_token():
-    with pytest.raises(UserError, match="read as messages, and the tokenizer has no chat template; use one"):
+    with pytest.raises(UserError, match="read as messages, but the tokenizer has no chat template; use a tokenizer"):
         tokenized(byte_tokenizer(template=None), [{"role": "user", "content": "a"}], "b", "c")
     with pytest.raises(UserError, match="no end token"):
         Tokenization(byte_tokenizer(eos=None))
