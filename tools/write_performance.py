@@ -139,7 +139,7 @@ def _numbers(cells: dict[str, Any], name: str, title: str, unit: str) -> list[st
     lines = [f"## {title}", "", f"| | {unit} |", "|---|---|", *(f"| {k} | {v:.3g} |" for k, v in numbers.items()), ""]
     if calls := cells[name].get("calls"):
         shares = ", ".join(f"`{call}` {100 * share:.0f} %" for call, share in calls.items())
-        lines += [f"Our functions with all that they call, under cProfile: {shares}.", ""]
+        lines += [f"lit_pref's functions with their callees, under cProfile: {shares}.", ""]
     return lines
 
 
@@ -163,7 +163,7 @@ def _profiles(cells: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {numbers['step_s']:.3g} | {parts} |")
     for name, cell in profiles.items():
         operators = ", ".join(f"`{op}` {100 * share:.0f} %" for op, share in cell["operators"].items())
-        lines += ["", f"{name}, operators without those they call: {operators}."]
+        lines += ["", f"{name}, operators by self time: {operators}."]
     return lines
 
 

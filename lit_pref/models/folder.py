@@ -31,7 +31,7 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"'{name}' is a LoRA adapter without config.json: merge it into its base model, and give the merged model"
+                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model and use the result"
             )
         raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that contains it")
     if not any(folder.glob("*.safetensors")):

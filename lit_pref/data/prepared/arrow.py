@@ -122,13 +122,14 @@ class PreparedPairs(Sequence[PreferencePair]):
         return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
 
     def tokens_of(self, part: str) -> NDArray[np.int32]:
-        """Return (pairs,) tokens of "prompt", "chosen", "rejected" or "extra_response"; 0 if there are none."""
+        """Return the lengths of "prompt", "chosen", "rejected" or "extra_response" in tokens: (pairs,); 0 if there is
+        none."""
         # Computed from the lists' offsets, without reading any token; a missing list has length 0.
         counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return (pairs,) one value per pair, of a further column or of one that `FIELDS` names.
+        """Return a further column or one that `FIELDS` names: (pairs,), one value per pair.
 
         Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
         """

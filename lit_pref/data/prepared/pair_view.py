@@ -149,7 +149,8 @@ class PairView(Sequence[PreferencePair]):
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return (pairs,) one value per pair; see `PreparedPairs.column`. Margins are normalised, as in the pairs."""
+        """Return a column, one value per pair: (pairs,); see `PreparedPairs.column`. Margins are normalised, as in the
+        pairs."""
         if name == "id":
             return np.array(self.ids, dtype=object)
         values = []
