@@ -1,6 +1,7 @@
 """Preference optimisation of language models in PyTorch Lightning.
 
-`from lit_pref import DPO` imports the class's module then, and nothing before: `import lit_pref` itself is light.
+`import lit_pref` itself is fast, because the module of a class is imported at its first use: `from lit_pref import
+DPO`.
 """
 
 import functools as _functools
@@ -26,7 +27,7 @@ _SOURCES = (
 
 @_functools.cache
 def _homes() -> dict[str, str]:
-    """The module of every public name, read from the files, so that a new objective needs no entry anywhere."""
+    """The module of every public name, read from the files, so that a new objective need not be registered."""
     root = _Path(__file__).parent
     homes = {"build": "lit_pref.run", "export": "lit_pref.run.export"}
     for pattern in _SOURCES:

@@ -5,10 +5,10 @@ from typing import NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 1 refused input, 2 a command line or configuration that cannot be run.
+    """Run one command and exit with 0 (done), 1 (refused input) or 2 (an impossible command line or configuration).
 
     Args:
-        arguments: of the command line; None takes those of this process.
+        arguments: the command line; None takes that of this process.
     """
     from lit_pref.commands.table import program_help
     from lit_pref.errors import UserError

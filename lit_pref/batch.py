@@ -17,7 +17,7 @@ TokenTable = tuple[Tensor, Tensor | None]
 
 
 class _OnDevice:
-    """Base of the batch dataclasses: moves every tensor they hold."""
+    """Base class of the batch dataclasses, which moves all their tensors to a device."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same data with every tensor on `device`."""
@@ -36,10 +36,11 @@ class _OnDevice:
 
 @dataclass
 class PairData(_OnDevice):
-    """B pairs without their token ids: what objectives and metrics read.
+    """B pairs without their token ids, for objectives and metrics.
 
-    `is_real` is False for a filler: a repeated pair that keeps ranks in step and counts nowhere. `window_pairs` is the
-    number of real pairs in the optimizer step of this batch, over all ranks and micro-batches.
+    `is_real` is False for a filler: a repeated pair that gives every rank the same number of batches and is counted
+    nowhere. `window_pairs` is the number of real pairs in the optimizer step of this batch, over all ranks and
+    micro-batches.
 
     `response_keys` identify a pair's two responses in the reference store; `texts` serve references with another
     tokenizer.
@@ -84,7 +85,7 @@ class PairData(_OnDevice):
         """
         if name not in self.token_columns:
             raise UserError(
-                f"the objective reads the token column `{name}`, and this data has none (token columns: "
+                f"the objective reads the token column `{name}`, which these data do not have (token columns: "
                 f"{', '.join(sorted(self.token_columns)) or 'none'}): give `{name}_chosen` and `{name}_rejected` as "
                 f"lists of [start, end, value], and name {name} in data.token_columns"
             )
@@ -97,7 +98,7 @@ class Rows(_OnDevice):
 
     Hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the response token `targets[n]`
     of response `sequences[n]`; response b < B is the chosen one of pair b, and response B + b its rejected one.
-    `ends[s]` is the position of the last token of response s, which a scalar head reads.
+    `ends[s]` is the position of the last token of response s, at which a scalar head is read.
 
     Padded layout: one row per response, `[prompt | response]`, with `attention_mask`. Prefix-shared layout: one row
     without padding, `[prompt | chosen | rejected]` pair after pair, with `position_ids` that restart at the prompt end
@@ -137,7 +138,7 @@ class Rows(_OnDevice):
 
 @dataclass
 class PreferenceBatch(_OnDevice):
-    """B pairs as data and as rows; `extra_response` holds the same prompts with a further response, as `chosen`."""
+    """B pairs as data and as rows; in `extra_response` the prompts are the same and `chosen` is a further response."""
 
     pairs: PairData
     rows: Rows

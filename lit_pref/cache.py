@@ -59,7 +59,7 @@ def file_digest(file: Path) -> str:
 def _digest(file: Path, *state: int) -> str:
     key = hashlib.sha256(json.dumps([str(file), *state]).encode()).hexdigest()
     kept = cache_folder("digests", key[:32])
-    # Large files only: a small one is hashed as quickly as its digest is read.
+    # Only digests of large files are cached: hashing a small file is as fast as reading its digest.
     if state[0] >= _WORTH_KEEPING and kept.is_file() and len(digest := kept.read_text()) == 64:
         return digest
     with file.open("rb") as stream:

@@ -18,10 +18,10 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
 
     Args:
         arguments: its name and its options.
-        relaunchable: whether they are those of this process, see `RunOptions`.
+        relaunchable: whether they are the options of this process; see `RunOptions`.
 
     Raises:
-        UserError: it was refused.
+        UserError: the command refused its input.
     """
     command = command_named(arguments[0])
     function = command.load()
@@ -59,7 +59,7 @@ def command_parser(command: Command, function: Callable[..., None]) -> Parser:
 
 
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's help with the lines of the docstring as they are."""
+    """jsonargparse's help, with the line breaks of the docstring kept."""
 
 
 def _own_actions(parser: Parser) -> list[argparse.Action]:

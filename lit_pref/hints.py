@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def nearest_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Up to `most` of the known names that look most like `name`, regardless of case.
+    """Up to `most` known names that are most similar to `name`, regardless of case.
 
     >>> nearest_names("mmop", ["DPO", "MMPO"])
     ['MMPO']
@@ -15,7 +15,7 @@ def nearest_names(name: str, known: Iterable[str], most: int = 1, cutoff: float 
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a sentence that names up to two near names; empty where none is near.
+    """The end of a sentence that suggests up to two similar names; empty if none is similar.
 
     >>> did_you_mean("bta", ["beta", "gamma"], prefix="--")
     '; did you mean --beta?'

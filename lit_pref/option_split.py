@@ -14,7 +14,7 @@ class _Keep(argparse.Action):
 
 
 def keep_options(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """The options that a parser knows, each as one word, and the other arguments, both in their order.
+    """Split arguments into the options that a parser knows, each as one word, and all others, both in their order.
 
     >>> parser = argparse.ArgumentParser()
     >>> action = parser.add_argument("--out")
@@ -25,7 +25,7 @@ def keep_options(arguments: Sequence[str], parser: argparse.ArgumentParser) -> t
 
 
 def values_of(arguments: Sequence[str], *names: str) -> list[str]:
-    """The values that an option is given, which may be repeated.
+    """The values of an option, which may be given several times.
 
     >>> values_of(["--config", "a.yaml", "--x", "1", "--config=b.yaml"], "--config")
     ['a.yaml', 'b.yaml']
@@ -34,7 +34,7 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
 
 
 def without_options(arguments: Sequence[str], prefixes: Iterable[str]) -> list[str]:
-    """The arguments less the options whose names begin with one of the prefixes, and their values.
+    """The arguments without the options, and their values, whose names begin with one of the prefixes.
 
     >>> without_options(["fit", "--run_dir", "x", "--model.beta=1", "--data.seed", "1"], ["--run_dir", "--model"])
     ['fit', '--data.seed', '1']
@@ -48,7 +48,7 @@ def _split(arguments: Sequence[str], options: Iterable[tuple[Sequence[str], Any]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for number, (names, nargs) in enumerate(options):
         if names:
-            # None of them without its value: whoever reads the kept options refuses that.
+            # An option without its value is kept: the parser that reads the kept options refuses it.
             parser.add_argument(*names, dest=str(number), action=_Keep, nargs="?" if nargs is None else nargs)
     found, others = parser.parse_known_args(arguments, argparse.Namespace(kept=[]))
     return found.kept, others

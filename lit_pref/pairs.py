@@ -39,12 +39,12 @@ class TruncatedText:
 class PreferencePair:
     """One tokenized pair.
 
-    `prompt` holds the ids up to the prompt end, `chosen` and `rejected` the ids after it (`rejected` is None for
+    `prompt` has the ids up to the prompt end, `chosen` and `rejected` the ids after it (`rejected` is None for
     one-sided data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen
-    is better). `columns` holds further numbers of the pair; `group` is the value by which metrics can be split.
+    is better). `columns` has further numbers of the pair; `group` is the value by which metrics can be split.
 
-    `extra_response` holds the ids of a further response to the same prompt, for objectives that read one.
-    `token_columns` hold one number for each id of `chosen` and of `rejected`. `prompt_id` identifies the prompt across
+    `extra_response` has the ids of a further response to the same prompt, for objectives that read one.
+    `token_columns` have one number for each id of `chosen` and of `rejected`. `prompt_id` identifies the prompt across
     files; `place` is the file and line that the pair came from.
     """
 
@@ -94,10 +94,10 @@ class PreferencePair:
 class Strengths:
     """The strengths of all P training pairs, to which an objective is fitted before its first step.
 
-    `probability` is NaN for a pair that has none; `columns` holds the requested columns; `prompts` identifies the
+    `probability` is NaN for a pair that has none; `columns` has the requested columns; `prompts` identifies the
     prompt of every pair, because pairs of one prompt are not independent; `responses`, if requested, identifies the
-    chosen and the rejected response of every pair, so that texts compared more than once are recognised;
-    `own_margin` is the margin before normalisation, for data that are normalised.
+    chosen and the rejected response of every pair, to recognise texts that were compared more than once; `own_margin`
+    is the margin before normalisation, for data that are normalised.
     """
 
     margin: NDArray[Any] | None  # (P,) float64

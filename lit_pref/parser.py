@@ -1,6 +1,6 @@
-"""The parser of every command: naming another class drops the old class's arguments, and errors are one sentence.
+"""The parser of all commands: another class name drops the old class's arguments, and each error is one sentence.
 
-It imports neither torch nor Lightning, so that a command's own arguments are checked at once.
+It imports neither torch nor Lightning, so that a command's own arguments are checked without delay.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from lit_pref.hints import did_you_mean, nearest_names
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
-    """Where a later file or option names another class, drop every argument of the class before it.
+    """Drop every argument of the earlier class if a later file or option names another class.
 
-    jsonargparse keeps the old arguments whose names the new class accepts too, defaults included: DPO would silently
-    run with MMPO's beta, SGD with AdamW's weight decay.
+    By itself, jsonargparse keeps the old arguments, including defaults, whose names the new class also accepts: DPO
+    would silently run with MMPO's beta, SGD with AdamW's weight decay.
     """
     if old and "init_args" in old and old["class_path"] != new["class_path"]:
         for name in list(vars(old["init_args"])):
@@ -34,7 +34,7 @@ jsonargparse._typehints.discard_init_args_on_class_path_change = forget_argument
 
 
 class Parser(ArgumentParser):
-    """A parser without abbreviations and without two hundred lines of usage before an error."""
+    """A parser that accepts no abbreviations and does not print two hundred lines of usage before an error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -43,8 +43,8 @@ class Parser(ArgumentParser):
         options = list(_option_names(self))
         if self.exit_on_error:
             raise UsageError(plain_sentence(message, options)) from ex
-        # The parser of one class: the outer parser reports the error with the whole key, but only this one knows the
-        # class's arguments.
+        # This is the parser of one class: the outer parser reports the error with the whole key, but only this one
+        # knows the class's arguments.
         raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex
 
 
@@ -59,7 +59,7 @@ _WORDS |= {"PositiveInt": "a whole number above 0"}
 
 
 def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
-    """jsonargparse's report in one sentence, with the known names and the nearest guess where a name is unknown."""
+    """Turn jsonargparse's report into one sentence, with the known names and the nearest guess if a name is unknown."""
     if path := _found(r"File does not exist: '([^']+)'", message):
         return f"config file {path} does not exist{did_you_mean(Path(path).name, _siblings(Path(path)))}"
     if found := re.search(
@@ -78,13 +78,13 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     if detail := _found(r"Unexpected config: (.+)", message, flags=re.DOTALL):
         return f"a configuration file contains no `name: value`, but {_short(detail)!r}"
     if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
-        return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help says what they are"
+        return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
     message = _first_reading(message)
     return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
 
 def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
-    """The sentence for an unknown option or key of a file, with the new name of a renamed one."""
+    """The sentence for an unknown option or key of a file; for a renamed one it gives the new name."""
     if name in RENAMED:
         return f"{name} is called {RENAMED[name]} now: write {'' if in_file else '--'}{RENAMED[name]}"
     if in_file:
@@ -97,7 +97,7 @@ _INTERNAL = {"Stored"}
 
 
 def known_subclasses(base: type) -> list[str]:
-    """Names of the concrete subclasses of `base` that are imported, as they may be written in a configuration."""
+    """Names of the imported concrete subclasses of `base`, as a configuration may write them."""
     concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls) and cls.__name__ not in _INTERNAL]
     return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
 
@@ -119,7 +119,7 @@ def _class_sentence(message: str) -> str | None:
         how = f"write it under init_args, or as --{key}.{names[0]} VALUE behind the class"
         return f"{key}: {_owner(message, found)} needs {' and '.join(names)}; {how}"
     if found := re.search(r"does not correspond to a subclass of (\w+)|Expected an instantiatable class", message):
-        # Among alternatives jsonargparse leaves out what was given, and tells it once behind them.
+        # For alternatives, jsonargparse does not repeat the given value, but prints it once after them.
         given = (
             r"Import path (\S+) does|class, but (?!is)(\S+) is|Given value: .*?class_path='([^']+)'|Given value: (\S+)"
         )
@@ -154,7 +154,7 @@ def _value_sentence(message: str) -> str | None:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
     if not words:
         return None
-    # A number, or a class of ours that says how to find one.
+    # The value may be a number, or a class of this package that computes one.
     own = re.findall(r"<class '(lit_pref\.[\w.]+)'>", _found(r"Subtypes: \[(.*)\]", inner) or "")
     if classes := [name for path in own for name in known_subclasses(_imported(path))]:
         words.append(", ".join(classes))
@@ -192,19 +192,19 @@ def _known(names: list[str], name: str = "") -> str:
 
 
 def _key(message: str, end: int | None = None) -> str:
-    """The whole key of the error at `end`: every parser between the command line and a class adds its part."""
+    """The whole key of the error at `end`; every parser between the command line and a class adds its part."""
     return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message[:end])))
 
 
 def _owner(message: str, leaf: re.Match[str]) -> str:
-    """The class whose arguments are reported: named before them, or after them where it is an optimizer's."""
+    """The class whose arguments are reported; it is named before them, or after them for an optimizer."""
     before = re.findall(r"given class_path '([^']+)'", message[: leaf.start()])
     behind = re.findall(r"class_path='([^']+)'", message[leaf.end() :])
     return (before or behind or ["it"])[-1 if before else 0].rpartition(".")[-1]
 
 
 def _innermost(message: str) -> str:
-    """The errors of the last key: the lines below it that are indented further."""
+    """The errors of the last key, which are the lines below it with a larger indent."""
     before, _, inner = message.rpartition('Parser key "')
     line = before.rpartition("\n")[-1]
     first, *others = inner.splitlines() or [""]
@@ -214,7 +214,7 @@ def _innermost(message: str) -> str:
 
 
 def _first_reading(message: str) -> str:
-    """The message without its second half, where a value may be a class or a list and the error is repeated."""
+    """The message without its second half, which repeats the error if a value may be a class or a list."""
     first = re.search(r"\n( *)- Problem with given class_path", message)
     again = first and re.compile(rf"\n{first.group(1)}- Problem with given class_path").search(message, first.end())
     return message[: again.start()] if again else message

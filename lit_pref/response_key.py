@@ -7,7 +7,7 @@ import numpy
 
 
 def response_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
-    """Return 16 bytes that identify a response after a prompt, computed from their ids alone.
+    """Return 16 bytes that identify a response to a prompt, computed from the ids of both.
 
     >>> response_key([5, 6], [7]) == response_key([5, 6], [7]), response_key([5, 6], [7]) == response_key([5], [6, 7])
     (True, False)

@@ -1,4 +1,4 @@
-"""The facts of a run that references, selection and fitting need, without the Trainer they come from."""
+"""The context of a run for references, selection and fitting, which do not see the Trainer."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -17,23 +17,23 @@ class RunContext:
 
     Args:
         stage: the Trainer's command: `fit`, `validate`, `test` or `predict`.
-        rank: of this process.
+        rank: the rank of this process.
         world_size: number of processes.
-        device: of this process; its type is the kind of accelerator.
+        device: the device of this process; its type is the kind of accelerator.
         precision: Lightning's name, such as `32-true` or `bf16-mixed`.
         forward_context: the context in which models of this precision are called.
         convert: rounds a module's weights as the policy's are rounded.
-        shard: shards a module over the ranks, in place; None where models are whole on every rank.
-        layout: of the batches.
-        seed: of the run.
+        shard: shards a module over the ranks, in place; None if models are whole on every rank.
+        layout: the layout of the batches.
+        seed: the run's seed.
         max_steps: optimizer steps after which the run stops; None for no limit.
         max_epochs: epochs after which the run stops; None for no limit.
-        evaluation_limits: batches a rank reads in `val`, `test` and `predict`: a number, or a share as a float.
+        evaluation_limits: batches that a rank reads in `val`, `test` and `predict`: a number, or a float as share.
         gather: returns the values of all ranks, in rank order, on every rank.
         broadcast: returns the first rank's value on every rank.
         barrier: waits for all ranks.
-        say: prints a line, on the first rank alone.
-        refuse: stops all ranks with a `UserError`; called on every one.
+        say: prints a line, on the first rank only.
+        refuse: stops all ranks with a `UserError`; every rank must call it.
     """
 
     stage: str

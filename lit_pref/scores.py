@@ -1,4 +1,4 @@
-"""Scores of responses, the statistics that can accompany them, and the losses that objectives make of them.
+"""Scores of responses, optional statistics of them, and the output of objectives.
 
 Letters: **B** pairs, **T** tokens of a response, **V** vocabulary (see `lit_pref.pairs`).
 """
@@ -73,8 +73,8 @@ class PairScores:
 class ObjectiveOutput:
     """The result of an objective: unreduced `losses` (B,) with gradient, detached rewards (B,), and values to log.
 
-    `logged` maps a metric name to a detached (B,) tensor. Names with a meaning elsewhere: `target` (the probability
-    that the loss fits), `target_entropy` (nats), `beta`.
+    `logged` maps a metric name to a detached (B,) tensor. Names that other code reads: `target` (the probability that
+    the loss fits), `target_entropy` (nats), `beta`.
     """
 
     losses: Tensor  # (B,)

@@ -59,7 +59,7 @@ def test_two_devices_where_lightning_uses_one_are_refused(
     }
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(UsageError, match=r"2 devices asked, 1 used: .* --ntasks-per-node is the number of devices"):
+    with pytest.raises(UsageError, match=r"2 devices requested, 1 used: .* --ntasks-per-node is the number of devices"):
         main(command(policy_folder, here, "--trainer.devices", "2", "--trainer.strategy", "ddp"))
     assert not Path("run").exists()
 

@@ -28,7 +28,7 @@ def test_it_says_what_is_trained_against_what_and_with_which_values(quickstart: 
     _, said = quickstart
     assert "objective   MMPO(beta=0.3, gamma=" in said and "target=MarginTarget(gamma=0.8)" in said
     assert "reference 0 the policy as it is before its first step" in said
-    assert "devices     1 asked, 1 used (cpu, SingleDeviceStrategy, precision 32-true)" in said
+    assert "devices     1 requested, 1 used (cpu, SingleDeviceStrategy, precision 32-true)" in said
 
 
 def test_it_ends_with_gold_reward_held_out_numbers_samples_places_and_what_to_run_next(quickstart: tuple[Path, str]):

@@ -354,7 +354,8 @@ def test_a_score_that_is_not_there_is_a_sentence(run: Run, counted: Counted, tmp
     ran = fit(replace(run, trainer={"max_steps": 1, "limit_val_batches": 0}), tmp_path)
     batch = next(iter(ran.trainer.datamodule.val_dataloader())).batch
     with pytest.raises(
-        UserError, match=rf"no score of the reference 'initial policy' for {re.escape(batch.pairs.places[0])}: fill it"
+        UserError,
+        match=rf"no score of the reference 'initial policy' for {re.escape(batch.pairs.places[0])}: compute it",
     ):
         ran.module.references[0].score(batch)
 

@@ -23,14 +23,14 @@ def page() -> str:
         "## Objectives",
         "",
     ]
-    lines += ["| class | what it is | references | faithfulness |", "|---|---|---|---|"]
+    lines += ["| class | description | references | faithfulness |", "|---|---|---|---|"]
     for cls in subclasses(Objective):
         asked = cls(**required_arguments(cls)).requirements
         low, high = asked.min_references, asked.max_references
         takes = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
         lines.append(f"| `{cls.__name__}` | {_first_line(cls)} | {takes} | {cls.faithfulness} |")
     lines += ["", "## Parts of `Pairwise`", "", "The first of each kind is the default.", ""]
-    lines += ["| part | class | what it is |", "|---|---|---|"]
+    lines += ["| part | class | description |", "|---|---|---|"]
     built = Pairwise()
     hints = typing.get_type_hints(Pairwise.__init__)
     for part in PARTS:

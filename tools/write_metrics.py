@@ -12,8 +12,8 @@ from lit_pref.metrics.records import COLUMNS
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """# Metrics and records
 
-Written by `make docs` from `lit_pref/metrics/`. Words in capitals stand for names of the run: K is the number of a
-reference, COLUMN a column of the data, GROUP a source or a value of `data.group_column`, BIN a range of margins.
+Written by `make docs` from `lit_pref/metrics/`. Words in capitals are placeholders: K is the index of a reference,
+COLUMN a column of the data, GROUP a source or a value of `data.group_column`, BIN a range of margins.
 
 π is the policy, π_ref the objective's reference, h_y = log π(y) - log π_ref(y), w the chosen response and l the
 rejected one, z = chosen reward - rejected reward, and beta, φ, o, p as in [methods.md](methods.md). A reward is in
@@ -22,13 +22,13 @@ units of beta x nats. A log-prob is a sum over the tokens of the response, eos i
 MEANS = """## Means over pairs: `train/` and `val/`
 
 `train/` is the mean over all pairs since the last log line (`trainer.log_every_n_steps`), on all ranks; `val/` is the
-mean over all held-out pairs, each once; `test/` is the same for the command `test`. A value that is NaN or infinite
-makes its mean so. An objective of your own logs further names under the same prefixes."""
+mean over all held-out pairs, each once; `test/` is the same for the command `test`. If a value is NaN or infinite, so
+is the mean. Values that your own objective logs appear under the same prefixes."""
 CALIBRATED = """## Calibration: `val/` only
 
 Is q = sigmoid(z) the probability that the chosen response is better? Every pair counts in both orders with weight 1/2,
-and `lit_pref/metrics/calibration.py` says why. The label p is 1; under `calibration@COLUMN` it is `p_true` or
-`probability`, if the data have them, or `target`, unless that is 1 for all pairs."""
+for the reason given in `lit_pref/metrics/calibration.py`. The label p is 1; under `calibration@COLUMN` it is `p_true`
+or `probability`, if the data have them, or `target`, unless that is 1 for all pairs."""
 SPLITS: dict[str, Meaning] = {
     "val/COLUMN": Meaning("mean of a numeric column of the data (`data.columns`)", "of the data"),
     "val/group/GROUP/METRIC": Meaning("every mean and total of `val/`, over the pairs of one group", "as METRIC"),
@@ -37,8 +37,8 @@ SPLITS: dict[str, Meaning] = {
 RECORDS = """## Columns of a record
 
 `records/val-step=N.parquet` in the run folder has one row per held-out pair (`validate`, `test` and `predict` write
-files of their own). Beside these columns it has every value that the objective logs, under the names above, and the
-numeric columns of the data (`data.columns`)."""
+files of their own). In addition to these columns it has every value that the objective logs, under the names above, and
+the numeric columns of the data (`data.columns`)."""
 
 
 def means() -> dict[str, Meaning]:

@@ -54,9 +54,9 @@ LONGEST = 8
 
 HEAD = """# One pair, from its line in a file to its loss
 
-Written by `make docs`: a pair of the testbed, and each object that the package makes of it, in order. Numbers have four
-digits; fields that are empty or false are left out. The policy is a tiny Llama with random weights, one optimizer step
-after the reference; MMPO has beta 0.1 and gamma 1.
+Written by `make docs`: a pair of the testbed, and each object into which the package turns it, in order. Numbers have
+four digits; fields that are empty or false are left out. The policy is a tiny Llama with random weights, one optimizer
+step after the reference; MMPO has beta 0.1 and gamma 1.
 """
 
 
@@ -93,11 +93,11 @@ def _data(folder: Path) -> list[str]:
     batches = {layout: collate([pair], tokenizer.pad_token_id, layout=layout) for layout in ("padded", "prefix_shared")}
     return [
         _form("Record", "pairs.jsonl", "An annotator rated two answers; `b` is better.", json.dumps(record, indent=1)),
-        _form("Row", read_source, "The line is read, with its place.", _fields(row)),
+        _form("Row", read_source, "The line is parsed; file and line number are kept.", _fields(row)),
         _form(
             "Canonical row",
             Conversion,
-            "The mapping gives the fields our names; margin = rating of `chosen` - rating of `rejected`.",
+            "The mapping renames the fields; margin = rating of `chosen` - rating of `rejected`.",
             _fields(checked.row),
         ),
         _form(
@@ -116,12 +116,12 @@ def _data(folder: Path) -> list[str]:
             "PreferencePair",
             PreparedPairs,
             f"Ids, with bos before the prompt and eos after the responses. The rejected response: {words}.",
-            _fields(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text that truncation left",
+            _fields(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text after truncation",
         ),
         _form(
             "Arrow record",
             PairWriter,
-            "The pair in `train.arrow`, which training maps into memory; with facts for reports.",
+            "The pair in `train.arrow`, which training maps into memory, with further fields for reports.",
             _mapping(arrow),
         ),
         _form("PairData", PairData, "The batch as objectives and metrics read it.", _fields(batches["padded"].pairs)),
@@ -185,7 +185,7 @@ def _scores(spec: ModelSpec, tokenizer: Any, batches: Mapping[str, PreferenceBat
         _form(
             "Validation record",
             PairRecords,
-            "One record a pair, in `records/*.parquet` of the run; metrics are means over records "
+            "One record per pair, in `records/*.parquet` of the run; metrics are means over records "
             "([metrics.md](metrics.md)).",
             _mapping(record),
         ),

@@ -24,24 +24,25 @@ Each comparison runs in one process on one pinned core with one thread: lit_pref
 own `train`, from the same weights, on the same pairs in the same batches, with fused AdamW and a gradient norm clipped
 to 1, in fp32, without dropout. The two loops alternate step by step, collation included. Times are CPU time of the
 process, medians over {timed} steps after the first; ratios are medians over steps, each on the same pairs.
-Memory is the peak of a step above weights and optimiser state, gradients included.
+Memory is the peak within a step, not counting weights and optimizer state, but with gradients.
 
 - Lengths: **a** prompts 512 ± 12 %, responses 128 ± 25 %; **b** prompts 128 ± 25 %, responses 256 ± 25 %; **c**
   log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512.
 - Models: random Llamas, **s** 6 layers of 256, **m** 12 of 512; vocabularies of 32,000 and 128,256.
-- **TRL-compact** is TRL {trl} made to project response positions alone, as it does on a GPU; without Triton it projects
-  all positions. Its references are precomputed like ours, gradient checkpointing is off, its metrics are on.
+- **TRL-compact** is TRL {trl}, changed to project response positions only, as it does on a GPU; without Triton it
+  projects all positions. Its references are precomputed like ours, gradient checkpointing is off, its metrics are on.
 - **TRL as installed** keeps its defaults: all positions, a live reference, gradient checkpointing. Only its bf16 is
   replaced by fp32, and no pair is cut to 1024 tokens, so that the work is the same.
-- Metrics off: TRL's head gives log-probs alone. It then saves entropy, mean logit and top-1 of every token.
-- Tuned malloc: both sides keep freed memory in the process (`MALLOC_TRIM_THRESHOLD_` and its like). One arena always.
-- With two and three references the objective is MRPO, so its losses are others than those of one.
+- Metrics off: TRL's head computes log-probs only, without entropy, mean logit and top-1 of every token.
+- Tuned malloc: both sides keep freed memory in the process (`MALLOC_TRIM_THRESHOLD_` and similar settings). All runs
+  use one arena.
+- With two and three references the objective is MRPO, so the losses differ from those with one reference.
 - On a GPU: `tools/bench_gpu.py`, not measured here.
 
-Where most of a step is the head (case b, and vocabularies of 128k; the profiles at the end), both sides are bound by
-the same four multiplications of hidden states with the head's weights as soon as TRL's metrics are off and its memory
-is kept: what is left is what sharing and padding save, 1.1 to 1.5 times. The floor of 1.6 that is set for those
-settings is out of reach there.
+If the head takes most of a step (case b, and vocabularies of 128k; see the profiles at the end), and TRL's metrics are
+off and its memory is kept, both sides are bound by the same four multiplications of hidden states with the head's
+weights. The remaining gain comes from sharing prompts and avoiding padding, and is 1.1 to 1.5 times. The floor of 1.6
+for these settings is out of reach there.
 """
 
 
@@ -113,7 +114,7 @@ def _timed(cells: dict[str, Any]) -> str:
 
 
 def _steps(cells: dict[str, Any]) -> list[str]:
-    lines = ["| cell | pairs a step | padded / real tokens | contender | CPU s | MiB | largest difference of losses |"]
+    lines = ["| cell | pairs per step | padded / real tokens | contender | CPU s | MiB | largest loss difference |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, cell in cells.items():
         for contender, taken in cell.get("contenders", {}).items():
@@ -138,7 +139,7 @@ def _numbers(cells: dict[str, Any], name: str, title: str, unit: str) -> list[st
     lines = [f"## {title}", "", f"| | {unit} |", "|---|---|", *(f"| {k} | {v:.3g} |" for k, v in numbers.items()), ""]
     if calls := cells[name].get("calls"):
         shares = ", ".join(f"`{call}` {100 * share:.0f} %" for call, share in calls.items())
-        lines += [f"Our functions with all that they call, under cProfile: {shares}.", ""]
+        lines += [f"lit_pref's functions with their callees, under cProfile: {shares}.", ""]
     return lines
 
 
@@ -154,7 +155,7 @@ def _profiles(cells: dict[str, Any]) -> list[str]:
     if not profiles:
         return []
     shares = [name for name in next(iter(profiles.values()))["numbers"] if name != "step_s"]
-    lines = ["## Where a step of ours goes", "", f"| | CPU s, profiled | {' | '.join(shares)} |"]
+    lines = ["## Time of one lit_pref step", "", f"| | CPU s, profiled | {' | '.join(shares)} |"]
     lines.append("|---|---|" + "---|" * len(shares))
     for name, cell in profiles.items():
         numbers = cell["numbers"]
@@ -162,7 +163,7 @@ def _profiles(cells: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {numbers['step_s']:.3g} | {parts} |")
     for name, cell in profiles.items():
         operators = ", ".join(f"`{op}` {100 * share:.0f} %" for op, share in cell["operators"].items())
-        lines += ["", f"{name}, operators without those they call: {operators}."]
+        lines += ["", f"{name}, operators by self time: {operators}."]
     return lines
 
 

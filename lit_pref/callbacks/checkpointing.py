@@ -17,7 +17,7 @@ from lit_pref.errors import UsageError, UserError
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under another name and renames it, so that a killed save leaves the file whole or absent.
 
-    Lightning's own writer goes through the system's temporary folder, where a move between file systems is a copy.
+    Lightning's own writer uses the system's temporary folder; a move from there to another file system is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every `every` optimizer steps and at the end, under names that contain the step, and keeps the newest.
+    """Saves every `every` optimizer steps and at the end, under names that contain the step, and deletes old ones.
 
     It keeps no state in checkpoints: the newest one is found in the folder when training starts. A checkpoint is saved
     after the validation that follows its step, and at the end of an epoch after everything else that belongs to the
@@ -45,8 +45,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         every: Optimizer steps between two checkpoints.
-        keep: How many of the newest to keep; null keeps all.
-        folder: Where they go; null is `checkpoints` in the run folder.
+        keep: The number of newest checkpoints to keep; null keeps all.
+        folder: The folder of the checkpoints; null is `checkpoints` in the run folder.
     """
 
     def __init__(self, every: int = 200, keep: int | None = 2, folder: str | None = None) -> None:
@@ -72,7 +72,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A new step means that its last micro-batch has just ended: never save between two micro-batches of a step.
+        # Save only when the step number has changed, which is after the step's last micro-batch, not between two of
+        # them.
         if trainer.global_step != self._seen_step:
             self._seen_step = trainer.global_step
             if trainer.global_step % self.every == 0:
@@ -89,7 +90,8 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not decided by the folder, where another rank may have written in the meantime: all ranks save or none.
+        # The folder's content does not decide, because another rank may have added to it meanwhile: all ranks save or
+        # none.
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
@@ -126,7 +128,7 @@ def trying_out(trainer: Trainer) -> bool:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` that were written to their end, by step, the newest last."""
+    """The complete checkpoints in `folder`, by step, the newest last."""
     found = [path for path in folder.glob("step=*.ckpt") if re.fullmatch(r"step=\d+\.ckpt", path.name)]
     return sorted(filter(is_complete, found), key=step_of)
 
@@ -137,7 +139,7 @@ def step_of(path: Path) -> int:
 
 
 def step_in(path: Path) -> int:
-    """The optimizer step of a complete checkpoint, read from its name where this project gave it."""
+    """The optimizer step of a complete checkpoint, read from its name if this project has named it."""
     if re.fullmatch(r"step=\d+\.ckpt", path.name):
         return step_of(path)
     content = path if path.is_file() else path / "meta.pt"
@@ -148,25 +150,24 @@ def check_complete(path: Path) -> None:
     """Refuse a path that cannot be loaded.
 
     Raises:
-        UserError: `path` does not exist, is a run folder, or was not written to its end.
+        UserError: `path` does not exist, is a run folder, or is not complete.
     """
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; --ckpt_path last takes the newest of the run folder")
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path} is a run folder; give one of {path / 'checkpoints'}")
     if not is_complete(path):
-        raise UserError(f"{path} is not a checkpoint, or was not written to its end; take another one")
+        raise UserError(f"{path} is not a complete checkpoint; give another one")
 
 
 def newest_step(folder: Path) -> int | None:
-    """The step of the newest complete checkpoint in `folder`; None where there is none."""
+    """The step of the newest complete checkpoint in `folder`; None if there is none."""
     complete = complete_checkpoints(folder)
     return step_of(complete[-1]) if complete else None
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was written to its end: a file (they appear by renaming), or a folder of shards whose index
-    and metadata, written last, are whole."""
+    """Whether a checkpoint is complete: a file, or a folder of shards whose index and metadata can be read."""
     if path.is_file():
         return zipfile.is_zipfile(path)
     return (path / ".metadata").is_file() and zipfile.is_zipfile(path / "meta.pt")

@@ -1,4 +1,4 @@
-"""Work on the Trainer's devices and with the run's data, in place of training."""
+"""Runs other work than training on the Trainer's devices and with the run's data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class WorkDone(Exception):
-    """Raised when the work is done: the Trainer has no other way to end before it builds the model."""
+    """Raised when the work is done, because the Trainer cannot be stopped otherwise before it builds the model."""
 
 
 class InPlaceOfTraining(Callback):
     """Calls `work` with the module once the data are prepared and before any model exists, then raises `WorkDone`.
 
     Args:
-        work: is called on every rank.
+        work: a function that is called on every rank.
     """
 
     def __init__(self, work: Callable[[Any], None]) -> None:

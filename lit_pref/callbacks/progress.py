@@ -17,7 +17,7 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """A line whenever training logs and validation ends, for an output that is not a terminal."""
+    """Prints a line whenever training logs and when a validation ends, for an output that is not a terminal."""
 
     def __init__(self) -> None:
         self._shown_step = 0

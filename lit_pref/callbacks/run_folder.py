@@ -25,7 +25,7 @@ class RunFolder(Callback):
     """Writes the record of a run: `config.yaml`, `manifest.json`, `tokenizer/`, and the HParams of TensorBoard.
 
     Args:
-        config: The resolved configuration as YAML text, which runs again on its own.
+        config: The resolved configuration as YAML text, complete enough to repeat the run.
     """
 
     def __init__(self, config: str) -> None:
@@ -34,7 +34,7 @@ class RunFolder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        # Here and not before: a run that is refused leaves nothing behind.
+        # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
         self._write_config(folder)
         module: Any = pl_module
@@ -42,8 +42,8 @@ class RunFolder(Callback):
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        # Into the run itself, with the held-out metrics before training: a table over runs then shows their last
-        # values. A resumed run has its record already.
+        # Hyperparameters go into the run's own event file, with the held-out metrics before training, so that a table
+        # of runs shows their last values. A resumed run already has this record.
         if trainer.global_step > 0:
             return
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
@@ -54,7 +54,7 @@ class RunFolder(Callback):
                 logger.log_hyperparams(flat(module.plain_config))
 
     def _write_config(self, folder: Path) -> None:
-        # A resumed run may have other options than before: both records stay.
+        # A resumed run may have other options than before: both records are kept.
         number = 0
         while True:
             path = folder / ("config.yaml" if number == 0 else f"config-{number}.yaml")
@@ -100,7 +100,7 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and cleanliness of the working directory's repository; None outside of one."""
+    """The commit of the repository in the working directory, and whether it has changes; None outside a repository."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -121,7 +121,7 @@ def digest_of(text: str | dict[str, str]) -> str:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted names, as TensorBoard's HParams wants it.
+    """Flatten a nested configuration to dotted names, as TensorBoard's HParams needs it.
 
     >>> flat({"model": {"beta": 0.1, "parts": [1]}})
     {'model.beta': 0.1, 'model.parts': '[1]'}

@@ -14,7 +14,7 @@ class SampleTexts(Callback):
     """Logs, after each validation, greedy responses to the first held-out prompts under `val/samples`.
 
     Args:
-        prompts: How many.
+        prompts: The number of prompts.
         max_new_tokens: The most tokens of a response.
 
     Raises:

@@ -28,7 +28,7 @@ class Check:
     takes the error with which the run would stop; `finish` prints and writes the report.
 
     Args:
-        title: heads the report: the command and its configuration files.
+        title: the heading of the report: the command and its configuration files.
         html: the file for the page; None writes none.
         json: the file for the report as JSON; None writes none.
         model: build the models and check them too.
@@ -40,7 +40,7 @@ class Check:
     model: bool = False
     report: Report = field(init=False)
     _limits: BadRowLimits = field(init=False, default=BadRowLimits(True, 0.0))
-    _skipped_selection: str | None = field(init=False, default=None)  # needs a model, and `model` is off
+    _skipped_selection: str | None = field(init=False, default=None)  # it needs a model, but `model` is off
     _devices: Devices = field(init=False, default=Devices())
     _strength: Strength | None = field(init=False, default=None)
 
@@ -48,7 +48,7 @@ class Check:
         self.report = Report(self.title)
 
     def loosen(self, config: Any) -> None:
-        """Change a run's configuration to use one process and to count faulty records instead of stopping at one."""
+        """Change a run's configuration to use one process, and to count faulty records instead of stopping."""
         self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused)
         config.data.bad_rows, config.data.max_refused = "lenient", 1.0
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
@@ -61,7 +61,7 @@ class Check:
         """Check the data of a run, and its models if `model` is set.
 
         Args:
-            module: attached to its Trainer, whose data module has prepared the data.
+            module: a module that is attached to its Trainer, with prepared data.
         """
         self._check_data(module)
         if self.model:
@@ -71,7 +71,7 @@ class Check:
                 self._add_refusal(error)
 
     def refused(self, module: PreferenceModule, error: UserError) -> None:
-        """Report an error with which the run would stop, and check the data as far as they can be opened."""
+        """Report an error with which the run would stop, and check the data if they can be read."""
         self._add_refusal(error)
         data = module.data
         try:
@@ -85,7 +85,7 @@ class Check:
         """Print the report and write the requested files.
 
         Raises:
-            UserError: a finding is a stop, or a file cannot be written.
+            UserError: a finding has the severity `stop`, or a file cannot be written.
         """
         report = self.report
         print_report(report)
@@ -132,13 +132,13 @@ class Check:
         self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
 
     def _reading(self) -> Finding:
-        """The finding that tells how `check` and the run read faulty records."""
+        """The finding on how `check` and the run treat faulty records."""
         configured = f"{'strict' if self._limits.strict else 'lenient'} and {self._limits.max_refused:g}"
         words = "check reads with data.bad_rows lenient and data.max_refused 1, to find all faulty records at once"
         return Finding("read", "ok", f"{words}; the run itself uses {configured}")
 
     def _selection(self, module: PreferenceModule) -> Iterator[Finding]:
-        """The finding that tells whether the numbers are those before or after data.selection."""
+        """The finding on whether the numbers are those before or after data.selection."""
         data = module.data
         numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
         if module.selected is not None:

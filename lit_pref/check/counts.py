@@ -42,7 +42,7 @@ class Repeated:
     Args:
         same: pairs that repeat an earlier pair.
         swapped: pairs that repeat an earlier pair with chosen and rejected swapped, so that the labels contradict.
-        complete: all candidates were compared.
+        complete: whether all candidates were compared.
     """
 
     same: int
@@ -82,7 +82,7 @@ def overlap(train: Pairs, val: Pairs) -> Overlap:
     """Count the validation pairs that share their prompt or all their tokens with a training pair."""
     known = np.unique(train.column("prompt_id").astype(str))
     shared = np.isin(val.column("prompt_id").astype(str), known)
-    # Tokens are compared and not ids, because two files may number their records alike.
+    # Tokens are compared instead of ids, because the records of two files may have the same numbers.
     keys = [_prompt_and_lengths(pairs) for pairs in (train, val)]
     candidates = np.flatnonzero(np.isin(keys[0], keys[1])), np.flatnonzero(np.isin(keys[1], keys[0]))
     trained = {_digests(train[int(k)]) for k in candidates[0]}

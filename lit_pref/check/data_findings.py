@@ -36,7 +36,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
     Args:
         splits: the pairs by split.
         limits: the configured limits on faulty records.
-        template: the tokenizer has a chat template.
+        template: whether the tokenizer has a chat template.
     """
     # A run counts the refused records of a source over both of its splits.
     reports: dict[Path, list[PreparationReport]] = {}
@@ -74,9 +74,9 @@ def records(
     Args:
         split: its name.
         source: its name.
-        report: of this split.
+        report: the report of this split.
         limits: the configured limits on faulty records.
-        reports: of all splits of the source.
+        reports: the reports of all splits of the source.
     """
     refused, left_out = report.refused, Counter(report.left_out)
     left_out["beyond the pairs per prompt"] += report.capped
@@ -87,7 +87,7 @@ def records(
     parts += [f"{refused.total()} refused ({_reasons(refused)})"] if refused else []
     parts += [f"{left_out.total()} left out ({_reasons(left_out)})"] if left_out else []
     if refused:
-        # The general advice at the end of each message would be repeated by the consequence.
+        # The general advice at the end of each message is removed, because the consequence repeats it.
         first = [message.rpartition(", or leave")[0] or message for message in report.refused_first.values()]
         parts.append(f"the first of each kind: {' | '.join(first)}")
     numbers = {
@@ -219,8 +219,8 @@ def repeated(split: str, pairs: Pairs) -> list[Finding]:
 def overlap(train: Pairs, val: Pairs) -> list[Finding]:
     """Count validation pairs with a training prompt.
 
-    Validation pairs that are also training pairs are a stop: their metrics would be those of training. A shared prompt
-    is a warning: it makes the metrics look better, but new responses to known prompts may be intended.
+    Validation pairs that are also training pairs are a `stop`: their metrics would be those of training. A shared
+    prompt is a `warning`: it makes the metrics look better, but new responses to known prompts may be intended.
     """
     if not len(val) or not len(train):
         return []
@@ -277,7 +277,7 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
         begun += (
             f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
         )
-    # Preparation ensures both; otherwise tokenizer and chat template contradict each other.
+    # Preparation adds both tokens, so if they are missing, tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)
     wrong = wrong or (of.ended != 1 and not math.isnan(of.ended))
     words = [f"{split}: of {of.pairs} pairs examined, {begun}"]

@@ -99,7 +99,7 @@ def figures(report: Report, strength: Strength | None) -> Iterator[tuple[str, st
 
 def _drawn(draw: Callable[["Axes"], Any]) -> str:
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, which has global state and may choose an interactive backend
+    from matplotlib.figure import Figure  # pyplot is avoided: it has global state and may choose an interactive backend
 
     with matplotlib.rc_context({"svg.hashsalt": "lit_pref", "font.size": 9, "svg.fonttype": "path"}):
         figure = Figure(figsize=(5.6, 3.5), layout="constrained")
@@ -139,7 +139,7 @@ def _margins(axes: "Axes", arrays: Arrays, strength: Strength | None) -> None:
         if saturates <= of.spread["max"]:
             axes.axvspan(saturates, of.spread["max"], color=REJECTED, alpha=0.12, label="target is 1 in fp32")
     axes.set(xlabel="margin, in units of the data", ylabel="pairs")
-    if of.pile > 0.25:  # on a linear axis the other bars would be too low to see
+    if of.pile > 0.25:  # because on a linear axis the other bars would be too low to see
         axes.set(yscale="log", ylabel="pairs (logarithmic)")
     axes.legend(frameon=False)
 
@@ -148,7 +148,7 @@ def _length_and_margin(axes: "Axes", arrays: Arrays) -> None:
     longer = arrays.lengths[:, 1] - arrays.lengths[:, 2]
     bound = max(1.0, float(np.quantile(np.abs(longer), 0.99)))
     inside = np.abs(longer) <= bound
-    # A rasterised histogram, because an SVG of ten thousand points would have ten megabytes.
+    # The histogram is rasterised, because an SVG of ten thousand points would have ten megabytes.
     axes.hist2d(
         longer[inside], arrays.margin[inside], bins=(60, 40), cmap="Greens", norm="log", cmin=1, rasterized=True
     )

@@ -45,15 +45,15 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     micro-batch. Temporary buffers of operations and fragmentation are not included.
 
     Args:
-        probe: with its models built.
-        devices: of the run, among which the pairs of a step are divided.
+        probe: a probe whose models are built.
+        devices: the run's devices, among which the pairs of a step are divided.
     """
     module = probe.module
     every = list(probe.scorer.parameters())
     trained = [p for p in every if p.requires_grad]
     weights = _bytes(every) + _bytes(probe.scorer.buffers())
     scorers = [reference.scorer for reference in module.references]
-    # A stored reference has no model; one with the adapter off uses that of the policy.
+    # A stored reference has no model; `AdapterOff` uses the policy's.
     references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
     state = int(_state_per_byte(probe, trained) * _bytes(trained))
     world = devices.count(probe.module.trainer.accelerator.auto_device_count())
@@ -80,7 +80,7 @@ def largest_batch(probe: Probe, world: int) -> int:
         return int(data.max_tokens)
     pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
     extra_response = data.train_pairs.extra_response_lengths.astype(int)
-    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # scored in rows of their own
+    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # extra responses are scored in rows of their own
     if probe.module.batch_layout == "prefix_shared":
         return int(sum(sorted(lengths.sum(1) + further, reverse=True)[:pairs]))
     sides = 2 if lengths[:, 2].any() else 1
@@ -101,7 +101,7 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def _state_per_byte(probe: Probe, trained: list[nn.Parameter]) -> float:
-    """Bytes of optimizer state per byte of trained weights."""
+    """The number of bytes of optimizer state per byte of trained weights."""
     weight = nn.Parameter(torch.ones(64, 64, dtype=trained[0].dtype, device=probe.device))
     weight.grad = torch.ones_like(weight)
     optimizer = probe.module.optimizer([weight])
@@ -111,7 +111,7 @@ def _state_per_byte(probe: Probe, trained: list[nn.Parameter]) -> float:
 
 
 def _kept_per_token(probe: Probe) -> float:
-    """Bytes that autograd saves per token in a forward pass of the policy."""
+    """The number of bytes that autograd saves per token in a forward pass of the policy."""
     module = probe.module
     tokenizer = module.policy.load_tokenizer()
     extra_response = "extra_response" in module.objective.requirements.sides

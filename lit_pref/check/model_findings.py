@@ -23,13 +23,13 @@ from lit_pref.scoring.layout import as_padded
 from lit_pref.scoring.scorer import evaluating
 
 SAME = (1e-5, 1e-6)
-"""Allowed difference of two passes over the same batch, absolute in nats and relative: a GPU may reorder sums."""
+"""Allowed difference between two passes over one batch, absolute in nats and relative: a GPU may reorder sums."""
 PER_TOKEN = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Allowed difference of a token's log-prob between the layouts, in nats."""
 COARSE_PER_TOKEN = 0.05
-"""The same below fp32, for the mean over tokens."""
+"""Allowed difference below fp32, in nats, for the mean over tokens."""
 CLOSE = {torch.float64: 1e-8, torch.float32: 2e-3}
-"""Allowed difference of the mean loss from the expected one, absolute and relative."""
+"""Allowed difference between the mean loss and its expected value, absolute and relative."""
 COARSE_LOSS = 0.05
 """The same below fp32."""
 
@@ -38,8 +38,8 @@ def model_findings(module: PreferenceModule, devices: Devices) -> list[Finding]:
     """Build the models of a run and check their scores of up to `PAIRS` training pairs.
 
     Args:
-        module: attached to its Trainer, whose data module has prepared the data.
-        devices: of the run.
+        module: a module that is attached to its Trainer, with prepared data.
+        devices: the run's devices.
 
     Raises:
         UserError: a model cannot be built, or cannot score the pairs.
@@ -160,11 +160,11 @@ def first_loss(probe: Probe) -> Iterator[Finding]:
 
 
 def _mixture(means: dict[str, float]) -> Finding:
-    """The mean weights of several references, and the share of scores clipped to the anchor's window."""
+    """The mean weights of several references, and the share of scores clipped around the anchor's score."""
     weights = [value for name, value in sorted(means.items()) if name.startswith("reference_weights/")]
     words = "the mean weights of the references are " + ", ".join(f"{weight:.2f}" for weight in weights)
     if "clipped" in means:
-        words += f"; {percent(means['clipped'])} of the others' scores are clipped to the window around the anchor's"
+        words += f"; {percent(means['clipped'])} of the others' scores are clipped to the interval around the anchor's"
     alone = max(weights, default=0.0) > 0.99 and len(weights) > 1
     words += ": in effect there is one reference" if alone else ""
     numbers = {"weights": weights, "clipped": means.get("clipped")}

@@ -17,15 +17,15 @@ from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
 from lit_pref.scoring.layout import Layout
 
 PAIRS, COMPARED, BATCH = 64, 16, 8
-"""The number of pairs in the probe, of those that are scored more than once, and of those in a batch."""
+"""Numbers of pairs: in the probe, scored more than once, and in a batch."""
 
 
 class Probe:
     """The models of a run and a few of its training pairs.
 
     Args:
-        module: attached to its Trainer, whose data module has prepared the data.
-        indices: of the training pairs to score.
+        module: a module that is attached to its Trainer, with prepared data.
+        indices: the indices of the training pairs to score.
     """
 
     def __init__(self, module: PreferenceModule, indices: Sequence[int]) -> None:
@@ -83,7 +83,7 @@ class Probe:
 
         Args:
             most: the number of pairs.
-            layout: of the rows; None for that of the run.
+            layout: the layout of the rows; None takes the layout of the run.
         """
         tokenizer, objective = self.module.policy.load_tokenizer(), self.module.objective
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -107,7 +107,7 @@ class Probe:
         """Policy scores of all responses, in fp64 on the CPU.
 
         Args:
-            layout: of the rows; None for that of the run.
+            layout: the layout of the rows; None takes the layout of the run.
             tokens: return the log-probs of all tokens instead.
         """
         needs = frozenset({TokenLogps()}) if tokens else frozenset()

@@ -11,7 +11,7 @@ from lit_pref.pairs import PreferencePair
 
 Kind = Literal["prompt", "boundary", "trained", "end", "left out"]
 PROMPT_HEAD, PROMPT_TAIL, RESPONSE_HEAD, RESPONSE_TAIL = 8, 24, 48, 8
-"""The number of tokens shown of a longer prompt or response; those between head and tail are left out."""
+"""The number of tokens that are shown of a long prompt or response, at its start and its end."""
 
 
 @dataclass(frozen=True)

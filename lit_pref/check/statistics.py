@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 QUANTILES = {"5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95}
 ENOUGH = 200
-"""The number of pairs from which an accuracy is meaningful: its standard error is then below 0.036."""
+"""The number of pairs above which an accuracy is meaningful: its standard error is then below 0.036."""
 
 
 class Pairs(Protocol):
@@ -82,7 +82,7 @@ class Margins:
     Args:
         pairs: those with a margin.
         zero: those with margin 0.
-        clipped: those whose margin the mapping clipped.
+        clipped: those whose margins the mapping clipped.
         at_maximum: those with the largest margin, whether or not the mapping clipped it.
         distinct: the number of distinct margins.
         whole: all margins are whole numbers.

@@ -20,8 +20,8 @@ NATS = (30.0, 100.0)
 PER_TOKEN = (0.15, 0.5)
 """Log-ratio differences that are large, and out of reach: in nats, and in nats per token of a response.
 
-The difference opens between two responses, half on each: at 0.5 nats per token, a response of 100 tokens has to become
-e^25 times likelier than it is, and the other one that much less likely. Such a policy has left its reference.
+Each of the two responses contributes half of the difference: at 0.5 nats per token, a response of 100 tokens has to
+become e^25 times likelier than it is, and the other one that much less likely. Such a policy has left its reference.
 """
 
 
@@ -30,7 +30,7 @@ def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs
     if not report.pairs:
         return []
     where, share = f"{split} {source}", report.share
-    # Formats with two texts and a label have the better text second in half of the records: swaps mean nothing there.
+    # In formats with two texts and a label, the better text is second in half of the records, so swaps mean nothing.
     labelled = np.isfinite(pairs.column("chosen_first").astype(float)).any()
     severity: Severity = "ok" if not report.swapped or labelled else "warning" if share("swapped") >= 0.05 else "note"
     words = f"{where}: chosen and rejected are swapped in {report.swapped} of {report.pairs} pairs "
@@ -77,7 +77,7 @@ def margins(split: str, pairs: Pairs) -> list[Finding]:
     of = statistics.margins(values, pairs.column("clipped"))
     if of is None:
         known = np.isfinite(probability).any()
-        # A note only, because a run whose objective needs a strength is refused without one.
+        # This is only a note: a run is refused anyway if its objective needs a strength and there is none.
         words = "a probability but no margin" if known else "neither margin nor probability"
         words = f"{split}: the pairs have {words}, so an objective cannot use margins"
         return [Finding("margins", "note", words, split, numbers={"pairs": 0})]
@@ -98,7 +98,7 @@ def _constant(of: Margins) -> bool:
 
 
 def _hints(of: Margins) -> list[str]:
-    hints = ["all are equal, so they carry no strength"] if _constant(of) else []
+    hints = ["all are equal, so they contain no strength"] if _constant(of) else []
     if of.whole and of.distinct > 1:
         hints.append(f"whole numbers with {of.distinct} distinct values, as on a rating scale")
     elif 1 < of.distinct <= 20:
@@ -137,7 +137,7 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
     found = []
     for rule in statistics.shortcuts(pairs):
         accurate = rule.accuracy >= RULE and rule.pairs >= statistics.ENOUGH
-        # A rule for a few pairs is worth a note, but a policy cannot rely on it.
+        # A rule that applies to few pairs is a note only: a policy cannot rely on it.
         harmful = accurate and rule.share >= 0.1
         severity: Severity = "warning" if harmful else "note" if accurate else "ok"
         words = f"{split}: the rule “{rule.rule}” is right in {percent(rule.accuracy)} of the {rule.pairs} pairs it "
@@ -158,9 +158,9 @@ class Strength:
     """The use that an objective makes of margins.
 
     Args:
-        gamma: of its target.
+        gamma: the gamma of its target.
         beta: reward units per nat; None unless its loss is known to have its minimum at gamma m / beta.
-        mean_scores: its scores are means over tokens instead of sums.
+        mean_scores: whether its scores are means over tokens instead of sums.
     """
 
     gamma: float
@@ -172,7 +172,7 @@ def strength_of(objective: Objective) -> Strength | None:
     """Find gamma and beta of an objective; None if it makes no targets from margins.
 
     Raises:
-        UserError: gamma is to be fitted and is not yet.
+        UserError: gamma has to be fitted and has not been fitted yet.
     """
     strengths = (part.strength for part in objective.modules() if isinstance(part, Target))
     gamma = next((strength for strength in strengths if strength is not None), None)
@@ -229,7 +229,7 @@ def _demand(split: str, of: statistics.Demand) -> Finding:
             "ok": "that is within reach",
         }[severity]
     words = (
-        f"{split}: gamma {of.gamma:.4g} with beta {of.beta:.4g} asks the policy for a log-ratio difference of "
+        f"{split}: gamma {of.gamma:.4g} with beta {of.beta:.4g} requires from the policy a log-ratio difference of "
         f"{of.nats['margin 1']:.4g} nats at a margin of one, {nats:.4g} at the median margin ({per_token:.2g} nats per "
         f"token of the median response, which has {of.response:.0f}), and {of.nats['largest margin']:.4g} at the "
         f"largest: {verdict}"

@@ -1,1 +1,1 @@
-"""Commands beside Lightning's four: check, score, select, export."""
+"""Commands in addition to Lightning's four: check, score, select, export."""

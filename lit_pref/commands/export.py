@@ -9,14 +9,14 @@ from lit_pref.hints import did_you_mean
 def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
-    The folder appears when it is whole and has been compared. Its weights are those of the checkpoint to the last bit
-    (merged LoRA: those of the merged model).
+    The folder appears only once it is complete and the comparison has passed. Its weights equal those of the checkpoint
+    to the last bit (with merged LoRA, those of the merged model).
 
     Args:
         ckpt_path: a checkpoint file, or a folder of shards as FSDP2 writes it.
         out: the folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
-        pairs: how many pairs are scored before and after.
+        pairs: the number of pairs whose scores are compared.
 
     Raises:
         UserError: the checkpoint does not exist.
@@ -29,5 +29,5 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
 
     done = export(ckpt_path, out, merge, pairs)
     print(f"wrote {done.folder}")
-    print(f"opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
+    print(f"loaded from there, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -1,4 +1,4 @@
-"""The options of a run as a command receives them: checked at once, and built when the command asks for it."""
+"""The options of a run as a command receives them: checked first, and built when the command needs the run."""
 
 import ast
 from collections.abc import Iterable
@@ -30,7 +30,8 @@ TOP_LEVEL = (
     "print_config",
     "help",
 )
-"""The first parts of all options of a run; a test compares them with the parser, whose making imports torch."""
+"""The first parts of all options of a run. They are listed because building the parser imports torch; a test compares
+them."""
 
 CONSTRUCTORS = {
     "model": ("modules/preference.py", "PreferenceModule"),
@@ -41,13 +42,13 @@ CONSTRUCTORS = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run, as they were typed behind a command's own.
+    """The options of a run, as typed after those of a command.
 
     Args:
         command: the name of the command.
         arguments: the options.
-        relaunchable: whether this process was started by `python -m lit_pref` with these options, so that starting
-            its command line again makes another process of the same run.
+        relaunchable: whether this process was started by `python -m lit_pref` with these options, so that its command
+            line can start further processes of the same run.
         own_options: names of the command's own options, which are suggested for a misspelt one.
     """
 
@@ -62,7 +63,7 @@ class RunOptions:
         return values_of(self.arguments, "-c", "--config")
 
     def check(self) -> None:
-        """Refuse, without importing torch, what no run could be built from.
+        """Refuse options from which no run could be built, without importing torch.
 
         Raises:
             UsageError: an option does not exist, a file is missing, or there is neither a file nor an objective.
@@ -107,7 +108,7 @@ class RunOptions:
         return assemble(config, self.command, self.arguments, self.relaunchable)
 
     def without(self, prefixes: Iterable[str]) -> list[str]:
-        """The arguments less the options that begin with one of the prefixes."""
+        """The arguments without the options that begin with one of the prefixes."""
         return without_options(self.arguments, prefixes)
 
 

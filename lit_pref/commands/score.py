@@ -18,26 +18,26 @@ def score(
     list: bool = False,
     prune: bool | str = False,
 ) -> None:
-    """Compute the stored scores of a run's references that are missing, for all pairs of training and validation.
+    """Compute the missing stored scores of a run's references, for all training and validation pairs.
 
-    Scores of references are computed once and kept in $LIT_PREF_CACHE/references; `fit` computes those it needs and
-    does not find. A killed `score` resumes where it was; several started at once share the work. --list and --prune
-    stand alone, without the options of a run.
+    Scores of references are computed once and kept in $LIT_PREF_CACHE/references; `fit` computes those that it needs
+    and that are missing. A killed `score` resumes where it stopped; several started at once share the work. --list and
+    --prune are used alone, without the options of a run.
 
     Args:
         run: the options of the run.
-        verify: compute the stored scores of so many pairs again, drawn at random, and print the largest difference;
-            exit code 1 where that is more than rounding.
-        list: print what is in the store.
-        prune: remove what killed processes left; with a number of days also the references that were not used for
-            so long, with a name the reference of that name.
+        verify: compute the stored scores of this many randomly drawn pairs again, and print the largest difference;
+            exit code 1 if it is more than rounding.
+        list: print the content of the store.
+        prune: remove the leftovers of killed processes; with a number of days, also the references that were not used
+            for that long; with a name, also the reference of that name.
 
     Raises:
         UsageError: options that exclude each other.
     """
     if list or prune is not False:
         if (list and prune is not False) or verify is not None or run.arguments:
-            raise UsageError("score: --list stands alone, and --prune takes at most DAYS or a NAME; see score --help")
+            raise UsageError("score: --list takes no other option, --prune at most DAYS or a NAME; see score --help")
         from lit_pref.commands.score_store import remove, table
 
         print(table()) if list else remove(None if prune is True else str(prune))
@@ -94,7 +94,7 @@ def verify_stored(module: "PreferenceModule", rows: int) -> None:
         )
     if wrong:
         run.refuse(
-            f"stored scores are not what is computed now ({', '.join(wrong)}): remove them with "
+            f"stored scores differ from those computed now ({', '.join(wrong)}): remove them with "
             "`python -m lit_pref score --prune NAME`, and say what changed if you know it",
         )
 

@@ -33,7 +33,7 @@ def table() -> str:
 
 
 def remove(which: str | None) -> None:
-    """Remove what killed processes left, and references not used for `which` days, or of that name.
+    """Remove leftovers of killed processes, and references unused for `which` days or with the name `which`.
 
     Raises:
         UsageError: no reference has the name.

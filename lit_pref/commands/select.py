@@ -21,12 +21,12 @@ _OF_THE_CHOICE = ("--data.selection", "--data.train")
 
 
 def select(run: RunOptions, out: Path) -> None:
-    """Write the training pairs that data.selection keeps, with a report on what is kept and left out.
+    """Write the training pairs that data.selection keeps, with a report on the selection.
 
-    The pairs are written shuffled, their texts uncut, with every field a run reads: margin (before it is
+    The pairs are shuffled and written with their whole texts and every field that a run reads: margin (before it is
     normalised), probability, data.columns, data.token_columns, the group, the writers of the texts; and a column
-    `selection_score`. Scores and further columns of a source are written where data.columns names them, and the
-    rejected text where the objective reads it. A run that has data.selection itself needs no such file.
+    `selection_score`. Scores and further columns of a source are written if data.columns names them, and the rejected
+    text if the objective reads it. A run that sets data.selection itself needs no such file.
 
       --data.selection AlignmentPotential --data.selection.keep 0.4       the best 40 %
       --data.selection.per_prompt true    of every prompt;    --data.selection.which bottom    the worst
@@ -35,8 +35,8 @@ def select(run: RunOptions, out: Path) -> None:
     Args:
         run: the options of the run: its policy before training, its training pairs, and data.selection
             (AlignmentPotential, ExplicitMargin, ImplicitMargin, Random, PredictiveEntropy, Certainty, or your own).
-        out: the file to write, .jsonl or .parquet; it must not exist. The report goes to files beside it that end
-            in .report.html and .report.json.
+        out: the file to write, .jsonl or .parquet; it must not exist. The report is written next to it, to files that
+            end in .report.html and .report.json.
     """
     files = files_of(out)
     built = run.build()
@@ -63,12 +63,12 @@ def files_of(path: Path) -> Out:
     """
     if path.suffix not in ENDINGS:
         raise UsageError(
-            f"select writes the chosen pairs into a new file: --out chosen.jsonl or --out chosen.parquet; got "
+            f"select writes the chosen pairs to a new file: give --out chosen.jsonl or --out chosen.parquet, not "
             f"{str(path)!r}"
         )
     out = Out(path, path.with_suffix(".report.html"), path.with_suffix(".report.json"))
     if there := [str(file) for file in out if file.exists()]:
-        raise UsageError(f"{there[0]} exists already, and select replaces nothing: remove it or name another --out")
+        raise UsageError(f"{there[0]} exists already, and select overwrites no file: remove it or name another --out")
     return out
 
 
@@ -76,7 +76,7 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     """Write the chosen training pairs of a run, and the report.
 
     Args:
-        module: with its Trainer, whose data are prepared.
+        module: a module with its Trainer and prepared data.
         out: the files to write.
         again: the run's options, for the next command.
 
@@ -90,7 +90,7 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     data = module.data
     if data.selection is None:
         raise UsageError(
-            "this configuration has no data.selection, by which pairs are chosen: add one, such as "
+            "this configuration does not say how to choose pairs: add a data.selection, such as "
             "--data.selection AlignmentPotential"
         )
     if out.pairs.suffix == ".parquet":
@@ -135,7 +135,7 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
         for id in part.pairs.column("id")[part.indices]:
             places[part.source, id] = len(places)
     ids, groups = chosen.ids, chosen.column("group")
-    # Not read from the records: a strength that only some of the sources have is given to no pair.
+    # Not read from the records: if only some of the sources have a strength, it is dropped for all pairs.
     strengths = {"margin": chosen.own_margins, "probability": chosen.column("probability")}
     for source, read in data.read_train():
         place = places.pop((source, read.id), None)
@@ -187,7 +187,7 @@ def _next(data: Any, pairs: Path, again: Sequence[str]) -> str:
             "the margins in the file are not normalised: this command fits the normalisation to the selected pairs, a "
             "run with data.selection fits it to all training pairs"
         )
-    # Options that are not named keep the values that the configuration gives to its sources, so all are set to null.
+    # Options of the configuration's own sources would remain in force unless they are set to null.
     old = sources_of(data.train, "data.train")
     given = {field for source in old for field, value in vars(source).items() if value is not None}
     train: dict[str, Any] = dict.fromkeys(sorted(given)) | {"path": str(pairs), "mapping": mapping}

@@ -1,4 +1,4 @@
-"""The one table of commands: dispatch, help, error texts and the documentation read it."""
+"""The table of commands, which dispatch, help, error messages and the documentation read."""
 
 import importlib
 from collections.abc import Callable
@@ -13,9 +13,9 @@ class Command:
     """A command of `python -m lit_pref`.
 
     Args:
-        name: what is typed.
+        name: the word to type.
         help: one line for the list of commands.
-        function: where its typed function is, as `module:name`. The options come from its signature, their help from
+        function: its typed function, as `module:name`. The options come from its signature, their help from
             its docstring.
         needs_run: whether the function first takes the `RunOptions` of a run; then every option of `fit` can follow.
         example: a command line, without `python -m lit_pref`.
@@ -67,7 +67,7 @@ COMMANDS = (
     ),
     Command(
         "check",
-        "look at data and models before a run",
+        "find faults in data and models before a run",
         "lit_pref.commands.trainer:check",
         True,
         "check --config FILE --html check.html",
@@ -100,7 +100,7 @@ def command_named(name: str) -> Command:
     """The command of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such command.
     """
     names = [command.name for command in COMMANDS]
     if name not in names:
@@ -114,7 +114,7 @@ def lines(which: tuple[Command, ...] = COMMANDS) -> str:
 
 
 def program_help() -> str:
-    """What `python -m lit_pref --help` prints."""
+    """The text that `python -m lit_pref --help` prints."""
     with_run = lines(tuple(command for command in COMMANDS if command.needs_run))
     without = lines(tuple(command for command in COMMANDS if not command.needs_run))
     return f"""usage: python -m lit_pref COMMAND [options]

@@ -1,4 +1,4 @@
-"""The commands that do what a method of `Run` does: `fit`, `validate`, `test`, `predict` and `check`."""
+"""The commands that call the method of `Run` of the same name: `fit`, `validate`, `test`, `predict` and `check`."""
 
 from pathlib import Path
 
@@ -40,9 +40,9 @@ def check(run: RunOptions, model: bool = False, html: Path | None = None, json: 
 
     Reads the data of a run as training would and reports, without training, how the sources were read, how many
     records were refused or left out, lengths and truncation, bos and eos tokens, margins and the targets made from
-    them, and the accuracy of rules that ignore quality. All faulty records are counted, even if the run would stop at
-    the first one. Nothing is written into the run folder. The exit code is 1 if something must be fixed before
-    training.
+    them, and the accuracy of rules that ignore quality, such as length. All faulty records are counted, even if the run
+    would stop at the first one. Nothing is written into the run folder. The exit code is 1 if something must be fixed
+    before training.
 
     Args:
         run: the options of the run.

@@ -1,4 +1,4 @@
-"""Write pairs into a JSONL or Parquet file in random order."""
+"""Write pairs to a JSONL or Parquet file in random order."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_pref.errors import UserError
 
-CHUNK = 512  # pairs in a Parquet row group
+CHUNK = 512  # number of pairs in a Parquet row group
 
 
 def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Sequence[str], seed: int) -> None:
@@ -22,11 +22,11 @@ def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Seq
     Args:
         path: ends with .jsonl or .parquet.
         rows: (index into `ids`, record), in any order.
-        ids: of the pairs.
-        seed: of the order.
+        ids: the ids of the pairs.
+        seed: seed of the order.
 
     Raises:
-        UserError: the file is Parquet, and some prompts are texts and others lists of messages.
+        UserError: the file is Parquet, and some prompts are texts while others are lists of messages.
     """
     chance = [hashlib.sha256(f"{seed} {id}".encode()).digest() for id in ids]
     unfinished = path.with_name(path.name + ".unfinished")
@@ -57,7 +57,7 @@ def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Seq
 
 
 def refuse_mixed(prompts: set[type]) -> None:
-    """Refuse a Parquet file of both texts and lists of messages.
+    """Refuse to write a Parquet file of both texts and lists of messages.
 
     Args:
         prompts: the types of all prompts.

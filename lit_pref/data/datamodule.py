@@ -58,8 +58,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         max_prompt_length: the most tokens of a prompt, cut from the left; null refuses prompts that leave no room.
         special_text: how the name of a special token inside a text is encoded: as its characters (`plain`), or as that
             `token`.
-        columns: further columns of numbers to carry along.
-        token_columns: columns of values of single tokens: NAME stands for `NAME_chosen` and `NAME_rejected`, lists of
+        columns: further columns of numbers to keep with the pairs.
+        token_columns: per-token columns: NAME means the columns `NAME_chosen` and `NAME_rejected`, lists of
             [start, end, value] in characters of the response.
         on_swap: rule for a column in a row whose strength prefers the rejected text, so that the texts are swapped:
             `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
@@ -154,7 +154,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         limits = {"the policy": self._module.spec.max_length()}
         limits |= {f"the reference '{r.label}'": r.max_length(tokenizer) for r in self._module.references}
         self.refuse_longer(splits, limits)
-        # Before the module's own setup, which Lightning calls later: selection and micro-batches depend on the layout.
+        # The layout is chosen before Lightning calls the module's setup, because selection and micro-batches depend on
+        # it.
         self._module.decide_layout(self.train_pairs.lengths)
         if stage == "fit" and self.selection is not None:
             self._train = self.unselected.subset(self._module.select(self.unselected, self.selection))
@@ -196,11 +197,11 @@ class PreferenceDataModule(RunData, LightningDataModule):
         return steps_per_epoch(self._trainer, self._sampler(self._epochs))
 
     def rank_and_world(self) -> tuple[int, int]:
-        """Return this process's rank and the number of ranks, of those that divide the data."""
+        """Return this process's rank and the number of ranks, counting only ranks with different data."""
         strategy = self._trainer.strategy
         if not isinstance(strategy, ParallelStrategy):
             return 0, 1
-        data_parallel = strategy.distributed_sampler_kwargs  # knows the data-parallel mesh, if there is one
+        data_parallel = strategy.distributed_sampler_kwargs  # follows the data-parallel mesh, if there is one
         return data_parallel["rank"], data_parallel["num_replicas"]
 
     def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget:
@@ -271,8 +272,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
     ) -> PreferenceBatch:
         return batch.batch.to(device)
 
-    # The position. Lightning restores a loader's own state only in the middle of an epoch. The data module's state is
-    # always restored, so that other data or another order are refused wherever a run was stopped.
+    # The position is saved here because Lightning restores a loader's own state only in the middle of an epoch, but the
+    # data module's state always: other data or another order are refused wherever a run was stopped.
 
     def state_dict(self) -> dict[str, Any]:
         position = {} if self._loader is None else self._loader.state_dict()
@@ -280,7 +281,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict
-        # The normalisers with which the policy was trained, even if data.train has changed.
+        # Use the normalisers with which the policy was trained, even if data.train has changed.
         fitted = {name: Normaliser(**values) for name, values in state_dict.get("normalisers", {}).items()}
         if fitted:
             sources = [part.source for part in self.val_pairs.parts]

@@ -34,7 +34,8 @@ class TrainAccumulator:
     """
 
     def __init__(self) -> None:
-        # For every set of names that a micro-batch had, one running tensor: the sum of each, then the number of pairs.
+        # One running tensor per set of names that occurs in a micro-batch: the sum of each name, then the number of
+        # pairs.
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def add(
@@ -50,7 +51,7 @@ class TrainAccumulator:
         rows = torch.stack([*columns, torch.ones_like(columns[0])])
         sums = torch.where(pairs.is_real, rows, 0).sum(
             1, dtype=torch.float64
-        )  # a product with `is_real` would keep NaN of a filler
+        )  # multiplying by `is_real` would keep a filler's NaN
         names = tuple(values)
         if names in self._sums:
             self._sums[names] += sums
@@ -58,7 +59,7 @@ class TrainAccumulator:
             self._sums[names] = sums
 
     def flush(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the means since the last flush and start anew; one reduction, one wait for the device.
+        """Return the means since the last flush and reset them; one reduction, one wait for the device.
 
         The result also has `train/pairs` and `train/response_tokens`, totals over ranks, for the throughput. Each mean
         is over the pairs that had the value. A non-finite value makes its mean non-finite.

@@ -68,7 +68,7 @@ def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -
     Raises:
         ValueError: a value that is not finite, a label outside [0, 1], no pairs.
 
-    >>> reliability_bins(torch.tensor([0.0, 0.0]), bins=2).error  # says 1/2, and in both orders half are right
+    >>> reliability_bins(torch.tensor([0.0, 0.0]), bins=2).error  # predicts 1/2, and over both orders half are right
     0.0
     """
     z, label = _checked(z, label)
@@ -136,7 +136,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     if not len(z):
         return Temperature(math.nan, "all tied")
     scale = z.abs().max().item()
-    z = z / scale  # so that the bracket neither overflows nor vanishes, however small or large z is
+    z = z / scale  # scaled, so that the bracket neither overflows nor vanishes, however small or large z is
 
     def derivative(s: float) -> float:
         return (z * ((1 - label) * (s * z).sigmoid() - label * (-s * z).sigmoid())).sum().item()
@@ -196,7 +196,7 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
 
     The bars are 95 % Wilson intervals, drawn if every label is 0 or 1 (a bin contains each pair once).
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps global state
+    from matplotlib.figure import Figure  # pyplot is avoided because it keeps global state
 
     reliability = reliability_bins(z, label, bins)
     presented, observed = reliability.presented.numpy(), reliability.observed.numpy()

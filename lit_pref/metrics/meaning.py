@@ -1,9 +1,9 @@
-"""Formula and unit of every logged number: those that parts of the package log by themselves, or objectives log.
+"""Formula and unit of the numbers that objectives and other parts of the package log directly.
 
-The meaning of all other numbers is beside the code that computes them: `MEASURES` and `TOTALS` in `pair_metrics`,
+The meaning of all other numbers is in the modules that compute them: `MEASURES` and `TOTALS` in `pair_metrics`,
 `CALIBRATION` in `calibration`, `COLUMNS` in `records`. docs/metrics.md is generated from these mappings.
 
-Words in capitals stand for what depends on the run: K is the number of a reference, COLUMN a column of the data.
+Words in capitals are placeholders: K is the index of a reference, COLUMN a column of the data.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ class Meaning(NamedTuple):
 
 
 LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
-    "logits": Meaning("x = beta (φ(h_w) - φ(h_l)) - o, what the link is applied to", "1"),
+    "logits": Meaning("x = beta (φ(h_w) - φ(h_l)) - o, the input of the link", "1"),
     "beta": Meaning("beta of the pair", "reward per nat"),
     "target": Meaning("p, the probability that the loss fits, clamped to [0, 1]", "1"),
-    "target_entropy": Meaning("-p log p - (1 - p) log(1 - p), the least loss that a pair can have", "nats"),
+    "target_entropy": Meaning("-p log p - (1 - p) log(1 - p), the smallest possible loss of a pair", "nats"),
     "kl_to_target": Meaning("loss of the link - target_entropy = KL(p || sigmoid(x)); 0 is a perfect fit", "nats"),
     "epsilon_step": Meaning("direction of epsilon-DPO's step: 1 lowers beta, -1 raises it, 0 keeps it", "1"),
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
-    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic's window changed", "1"),
+    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
 }
 """Values in `ObjectiveOutput.logged` of the shipped objectives and parts; reported as means over pairs."""
@@ -32,16 +32,18 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
 TRAINING: dict[str, Meaning] = {
     "train/pairs_per_second": Meaning("pairs / seconds since the last log line, validation excluded", "1/s"),
     "train/response_tokens_per_second": Meaning("tokens of both responses / the same seconds", "1/s"),
-    "train/peak_memory_gib": Meaning("most memory held since the start: of the GPU, without one of the process", "GiB"),
+    "train/peak_memory_gib": Meaning(
+        "largest memory use since the start, of the GPU if there is one, else of the process", "GiB"
+    ),
     "train/gradient_norm": Meaning(
-        "L2 norm of the gradient of the logged optimizer step, before clipping", "loss per weight"
+        "L2 norm of the gradient in the logged optimizer step, before clipping", "loss per weight"
     ),
     "train/learning_rate": Meaning("learning rate of the first parameter group in that step", "1"),
     "train/state/beta": Meaning(
         "the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"
     ),
 }
-"""Numbers that the training loop logs beside the means."""
+"""Numbers that the training loop logs in addition to the means."""
 
 FIGURES: dict[str, Meaning] = {
     "val/reliability/label": Meaning("reliability diagram of sigmoid(z) against the label that chosen is better", ""),

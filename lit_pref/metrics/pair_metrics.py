@@ -18,7 +18,7 @@ def accuracy(z: Tensor) -> Tensor:
     >>> accuracy(torch.tensor([2.0, 0.0, -1.0, float("nan")]))
     tensor([1.0000, 0.5000, 0.0000,    nan])
     """
-    return z.sign().add_(1).mul_(0.5).add_(z - z)  # z - z is 0, or NaN if z is not finite
+    return z.sign().add_(1).mul_(0.5).add_(z - z)  # adds 0, or NaN if z is not finite
 
 
 def _below_zero(change: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ TOTALS: dict[str, Meaning] = {
     "val/pairs": Meaning("evaluated pairs, each id once", "pairs"),
     "val/non_finite_pairs": Meaning("pairs with a value that is NaN or infinite", "pairs"),
 }
-"""Totals that are reported beside the means."""
+"""Totals that are reported in addition to the means."""
 
 _TAKEN = MEASURES.keys() | {tag.partition("/")[2] for tag in TOTALS}
 
@@ -85,7 +85,7 @@ def _logged(names: Iterable[str]) -> list[str]:
 
 
 def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each metric that these values of pairs allow, per pair: name -> (B,); other values are unchanged."""
+    """Return, per pair, each metric whose inputs are among these values: name -> (B,); other values are unchanged."""
     measured = {
         name: measure.function(*[values[key] for key in measure.inputs])
         for name, measure in MEASURES.items()
@@ -139,7 +139,7 @@ def non_finite_pairs(records: Records) -> list[str]:
 
 
 def split_by_group(records: Records) -> dict[str, Records]:
-    """Split records by group; pairs without one are under `ungrouped`. Every pair is in exactly one part."""
+    """Split records by group; pairs without a group are under `ungrouped`. Every pair is in exactly one group."""
     groups = [
         group if group is not None else "ungrouped" for group in records.get("group", [None] * len(records["id"]))
     ]

@@ -1,4 +1,4 @@
-"""One record per evaluated pair, from which validation computes metrics that are exact over pairs and ranks."""
+"""Records of evaluated pairs, from which validation computes metrics that are exact over pairs and ranks."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ COLUMNS: dict[str, Meaning] = {
     "chosen_change": Meaning("log π(chosen) - log π_reference0(chosen); with references", "nats"),
     "z_reference0": Meaning("log-ratio to reference 0 of chosen - of rejected; with several references", "nats"),
     "margin": Meaning("strength of the preference, after normalisation", "units of the data"),
-    "probability": Meaning("P(chosen is better), as the data give it", "1"),
+    "probability": Meaning("P(chosen is better), from the data", "1"),
     "group": Meaning("the source, or the value of `data.group_column`", ""),
     "prompt": Meaning("16 hex digits that identify the prompt", ""),
 }
@@ -43,7 +43,7 @@ def pair_values(
 ) -> dict[str, Tensor]:
     """Return the values of the pairs of a micro-batch as detached (B,) tensors; only values that exist.
 
-    `COLUMNS` describes them; beside those, the result has everything in `output.logged` under its own name.
+    `COLUMNS` describes them; the result also contains everything in `output.logged`, under its own name.
 
     Args:
         policy: scores of the policy.
@@ -73,7 +73,7 @@ def pair_values(
         if len(references) > 1 and policy.rejected is not None and first.rejected is not None:
             values["z_reference0"] = values["chosen_change"] - (values["rejected_logp"] - first.rejected.scores)
     if taken := sorted(set(values) & set(output.logged)):
-        raise ValueError(f"an objective may not log {', '.join(taken)}: the record of a pair already has that name")
+        raise ValueError(f"an objective may not log {', '.join(taken)}: records already have a column of that name")
     values.update(output.logged)
     for name, value in values.items():
         if value.shape != (size,):
@@ -131,11 +131,11 @@ class PairRecords:
             if name not in pairs.columns:
                 known = ", ".join(sorted(pairs.columns)) or "none"
                 raise UserError(
-                    f"The validation records need the column '{name}', which the data do not have (columns: "
-                    f"{known}): map it in the data, or leave it out."
+                    f"The validation records need the column '{name}', which the data do not have (columns: {known}): "
+                    "add it to the data, or leave it out."
                 )
             if name in values:
-                raise ValueError(f"the column '{name}' has a name that the record of a pair already has")
+                raise ValueError(f"records already have a column '{name}': rename the column of the data")
             values[name] = pairs.columns[name]
         self._batches.append((values, pairs.is_real))
 

@@ -13,8 +13,8 @@ from lit_pref.models.special_text import EncodableText, Span, SpecialNames, unus
 from lit_pref.pairs import Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""Errors that a chat template raises when it refuses a conversation, or does not expect one like it."""
-REMEMBERED = 1024  # rendered prompts: many pairs share one
+"""Errors that a chat template raises if it refuses a conversation, or was not written for it."""
+REMEMBERED = 1024  # number of rendered prompts to cache: many pairs share one
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class Chat:
 
     def _find(self, messages: Sequence[Message], response: str, text: str) -> Span | None:
         if self._tail is None or (span := self._before(self._tail, response, text)) is None:
-            # Nearly all responses are followed by the same text; if this one is not, marks find it.
+            # The same text follows nearly all responses; if another text follows this one, marks find the end of the
+            # response.
             marks = unused([text, response], 2)
             marked = marks[0] + response.strip() + marks[1]
             shown = self._attempt([*messages, {"role": "assistant", "content": marked}]).rstrip()
@@ -160,7 +161,7 @@ class Chat:
     @staticmethod
     def _before(tail: str, response: str, text: str) -> Span | None:
         end = len(text) - len(tail)
-        # Some templates strip messages on both sides.
+        # Some templates strip whitespace on both sides of messages.
         for kept in (response.lstrip(), response.strip()):
             if text.endswith(kept + tail):
                 return end - len(kept), end

@@ -1,4 +1,4 @@
-"""Encodes texts as token ids: one bos token, special tokens in texts as plain text, the end of a response."""
+"""Encodes texts as token ids, with one bos token, an end token, and special tokens in texts as plain text."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ class Unreadable(Exception):
 def _as_unreadable() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the tokenizers library raises nothing more specific
+    except Exception as error:  # because the tokenizers library raises nothing more specific
         raise Unreadable(str(error)) from error
 
 
@@ -36,7 +36,7 @@ class Encoded:
 class Encoding:
     """Encodes texts with one tokenizer.
 
-    `bos` holds the id of the bos token, or nothing if there is none; `eos` is the id of the eos token.
+    `bos` is a list with the id of the bos token, or empty if there is none; `eos` is the id of the eos token.
 
     Args:
         tokenizer: a tokenizer that has an eos token.
@@ -96,9 +96,9 @@ class Encoding:
         """Append eos to the ids of a response, unless they already end with the template's end-of-turn token.
 
         Args:
-            ids: the ids of `text`, or the last of them.
+            ids: the ids of `text`, or the last part of them.
             text: prompt and response.
-            response: the response as the data give it.
+            response: the response as in the data.
             span: the response in `text`, if known.
         """
         # An end-of-turn token is an added token that follows the response, not the response's own last token.
@@ -129,7 +129,7 @@ class Encoding:
     def _encode_fast(self, texts: list[str], plain: bool) -> list[list[int]]:
         """Return the ids of `tokenizer(texts)`, without the cost of its masks."""
         backend = self.tokenizer.backend_tokenizer
-        # Settings that an earlier call may have left behind.
+        # Reset the settings that an earlier call may have left behind.
         backend.no_padding()
         backend.no_truncation()
         before, backend.encode_special_tokens = backend.encode_special_tokens, plain
@@ -176,7 +176,7 @@ class Encoding:
         return Encoded(ids[start:], spans and spans[start:]) if start else encoded
 
     def _refuse_name_as_token(self, text: EncodableText, ids: list[int]) -> None:
-        """Refuse a text if the tokenizer knows the name of a special token as an ordinary word too."""
+        """Refuse a text if the name of a special token is also an ordinary word of the tokenizer."""
         named = Counter(text.text[start:end] for start, end in self.names.spans(text.text))
         named.subtract(text.text[start:end] for start, end in text.special or ())
         for name in (name for name, count in named.items() if count > 0):
@@ -217,12 +217,12 @@ def common_prefix_length(lists: Sequence[list[int]]) -> int:
 
 
 def tokenizer_state(tokenizer: Any) -> Any:
-    """Return everything that decides how a tokenizer encodes a text, as JSON values; not its chat template."""
+    """Return everything that affects how a tokenizer encodes a text, except its chat template, as JSON values."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         added = sorted((id, repr(token)) for id, token in tokenizer.added_tokens_decoder.items())
         plain = {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int | None)}
         merges = sorted(map(str, getattr(tokenizer, "bpe_ranks", {}).items()))
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), added, sorted(plain.items()), merges]
-    # Not the padding and truncation that an earlier call may have left behind.
+    # The padding and truncation settings that an earlier call may have left behind are not included.
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}

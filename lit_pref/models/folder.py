@@ -1,4 +1,4 @@
-"""Folders of models and tokenizers: a local path is used as it is, a hub name is downloaded."""
+"""Finds the folders of models and tokenizers: a local path is used directly, a hub name is downloaded."""
 
 import os
 from pathlib import Path
@@ -24,14 +24,14 @@ def model_folder(name: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: no such folder (names the nearest ones), no such model, the hub cannot be reached, or the folder
-            does not contain such a model.
+        UserError: there is no such folder (the message names similar ones) or model, the hub cannot be reached, or the
+            folder lacks the configuration or the weights.
     """
     folder = _locate(name, revision, [*_NOT_WEIGHTS, "*.safetensors"])
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model, and give that"
+                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model and use the result"
             )
         raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that contains it")
     if not any(folder.glob("*.safetensors")):
@@ -62,7 +62,7 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise UserError(f"there is no folder '{name}'{_nearest(path)}")
     try:
         reachable = _hub_answers(name, revision)
-        # Sub-folders contain the same weights in other formats.
+        # Sub-folders are not downloaded: they contain the same weights in other formats.
         return Path(
             snapshot_download(
                 name,
@@ -99,7 +99,7 @@ def _hub_answers(name: str, revision: str | None) -> bool:
 
 
 def _nearest(path: Path) -> str:
-    """Return the folders that the user may have meant, as the end of a sentence."""
+    """Suggest folders with similar names, to end a sentence with."""
     parent = path.parent
     if not parent.is_dir():
         return f" (nor a folder '{parent}')"

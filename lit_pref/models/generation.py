@@ -19,11 +19,11 @@ def generate(
     seed: int = 0,
     batch: int = 512,
 ) -> list[list[int]]:
-    """Generate one response per prompt: its ids up to and including the end token, which a truncated one lacks.
+    """Generate one response per prompt: its ids, including the end token unless the response was truncated.
 
-    y ~ softmax(f / temperature) over the whole vocabulary: no top-k, top-p or penalty applies, whatever the generation
-    settings in the model's folder. With `temperature` None the most likely token is taken. The samples depend only on
-    `seed`, `batch` and the order of the prompts: the global random state is neither read nor changed.
+    y ~ softmax(f / temperature) over the whole vocabulary: no top-k, top-p or penalty applies, whatever the model's
+    generation settings say. With `temperature` None the most likely token is taken. The samples depend only on `seed`,
+    `batch` and the order of the prompts: the global random state is neither read nor changed.
 
     Args:
         model: a causal LM or a PeftModel; the training mode of every module is restored.
@@ -45,7 +45,7 @@ def generate(
     device = next(model.parameters()).device
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     saved_config = owner.generation_config
-    # generate() takes every setting that `config` does not name from the model's own, penalties included.
+    # For settings that `config` does not name, generate() uses the model's own, including penalties.
     owner.generation_config = GenerationConfig()
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
     try:
@@ -79,7 +79,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids at which generation stops: eos, then those in the model's generation settings (end of turn).
 
-    Only special tokens count: a model built from a bare config has its class's default id, which may be a word here.
+    Only special tokens count: a model built from a bare config has its class's default id, which may be the id of a
+    word in this tokenizer.
     """
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]

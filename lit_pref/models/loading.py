@@ -15,7 +15,7 @@ from lit_pref.errors import UsageError, UserError
 
 @contextmanager
 def building(seed: int) -> Iterator[None]:
-    """Context in which models are built on the CPU, in fp32 by default and from `seed`, whatever a Trainer has set.
+    """Context in which models are built on the CPU, in fp32 by default and from `seed`, under any Trainer settings.
 
     The global random state and the default dtype are restored, and transformers shows no progress bars.
     """
@@ -23,7 +23,7 @@ def building(seed: int) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         with without_bars(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            # Only the CPU's generator: torch.manual_seed would change those of the GPUs as well.
+            # Only the CPU's generator is seeded: torch.manual_seed would also change those of the GPUs.
             torch.default_generator.manual_seed(seed)
             yield
     finally:
@@ -43,14 +43,14 @@ def without_bars() -> Iterator[None]:
 
 
 def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """Load the causal LM in `folder`; every weight must be there.
+    """Load the causal LM in `folder`; no weight may be missing.
 
     Args:
         name: the user's name for it, for messages.
         folder: a folder with safetensors.
         config: the model's configuration, possibly changed.
         dtype: dtype of the weights.
-        form: further arguments of `from_pretrained`.
+        form: further arguments for `from_pretrained`.
 
     Raises:
         UserError: it is not a causal LM that transformers can load, or a weight is missing.
@@ -63,14 +63,14 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        # transformers would fill them with random numbers.
+        # Without this check, transformers would fill them with random numbers.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
     return model
 
 
 def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
-    """Build a causal LM with random weights, drawn in fp32 and then rounded: a seed means the same in every dtype."""
+    """Build a causal LM with random weights, drawn in fp32 and then rounded to `dtype`."""
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **form)
     except (ValueError, ImportError) as error:

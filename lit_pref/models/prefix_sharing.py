@@ -25,7 +25,7 @@ def enable_prefix_sharing(model: Any) -> None:
 
 
 def prefix_sharing_obstacle(policy: ModelSpec) -> str | None:
-    """Return why a model cannot read prefix-shared rows, as the end of a sentence; None if it can.
+    """Return the reason why a model cannot read prefix-shared rows, to end a sentence with; None if it can.
 
     There are three checks, in this order: the configuration; an attention function that refuses every argument it does
     not implement; and a tiny copy of the model, with large weights and with its sliding window, if any, shorter than
@@ -42,7 +42,7 @@ def prefix_sharing_obstacle(policy: ModelSpec) -> str | None:
     return _config_reason(config) or _probe_reason(config)
 
 
-# The first check: the configuration
+# First check: the configuration
 
 _ROUTERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _STATES = ("state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads", "conv_kernel", "attention_window_size")
@@ -77,12 +77,12 @@ def _config_reason(config: Any) -> str | None:
     return None
 
 
-# The second check: the arguments of the attention function
+# Second check: the arguments of the attention function
 
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 
 
-@torch.compiler.disable  # it would compile a graph for every batch layout and use none of them twice
+@torch.compiler.disable  # compiled, each batch layout would need a new graph, which is never used again
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -112,7 +112,7 @@ def _attention(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
+    # The mask is None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
     return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
 
 
@@ -120,7 +120,7 @@ AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
 
 
-# The third check: a tiny copy of the model
+# Third check: both layouts agree in a tiny copy of the model
 
 _TINY = {
     "num_hidden_layers": 2,
@@ -148,7 +148,7 @@ def _probe_reason(config: PretrainedConfig) -> str | None:
         with building(seed=0):
             model = _tiny(config)
             worst = _difference(model)
-    except Exception as error:  # any error of any model family: a model that cannot be probed is not trusted
+    except Exception as error:  # errors depend on the model family: a model that cannot be probed is not trusted
         return f"a tiny copy of it cannot read prefix-shared rows ({first_line(error)})"
     return (
         None
@@ -172,7 +172,8 @@ def _tiny(config: PretrainedConfig) -> Any:
     model = AutoModelForCausalLM.from_config(tiny, dtype=torch.float64, attn_implementation=ATTENTION).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            # With weights of the usual size attention is nearly uniform, and errors in it would hardly show.
+            # Weights are enlarged, because with the usual size attention is nearly uniform and errors in it would
+            # hardly show.
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5 * 2)
     return model
 

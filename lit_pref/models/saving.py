@@ -28,7 +28,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     """
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
-        # A copy, because merging changes the base weights of a model that the caller still uses.
+        # Merge a copy, because merging changes the base weights of a model that the caller still uses.
         whole = copy.deepcopy(model).merge_and_unload()
     with without_bars():
         whole.save_pretrained(folder)
@@ -69,7 +69,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuse to overwrite a folder that is not an export.
 
     Raises:
-        UsageError: `folder` is neither absent, nor empty, nor an earlier export with nothing added to it.
+        UsageError: `folder` exists, and is neither empty nor an earlier export without added files.
     """
     if not folder.exists():
         return
@@ -79,14 +79,14 @@ def refuse_foreign(folder: Path) -> None:
     if not present:
         return
     if MARKER not in present:
-        raise UsageError(f"{folder} is not empty and not written by an export; give another --out")
+        raise UsageError(f"{folder} is not empty and was not written by an export; give another --out")
     try:
         written = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{folder / MARKER} was not written by an export; give another --out") from error
     if added := sorted(present - {MARKER, *written}):
         raise UsageError(
-            f"{folder} is an earlier export with other files in it, which would be lost: {', '.join(added[:4])}; move "
+            f"{folder} is an earlier export with files added to it, which would be lost: {', '.join(added[:4])}; move "
             "them away, or give another --out"
         )
 

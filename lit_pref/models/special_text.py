@@ -26,13 +26,13 @@ class EncodableText:
     special: tuple[Span, ...] | None = None
 
     def upto(self, end: int) -> "EncodableText":
-        """Return the first `end` characters."""
+        """Return the text's first `end` characters, with their special tokens."""
         special = None if self.special is None else tuple(span for span in self.special if span[1] <= end)
         return replace(self, text=self.text[:end], special=special)
 
 
 class SpecialNames:
-    """The names of a tokenizer's special tokens, to be found in texts."""
+    """Finds the names of a tokenizer's special tokens in texts."""
 
     def __init__(self, tokenizer: Any) -> None:
         names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -50,7 +50,7 @@ class SpecialNames:
         return tuple(match.span() for match in self._pattern.finditer(text)) if self._may_hold(text) else ()
 
     def _may_hold(self, text: str) -> bool:
-        # Most texts lack even the first character, and looking for that is twenty times as fast.
+        # Most texts do not even contain the first character, and looking for that is twenty times as fast.
         return any(first in text for first in self._firsts)
 
     def marked(self, text: str, marks: str) -> str:
@@ -62,7 +62,7 @@ class SpecialNames:
         plain: list[str] = []
         special: list[Span] = []
         length = 0
-        # A template that splits texts can leave a mark without its partner; a name ends there too.
+        # A template that splits texts can leave a mark without its partner; a name also ends at such a mark.
         for piece in re.split(f"({marks[0]}[^{marks}]*{marks[1]})|[{marks}]", text):
             if not piece:
                 continue

@@ -31,8 +31,8 @@ class Corpus:
 def train_tokenizer(corpus: Corpus, vocabulary: int) -> Path:
     """Train a byte-level BPE tokenizer on `corpus`, once, and return its folder in the cache.
 
-    Every byte is a token, so no text is unknown; `<bos>` precedes every text; the result is deterministic and does not
-    depend on the number of threads.
+    Every byte is a token, so every text can be encoded; `<bos>` precedes every text; the result is deterministic and
+    does not depend on the number of threads.
 
     Args:
         corpus: the texts.

@@ -85,7 +85,7 @@ class PairModule(LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.layout = layout
-        self.batch_layout: Layout = "padded"  # decided when the data are known
+        self.batch_layout: Layout = "padded"  # set once the data are known
         self.layout_reason = ""
         self.seed = 0
         self.stop_at_step: int | None = None
@@ -93,14 +93,14 @@ class PairModule(LightningModule, ABC):
         self.scorer: Scorer | None = None
         self.references: Sequence[Any] = ()  # frozen models, in modules that compare with some
         self.fitted: list[str] = []  # lines about parameters of the objective fitted to the training pairs
-        self.selected: str | None = None  # a line about the selected training pairs, if not all are used
+        self.selected: str | None = None  # a line about the selection of training pairs, if there is one
         self.evaluation = Evaluation(margin_bins)
         self.checkpoint_step = 0  # of the evaluated weights
         self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
         self.logged_step = 0
         self._log = TrainingLog()
         self._guard = NonfiniteGuard()
-        # Under LoRA checkpoints hold the adapters only: the base weights come from the spec.
+        # Under LoRA, checkpoints contain the adapters only: the base weights come from the spec.
         self.strict_loading = spec.lora is None
 
     @abstractmethod
@@ -146,7 +146,7 @@ class PairModule(LightningModule, ABC):
             return
         scorer = Scorer(self.spec.build())
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
-            # Even if these data are read padded: the data of a later validation may not be.
+            # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
             enable_prefix_sharing(scorer.model)
         scorer.probe()
         self.on_scorer_built(scorer)
@@ -174,8 +174,8 @@ class PairModule(LightningModule, ABC):
         policy, references, output = self.scores(batch)
         self._guard.add(output.losses, batch.pairs)
         self._log.pairs.add(output, policy, references, batch.pairs)
-        # Gives the mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes:
-        # Lightning divides by the accumulation and the strategies by the ranks.
+        # Lightning divides by the accumulation, and strategies divide by the ranks; this factor makes the result the
+        # mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes.
         scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
         return (output.losses * batch.pairs.is_real).sum() * scale
 
@@ -184,16 +184,16 @@ class PairModule(LightningModule, ABC):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # After the step and before a checkpoint at the end of this batch.
+        # This hook runs after the step and before a checkpoint at the end of this batch.
         self.objective.update(partial(sum_over_ranks, self.trainer))
-        # Lightning counts the step after this hook. Stopped here, it still validates, also if max_steps ends the run.
+        # Lightning counts the step after this hook. If stopped here, it still validates, even at max_steps.
         self._stop_after(self.trainer.global_step + 1)
 
     def on_train_start(self) -> None:
         if self.trainer.global_step > 0:
             self.evaluation.recall(self.trainer.default_root_dir)
         self._log.throughput.start(self.trainer.global_step)
-        # A run killed after its last step has no step left when it is resumed.
+        # A run that was killed after its last step has no steps left when it is resumed.
         self._stop_after(self.trainer.global_step)
         if any(callback.wait_count >= max(1, callback.patience) for callback in self.trainer.early_stopping_callbacks):
             self.trainer.should_stop = True
@@ -243,7 +243,7 @@ class PairModule(LightningModule, ABC):
     test_step = predict_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        # For callbacks that watch a metric, such as early stopping; loggers have the numbers already.
+        # `log_dict` is for callbacks that watch a metric, such as early stopping; loggers already have the numbers.
         if watched := self.evaluation.finish(self.trainer, self.checkpoint_step):
             self.log_dict(watched, logger=False, rank_zero_only=False, sync_dist=False, batch_size=1)
 
@@ -258,7 +258,7 @@ class PairModule(LightningModule, ABC):
     # Checkpoints
 
     def checkpoint_info(self) -> dict[str, Any]:
-        """Plain data about the run: what `export` needs, and what `check_checkpoint` compares."""
+        """Plain data about the run, which `export` needs and `check_checkpoint` compares."""
         assert self.scorer is not None
         return {
             "format": FORMAT,
@@ -272,14 +272,14 @@ class PairModule(LightningModule, ABC):
         }
 
     def check_checkpoint(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint that would silently make another run of this one; warn of changes that are allowed.
+        """Refuse a checkpoint that would silently change this run; warn of changes that are allowed.
 
         Args:
-            saved: the `checkpoint_info` in it.
+            saved: the `checkpoint_info` in the checkpoint.
 
         Raises:
-            UserError: The checkpoint is of another base model, other adapters, or an objective with other state; or
-                this run resumes training and would fit the objective or lay out batches in another way.
+            UserError: The checkpoint has another base model, other adapters or other state of the objective, or
+                this run resumes training with another fitting rule or batch layout.
         """
         check_state(saved, self.spec, self.objective)
         if self.trainer.state.fn == "fit":
@@ -296,5 +296,5 @@ class PairModule(LightningModule, ABC):
         saved = read_info(checkpoint)
         self.check_checkpoint(saved)
         check_trained_tensors(saved, checkpoint.get("state_dict"))
-        self.fitted = saved["fitted"]  # the fitted values are in the state
+        self.fitted = saved["fitted"]  # the fitted values are part of the state
         self.checkpoint_step = checkpoint["global_step"]

@@ -1,4 +1,4 @@
-"""Information about a run in its checkpoints, and refusing to resume a run that would silently change."""
+"""Stores information about a run in its checkpoints, and refuses to resume a run that would silently change."""
 
 import json
 import warnings
@@ -16,17 +16,17 @@ from lit_pref.scoring.layout import Layout
 
 KEY = "lit_pref"
 """The key of this information in a checkpoint."""
-FORMAT = 2  # raise it when an older checkpoint can no longer be resumed or exported
+FORMAT = 2  # raise it when older checkpoints can no longer be resumed or exported
 SAMPLE = 8
 """Pairs kept in a checkpoint, as ids.
 
-An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both compute the
-same. It does not show that the checkpoint holds the trained weights, because no scores are kept.
+An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both give the
+same scores. It does not show that the checkpoint contains the trained weights, because no scores are kept.
 """
 
 
 class FrozenModel(Protocol):
-    """A model beside the trained one that a resumed run must have again."""
+    """A model other than the trained one, which a resumed run must have again."""
 
     def describe(self) -> str: ...
 
@@ -45,8 +45,8 @@ def class_path(instance: Any) -> str:
 def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
     """Describe the trained model in plain data, so that the checkpoint loads with `weights_only`.
 
-    The architecture is the content of config.json if the checkpoint holds all weights, and then does not need the
-    model's folder.
+    If the checkpoint contains all weights, the architecture is the content of config.json, and the model's folder is
+    not needed.
     """
     whole = spec.lora is None
     return {
@@ -59,7 +59,7 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
 
 
 def objective_info(objective: Objective, fitted: list[str]) -> dict[str, Any]:
-    """Describe the objective in plain data; `fitted` holds the lines about what was fitted to the training pairs."""
+    """Describe the objective in plain data; `fitted` are the lines about values fitted to the training pairs."""
     return {
         "objective": repr(objective),
         "objective_class": class_path(objective),
@@ -86,7 +86,7 @@ def without_frozen(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
 
 
 def format_problem(checkpoint: dict[str, Any]) -> str | None:
-    """Return why this version cannot read a checkpoint, as the end of a sentence about it; None if it can."""
+    """Return the reason why this version cannot read a checkpoint, to end a sentence with; None if it can."""
     saved = checkpoint.get(KEY)
     if saved is None:
         return "is not a checkpoint of lit_pref"
@@ -110,12 +110,12 @@ def read_info(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) -> None:
-    """Refuse a checkpoint whose state this run cannot take.
+    """Refuse a checkpoint whose state this run cannot load.
 
     Raises:
-        UserError: It is of other adapters, another base model, or an objective with other state.
+        UserError: It is from other adapters, another base model, or an objective with other state.
     """
-    # Before the base model: a checkpoint of whole weights has no adapters, whatever the model.
+    # Adapters are checked before the base model: a checkpoint of whole weights has none, whatever its model is.
     lora = _settings(spec.lora)
     if saved["lora"] != lora:
         raise UserError(
@@ -125,14 +125,15 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
     if lora is not None and saved["policy"] != spec.fingerprint():
         raise UserError(
             f"the policy ({spec.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
-            "which holds adapters only; set model.policy to that base model"
+            "which contains adapters only; set model.policy to that base model"
         )
     state = sorted(objective.state_dict())
     if saved["objective_state"] != state:
         raise UserError(
-            f"the objective of this run ({objective!r}) keeps {', '.join(state) or 'nothing'} in a checkpoint, "
-            f"and that of the checkpoint ({saved['objective']}) {', '.join(saved['objective_state']) or 'nothing'}; "
-            "take the checkpoint's objective, or start a new run from an exported folder"
+            f"the objective of this run ({objective!r}) stores {', '.join(state) or 'nothing'} in a checkpoint, and "
+            f"that of the checkpoint ({saved['objective']}) stores "
+            f"{', '.join(saved['objective_state']) or 'nothing'}; use the checkpoint's objective, or start a new run "
+            "from an exported folder"
         )
 
 
@@ -140,10 +141,10 @@ def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout
     """Refuse to resume training with another fitting rule or layout; warn of other hyper-parameters of the objective.
 
     Args:
-        saved: information in the checkpoint.
-        objective: of this run.
-        layout: of this run.
-        layout_reason: why this run has that layout.
+        saved: the information in the checkpoint.
+        objective: the objective of this run.
+        layout: the layout of this run.
+        layout_reason: the reason why this run has that layout.
 
     Raises:
         UserError: The fitting rules or the layouts differ.
@@ -152,7 +153,7 @@ def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout
     for name, rule in saved["fitted_by"].items():
         if (own := _fitted_by(objective).get(name)) != rule:
             raise UserError(
-                f"{name} of the checkpoint was fitted by {rule}, and this run says {own}, but a resumed run does not "
+                f"{name} of the checkpoint was fitted by {rule}, and this run sets {own}, but a resumed run does not "
                 "fit it again: give the run the checkpoint's settings, or start a new run from an exported folder"
             )
     if saved["layout"] != layout:
@@ -168,14 +169,14 @@ def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout
 
 
 def check_trained_tensors(saved: dict[str, Any], state: dict[str, Any] | None) -> None:
-    """Refuse a checkpoint without some of the trained tensors; `state` is None where they are loaded separately.
+    """Refuse a checkpoint that lacks trained tensors; `state` is None if tensors are loaded separately.
 
     Raises:
         UserError: Tensors are missing.
     """
     missing = set() if state is None else set(saved["trainable"]) - set(state)
     if missing:
-        raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not whole")
+        raise UserError(f"the checkpoint lacks trained tensors: {', '.join(sorted(missing)[:4])}; it is not complete")
 
 
 def check_references(saved: dict[str, Any], references: Sequence[FrozenModel]) -> None:
@@ -185,7 +186,7 @@ def check_references(saved: dict[str, Any], references: Sequence[FrozenModel]) -
         UserError: A reference is another model, or has another dtype.
     """
     own = reference_info(references)
-    # Of the descriptions only the dtype counts: a folder may move.
+    # Only the dtype of a description is compared, because a folder may move.
     same_dtypes = _dtypes(saved["reference_texts"]) == _dtypes(own["reference_texts"])
     if saved["references"] != own["references"] or not same_dtypes:
         raise UserError(

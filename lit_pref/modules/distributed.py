@@ -1,4 +1,4 @@
-"""Ranks and devices of a run: its context, sums and records over ranks, random state, FSDP2 sharding."""
+"""Ranks and devices of a run: the run's context, reductions over ranks, random state, FSDP2 sharding."""
 
 import random
 import sys
@@ -23,13 +23,13 @@ from lit_pref.scoring.layout import Layout
 
 
 def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int | None) -> RunContext:
-    """Return the facts of a Trainer's run.
+    """Return the context of a Trainer's run.
 
     Args:
-        trainer: of the run.
-        layout: of the batches.
-        seed: of the run.
-        stop_at_step: an optimizer step at which the run stops before its end; None for none.
+        trainer: the run's Trainer.
+        layout: the layout of the batches.
+        seed: the run's seed.
+        stop_at_step: an optimizer step at which the run stops early; None if it does not.
     """
     strategy, plugin = trainer.strategy, trainer.precision_plugin
     assert trainer.state.fn is not None
@@ -63,7 +63,7 @@ def say(line: str) -> None:
 
 
 def data_parallel_size(trainer: Trainer) -> int:
-    """The number of ranks over which the pairs of an optimizer step are spread."""
+    """The number of ranks among which the pairs of an optimizer step are divided."""
     return trainer.world_size
 
 
@@ -82,11 +82,11 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def refuse(trainer: Trainer, sentence: str) -> NoReturn:
-    """Stop all ranks; called on every one.
+    """Stop all ranks; every rank must call it.
 
     Raises:
-        UserError: on the first rank. The others exit silently and successfully, because a launcher would answer a
-            failure by killing the first before it can print the sentence.
+        UserError: raised on the first rank. The others exit silently and successfully, because after a failure a
+            launcher would kill the first rank before it can print the message.
     """
     if not trainer.is_global_zero:
         sys.exit(0)
@@ -94,17 +94,17 @@ def refuse(trainer: Trainer, sentence: str) -> NoReturn:
 
 
 class NonfiniteGuard:
-    """Stops training before an optimizer step on a loss that is not finite."""
+    """Stops training before an optimizer step with a loss that is not finite."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, list[str]]] = []  # per micro-batch of the step: a mask and the pairs' names
+        self._seen: list[tuple[Tensor, list[str]]] = []  # for each micro-batch of the step: a mask and the pairs' names
 
     def add(self, losses: Tensor, pairs: PairData) -> None:
-        """Look at the losses of a micro-batch."""
+        """Remember which losses of a micro-batch are not finite."""
         self._seen.append((~torch.isfinite(losses.detach()) & pairs.is_real, pairs.names))
 
     def check(self, trainer: Trainer) -> None:
-        """Check the micro-batches of an optimizer step, on all ranks, before the weights change.
+        """Check the losses of an optimizer step, on all ranks, before the weights change.
 
         A rank that stopped alone would leave the others waiting for its gradients.
 
@@ -118,7 +118,7 @@ class NonfiniteGuard:
 
 
 def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
-    """Stop all ranks because the losses of these pairs are not finite; called on every rank, with the pairs of all.
+    """Stop all ranks because the losses of these pairs are not finite; every rank calls it with the pairs of all ranks.
 
     Raises:
         UserError: see `refuse`.
@@ -136,7 +136,7 @@ def seed_batch(seed: int, batch: int, rank: int, device: torch.device) -> None:
     A resumed run then draws the same numbers as an uninterrupted one.
     """
     key = zlib.crc32(f"{seed}/{batch}/{rank}".encode())
-    # Not torch.manual_seed: it also seeds absent devices, which takes longer than the rest of a step's overhead.
+    # torch.manual_seed is avoided: it also seeds absent devices, which takes longer than all other overhead of a step.
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)
@@ -180,15 +180,15 @@ def refuse_tensors_outside(module: nn.Module, scorer: nn.Module) -> None:
 
 
 def refuse_fsdp1(strategy: Any) -> None:
-    """Refuse FSDP1 with the recipe for FSDP2.
+    """Refuse FSDP1, with a message on how to use FSDP2.
 
     Raises:
         UsageError: `strategy` is FSDP1, by name or as an object.
     """
     if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
         raise UsageError(
-            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which shards weights, gradients and optimizer "
-            "state too: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which also shards weights, gradients and "
+            "optimizer state: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
         )
 
 
@@ -203,6 +203,6 @@ def check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:
     asked = (len(devices) if isinstance(devices, list) else int(devices)) * nodes
     if asked > 0 and asked != trainer.world_size:
         raise UsageError(
-            f"{asked} devices asked, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, "
+            f"{asked} devices requested, {trainer.world_size} used: check trainer.devices, trainer.num_nodes, "
             "trainer.strategy, and under SLURM that --ntasks-per-node is the number of devices"
         )

@@ -1,4 +1,4 @@
-"""Validation, test and prediction: gathering, writing, measuring and drawing one record per pair."""
+"""Validation, test and prediction: records of pairs are gathered and written, and metrics computed and plotted."""
 
 import math
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class Evaluation:
         self._records = PairRecords()
 
     def begin(self, columns: Sequence[str]) -> None:
-        """Start a new pass, whose records include these numeric columns of the data.
+        """Start a new pass; its records include these numeric columns of the data.
 
-        A column `p_true` holds known probabilities, against which calibration is measured as well.
+        A column `p_true` contains known probabilities, against which calibration is measured as well.
         """
         self._records = PairRecords(columns)
 
@@ -46,8 +46,8 @@ class Evaluation:
         """Merge the records of all ranks, write them to the run folder, and log their metrics.
 
         Args:
-            trainer: of the run.
-            weights_step: the optimizer step of the evaluated weights, used where the run does not train.
+            trainer: the run's Trainer.
+            weights_step: the optimizer step of the evaluated weights, for runs that do not train.
 
         Returns:
             The metrics for callbacks that watch one, such as early stopping; none in the pass before training, and in
@@ -59,9 +59,9 @@ class Evaluation:
         fitting = trainer.state.fn == "fit"
         step = trainer.global_step if fitting else weights_step
         if fitting and trainer.sanity_checking and step > 0:
-            return {}  # a resumed run is not before training
+            return {}  # the pass before a resumed run is not the one before training
         if trainer.is_global_zero:
-            # Named by the command, so that `validate` does not overwrite the records of `fit`.
+            # The file is named after the command, so that `validate` does not overwrite the records of `fit`.
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))
         if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
@@ -72,8 +72,8 @@ class Evaluation:
         if trainer.sanity_checking:
             self.before = self.last
         if stage != "predict":
-            # Not through Lightning: it logs nothing in the pass before training, which is the baseline of every curve,
-            # and every later pass one step too early.
+            # Metrics are logged directly, because Lightning does not log the pass before training, which is the
+            # baseline of every curve, and logs every later pass one step too early.
             for logger in trainer.loggers:
                 logger.log_metrics(self.last, step=step)
         if trainer.is_global_zero:
@@ -93,14 +93,14 @@ class Evaluation:
         return numbers
 
     def recall(self, folder: str | Path) -> None:
-        """Read the metrics before training of a run that is resumed."""
+        """Read the metrics before training, for a run that is resumed."""
         file = record_file(folder, "val", 0)
         if file.exists():
             self.before = self.measure(read_parquet(file), "val")
 
     @staticmethod
     def _targets(records: Records) -> list[str]:
-        # Hard targets are the label itself.
+        # Hard targets equal the labels.
         soft = "target" in records and any(target != 1 for target in records["target"])
         return [name for name in ("p_true", "probability") if name in records] + (["target"] if soft else [])
 

@@ -12,16 +12,16 @@ from lit_pref.response_key import response_key
 
 
 def fit_objective(objective: Objective, pairs: PairView, before_selection: bool = False) -> list[str]:
-    """Fit the objective to the training pairs; return lines for the log, none if it has nothing to fit.
+    """Fit the objective to the training pairs; return lines for the log, or none if there is nothing to fit.
 
     Args:
-        objective: is fitted in place.
-        pairs: of the training split.
-        before_selection: whether these are all training pairs although the run trains on a selection of them; the
+        objective: the objective, which is fitted in place.
+        pairs: the pairs of the training split.
+        before_selection: whether these are all training pairs, although the run trains on a selection of them; the
             lines then say so.
 
     Raises:
-        UserError: it cannot be fitted to these pairs.
+        UserError: the objective cannot be fitted to these pairs.
     """
     inputs = objective.requirements.fit_inputs
     if not inputs:
@@ -44,7 +44,7 @@ def fit_objective(objective: Objective, pairs: PairView, before_selection: bool 
     )
     lines = objective.fit(strengths)
     if before_selection:
-        lines = [f"{line}: of all training pairs, as data.selection chooses in `fit` alone" for line in lines]
+        lines = [f"{line}: of all training pairs, because data.selection is applied in `fit` only" for line in lines]
     return lines
 
 

@@ -1,6 +1,6 @@
-"""Choosing the layout of a run's batches, by the data's lengths and the model's configuration.
+"""Chooses the layout of a run's batches by the data's lengths and the model's configuration.
 
-Never by timings or free memory, with which a resumed run could choose another one.
+Timings and free memory are not used: with them, a resumed run could choose another layout.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ LAYOUTS = ("auto", "prefix_shared", "padded")
 
 
 def check_layout(asked: str) -> None:
-    """Refuse a name that is no layout.
+    """Refuse a name that is not a layout.
 
     Raises:
-        UsageError: It is not in `LAYOUTS`.
+        UsageError: The name is not in `LAYOUTS`.
     """
     if asked == "shared":
         raise UsageError("the layout `shared` is now called `prefix_shared`: set model.layout to prefix_shared")
@@ -31,7 +31,7 @@ def check_layout(asked: str) -> None:
 
 
 def decide_layout(asked: str, model: ModelSpec, lengths: NDArray[Any]) -> tuple[Layout, str]:
-    """Return the layout and the reason for it in words.
+    """Return the layout, and the reason for it as text.
 
     `auto` takes the padded layout if the model does not support prefix sharing, or if pairs are so short that two
     attention calls per pair take longer than the tokens they save. Measured on a CPU, a pair costs 300 µs per layer,
@@ -60,14 +60,14 @@ def decide_layout(asked: str, model: ModelSpec, lengths: NDArray[Any]) -> tuple[
     saved = tokens_saved(lengths)
     width = model.configuration().get_text_config().hidden_size
     if saved * (width**2 + 7_000) < 200_000:
-        return "padded", f"pairs this short ({saved:.0f} tokens saved a pair) are read faster with padding"
+        return "padded", f"such short pairs ({saved:.0f} tokens saved per pair) are read faster with padding"
     return "prefix_shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens a pair"
 
 
 def tokens_saved(lengths: NDArray[Any]) -> float:
     """Tokens per pair that the prefix-shared layout saves over the padded one; negative if rows are uneven.
 
-    The 0.9 quantile of row lengths stands for the longest row of a batch of any size.
+    The 0.9 quantile of row lengths is used as the longest row of a batch, whatever its size.
 
     >>> tokens_saved(numpy.array([[10, 4, 6], [10, 6, 4]]))
     12.0

@@ -1,4 +1,4 @@
-"""Preference optimization of a policy: a pair module with references."""
+"""The LightningModule for preference optimization: trains a policy against frozen references."""
 
 from typing import Any
 
@@ -29,15 +29,15 @@ class PreferenceModule(PairModule):
     Args:
         policy: The model to train.
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
-        references: Frozen models, the first one is the anchor. Null takes what the objective needs: none, or the
-            policy as it was before training (under LoRA: the policy with its adapter switched off).
+        references: Frozen models; the first one is the anchor. Null takes the references that the objective needs:
+            none, or the policy as it was before training (under LoRA: the policy with its adapter switched off).
         optimizer: A callable from parameters to a torch optimizer.
         schedule: The learning rate over optimizer steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
         layout: `prefix_shared` reads a prompt once for both responses and has no padding, `padded` gives each response
             a row; `auto` shares the prefix if the model can and if it is faster.
         reference_store: Scores of references are kept on disk and computed once for all runs, and no reference is in
-            memory during training; true: of all references, false: of none, null: of all but those of which the
+            memory during training; true: for all references; false: for none; null: for all except those of which the
             objective reads more than scores.
 
     Raises:
@@ -67,7 +67,7 @@ class PreferenceModule(PairModule):
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None
-        # References first: one of them may be the policy's own scorer with its adapter off.
+        # References are scored first: one of them may be the policy's own scorer with its adapter off.
         needs, against = self.objective.requirements.reference_statistics, None
         references: list[PairScores] = []
         if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics):
@@ -79,7 +79,7 @@ class PreferenceModule(PairModule):
         policy = self.scorer(batch, self.objective.requirements.statistics, against)
         return policy, references, self.objective(policy, references, batch.pairs)
 
-    # Selecting training pairs, before the policy exists
+    # Selection of training pairs, before the policy exists
 
     def select(self, pairs: PairView, selection: Selection) -> NDArray[Any]:
         """Return the increasing indices of the selected training pairs, the same on every rank, and print a summary.
@@ -100,13 +100,13 @@ class PreferenceModule(PairModule):
         return choice.indices
 
     def pool_and_choice(self, pairs: PairView, selection: Selection) -> tuple[Pool, Choice]:
-        """Return what is known of the training pairs, and which of them are selected; see `SelectionScores`."""
+        """Return the scored pool of training pairs and the selection from it; see `SelectionScores`."""
         # In bf16 a score depends on the batch's layout, so decide it first.
         self.decide_layout(pairs.lengths)
         scores = SelectionScores(self.policy, self.objective, self.references, self.run_context)
         return scores.pool_and_choice(pairs, selection)
 
-    # References: scores are stored before the policy exists, and live models move with it
+    # References: scores are stored before the policy exists, and live models move to the policy's device
 
     def reference_preparations(self, stage: str) -> list[ReferencePreparation]:
         """Return the preparation of each stored reference for the pairs that a stage reads.
@@ -125,12 +125,13 @@ class PreferenceModule(PairModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        # The data are prepared and the policy does not exist yet, so that a reference has the whole device.
+        # Scores are computed here because the data are prepared and no policy exists yet: a reference can use the whole
+        # device.
         for preparation in self.reference_preparations(stage):
             preparation.open()
 
     def on_scorer_built(self, scorer: Scorer) -> None:
-        # Before a checkpoint is restored, so that a reference cannot drift when a run resumes.
+        # References are attached before a checkpoint is restored, so that they cannot drift when a run resumes.
         for reference in self.references:
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
 
@@ -153,7 +154,7 @@ class PreferenceModule(PairModule):
         """See `PairModule.check_checkpoint`.
 
         Raises:
-            UserError: As there, or training would resume against other references.
+            UserError: The base class refuses the checkpoint, or training would resume against other references.
         """
         super().check_checkpoint(saved)
         if self.trainer.state.fn == "fit":

@@ -10,7 +10,7 @@ from lit_pref.errors import UsageError
 
 
 class Schedule(ABC):
-    """Base of the schedules: linear warm-up from 0, then the subclass's decay, ending at `floor` times the peak rate.
+    """Base class of schedules: linear warm-up from 0, then the subclass's decay to `floor` times the peak rate.
 
     Args:
         warmup: Length of the warm-up: a fraction of all optimizer steps if below 1, else a number of steps.
@@ -49,7 +49,7 @@ class Schedule(ABC):
 
 
 class Cosine(Schedule):
-    """Half a cosine from the peak rate to the floor.
+    """Cosine decay from the peak rate to the floor.
 
     >>> [round(Cosine(warmup=2).factor(step, 6), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
@@ -60,7 +60,7 @@ class Cosine(Schedule):
 
 
 class Linear(Schedule):
-    """A straight line from the peak rate to the floor.
+    """Linear decay from the peak rate to the floor.
 
     >>> [round(Linear(warmup=2, floor=0.2).factor(step, 6), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.8, 0.6, 0.4]

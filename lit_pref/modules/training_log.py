@@ -16,17 +16,17 @@ class TrainingLog:
     def __init__(self) -> None:
         self.pairs = TrainAccumulator()
         self.throughput = Throughput()
-        self.gradient_norm: float | None = None  # before clipping, of the step that is logged next
+        self.gradient_norm: float | None = None  # gradient norm before clipping, of the step that is logged next
         self.learning_rate = 0.0
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether to log at optimizer step `step`, once, if every so many steps are logged."""
+        """Whether to log at optimizer step `step`, given the logging interval; true only once per step."""
         return step != self.throughput.step and step % every == 0
 
     def take(
         self, step: int, sum_over_ranks: Callable[[Tensor], Tensor], progress: Mapping[str, float]
     ) -> dict[str, float]:
-        """Return the metrics since the last call and start anew; one reduction over ranks.
+        """Return the metrics since the last call and reset them; one reduction over ranks.
 
         Args:
             step: the optimizer step.
@@ -57,14 +57,14 @@ class Throughput:
 
     def pause(self) -> None:
         """Stop the clock, for a validation."""
-        self._since -= time.perf_counter()  # until `resume`, minus the seconds that count
+        self._since -= time.perf_counter()  # while stopped, minus the seconds counted so far
 
     def resume(self) -> None:
         """Start the clock again."""
         self._since += time.perf_counter()
 
     def take(self, step: int, counted: dict[str, float]) -> dict[str, float]:
-        """Return the rates since the last call and start anew, given the sums over all ranks in the meantime."""
+        """Return the rates since the last call and reset them, given the sums over all ranks since then."""
         seconds = time.perf_counter() - self._since
         self.start(step)
         rates = {

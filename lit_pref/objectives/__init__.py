@@ -1,6 +1,6 @@
 """Objectives: scores in, unreduced losses out. One paper a file; a new file here needs no other edit.
 
-Every module is imported, because a configuration can name a class by its short name only once it is.
+All modules are imported, because a configuration can use a class's short name only after its module is imported.
 """
 
 import importlib

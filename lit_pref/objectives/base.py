@@ -20,10 +20,10 @@ ONE_REFERENCE = Requirements(min_references=1, max_references=1)
 class Objective(Component, ABC):
     """A loss for each pair, from the scores of the policy and of K references.
 
-    Subclasses write `forward` and, unless one reference is all they ask for, state their `requirements`, the number of
-    references among them; a class attribute will do. State belongs in float64 buffers: they follow the device, never a
-    dtype cast. Sums collected between two calls of `update` must be plain tensor attributes, filled only when
-    `self.training` and only from `pairs.is_real` pairs: DDP overwrites buffers from rank 0 at every forward.
+    Subclasses implement `forward` and, unless they need exactly one reference and nothing else, define `requirements`,
+    which include the number of references; a class attribute is enough. Keep state in float64 buffers: they move with
+    the device but are never cast. Sums collected between two calls of `update` must be plain tensor attributes, filled
+    only when `self.training` and only from `pairs.is_real` pairs: DDP overwrites buffers from rank 0 at every forward.
 
     Shapes:
         every score, loss, reward and logged value: (B,)
@@ -34,7 +34,7 @@ class Objective(Component, ABC):
 
     @property
     def requirements(self) -> Requirements:
-        """What it asks of the run: one reference, unless a subclass says otherwise."""
+        """The requirements on the run: one reference, unless a subclass overrides this."""
         return ONE_REFERENCE
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Objective(Component, ABC):
         return {}
 
     def log_prob_parts(self) -> list[str]:
-        """Return the names of the classes that read log-probs of tokens, which a reward model's scalar head has not."""
+        """Return the names of the classes that need log-probs of tokens, which a reward model does not give."""
         asked = self.requirements
         reads = self.log_probs_only or asked.statistics or asked.reference_statistics
         return [type(self).__name__] if reads else []
@@ -82,7 +82,8 @@ class Objective(Component, ABC):
                         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Objective":
-        # bf16-true casts every buffer, and a bf16 temperature never moves again: keep the values, take only the device.
+        # bf16-true casts every buffer, and a temperature in bf16 could not change by small steps: keep the values, take
+        # only the device.
         before = [(module, name, value) for module in self.modules() for name, value in module._buffers.items()]
         super()._apply(fn, recurse)
         for module, name, value in before:

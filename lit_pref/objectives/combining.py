@@ -15,7 +15,7 @@ from lit_pref.objectives.parts.tokens import TokenSum
 
 
 def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterator[str]:
-    """Objections to a beta out of bounds, or to one that varies under a link that needs a constant one."""
+    """Objections to a beta out of bounds, or to a beta that varies under a link that needs a constant one."""
     if not (math.isfinite(beta) and beta > 0):
         yield f"beta must be a positive, finite number, got {beta}."
     if not (temperature.minimum or 0) <= beta <= (math.inf if temperature.maximum is None else temperature.maximum):
@@ -26,7 +26,7 @@ def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterat
 
 
 def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: Score) -> Iterator[str]:
-    """Objections to numbers of references that parts disagree on, or to a score that needs a reference and has none."""
+    """Objections to parts that need different numbers of references, or to a score without a needed reference."""
     for part, limit in itertools.product(parts, parts):
         least, most = part.requirements.min_references, limit.requirements.max_references
         if most is not None and least > most:
@@ -43,7 +43,7 @@ def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: 
 
 
 def score_objections(parts: Sequence[Part], tokens: TokenSum, score: Score, temperature: Temperature) -> Iterator[str]:
-    """Objections to an aggregation of tokens that is no plain sum, or to a divergence, where a part relies on it."""
+    """Objections to parts that need the plain sum over tokens, or the reverse KL divergence, without having it."""
     if not tokens.plain_sum:
         yield from (part.sums_only for part in parts if part.sums_only)
     if temperature.reverse_kl_only and not score.reverse_kl:
@@ -62,9 +62,9 @@ def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]
 
 
 def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
-    """Warnings about a margin that acts twice."""
+    """Warnings about a margin that is used twice."""
     if all("margin" in part.requirements.columns for part in (target, offset)):
         yield (
-            f"the margin acts twice, in {type(target).__name__} and in {type(offset).__name__}, "
+            f"the margin is used twice, in {type(target).__name__} and in {type(offset).__name__}, "
             "and the data cannot tell the two strengths apart."
         )

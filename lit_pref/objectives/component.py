@@ -12,7 +12,7 @@ from lit_pref.pairs import Strengths
 
 
 class _Call(NamedTuple):
-    """One call of a constructor: its own arguments with defaults, the names given, and what went into `**kwargs`."""
+    """One call of a constructor: its own arguments with defaults, the names that were given, and its `**kwargs`."""
 
     values: dict[str, Any]
     given: frozenset[str]
@@ -22,12 +22,12 @@ class _Call(NamedTuple):
 class Component(nn.Module):
     """An objective or a part of one.
 
-    The arguments of its constructor are recorded as given, and its `repr` prints them; so a method may give its
-    numbers the names and units of its paper and need not keep them as attributes.
+    The arguments of its constructor are recorded as given, and its `repr` prints them; so a method can use the names
+    and units of its paper for its arguments without storing them as attributes.
     """
 
     log_probs_only: bool = False
-    """Means something only for log-probs of tokens, not for the scalar of a reward model."""
+    """Is meaningful only for log-probs of tokens, not for the scalar of a reward model."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -36,13 +36,13 @@ class Component(nn.Module):
 
     @property
     def requirements(self) -> Requirements:
-        """What it asks of the run; a subclass may replace the property by a class attribute."""
+        """The requirements on the run; a subclass may replace the property by a class attribute."""
         return Requirements()
 
     def fit(self, strengths: Strengths) -> list[str]:
-        """Fit what is left open to the training pairs; called once before the first step, alike on every rank.
+        """Fit open parameters to the training pairs; called once before the first step, in the same way on every rank.
 
-        The fitted values are state: those of a checkpoint that is loaded later replace them.
+        Fitted values are state: a checkpoint that is loaded later overwrites them.
 
         Returns:
             Lines for the log.
@@ -53,8 +53,8 @@ class Component(nn.Module):
     def arguments(self) -> dict[str, Any]:
         """The arguments of the constructor as they were given, defaults included.
 
-        An argument of a base class is among them if the caller could have given it. One that a subclass computes is
-        not: the subclass has its own name or value for it.
+        They include an argument of a base class if the caller could have given it, but not one that a subclass
+        computes, because the subclass has its own name or value for it.
         """
         calls: list[_Call] = self.__dict__.get("_calls", [])
         shown: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
-            init(self, *args, **kwargs)  # raises Python's own message, which names the class
+            init(self, *args, **kwargs)  # raises Python's own error, which names the class
             raise
         given, extra = frozenset(bound.arguments), {}
         bound.apply_defaults()

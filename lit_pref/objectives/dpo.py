@@ -4,12 +4,12 @@ from lit_pref.objectives.pairwise import Pairwise
 
 
 class DPO(Pairwise):
-    """Direct preference optimisation: the log-ratio to the reference is the reward, and pairs are classified by it.
+    """Direct preference optimisation: classifies pairs by their rewards, the log-ratios to the reference.
 
         L = -log sigmoid(beta (h_w - h_l)),    h_y = log pi(y | x) - log pi_ref(y | x)
 
-    The loss is ln 2 while the policy is its reference. Every part stays open, so that a combination of methods is `DPO`
-    with parts named: MMPO over MRPO's references with epsilon-DPO's temperature is
+    The loss is ln 2 as long as the policy equals its reference. Every part can be replaced, so a combination of methods
+    is `DPO` with other parts: MMPO over MRPO's references with epsilon-DPO's temperature is
     `DPO(target=MarginTarget(1.0), reference=Harmonic(), temperature=EpsilonStep())`.
 
     >>> DPO(beta=0.2).link

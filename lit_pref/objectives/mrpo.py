@@ -18,14 +18,14 @@ class MRPO(Pairwise):
 
     **Source**: MRPO, arXiv 2405.16388. The closed form is derived from the objective's lower bound, clipping and
     weights are taken from thaihungle/MRPO and extended from 2 to K references; `Harmonic` lists the differences.
-    There the second reference reads the policy's token ids whatever its own tokenizer is; here every reference reads
-    the text. In an independent study (arXiv 2512.10040) most single references beat every mixture of them: run `DPO`
-    with each reference alone beside this.
+    In that code the second reference reads the policy's token ids, whatever its own tokenizer is; here every reference
+    reads the text. In an independent study (arXiv 2512.10040) most single references beat every mixture of them:
+    compare with `DPO` on each reference alone.
 
     Args:
         beta: > 0, reward units per nat.
-        eta: width of the window around the anchor's log-prob, relative, >= 0.
-        adaptive: share eta between the responses by their log-probs.
+        eta: relative width of the interval around the anchor's log-prob, >= 0.
+        adaptive: divide eta between the responses by their log-probs.
         weights: K relative weights >= 0, or None for adaptive ones.
         arwc_swap: exchange the adaptive weights, as the official code does; two references at most.
         parts: the other parts of `Pairwise`.

@@ -1,4 +1,4 @@
-"""The common form of an objective: a loss of pairs made of parts."""
+"""The common form of objectives on pairs: a loss that is composed of parts."""
 
 import functools
 import operator
@@ -38,18 +38,18 @@ PARTS = ("reference", "temperature", "target", "link", "tokens", "score", "offse
 
 
 class Pairwise(Objective):
-    """A loss of pairs made of parts.
+    """A loss on pairs that is composed of parts.
 
         L_i = omega_i link(x_i, p_i) + sum_j c_j A_j,i
         x_i = beta_i (phi(h_w) - phi(h_l)) - o_i,        h_y = log pi(y) - log pi~(y)
 
-    Every part is chosen on its own; the defaults of all of them together are DPO. A reward model is trained by the same
-    parts with `reference: NoReference` and `beta: 1`: its scalar takes the place of log pi.
+    Each part is chosen separately; with all defaults the loss is DPO. The same parts train a reward model, with
+    `reference: NoReference` and `beta: 1`: its scalar replaces log pi.
 
     Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
-    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, where it is a KL divergence),
-    and values of the parts. The `repr` prints the arguments as given to the subclass: a paper's own name for beta
-    replaces `beta`, and of a beta that a subclass rescales it prints the one given; `beta` in the log is the one used.
+    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, if this is a KL divergence),
+    and values of the parts. The `repr` prints the arguments as given to the subclass, so beta may have a paper's own
+    name there and its value before a subclass rescales it; `beta` in the log is the value used.
 
     >>> from lit_pref.objectives.parts.target import MarginTarget
     >>> Pairwise(beta=0.05, target=MarginTarget(gamma=2.2)).target
@@ -70,7 +70,7 @@ class Pairwise(Objective):
         terms: further losses, each with its coefficient; default none.
 
     Raises:
-        UsageError: beta is not a positive number, or parts that cannot be combined.
+        UsageError: beta is not a positive number, or the parts cannot be combined.
     """
 
     faithfulness: Faithfulness = "derived"
@@ -104,7 +104,7 @@ class Pairwise(Objective):
         for warning in margin_warnings(self.target, self.offset):
             warnings.warn(f"{type(self).__name__}: {warning}", stacklevel=2)
 
-    # Asked for in every step, and parts stay what they are.
+    # Cached, because every step needs it and the parts never change.
     @cached_property
     def requirements(self) -> Requirements:
         return functools.reduce(operator.or_, (part.requirements for part in self._parts()))

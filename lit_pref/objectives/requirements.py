@@ -1,4 +1,4 @@
-"""What an objective or a part asks of the run: references, statistics, data."""
+"""The requirements of an objective or a part on the run: references, statistics, data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,9 +12,9 @@ SIDES = ("chosen", "rejected", "extra_response")
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an objective or a part asks of the run. The defaults ask for nothing.
+    """The requirements of an objective or a part on the run; by default there are none.
 
-    `a | b` is what `a` and `b` ask for together. Names, statistics and sides are united. The number of references K
+    `a | b` combines the requirements of `a` and `b`. Names, statistics and sides are united. The number of references K
     must suit both, so the ranges intersect: the larger minimum and the smaller maximum. Two parts that cannot agree
     give a minimum above the maximum, which `Pairwise` refuses. `|` is associative and commutative, and `Requirements()`
     changes nothing among those that read both sides of a pair.
@@ -29,15 +29,15 @@ class Requirements:
         statistics: statistics of the policy; they arrive in `SequenceScores.statistics`.
         reference_statistics: statistics of every reference; never `Tilt` or `Kl`, which compare the policy with a
             reference.
-        columns: data it cannot do without: `margin`, `probability`, or names of columns.
+        columns: required data: `margin`, `probability`, or names of columns.
         token_columns: token columns of the data.
         token_functions: token columns computed from a pair's ids: name -> a function known by its import path.
         sides: the responses it reads: both; or `("chosen",)`, and then `rejected` may be absent everywhere; or both and
             `"extra_response"`, and then every record of the data must have one.
-        fit_inputs: data that `fit` looks at: `margin`, `probability`, `responses`, names of columns.
+        fit_inputs: data that `fit` reads: `margin`, `probability`, `responses`, names of columns.
 
     Raises:
-        UsageError: `|` of two that give one name to different token functions.
+        UsageError: `|` combines two requirements with different token functions of the same name.
     """
 
     min_references: int = 0
@@ -62,7 +62,7 @@ class Requirements:
     def __or__(self, other: "Requirements") -> "Requirements":
         for name in self.token_functions.keys() & other.token_functions.keys():
             if self.token_functions[name] is not other.token_functions[name]:
-                raise UsageError(f"two parts compute different token columns of the name {name}: rename one of them")
+                raise UsageError(f"two parts compute different token columns with the name {name}: rename one of them")
         limits = [most for most in (self.max_references, other.max_references) if most is not None]
         return Requirements(
             min_references=max(self.min_references, other.min_references),

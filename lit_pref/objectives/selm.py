@@ -12,7 +12,7 @@ from lit_pref.scores import ObjectiveOutput, PairScores
 
 
 class SELM(Pairwise):
-    """Self-exploring language models: DPO that is pushed away from what the reference would have answered itself.
+    """Self-exploring language models: DPO that also lowers the probability of the reference's own response.
 
         L = -log sigmoid(beta (h_w - h_l)) + alpha beta h_y',    h_y = log pi(y | x) - log pi_ref(y | x)
 
@@ -25,10 +25,10 @@ class SELM(Pairwise):
     ('chosen', 'rejected', 'extra_response')
 
     **Source**: SELM, arXiv 2405.19332, and shenao-zhang/SELM (beta 0.01, alpha 0.001 or 0.0001, a new reference and
-    new pairs each round). There the extra responses' reference log-probs cannot be computed beforehand; here they can.
-    With several references h_y' is taken against the first one, without any it is log pi: the reference's share is a
-    constant and has no gradient. y' enters by its plain sum of log-probs, whatever `tokens` and `score` are, and with
-    the beta of its pair, whatever `temperature` is.
+    new pairs each round). In that code the extra responses' reference log-probs cannot be computed beforehand; here
+    they can. With several references h_y' is relative to the first one; without a reference it is log pi, because the
+    reference only adds a constant without gradient. h_y' is a plain sum of log-probs, whatever `tokens` and `score`
+    are, and is multiplied by the pair's beta, whatever `temperature` is.
 
     Args:
         beta: > 0, reward units per nat.

@@ -19,8 +19,8 @@ class SFT(Objective):
     ('chosen',)
 
     **Source**: cross-entropy on the response, as in DPO's first stage (arXiv 2305.18290, section 4). TRL averages over
-    all tokens of the pairs, so that long responses count more; here every pair counts the same, whatever the batches,
-    ranks and accumulation are.
+    all tokens of the pairs, so that long responses count more; here every pair counts the same, regardless of batches,
+    ranks and accumulation.
     """
 
     faithfulness = "derived"

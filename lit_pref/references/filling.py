@@ -1,4 +1,4 @@
-"""Computing the missing scores of a store, each once, even when several processes do so at the same time."""
+"""Computes the missing scores of a store, each once, even if several processes do so at the same time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from lit_pref.references.lookup import Array, NeededScores
 from lit_pref.references.store import ReferenceStore, Scores
 
 BATCH_TOKENS = 8192
-"""The most tokens of a micro-batch of several pairs, padding included. Constant, because the other pairs of a batch
-decide a score's last bits."""
-_POLL = 0.2  # seconds between two looks at the blocks of other processes
+"""The most tokens of a micro-batch of several pairs, padding included. It is constant, because the last bits of a score
+depend on the other pairs of its batch."""
+_POLL = 0.2  # seconds between two checks of the blocks of other processes
 _SAY_EVERY = 30.0  # seconds between two lines of progress in a log
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that share one sharded reference and therefore run every step together; a single one by default.
+    """Processes that share one sharded reference and therefore run every step together; by default a single process.
 
     Args:
-        rank: of this process.
+        rank: the rank of this process.
         size: number of processes.
         broadcast: returns the first rank's value on every rank.
         barrier: waits for all ranks.
@@ -55,7 +55,7 @@ def batches(pairs: Array, tokens: Array) -> list[Array]:
 
 
 def load(store: ReferenceStore, needed: NeededScores, seen: set[str]) -> None:
-    """Load needed scores from those files of the store that are not in `seen` yet."""
+    """Load needed scores from the files of the store that are not yet in `seen`."""
     for name in store.parts():
         if name not in seen:
             seen.add(name)
@@ -67,16 +67,16 @@ class StoreFiller:
     """Fills the store block by block with the scores that a run needs.
 
     A block is claimed by a lock of the operating system, so that simultaneous runs and ranks share the work without
-    knowing each other, and a killed process blocks nobody. A score that is computed twice does no harm.
+    knowing each other, and a killed process blocks no other. If a score is computed twice, it does no harm.
 
     Args:
-        store: to fill.
-        needed: scores of this run.
+        store: the store to fill.
+        needed: the scores that this run needs.
         score: returns the scores of a micro-batch of pairs.
-        label: names the reference.
-        say: prints a line, on one rank.
+        label: the name of the reference.
+        say: prints a line, on one rank only.
         terminal: whether to draw a progress bar.
-        ranks: that score in lockstep.
+        ranks: the processes that score together.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class StoreFiller:
         self._seen: set[str] = set()
 
     def run(self) -> bool:
-        """Compute until nothing is missing; return whether anything was.
+        """Compute scores until none is missing; return whether any was.
 
         Raises:
             UserError: a score is not finite, or the store cannot be written.
@@ -105,7 +105,7 @@ class StoreFiller:
         if not missing:
             return False
         count = f"{missing} of {len(self.needed.keys)} scores"
-        self.say(f"{self.label}: {count} are missing from the store and are computed first")
+        self.say(f"{self.label}: {count} scores are missing from the store and are computed first")
         left = self.needed.blocks()
         names = {id(block): self.needed.name(block) for block in left}
         began, waiting = time.monotonic(), False
@@ -115,11 +115,11 @@ class StoreFiller:
                     self.say(f"{self.label}: waiting for {len(left)} block(s) that another process computes")
                 waiting = True
                 time.sleep(_POLL)
-        self.say(f"{self.label}: all scores are there, after {_duration(time.monotonic() - began)}")
+        self.say(f"{self.label}: all scores are stored, after {_duration(time.monotonic() - began)}")
         return True
 
     def _finish(self, block: Array, name: str, done: Callable[[int], None]) -> bool:
-        """Compute the missing scores of a block; return False where another process is computing them."""
+        """Compute the missing scores of a block; return False if another process is computing them."""
         if not len(self._lacking(block)):
             return True
         lock = self.store.claim(name) if self.ranks.rank == 0 else None
@@ -132,7 +132,8 @@ class StoreFiller:
                 self.needed.take(part)
                 self.store.write(part)
                 done(int(self.needed.tokens[lacking].sum()))
-            # Not after an error: the other ranks are still inside the model and would wait here for ever.
+            # There is no barrier after an error: the other ranks are still inside the model, so this one would wait
+            # forever.
             self.ranks.barrier()
         finally:
             if lock is not None:
@@ -149,7 +150,7 @@ class StoreFiller:
         rank, size = self.ranks.rank, self.ranks.size
         parts: list[Scores] = []
         for start in range(0, len(cut), size):
-            # Every rank scores the same number of batches; one that has none left repeats the last.
+            # Every rank scores the same number of batches; a rank without further batches repeats its last one.
             part = self.score(cut[min(start + rank, len(cut) - 1)])
             if start + rank < len(cut) or not parts:
                 parts.append(part)
@@ -180,7 +181,7 @@ class StoreFiller:
             left = int(self.needed.tokens[self.needed.lacking(everything)].sum())
             bar.update(task, completed=total - left)
             now = time.monotonic()
-            # After the first block, and at intervals where no bar is drawn.
+            # A line is printed after the first block, and at intervals if no bar is drawn.
             if left and (here == tokens or (not self.terminal and now - said > _SAY_EVERY)):
                 said = now
                 remaining = _duration((now - began) * left / here)

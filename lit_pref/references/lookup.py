@@ -1,4 +1,4 @@
-"""Keys of responses in the store, and the scores that one run needs, found by these keys."""
+"""Looks up the scores that a run needs, by keys of their responses."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from lit_pref.references.store import KEY, Scores
 from lit_pref.response_key import response_key
 
 Array = NDArray[Any]
-FORMAT = 3  # raise it when the same pairs would get other keys
+FORMAT = 3  # raise it when a code change makes the same pairs get other keys
 NO_RESPONSE = b""
 TABLE = np.dtype([("lookup_keys", KEY, 2), ("store_keys", KEY, 2), ("tokens", np.int32)])
 """A row per pair: keys of its chosen and rejected response, and the tokens of prompt and longer response together.
@@ -30,7 +30,7 @@ SMALLEST_BLOCK, MOST_BLOCKS = 64, 512
 
 
 class Pairs(Protocol):
-    """Prepared pairs of one split."""
+    """The prepared pairs of one split."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -44,7 +44,7 @@ class ExtraResponses:
     """The extra responses of a split as one-sided pairs, which the store treats like any other pairs.
 
     Args:
-        pairs: each with an extra response.
+        pairs: pairs that each have an extra response.
     """
 
     def __init__(self, pairs: Pairs) -> None:
@@ -65,9 +65,9 @@ def key_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) 
     """Return the (pairs,) TABLE of a split, from the cache if it was built before.
 
     Args:
-        pairs: of the split.
-        tokenizer: the reference's own; None where it reads the policy's tokens.
-        say: is called with a line before work that takes long.
+        pairs: the pairs of the split.
+        tokenizer: the reference's own; None if it reads the policy's tokens.
+        say: called with a line before work that takes long.
 
     Raises:
         UserError: the reference's chat template refuses a conversation.
@@ -102,7 +102,7 @@ def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
 
 
 def in_own_ids(pair: PreferencePair, encoding: Encoding) -> PreferencePair:
-    """Return the pair in the ids of another tokenizer, from the text that the policy's truncation left."""
+    """Return the pair in the ids of another tokenizer, from its text after the policy's truncation."""
     prompt, chosen, rejected = ids_of(pair.text, encoding)
     return replace(pair, prompt=prompt, chosen=chosen, rejected=None if pair.rejected is None else rejected)
 
@@ -118,7 +118,7 @@ def text_keys(text: TruncatedText) -> tuple[bytes, bytes]:
 
 
 class NeededScores:
-    """Scores of the distinct responses of some pairs, in sorted arrays: a million pairs take some 200 MB.
+    """Scores of the distinct responses of some pairs, in sorted arrays; a million pairs take about 200 MB.
 
     Args:
         table: (pairs,) rows of `TABLE`.
@@ -131,7 +131,7 @@ class NeededScores:
         sides = np.full(len(flat), -1)
         sides[exists] = rows
         responses = sides.reshape(-1, 2)
-        # One number per combination of two responses; it orders pairs as their keys do.
+        # Each combination of two responses gets one number, which sorts pairs in the order of their keys.
         code = responses[:, 0] * (len(self.keys) + 1) + responses[:, 1] + 1
         _, self.first = np.unique(code, return_index=True)  # the first table row of each distinct pair
         self.pairs = responses[self.first]  # rows of the chosen and the rejected response; -1 for none
@@ -142,10 +142,10 @@ class NeededScores:
         self.lengths = np.zeros(len(self.keys), np.int32)
         self.found = np.zeros(len(self.keys), bool)
         self._token_parts: list[Array] = []
-        self._token_places = np.zeros((len(self.keys), 2), np.int64)  # part, and the position in it
+        self._token_places = np.zeros((len(self.keys), 2), np.int64)  # the part, and the position within it
 
     def take(self, part: Scores) -> None:
-        """Copy the needed scores of a part; the first score of a response stands."""
+        """Copy the needed scores of a part; if a response has several scores, the first one is used."""
         if not len(self.keys):
             return
         rows = np.searchsorted(self.keys, part.keys).clip(max=len(self.keys) - 1)
@@ -160,7 +160,7 @@ class NeededScores:
             self._token_parts.append(part.tokens)
 
     def rows(self, keys: list[bytes]) -> Array:
-        """Return the rows of the responses with these lookup keys; -1 where no score is held."""
+        """Return the rows of the responses with these lookup keys; -1 for responses without a score."""
         asked = np.array(keys, self._lookup_keys.dtype)
         if not len(self._lookup_keys):
             return np.full(len(asked), -1)
@@ -179,16 +179,17 @@ class NeededScores:
         return int((~self.found).sum())
 
     def lacking(self, pairs: Array) -> Array:
-        """Return the pairs among `pairs` that lack a score."""
-        found = np.append(self.found, True)  # row -1: there is no response
+        """Return those of `pairs` that lack a score."""
+        found = np.append(self.found, True)  # row -1 means that there is no response
         return pairs[~found[self.pairs[pairs]].all(axis=1)]
 
     def blocks(self) -> list[Array]:
-        """All pairs in blocks whose composition depends on the pairs alone, the longest first.
+        """All pairs, the longest first, in blocks that depend on the pairs alone.
 
-        A killed run, or one that shares the work, therefore scores every pair in the same batch as any other run and
-        gets the same bits. The longest come first, so that memory runs out at once or never. Pairs of two responses and
-        single responses, such as extra responses, are in separate blocks, because a batch holds one kind.
+        A resumed run, or one that shares the work, therefore scores every pair in the same batch as any other run and
+        gets the same bits. The longest pairs come first, so that memory runs out at the start or never. Pairs of two
+        responses and single responses, such as extra responses, are in separate blocks, because a batch contains only
+        one of the two kinds.
         """
         order = np.lexsort((np.arange(len(self.pairs)), -self.tokens))
         single = self.pairs[order, 1] < 0

@@ -1,4 +1,4 @@
-"""Tokenizing the truncated text again, for a reference with its own tokenizer."""
+"""Tokenizes the truncated text again, for a reference with its own tokenizer."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -21,14 +21,14 @@ def same_tokenizer(one: Any, other: Any) -> bool:
 def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded") -> PreferenceBatch:
     """Return `batch` in the ids of another tokenizer, from `batch.pairs.texts` and in the same order of pairs.
 
-    Token columns are left out, because they hold values of the policy's tokens.
+    Token columns are left out, because their values belong to the policy's tokens.
 
     Raises:
         ValueError: the batch has no texts.
         UserError: the tokenizer's chat template refuses a conversation.
     """
     if batch.pairs.texts is None:
-        raise ValueError("a reference with its own tokenizer reads `batch.pairs.texts`, and this batch has none")
+        raise ValueError("a reference with its own tokenizer needs `batch.pairs.texts`, which this batch does not have")
     encoding = _encoding(tokenizer)
     ids = [ids_of(text, encoding) for text in batch.pairs.texts]
     prompts, chosen, rejected = (list(part) for part in zip(*ids, strict=True))
@@ -59,7 +59,7 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
 
     The prompt starts with exactly one bos token if the tokenizer has one. It ends at the longest common prefix of
     prompt, prompt + chosen and prompt + rejected. A message list is rendered by the chat template, or joined line by
-    line if there is none. Only a complete response is ended: by the template, else by the eos token.
+    line if there is none. Only a complete response gets an end token: that of the template, or else eos.
 
     The names of this tokenizer's special tokens are encoded as plain text, because the data were not written for it.
 
@@ -80,8 +80,8 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
         ) from error
     start = common_prefix_length([*prompts, *whole])
     responses = [ids[start:] for ids in whole]
-    # A response's first token can only be predicted from a token before it: models without a bos token were trained on
-    # documents that follow an eos token.
+    # An empty prompt needs one token from which to predict the response's first token: models without a bos token were
+    # trained on documents that follow an eos token.
     kept = [*encoding.bos, *prompts[0][:start]] or [tokenizer.eos_token_id]
     return kept, responses[0], responses[1] if len(responses) == 2 else []
 
@@ -103,7 +103,7 @@ def _plain(encoding: Encoding, prompt: Text, sides: list[tuple[str, bool]]) -> t
 
 
 def _chat(encoding: Encoding, prompt: Any, sides: list[tuple[str, bool]]) -> tuple[Ids, Ids]:
-    """Return the ids of the prompt, once or as the template writes it for each response, and with each response."""
+    """Return the ids of the prompt, once or as rendered for each response, and of the prompt with each response."""
     messages: list[Message] = prompt
     prompts, whole = [], []
     try:

@@ -1,4 +1,4 @@
-"""Which pairs a run will read: pairs it never reaches need no reference scores."""
+"""Determines which pairs a run will read, because pairs that it never reaches need no reference scores."""
 
 import itertools
 import math
@@ -41,8 +41,8 @@ def pairs_read(data: RunData, run: RunContext, stage: str) -> list[Split]:
     """Return, for each split that a stage reads, its pairs and the indices of those that are read.
 
     Args:
-        data: prepared.
-        run: with the limits of steps, epochs and batches.
+        data: the prepared data.
+        run: the run's context, with the limits of steps, epochs and batches.
         stage: "fit", "validate", "test" or "predict"; or "all", every pair of both splits.
     """
     if stage == "all":

@@ -1,4 +1,4 @@
-"""References of a run: which it takes, which are read from the store, and computing scores that the store lacks."""
+"""Prepares the references of a run: takes defaults, decides which are stored, and computes missing scores."""
 
 import gc
 import hashlib
@@ -37,7 +37,7 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
     switched off.
 
     Raises:
-        UsageError: The objective does not take this number, or there is no adapter to switch off.
+        UsageError: The objective does not take this number of references, or there is no adapter to switch off.
     """
     if references is None:
         initial = InitialPolicy() if policy.lora is None else AdapterOff()
@@ -60,10 +60,10 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
 def through_store(
     references: list[Reference], objective: Objective, policy: ModelSpec, reference_store: bool | None
 ) -> list[Reference]:
-    """Return the references, each one whose scores are kept on disk wrapped in `Stored`.
+    """Return the references, with those whose scores are kept on disk wrapped in `Stored`.
 
     Raises:
-        UsageError: All are to be stored, and one of them moves, or the objective reads more of it than scores.
+        UsageError: All references should be stored, but one changes in training, or more than its scores is read.
     """
     if reference_store is False:
         return references
@@ -74,8 +74,8 @@ def through_store(
         if reference_store and live:
             raise UsageError(
                 f"{type(objective).__name__} compares the policy's whole distributions with those of its first "
-                "reference, and the store holds scores only: leave model.reference_store out, and that reference stays "
-                "live"
+                "reference, and the store contains scores only: leave model.reference_store out to keep that "
+                "reference live"
             )
         spec = reference.frozen_spec(policy)
         live = live or spec is None or spec.trust_remote_code
@@ -92,8 +92,8 @@ def prepare_references(
     """Return the preparation of each stored reference: the scores it needs for these pairs, and its store.
 
     Args:
-        references: of the run; live ones are skipped.
-        policy: the run's.
+        references: the run's references; live ones are skipped.
+        policy: the spec of the run's policy.
         objective: decides which statistics and responses are scored.
         splits: the pairs that will be read.
         run: gives ranks, device, precision and layout.
@@ -110,19 +110,19 @@ def prepare_references(
 
 @dataclass
 class ReferencePreparation:
-    """A stored reference, the scores that a run needs of it, and the means to compute those that are missing.
+    """A stored reference, the scores that a run needs of it, and everything required to compute the missing ones.
 
     Args:
-        reference: to be opened.
+        reference: the stored reference, which still has to be opened.
         label: its name in messages.
         run: gives ranks, device, precision and layout.
-        tokenizer: with whose tokens the reference reads: the policy's, or its own.
-        encoding: of the reference's own tokenizer; None where it reads the policy's tokens.
+        tokenizer: the tokenizer of the reference's input: the policy's, or its own.
+        encoding: the encoding of the reference's own tokenizer; None if it reads the policy's tokens.
         keeps_tokens: whether the log-prob of every token is stored too.
-        splits: (pairs, indices of those that are needed) of each split.
-        store: of its scores.
+        splits: for each split, its pairs and the indices of the needed ones.
+        store: the store of its scores.
         table: (pairs,) `lookup.TABLE` of all splits, one after another.
-        needed: scores of the responses in the table.
+        needed: the scores of the responses in the table.
     """
 
     reference: Stored
@@ -146,7 +146,7 @@ class ReferencePreparation:
         splits: Sequence[Split],
         run: RunContext,
     ) -> "ReferencePreparation":
-        """Look up the keys of all responses that the objective reads of these pairs.
+        """Compute the keys of all responses that the objective reads of these pairs.
 
         Raises:
             UserError: The reference's tokens cannot be compared with the policy's, or a pair is too long for it.
@@ -176,7 +176,7 @@ class ReferencePreparation:
         """Compute the missing scores and return all that are needed.
 
         Raises:
-            UserError: A score is missing that another process was to compute.
+            UserError: A score is missing although another process should have computed it.
         """
         self.store.open()
         run, needed = self.run, self.needed
@@ -184,18 +184,19 @@ class ReferencePreparation:
         ranks = None if run.shard is None else Ranks(run.rank, run.world_size, run.broadcast, run.barrier)
         score = partial(self._score, self._scorer())
         if StoreFiller(self.store, needed, score, self.label, run.say, terminal, ranks).run():
-            del score  # and the model with it
+            del score  # this also frees the model
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            # Read again as every later run will: if a score was computed twice, the first in the store stands.
+            # Scores are read again, as in every later run: if one was computed twice, the first one in the store is
+            # used.
             needed = NeededScores(self.table)
             load(self.store, needed, set())
         if missing := sum(run.gather(needed.missing)):
             run.refuse(
                 f"{missing} scores of the reference '{self.reference.label}' are not in {self.store.folder}, where "
-                "another process was to put them: processes that share a reference must share LIT_PREF_CACHE"
+                "another process should have stored them: processes that share a reference must share LIT_PREF_CACHE"
             )
         return needed
 
@@ -218,7 +219,7 @@ class ReferencePreparation:
         if not len(drawn):
             return np.empty(0), np.empty(0)
         scorer = self._scorer()
-        # One pair a batch, unlike in the block: whether that changes a score is part of the comparison.
+        # Each batch has one pair, unlike in a block: whether that changes a score is part of the comparison.
         again = np.concatenate([self._score(scorer, drawn[k : k + 1]).scores for k in range(len(drawn))])
         stored = self.needed.pairs[drawn].reshape(-1)
         return self.needed.scores[stored[stored >= 0]], again
@@ -227,14 +228,14 @@ class ReferencePreparation:
         return lazy_scorer(self.reference, frozenset({TokenLogps()} if self.keeps_tokens else ()), self.run)
 
     def _score(self, scorer: LazyScorer, pairs: Array) -> Scores:
-        # Only ids: pairs of one split may have columns that those of another lack.
+        # Pairs have ids only, because pairs of one split may have columns that those of another lack.
         bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
         batch = [replace(self._pair(int(self.needed.first[pair])), **bare) for pair in pairs]
         tokenizer = self.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         scores = scorer.score(collate(batch, pad_id, layout=scorer.layout), self.run.device)
         if not np.isfinite(scores.scores).all():
-            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # all chosen responses come first
+            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # because all chosen responses come first
             raise UserError(
                 f"{batch[response % len(batch)].place}: {self.label} gives a response of this pair the score "
                 f"{scores.scores[response]}: check its weights, or give it a larger dtype"
@@ -264,7 +265,7 @@ def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceS
     spec = reference.spec
     fingerprint = reference.fingerprint()
     if spec.path is None:
-        # The versions of these libraries decide which weights a seed gives.
+        # The weights that a seed gives depend on the versions of these libraries.
         drawn_by = [fingerprint, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
         fingerprint = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()
     aggregation = "tokens" if keeps_tokens else "sum"
@@ -272,7 +273,7 @@ def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceS
 
 
 def tolerance_of(numerics: str) -> tuple[float, float]:
-    """The largest difference by rounding between two computations of a score: nats, and nats per nat of the score.
+    """The largest rounding difference between two computations of a score: nats, and nats per nat of the score.
 
     Below fp32 a score depends on the other pairs of its batch.
     """

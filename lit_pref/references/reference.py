@@ -1,4 +1,4 @@
-"""Frozen models beside the policy, kept out of checkpoints, the optimizer and gradient synchronisation."""
+"""Frozen reference models, kept out of checkpoints, the optimizer and gradient synchronisation."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class Reference(ABC):
     label: str
 
     def __init__(self) -> None:
-        # A Reference is no nn.Module, so that a LightningModule does not register the model.
+        # A Reference is not an nn.Module, so that a LightningModule does not register the model.
         self.scorer: Scorer | None = None
         self._model: ModelSpec | None = None
 
@@ -39,7 +39,7 @@ class Reference(ABC):
         Args:
             policy: the spec of the policy.
             scorer: the policy's scorer, with its initial weights.
-            tokenizer: the policy's.
+            tokenizer: the policy's tokenizer.
         """
 
     def to(self, device: torch.device | str) -> None:
@@ -47,7 +47,7 @@ class Reference(ABC):
         self._ready().to(device)
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
-        """Return the scores of a batch, and the statistics needed."""
+        """Return the scores of a batch, with the needed statistics."""
         with torch.no_grad(), self._frozen():
             return cast(PairScores, self._ready()(batch, needs))
 
@@ -61,10 +61,10 @@ class Reference(ABC):
             return self._ready().readout(batch)
 
     def max_length(self, tokenizer: Any) -> int | None:
-        """Return the most of the policy's tokens that it can read, if this may be fewer than the policy can.
+        """Return the most tokens of the policy that it can read, or None if it can read as many as the policy.
 
         Args:
-            tokenizer: the policy's.
+            tokenizer: the policy's tokenizer.
         """
         return None
 
@@ -78,10 +78,10 @@ class Reference(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """One line: which model it is."""
+        """Describe the model in one line."""
 
     def fingerprint(self) -> str:
-        """The sha256 that names its weights."""
+        """The sha256 that identifies its weights."""
         if self._model is None:
             raise RuntimeError(f"the reference {self.label} has not been attached")
         return self._model.fingerprint()
@@ -141,7 +141,7 @@ class AdapterOff(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         if not hasattr(scorer.model, "disable_adapter"):
-            raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or take InitialPolicy")
+            raise UsageError("AdapterOff needs adapters to switch off: set policy.lora, or use InitialPolicy")
         self._model, self.scorer = policy, scorer
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
@@ -157,7 +157,7 @@ class AdapterOff(Reference):
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        # In eval mode, because dropout of base and adapter would make the reference noisy.
+        # The model is in eval mode, because dropout of base and adapter would make the reference noisy.
         model: Any = self._ready().model
         with evaluating(self._ready()), model.disable_adapter():
             yield
@@ -166,13 +166,13 @@ class AdapterOff(Reference):
 class Pretrained(Reference):
     """Another model, from a folder or the hub.
 
-    If its tokenizer is not the policy's, it reads the truncated text in its own tokens and with its own chat template;
-    then only its sums can be compared with the policy's.
+    If its tokenizer differs from the policy's, it reads the truncated text with its own tokenizer and chat template;
+    then only sums of its log-probs can be compared with the policy's.
 
     Args:
         path: a local folder or a hub name; weights in safetensors.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights: float32, bfloat16, float16 or float64.
+        dtype: dtype of the weights: float32, bfloat16, float16 or float64.
         attention: attention implementation of transformers; the model's own by default.
         trust_remote_code: run code that comes with the model.
 
@@ -194,7 +194,7 @@ class Pretrained(Reference):
             path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
         )
         self._model = self._source
-        self._tokenizer: Any = None  # only where it is not the policy's
+        self._tokenizer: Any = None  # the reference's own, if it is not the policy's
         self._positions: int | None = None
         self._shares = False
         self._refusal: str | None = None

@@ -1,4 +1,4 @@
-"""Computing scores for the store: the model of a stored reference, its layout, and the numerics of its scores."""
+"""Computes scores for the store: the model of a stored reference, its layout, and the numerics of its scores."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,11 +27,11 @@ class LazyScorer:
     """The model of a reference, built when the first batch has to be scored.
 
     Args:
-        spec: of the model.
-        place: rounds, shards and moves the model as the run does its policy.
+        spec: the spec of the model.
+        place: rounds, shards and moves the model as the run does with its policy.
         context: the context in which the run's models are called.
-        needs: statistics to keep beside the scores.
-        layout: of the batches.
+        needs: statistics to compute with the scores.
+        layout: the layout of the batches.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ def lazy_scorer(reference: Stored, needs: frozenset[Need], run: RunContext) -> L
     """Return the scorer of a stored reference, as this run would score with it.
 
     Args:
-        reference: to be scored.
-        needs: statistics to keep beside the scores.
+        reference: the stored reference.
+        needs: statistics to compute with the scores.
         run: gives device, precision, layout and sharding.
     """
 
@@ -109,7 +109,7 @@ def layout_of(reference: Stored, run: RunContext) -> Layout:
 
 
 def numerics(reference: Stored, run: RunContext) -> str:
-    """`fp32` or `fp64` where weights and computation have that precision; else all that the numbers depend on."""
+    """`fp32` or `fp64` if weights and computation have that precision, else all that the numbers depend on."""
     spec = reference.spec
     dtype = ROUNDED.get(run.precision, spec.dtype) if _follows_policy(reference) else spec.dtype
     mixed = _is_mixed(run)
@@ -122,7 +122,7 @@ def numerics(reference: Stored, run: RunContext) -> str:
         return "fp32" + rounded
     computed = run.precision if mixed else "fp32" if dtype == "float32" else dtype
     weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
-    # The head multiplies in fp32 even where the model does not.
+    # The head multiplies in fp32 even if the model does not.
     coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
     layout = "shared" if layout_of(reference, run) == "prefix_shared" else "padded"  # names in existing stores
     how = (run.device.type, layout, spec.attention or "default")

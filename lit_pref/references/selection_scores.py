@@ -1,4 +1,4 @@
-"""Scores for choosing training pairs: the log-probs of policy and reference before training, from the store."""
+"""Scores for the selection of training pairs: log-probs of policy and reference before training, from the store."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ class SelectionScores:
     Args:
         policy: spec of the policy; its model is not built here.
         objective: decides whether pairs have rejected responses.
-        references: of the run; a selection may compare with the first.
+        references: the run's references; a selection may compare with the first.
         run: gives ranks, device, precision and layout.
     """
 
@@ -31,7 +31,7 @@ class SelectionScores:
         self.policy, self.objective, self.references, self.run = policy, objective, references, run
 
     def pool_and_choice(self, pairs: PairView, selection: Selection) -> tuple[Pool, Choice]:
-        """Return what is known of the pairs and which of them are kept; the same on every rank.
+        """Return the scored pool of pairs and the selection from it; the same on every rank.
 
         Args:
             pairs: all pairs of the training split.
@@ -50,7 +50,7 @@ class SelectionScores:
         return pool, self.run.broadcast(choice)
 
     def pool(self, pairs: PairView, selection: Selection) -> Pool:
-        """Collect the columns and scores that a selection reads, and margins where there are some.
+        """Collect the columns and scores that a selection reads, and the margins if there are any.
 
         Raises:
             UsageError: the pairs lack a column or a response, or there is no such reference.
@@ -59,7 +59,7 @@ class SelectionScores:
         if unknown := names - {"margin", *pairs.columns}:
             (name,) = unknown
             raise UsageError(
-                f"data.selection.margin_column is `{name}`, which is not among the columns that are carried "
+                f"data.selection.margin_column is `{name}`, which is not one of the pairs' columns "
                 f"({', '.join(pairs.columns) or 'none'}); add it to data.columns"
             )
         policy = reference = None
@@ -89,8 +89,8 @@ class SelectionScores:
         if spec is None or spec.trust_remote_code:
             why = "moves" if spec is None else "runs its own code, which the store's keys do not cover"
             raise UsageError(
-                f"data.selection reads scores through the store, and the {label} {why}: choose the pairs with a frozen "
-                "model of an architecture that transformers has"
+                f"data.selection reads scores from the store, and the {label} {why}: select pairs with a frozen model "
+                "whose architecture is part of transformers"
             )
         splits = [(pairs, np.arange(len(pairs)))]
         stored = Stored(reference, self.policy)
@@ -130,7 +130,7 @@ class SelectionScores:
 
 
 def summary(pool: Pool, choice: Choice, selection: Selection) -> str:
-    """One line: how many pairs were kept, and their scores."""
+    """Describe in one line how many pairs were kept, and their scores."""
     kept = choice.scores[choice.indices]
     of = f"{len(kept):,} of {len(pool.ids):,} pairs ({len(kept) / len(pool.ids):.1%})"
     return (

@@ -25,20 +25,20 @@ from numpy.typing import NDArray
 from lit_pref.cache import cache_folder
 from lit_pref.errors import UserError
 
-FORMAT = 1  # raise it when the same model would give the same response another score
+FORMAT = 1  # raise it when a code change makes a model give a response another score
 KEY = np.dtype("S16")
 DAMAGED, UNFINISHED = ".damaged", ".unfinished"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides a score beside the response's tokens, and a description for tables.
+    """Everything that a score depends on besides the response's tokens, and a description for tables.
 
     Args:
-        fingerprint: sha256 of the weights and of everything else that decides the numbers.
+        fingerprint: sha256 of the weights and of everything else that the numbers depend on.
         numerics: `fp32`, `fp64`, or a description of how scores of lower precision were computed, which changes them.
-        aggregation: `sum`, or `tokens` where the log-prob of every token is stored as well.
-        description: for people; not part of the key.
+        aggregation: `sum`, or `tokens` if the log-prob of every token is stored as well.
+        description: text for people; not part of the key.
     """
 
     fingerprint: str
@@ -73,7 +73,7 @@ class ReferenceStore:
         self.folder = cache_folder("references", identity.key)
 
     def open(self) -> None:
-        """Create the folder if there is none, and update the time of its last use."""
+        """Create the folder if it does not exist, and update the time of its last use."""
         about = self.folder / "about.json"
         with _writing():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,11 @@ class ReferenceStore:
                 unfinished = self._unfinished()
                 unfinished.write_text(json.dumps(asdict(self.identity), indent=1) + "\n", encoding="utf-8")
                 unfinished.rename(about)
-        with suppress(OSError):  # another user's store can still be read
+        with suppress(OSError):  # a store of another user can still be read
             os.utime(about)
 
     def parts(self) -> list[str]:
-        """The names of all finished files, the oldest first: if a response has two scores, the first stands."""
+        """The names of all finished files, the oldest first: if a response has two scores, the first is used."""
         return sorted(path.name for path in self.folder.glob("*.arrow"))
 
     def read(self, name: str) -> Scores | None:
@@ -126,13 +126,13 @@ class ReferenceStore:
         with _writing():
             unfinished = self._unfinished()
             unfinished.write_bytes(content)
-            # Named by time, so that a later writer never changes which of two scores stands.
+            # Files are named by time, so that a later writer never changes which of two scores is used.
             name = f"{time.time_ns()}-{_digest(content)}.arrow"
             unfinished.rename(self.folder / name)
         return name
 
     def claim(self, block: str) -> FileLock | None:
-        """Return the acquired lock of a block, or None where a living process holds it."""
+        """Return the acquired lock of a block, or None if a running process has it."""
         folder = self.folder / "locks"
         with _writing():
             folder.mkdir(exist_ok=True)
@@ -143,7 +143,7 @@ class ReferenceStore:
 
     @contextmanager
     def present(self) -> Iterator[None]:
-        """Mark the store as in use by this process, also between two blocks."""
+        """Mark the store as in use by this process, including the time between two blocks."""
         lock = self.claim(f"here-{uuid.uuid4().hex}")
         assert lock is not None
         try:
@@ -153,7 +153,7 @@ class ReferenceStore:
 
     @staticmethod
     def release(lock: FileLock) -> None:
-        """Release a block and remove the lock's file; a process waiting for it then finds the block done."""
+        """Release a block and remove the lock's file; a process that waits for it then finds the block complete."""
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 

@@ -14,12 +14,12 @@ from lit_pref.cache import cache_folder
 from lit_pref.references.store import DAMAGED, UNFINISHED
 
 _STRAY_AFTER = 3600.0
-"""Seconds after which an unfinished file is abandoned: the scores of a block are written at once."""
+"""Seconds after which an unfinished file counts as abandoned, as the scores of a block are written in one go."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One folder of the store, as tables show it."""
+    """One folder of the store, as shown in tables."""
 
     folder: Path
     about: dict[str, str]
@@ -39,7 +39,7 @@ def kept() -> Iterator[Kept]:
                 with pa.memory_map(str(file)) as source:
                     rows += pa.ipc.open_file(source).get_batch(0).num_rows
             except (pa.ArrowInvalid, FileNotFoundError):
-                continue  # damaged, or renamed a moment ago: it holds nothing
+                continue  # the folder is damaged, or was renamed a moment ago
         size = sum(_size(file) for file in path.parent.rglob("*"))
         yield Kept(path.parent, _about(path), rows, size, path.stat().st_mtime)
 

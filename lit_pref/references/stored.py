@@ -22,7 +22,7 @@ class Stored(Reference):
     """Looks up the scores that `reference` gave each response, by a hash of the response.
 
     Args:
-        reference: a frozen one.
+        reference: a frozen reference.
         policy: the spec of the policy.
     """
 
@@ -45,8 +45,8 @@ class Stored(Reference):
         """Become ready to score.
 
         Args:
-            identity: of the scores.
-            needed: the scores.
+            identity: the identity of the scores in the store.
+            needed: the needed scores.
             own_tokenizer: whether scores are looked up by the text instead of the policy's tokens.
         """
         self._needed, self.own_tokenizer = needed, own_tokenizer
@@ -62,7 +62,7 @@ class Stored(Reference):
         return self.reference.max_length(tokenizer)
 
     def describe(self) -> str:
-        self.reference.frozen_spec(self._policy)  # tells the reference which policy it belongs to
+        self.reference.frozen_spec(self._policy)  # lets the reference know its policy
         return self.reference.describe() + (", reads the text with its own tokenizer" if self.own_tokenizer else "")
 
     def fingerprint(self) -> str:
@@ -94,7 +94,7 @@ class Stored(Reference):
         if (rows < 0).any():
             pair = batch.pairs.names[int(np.flatnonzero(rows < 0)[0])]
             raise UserError(
-                f"the store holds no score of the reference '{self.label}' for {pair}: fill it with "
+                f"the store has no score of the reference '{self.label}' for {pair}: compute it with "
                 "`python -m lit_pref score` and this configuration, or set model.reference_store to false"
             )
 

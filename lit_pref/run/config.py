@@ -1,4 +1,4 @@
-"""The parser of a run's configuration: Trainer, module, data, and where the run goes."""
+"""The parser of a run's configuration: Trainer, module, data, and the run folder."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed
 
 TRAINER_DEFAULTS = {
-    # One pass over all held-out pairs before training: the baseline of every curve.
+    # One pass over all held-out pairs before training gives the baseline of every curve.
     "num_sanity_val_steps": -1,
     "enable_model_summary": False,
     "log_every_n_steps": 10,
@@ -34,19 +34,22 @@ class RunParser(Parser, LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         if "data" in (kwargs.get("nested_key"), *args[1:2]):
-            # A file named there contains pairs. jsonargparse would try to read it as a configuration, five times.
+            # A file given for these arguments contains pairs; jsonargparse would try to read it as a configuration,
+            # five times.
             kwargs["sub_configs"] = False
         return super().add_class_arguments(*args, **kwargs)
 
 
 def run_parser(command: str = "fit") -> RunParser:
-    """The parser of a run; which command it is decides little more than the name in the help."""
+    """The parser of a run; the command affects little more than the name in the help."""
     parser = RunParser(
         prog=f"python -m lit_pref {command}",
         description="A run: a policy, pairs, an objective, and Lightning's Trainer.",
         dump_header=[f"lightning.pytorch=={lightning.pytorch.__version__}"],
     )
-    parser.add_argument("-c", "--config", action="config", help="A configuration file; later files and options win.")
+    parser.add_argument(
+        "-c", "--config", action="config", help="A configuration file; later ones and options override it."
+    )
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything that is random.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
@@ -55,7 +58,7 @@ def run_parser(command: str = "fit") -> RunParser:
     parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
     parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
     parser.add_argument("--stop_at_step", type=int | None, help="Stop here, under the full run's schedule.")
-    parser.add_argument("--print_summary", type=bool, default=True, help="Print at the end where everything is.")
+    parser.add_argument("--print_summary", type=bool, default=True, help="Print a summary with all paths at the end.")
     parser.add_argument("--ckpt_path", type=str | None, help="A checkpoint to resume or evaluate; `last`: the newest.")
     parser.add_argument("--weights_only", type=bool | None, help="Passed to torch.load; null: true.")
     if command in ("validate", "test"):
@@ -64,7 +67,7 @@ def run_parser(command: str = "fit") -> RunParser:
 
 
 def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
-    """The whole configuration that the options give, with every default.
+    """The whole configuration that follows from the options, with every default.
 
     Raises:
         UsageError: an option or a file cannot be read.
@@ -73,7 +76,7 @@ def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
 
 
 def instantiate(parser: RunParser, config: Namespace) -> Namespace:
-    """Build the classes of a configuration, all but the Trainer.
+    """Build the objects of a configuration, except the Trainer.
 
     Raises:
         UserError: a class refuses its arguments.
@@ -85,7 +88,7 @@ def instantiate(parser: RunParser, config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        # Where one member is no class, only the text of the error is left.
+        # If one member is not a class, only the text of the error is available.
         texts = re.findall(r"^\s*- (?!Expected|Not a valid|a )(.+)$", str(error), flags=re.MULTILINE)
         if cause is None and not texts:
             raise
@@ -93,7 +96,7 @@ def instantiate(parser: RunParser, config: Namespace) -> Namespace:
 
 
 def fill_in_testbed(config: Namespace, folder: Path) -> None:
-    """Take the policy and the pairs of a testbed where the configuration names none."""
+    """Use the policy and the pairs of the testbed unless the configuration names others."""
     policy = config.model.policy
     if policy.path is None and policy.config is None:
         policy.path = str(folder / "policy")
@@ -105,7 +108,7 @@ def fill_in_testbed(config: Namespace, folder: Path) -> None:
 def as_arguments(
     config: str | Path | Mapping[str, Any] | Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]
 ) -> list[str]:
-    """Files or a plain dictionary, and changes to them, as options of the command line.
+    """Convert files or a plain dictionary, and overrides, to options of the command line.
 
     >>> as_arguments("configs/dpo.yaml", ["data.seed=1", "--model.objective MMPO"])
     ['--config=configs/dpo.yaml', '--data.seed=1', '--model.objective=MMPO']

@@ -1,4 +1,4 @@
-"""Lines on the data of a run, printed before anything takes long, so that a wrong guess about a file is noticed."""
+"""Describes the data of a run before anything takes long, so that a wrongly recognised file is noticed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def data_lines(data: Any) -> Iterator[str]:
-    """How the sources were read, with an example pair, how many records were left out, and notes on possible faults.
+    """Lines on how the sources were read, with an example pair, how many records were left out, and possible faults.
 
     Args:
         data: the data module, after its preparation.
@@ -59,8 +59,8 @@ def _notes(data: Any) -> Iterator[str]:
 def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator[str]:
     if report.unasked:
         yield (
-            f"{name}: in {report.unasked} pairs the assistant's turn does not begin as the chat template asks for one, "
-            "so that the head of the turn is trained on: fix the template"
+            f"{name}: in {report.unasked} pairs the assistant's turn does not begin with the chat template's "
+            "generation prompt, so the header of the turn is trained on: fix the template"
         )
     if report.plain and template:
         yield (

@@ -26,7 +26,7 @@ AFTER_A_BREAK = (
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the folder is, and how far its scores are from those of the checkpoint (nats a response)."""
+    """The result of an export: the folder, and how far its scores differ from the checkpoint's (nats per response)."""
 
     folder: Path
     largest_difference: float
@@ -36,18 +36,18 @@ class Exported:
 def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8) -> Exported:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
-    The folder appears when it is whole and has been compared: its weights are those of the checkpoint to the last bit
-    (merged LoRA: those of the merged model), its scores are compared on some pairs.
+    The folder appears only once it is complete and the comparison has passed: its weights equal those of the checkpoint
+    to the last bit (with merged LoRA, those of the merged model), and its scores are compared on some pairs.
 
     Args:
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
         out: The folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
-        pairs: How many pairs are scored before and after; they are kept in the checkpoint.
+        pairs: The number of pairs whose scores are compared; the pairs are stored in the checkpoint.
 
     Raises:
-        UserError: The checkpoint is not complete, not one of this project's, or broken by training (not finite); or its
-            base model has changed or is gone.
+        UserError: The checkpoint is not complete, not from this project, or has weights that are not finite; or its
+            base model has changed or is missing.
         UsageError: `out` contains something else.
     """
     checkpoint_path, folder = Path(ckpt_path), Path(out)
@@ -56,7 +56,7 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
-        raise UsageError(f"{folder} is the model that the run began with; give another --out")
+        raise UsageError(f"{folder} is the model that the run started from; give another --out")
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = trained(policy, saved, weights, checkpoint_path)
@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file or of a folder of shards, on the CPU.
 
     Raises:
-        UserError: It does not exist, was not written to its end, or is not one of this project's.
+        UserError: It does not exist, is not complete, or is not from this project.
     """
     check_complete(path)
     if path.is_file():
@@ -107,7 +107,7 @@ def policy_of(model: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
 
     Args:
         model: the fields of its `ModelSpec`.
-        checkpoint_path: of the checkpoint.
+        checkpoint_path: the path of the checkpoint.
     """
     fields = dict(model)
     if fields.get("lora"):
@@ -122,14 +122,14 @@ def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
     """The policy's tokenizer.
 
     Raises:
-        UserError: It is neither in the run folder nor where the policy had it.
+        UserError: It is neither in the run folder nor in its original place.
     """
     try:
         return policy.load_tokenizer()
     except UserError as error:
         raise UserError(
             f"{checkpoint_path}: the tokenizer of its run is not in {checkpoint_path.parent.parent / 'tokenizer'}, and "
-            f"cannot be had from the policy either: {error}"
+            f"cannot be loaded from the policy either: {error}"
         ) from error
 
 
@@ -156,13 +156,13 @@ def trained(policy: ModelSpec, saved: dict[str, Any], weights: dict[str, Tensor]
 
 
 def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
-    """The model to load the checkpoint's tensors into; parameters they do not fill are as when the run began.
+    """The model into which to load the checkpoint's tensors; its other parameters are as at the start of the run.
 
     Raises:
-        UserError: The checkpoint needs the model that the run began with, and that is gone or has changed.
+        UserError: The checkpoint needs the model that the run started from, which is missing or has changed.
     """
     if policy.path is not None and policy.lora is None:
-        # The checkpoint contains all weights and the architecture: the folder may be gone, or contain another model.
+        # The checkpoint contains all weights and the architecture: the folder may be missing, or contain another model.
         try:
             unchanged = policy.fingerprint() == saved["policy"]
         except UserError:
@@ -170,8 +170,8 @@ def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
         return policy.build() if unchanged else from_architecture(saved["architecture"], policy)
     if policy.fingerprint() != saved["policy"]:
         raise UserError(
-            f"the policy ({policy.describe()}) is not what it was when the run began: its weights, configuration or "
-            "tokenizer have changed, and the checkpoint does not contain them; put them back"
+            f"the policy ({policy.describe()}) is not the one that the run started from: its weights, configuration "
+            "or tokenizer have changed, and the checkpoint does not contain them; restore them"
         )
     return policy.build()
 
@@ -192,7 +192,7 @@ def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder:
 
 
 def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
-    """README.md of the folder: how the model was trained."""
+    """The README.md of the folder, which says how the model was trained."""
     import yaml
 
     method = saved["objective_class"].rpartition(".")[2]

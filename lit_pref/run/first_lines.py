@@ -19,10 +19,10 @@ def say(text: str) -> None:
 
 
 class FirstLines(Callback):
-    """Prints how the data were read, what the objective was fitted to, and the layout of batches."""
+    """Prints how the data were read, the fitted values of the objective, and the layout of batches."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # The data are prepared and references not yet scored: a wrong guess shows before anything takes long.
+        # At this point references are not yet scored, so a wrongly read file is visible before anything takes long.
         if stage == "fit" and trainer.is_global_zero:
             for line in data_lines(trainer.datamodule):  # type: ignore[attr-defined]
                 say(line)
@@ -36,8 +36,8 @@ class FirstLines(Callback):
 
 
 def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
-    """Run folder, policy, references, objective with all its values, and devices."""
-    devices = f"{trainer.world_size} asked, {trainer.world_size} used"
+    """Lines with the run folder, the policy, the references, the objective with all its values, and the devices."""
+    devices = f"{trainer.world_size} requested, {trainer.world_size} used"
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     lines = [
         f"run folder  {run_dir}",
@@ -58,7 +58,7 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
 
 
 def _reference(module: PreferenceModule, k: int) -> str:
-    """Its name, and where its scores come from."""
+    """The name of a reference, and where its scores come from."""
     reference = module.references[k]
     if isinstance(reference, Stored):
         return f"{reference.describe()}; stored: scores are computed once and kept"

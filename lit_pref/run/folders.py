@@ -1,4 +1,4 @@
-"""Where a run goes, and which of its checkpoints is meant."""
+"""Determines the folder of a run, and the checkpoint to load."""
 
 import os
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ from lit_pref.run.first_lines import say
 
 
 def folder_of_run(run_dir: str | None, configs: Sequence[Any], resumes: bool) -> Path:
-    """The run folder: the one that is named, or one named after the last configuration file.
+    """The run folder: the given one, or one named after the last configuration file.
 
-    The configuration of a run folder resumes or evaluates in that folder, and runs again beside it.
+    With the configuration in a run folder, resuming and evaluation use that folder; a new training run gets another one
+    next to it.
 
     >>> folder_of_run(None, ["configs/mmpo.yaml"], resumes=False)
     PosixPath('runs/mmpo')
 
     Raises:
-        UsageError: there is no name to take.
+        UsageError: no folder and no file is given.
     """
     if run_dir is not None:
         return Path(run_dir)
@@ -33,19 +34,19 @@ def folder_of_run(run_dir: str | None, configs: Sequence[Any], resumes: bool) ->
 
 
 def make_folder(run_dir: Path) -> None:
-    """Make the run folder.
+    """Create the run folder.
 
     Raises:
-        UserError: the operating system refuses.
+        UserError: the folder cannot be created.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the run folder {run_dir} cannot be made: {error.strerror}; give another --run_dir") from error
+        raise UserError(f"the run folder {run_dir} cannot be created: {error.strerror}; give another one") from error
 
 
 def refuse_used(run_dir: Path) -> None:
-    """Refuse to train anew in the folder of another run.
+    """Refuse to start a new training in the folder of another run.
 
     Raises:
         UsageError: it contains a run.
@@ -60,10 +61,10 @@ def refuse_used(run_dir: Path) -> None:
 
 
 def newest_checkpoint(folder: Path, or_start: bool) -> str | None:
-    """The newest complete checkpoint in a folder; None where there is none and a run may start without.
+    """The newest complete checkpoint in a folder; None if there is none and the run may start without one.
 
     Raises:
-        UsageError: there is none and one is needed.
+        UsageError: there is no checkpoint, but one is needed.
     """
     complete = complete_checkpoints(folder)
     if complete:
@@ -75,7 +76,7 @@ def newest_checkpoint(folder: Path, or_start: bool) -> str | None:
 
 
 def check_checkpoint(path: str | None) -> str | None:
-    """The path, once it is known to be a complete checkpoint.
+    """Return the path, after checking that it is a complete checkpoint.
 
     Raises:
         UserError: it cannot be loaded.

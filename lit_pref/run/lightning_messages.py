@@ -1,4 +1,4 @@
-"""Lightning's errors as sentences, and its hints that do not apply here left out."""
+"""Turns Lightning's errors into sentences, and hides its hints that do not apply here."""
 
 import logging
 import warnings

@@ -1,6 +1,6 @@
-"""A run as a value: `build` assembles Trainer, module and data from a configuration, and `Run` uses them.
+"""A run as a Python object: `build` assembles Trainer, module and data from a configuration, and `Run` uses them.
 
-The command line, tests and notebooks all use it; a Trainer is put together nowhere else in the package.
+The command line, tests and notebooks all use it; the package builds a Trainer nowhere else.
 """
 
 import signal
@@ -37,16 +37,16 @@ class Run:
     """A Trainer, a module and its data, with the configuration they were built from.
 
     Args:
-        trainer: with the callbacks of a run; nothing has run yet.
+        trainer: the Trainer, with the callbacks of a run; nothing has run yet.
         module: the policy, its references and the objective; no model is loaded yet.
         data: the pairs; nothing is read yet.
-        run_dir: the folder that a training run writes into.
-        config_text: the resolved configuration as YAML, with every default; it runs again on its own.
-        command: the command it was built for.
-        options: what was parsed; it decides whatever is not in the objects above.
-        arguments: the options it was built from.
-        relaunchable: whether running this process's command line again gives another process of this run.
-        testbed: the folder of the testbed, where the run makes one.
+        run_dir: the folder to which a training run writes.
+        config_text: the resolved configuration as YAML, with every default; the run can be repeated from it alone.
+        command: the command that the run was built for.
+        options: the parsed options, for everything that is not in the objects above.
+        arguments: the options as they were given.
+        relaunchable: whether this process's command line can start further processes of this run.
+        testbed: the folder of the testbed, if the run uses one.
     """
 
     trainer: Trainer
@@ -66,17 +66,17 @@ class Run:
         return self.module.plain_config
 
     def fit(self, ckpt_path: str | Path | None = None) -> Exported | None:
-        """Train, and export the last checkpoint into `hf` of the run folder.
+        """Train, and export the last checkpoint to `hf` in the run folder.
 
         Args:
-            ckpt_path: the checkpoint to resume; `last` is the newest complete one of the run folder, and where there is
-                none yet the run starts from the beginning. None is `ckpt_path` of the configuration.
+            ckpt_path: the checkpoint to resume; `last` is the newest complete one of the run folder; if there is none
+                yet, the run starts from the beginning. None is `ckpt_path` of the configuration.
 
         Returns:
-            What was exported; None for a `fast_dev_run` and on all ranks but the first.
+            The export; None for a `fast_dev_run`, and on all ranks except the first.
 
         Raises:
-            UserError: the data, the models or the configuration cannot be trained on, or the folder is used.
+            UserError: training with these data, models or settings is impossible, or the folder is in use.
         """
         if self.command != "fit":
             raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
@@ -84,9 +84,9 @@ class Run:
         if checkpoint is None:
             refuse_used(self.run_dir)
         else:
-            self.trainer.num_sanity_val_steps = 0  # the held-out numbers before training are on record
+            self.trainer.num_sanity_val_steps = 0  # the held-out metrics before training are already recorded
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
-            # What a killed run wrote after its last checkpoint is written again.
+            # Logs that a killed run wrote after its last checkpoint are written again.
             first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
@@ -109,16 +109,16 @@ class Run:
         return exported
 
     def validate(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
-        """Metrics of the held-out pairs by name; one record per pair goes into the run folder.
+        """Return metrics of the held-out pairs by name, and write one record per pair to the run folder.
 
         Args:
-            ckpt_path: whose weights to use, or `last`; None is `ckpt_path` of the configuration, and where that is null
-                the weights that the module has, or else those of the policy before training.
+            ckpt_path: the checkpoint to evaluate, or `last`; None is `ckpt_path` of the configuration. If that is null,
+                the module's current weights are used, or else those of the policy before training.
         """
         return self._evaluate(self.trainer.validate, ckpt_path)
 
     def test(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
-        """The same as `validate`, logged as test."""
+        """Do the same as `validate`, logged as test."""
         return self._evaluate(self.trainer.test, ckpt_path)
 
     def predict(self, ckpt_path: str | Path | None = None) -> Path:
@@ -148,7 +148,7 @@ class Run:
             out: the folder; None is `hf` in the run folder.
             ckpt_path: which checkpoint; `last` is the newest.
             merge: merge a LoRA adapter into the weights.
-            pairs: how many pairs are scored before and after.
+            pairs: the number of pairs whose scores are compared.
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None
@@ -159,13 +159,13 @@ class Run:
 
         Args:
             model: build and compare the models too.
-            html: a page with figures to write.
-            json: a report for machines to write.
+            html: the file for a page with figures.
+            json: the file for the report as JSON.
 
         Raises:
-            UserError: something was found that is wrong enough to stop.
+            UserError: a finding is serious enough to stop a run.
         """
-        # Of the configuration: this run's own Trainer and data stay as they are.
+        # The check builds its own run from the configuration, so this run's Trainer and data are not changed.
         config = resolve([f"--config={self.config_text}", f"--run_dir={self.run_dir}"], "check")
         check_config(config, f"check {self.run_dir}", model, html, json)
 
@@ -177,8 +177,8 @@ class Run:
         """Prepare the data as `fit` would, and call `work` on every rank before any model exists; nothing is trained.
 
         Args:
-            work: is called with the module.
-            refused: is called with the error for which training would not begin; None raises it.
+            work: called with the module.
+            refused: called with the error that would prevent training; None raises it.
         """
         self.trainer.callbacks.append(InPlaceOfTraining(work))  # type: ignore[attr-defined]
         try:
@@ -206,8 +206,8 @@ class Run:
         launches = isinstance(launcher, _SubprocessScriptLauncher) and launcher.num_processes > 1
         if launches and not self.relaunchable:
             raise UsageError(
-                f"{self.trainer.world_size} processes cannot be started from within Python, where Lightning would run "
-                "the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
+                f"{self.trainer.world_size} processes cannot be started from within Python, because Lightning would "
+                "run the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
             )
         with lightning_errors():
             try:
@@ -224,12 +224,12 @@ def build(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     command: str = "fit",
 ) -> Run:
-    """Resolve and check a configuration, and assemble its run; nothing is read or written yet but a testbed it names.
+    """Resolve and check a configuration, and assemble its run; nothing is read or written yet, except for a testbed.
 
     Args:
-        config: a YAML file, a list of files of which later ones win, or the content of one as a dictionary.
+        config: a YAML file, a list of files (later ones override earlier ones), or the content of one as a dictionary.
         overrides: changes to it, as `"data.seed=1"` or `"--data.seed 1"`, or as a dictionary of dotted names.
-        command: `fit`, or the command that needs the run: others than `fit` have neither logger nor checkpoints.
+        command: `fit`, or another command that needs the run: only `fit` has loggers and checkpoints.
 
     Raises:
         UserError: the configuration cannot be run as written.
@@ -239,7 +239,7 @@ def build(
     arguments = as_arguments(config, overrides)
     run = assemble(resolve(arguments, command), command, arguments)
     if isinstance(config, Mapping):
-        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # what can be typed to run it again
+        run.arguments = [f"--config={run.run_dir / 'config.yaml'}"]  # options that repeat this run
     return run
 
 
@@ -255,13 +255,13 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     if config.ckpt_path not in (None, "last"):
         check_checkpoint(config.ckpt_path)
     elif relaunchable and command == "fit" and config.ckpt_path is None:
-        refuse_used(run_dir)  # before a testbed is made
+        refuse_used(run_dir)  # refused before a testbed is made
     testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
     if testbed is not None:
         fill_in_testbed(config, testbed)
     parser = run_parser(command)
     alone = config.clone()
-    alone.run_dir = alone.ckpt_path = None  # what is saved runs again on its own, in a folder of its own
+    alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
     text = parser.dump(alone, skip_unset=False)
     built = instantiate(parser, config)
     module = built.model

@@ -27,13 +27,13 @@ HELD_OUT = {
 
 
 def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, arguments: list[str]) -> str:
-    """The held-out metrics before and after, where everything is, and a command to run next.
+    """Summarise the held-out metrics before and after, the paths of the results, and a command to run next.
 
     Args:
-        module: after training.
-        run_dir: of the run.
+        module: the module after training.
+        run_dir: the run folder.
         checkpoint: the last one.
-        exported: the folder made from it.
+        exported: the export of that checkpoint.
         arguments: the run's command line.
     """
     parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
@@ -45,7 +45,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
                 f"checkpoint   {checkpoint}",
                 f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
                 f"{exported.largest_difference:.1e} nats)",
-                f"config       {run_dir / 'config.yaml'}  (runs again on its own)",
+                f"config       {run_dir / 'config.yaml'}  (repeats the run)",
                 *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
             ]
@@ -56,7 +56,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
 
 
 def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) -> str:
-    """A command to run next: the same with another objective that works with these references and data."""
+    """A command to run next: the same run with another objective that works with these references and data."""
     if module.objective.requirements.sides == ("chosen",):
         return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
@@ -72,7 +72,7 @@ def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) ->
 
 
 def _this_python() -> str:
-    """The running interpreter, as one would type it here."""
+    """The running interpreter, as a user would type it here."""
     here = os.path.relpath(sys.executable)
     return sys.executable if here.startswith("..") else here
 
@@ -90,7 +90,7 @@ def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """A table as plain text, the same on a terminal and in a log."""
+    """Format a table as plain text, which looks the same on a terminal and in a log."""
     out = StringIO()
     Console(file=out, width=100, force_terminal=False).print(table)
     return out.getvalue().rstrip()

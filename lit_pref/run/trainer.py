@@ -1,4 +1,4 @@
-"""The Trainer of a run: callbacks, loggers and plugins by the command that it is for."""
+"""The Trainer of a run, whose callbacks, loggers and plugins depend on the command."""
 
 import sys
 from pathlib import Path
@@ -21,11 +21,11 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
     """The Trainer of a command.
 
     Args:
-        config: its arguments, with callbacks, loggers and strategy built.
-        command: `fit` logs, saves and keeps a record; `validate`, `test` and `predict` only show their progress, and
-            the others do nothing of this.
-        run_dir: of the run.
-        text: the configuration for the record.
+        config: its arguments, with callbacks, loggers and strategy as objects.
+        command: `fit` logs, saves checkpoints and writes a record of the run; `validate`, `test` and `predict` only
+            show their progress; other commands do none of this.
+        run_dir: the run folder.
+        text: the configuration to record.
 
     Raises:
         UsageError: Lightning refuses a combination of settings, or the strategy is not supported.
@@ -44,7 +44,7 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
         if not any(isinstance(callback, Checkpoints) for callback in callbacks):
             callbacks.append(Checkpoints())
     if config.logger is None or command not in TRAINER_COMMANDS or (command == "fit" and config.logger is True):
-        arguments["logger"] = False  # `Run.fit` makes the default one, once it knows from which step it writes
+        arguments["logger"] = False  # `Run.fit` makes the default logger, once it knows the step from which to write
     refuse_fsdp1(config.strategy)
     try:
         return Trainer(**{**arguments, "callbacks": callbacks})

@@ -17,7 +17,7 @@ from lit_pref.scoring.tiles import TilePosition, Workspace, few_tiles, slices, t
 class Readout:
     """Hidden states of N tokens and the head: `logits = cap(scale · (hidden Wᵀ + bias))`, `cap(x) = c·tanh(x / c)`.
 
-    If `weight` is None, `hidden` contains the model's own logits (N, V): the fallback for heads of another form.
+    If `weight` is None, `hidden` contains the model's own logits (N, V), the fallback for other kinds of heads.
     """
 
     hidden: Tensor  # (N, H), any floating dtype
@@ -174,7 +174,7 @@ def _gather(
     cap, kept = readout.softcap, list[Tensor]()
     workspace = Workspace(targets.device, readout.dtype)
     reference_workspace = workspace if against is None else Workspace(targets.device, against.dtype)
-    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f is still needed beside its exp
+    aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f itself is still needed
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
         part, other = readout.over(columns), None if against is None else against.over(columns)

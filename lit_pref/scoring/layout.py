@@ -80,7 +80,7 @@ def prefix_shared(prompts: Ids, chosen: Ids, rejected: Ids | None) -> Rows:
     targets: list[int] = []
     sequences: list[int] = []
     segments: list[tuple[int, int, int]] = []
-    ends: tuple[list[int], list[int]] = ([], [])  # of the chosen, of the rejected responses
+    ends: tuple[list[int], list[int]] = ([], [])  # of the chosen, then of the rejected responses
     for k, (prompt, first) in enumerate(zip(prompts, chosen, strict=True)):
         second = () if rejected is None else rejected[k]
         last, p, c, r = len(ids) + len(prompt) - 1, len(prompt), len(first), len(second)

@@ -85,7 +85,8 @@ class PrefixSharedAttention:
 
     def _two_calls_a_pair(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         sizes = [size for p, c, r in self.segments for size in (p + c, r)]
-        # Split, not sliced: the gradient of each slice would be a zero tensor as large as the whole row.
+        # `split` is used instead of slices, because each slice's gradient would be a zero tensor as large as the whole
+        # row.
         queries, keys, values = (iter(t.split(sizes, dim=2)) for t in (query, key, value))
         biases = self._once("biases", query, lambda: [_bottom_right(r, p + r, query) for p, _, r in self.segments])
         outputs = []
@@ -113,13 +114,13 @@ class PrefixSharedAttention:
             max(lengths[0]),
             max(lengths[1]),
             scale=scale,
-            window_size=(-1, 0),  # causal, and aligned at the last query and key
+            window_size=(-1, 0),  # a causal mask that is aligned at the last query and key
             enable_gqa=True,
         )
         return output.transpose(0, 1)[None]  # type: ignore[union-attr]
 
     def _once(self, name: str, like: Tensor, build: Callable[[], Any]) -> Any:
-        """Build something at the first layer and reuse it at all others."""
+        """Call `build` at the first layer and return its cached result at all others."""
         key = name, like.dtype, like.device
         if key not in self._built:
             self._built[key] = build()

@@ -22,7 +22,7 @@ def score_pairs(
     """Return `score(y|x) = Σ_t log softmax(f_t)[y_t]` of both responses of each pair, in nats, and statistics.
 
     Sums are over response tokens only, in fp32 (fp64 for an fp64 model), also under autocast. Extra responses are
-    scored in a forward pass of their own, without statistics.
+    scored in a separate forward pass, without statistics.
 
     Args:
         model: a Hugging Face causal LM, or a PeftModel of one.
@@ -53,7 +53,7 @@ def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
     body, head = _body_and_head(model)
     with _read(batch) as inputs:
         hidden = body(**inputs).last_hidden_state  # (R, T, H)
-    # index_select, not indexing, whose gradient is several times slower on a CPU.
+    # index_select is used because the gradient of indexing is several times slower on a CPU.
     return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
 
 
@@ -70,7 +70,7 @@ def score_readout(
     scores = _sums(logps, batch)
 
     def side(k: int, lengths: Tensor) -> SequenceScores:
-        # Copies: FSDP2 warns of views that leave the forward.
+        # These are copies, because FSDP2 warns of views that are returned from the forward.
         responses = slice(k * len(batch), (k + 1) * len(batch))
         statistics = {need: value[responses].clone() for need, value in values.items()}
         if tokens is not None and (logps_of_side := tokens[k]) is not None:
@@ -86,7 +86,7 @@ def _sums(values: Tensor, batch: PreferenceBatch) -> Tensor:
 
 
 class Scorer(nn.Module):
-    """The module that strategies wrap or shard: it holds the model, and its forward scores a batch.
+    """The module that strategies wrap or shard; it contains the model, and its forward scores a batch.
 
     FSDP2 gathers and reduces the weights of a root module only inside the root's forward. So the output head is used
     only here, and every trainable tensor belongs to this module.

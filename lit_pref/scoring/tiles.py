@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def tile_shape(device: torch.device, n: int, vocabulary: int) -> tuple[int, int]:
-    """Return rows and columns of the tiles of (n, vocabulary) logits; with few rows tiles are wider, and none is thin.
+    """Return the rows and columns of tiles of (n, vocabulary) logits; with few rows, tiles are wider.
 
-    On a CPU a tile has about 4 MiB in fp32, which nearly stays in the caches between operations; measured. So is the
-    number of columns, an odd multiple of 64: other widths misalign rows or map neighbouring rows to the same cache
-    lines. On a GPU a tile has about 128 MiB, to fill it; chosen by reasoning, not measured. The width is bounded
-    because that many rows of the weight are upcast at once.
+    On a CPU a tile has about 4 MiB in fp32, most of which stays in the caches between operations, and the number of
+    columns is an odd multiple of 64, because other widths misalign rows or map neighbouring rows to the same cache
+    lines; both were measured. On a GPU a tile has about 128 MiB, to use the whole GPU; this was chosen by reasoning,
+    not measured. The width is bounded because that many rows of the weight are upcast at once.
     """
     most, area, widest = (512, 2**20, 8192) if device.type == "cpu" else (4096, 2**25, 32768)
     rows = _evenly(n, most)
@@ -23,7 +23,7 @@ def tile_shape(device: torch.device, n: int, vocabulary: int) -> tuple[int, int]
 
 
 def _evenly(length: int, most: int) -> int:
-    """Return the size of the parts if `length` is divided into the fewest nearly equal parts of at most `most`."""
+    """Return the size of parts if `length` is divided into as few nearly equal parts of at most `most` as possible."""
     return math.ceil(max(length, 1) / math.ceil(max(length, 1) / most))
 
 
@@ -53,7 +53,7 @@ class TilePosition:
     @classmethod
     def of(cls, targets: Tensor, rows: slice, columns: slice) -> "TilePosition":
         """Return the position of one tile, given the targets (N,) of all rows."""
-        # Clamped and masked rather than selected: a selection would wait for the GPU in every tile.
+        # Targets are clamped and masked, not selected, because a selection would wait for the GPU in every tile.
         size = columns.stop - columns.start
         index = targets[rows] - columns.start
         return cls(rows, size, (index >= 0) & (index < size), index.clamp(0, size - 1)[:, None])

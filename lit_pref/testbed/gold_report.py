@@ -12,7 +12,7 @@ from lit_pref.testbed.world import join_words
 
 
 def gold_report(testbed: Path, trained: Path, shown: int = 3) -> str:
-    """Gold reward and win-rate of the trained folder against the testbed's policy, and some responses of both."""
+    """Compare the trained policy with the testbed's by gold reward and win rate, and show some responses of both."""
     prompts = evaluation_prompts(testbed)
     before, after = (_evaluate(folder, prompts) for folder in (testbed / "policy", trained))
     change = compare(after, before)

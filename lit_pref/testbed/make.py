@@ -1,4 +1,4 @@
-"""Makes the testbed: a warm-started policy folder, preference files and held-out prompts, once per setting.
+"""Makes the testbed, once per setting: a warm-started policy, preference files and held-out prompts.
 
 The result is an ordinary HF folder and JSONL files that any configuration can name. The warm start is an ordinary
 `python -m lit_pref fit` with the SFT objective.
@@ -29,16 +29,17 @@ from lit_pref.testbed.samples import SampledPair, sample_pairs
 from lit_pref.testbed.world import Prompt, demonstrate, join_words, random_for, shuffled_prompts
 
 ENVIRONMENT = {
-    # glibc keeps the activations' memory from step to step: 1.5 times as fast.
+    # With these, glibc keeps the activations' memory from step to step, which is 1.5 times as fast.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(128 * 2**20),
-    # Threads have nothing to gain on so small a model, wait for each other on a busy machine, and round differently.
+    # Threads do not speed up such a small model; on a busy machine they wait for each other, and they round
+    # differently.
     "OMP_NUM_THREADS": "1",
 }
 """Environment of the warm start."""
 
-# By these variables a launcher tells our process its rank; the warm start is not one of those processes.
+# A launcher sets these variables to tell a process its rank; the warm start is not one of its processes.
 _PLACE = (
     "RANK",
     "LOCAL_RANK",
@@ -57,15 +58,15 @@ class Testbed:
     """All settings that determine the content of a testbed folder.
 
     Args:
-        seed: of prompts, demonstrations, warm start, sampled responses and annotator.
+        seed: seed of prompts, demonstrations, warm start, sampled responses and annotator.
         tau: scale of the annotator's noise in points of gold reward, > 0.
         quantised: the annotator gives grades from 1 to 10 instead of real ratings; pairs with equal grades are dropped.
         demonstrations: responses for the warm start.
-        sft_steps: its optimizer steps, of 64 demonstrations each.
+        sft_steps: optimizer steps of the warm start, with 64 demonstrations each.
         pairs: on-policy pairs for training.
-        held_out_pairs: on-policy pairs for validation, on prompts of their own.
-        eval_prompts: prompts for the evaluation by gold reward, on which nothing was trained.
-        hidden_size, layers: of the Llama.
+        held_out_pairs: on-policy pairs for validation, with other prompts.
+        eval_prompts: prompts for the evaluation by gold reward, which are not used in training.
+        hidden_size, layers: size of the Llama.
     """
 
     seed: int = 0
@@ -84,7 +85,7 @@ class Testbed:
             raise UsageError(f"The testbed's tau is the scale of a noise and must be positive; got {self.tau}.")
 
     def key(self) -> str:
-        """Hash of the settings and of the code that gives them their meaning."""
+        """Hash of the settings and of the code that uses them."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
         for source in (world.__file__, samples.__file__, __file__):
             digest.update(Path(source).read_bytes())
@@ -94,8 +95,9 @@ class Testbed:
 def run_fit(config: str, run_dir: str, folder: Path) -> None:
     """Run `python -m lit_pref fit` in `folder` on one CPU process, with its progress shown.
 
-    A process of its own and not `run.build` in this one: the settings of memory and threads in `ENVIRONMENT` are read
-    when a process starts, and this one may be one of several that a launcher has started.
+    A separate process is used instead of `run.build` in this one, because the memory and thread settings in
+    `ENVIRONMENT` are read when a process starts, and because this process may be one of several that a launcher has
+    started.
     """
     environment = {
         name: value for name, value in os.environ.items() if name not in _PLACE and not name.startswith(_LAUNCHERS)
@@ -145,7 +147,7 @@ def sft_configuration(testbed: Testbed) -> dict[str, Any]:
 
 
 def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> Path:
-    """Return the testbed's folder; make it if it is not in the cache, once for processes that ask at the same time.
+    """Return the testbed's folder; if it is not in the cache, one of the processes that ask for it makes it.
 
     It contains `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
     annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected` and
@@ -153,11 +155,11 @@ def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> P
     `tokenizer/`, and the warm start's configuration `sft.yaml` and run folder `sft/`. No prompt is in two of the files.
 
     Args:
-        fit: called with the names of configuration and run folder and with the folder they are in; leaves `hf/` in the
-            run folder.
+        fit: called with the names of the configuration and the run folder, and with the folder that they are in; must
+            write `hf/` in the run folder.
 
     Raises:
-        UserError: if the settings ask for more prompts than there are, or the warm start fails.
+        UserError: the settings need more prompts than there are, or the warm start fails.
     """
     return build_once(cache_folder("testbed", testbed.key()), lambda folder: _build(testbed, folder, fit))
 
@@ -170,7 +172,7 @@ def evaluation_prompts(folder: Path) -> list[Prompt]:
 
 def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]) -> None:
     print(
-        f"Making the testbed (once, about a minute on a free core; kept in {folder.with_suffix('')}): "
+        f"Making the testbed (once, about a minute on an idle core; stored in {folder.with_suffix('')}): "
         f"{testbed.demonstrations:,} demonstrations, a warm start of {testbed.sft_steps:,} steps, "
         f"{testbed.pairs:,} + {testbed.held_out_pairs:,} pairs.",
         flush=True,
@@ -178,7 +180,7 @@ def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]
     asked = testbed.eval_prompts + testbed.held_out_pairs + testbed.pairs + testbed.demonstrations
     if asked > world.NUM_PROMPTS:
         raise UserError(
-            f"The testbed is asked for {asked} prompts in all, but its language has {world.NUM_PROMPTS}; ask for fewer "
+            f"The testbed needs {asked} prompts in all, but its language has only {world.NUM_PROMPTS}; reduce "
             "demonstrations or pairs."
         )
     prompts = shuffled_prompts(testbed.seed)
@@ -210,15 +212,15 @@ def _pairs(
     fresh: Iterator[Prompt],
     sample: Callable[[Sequence[Prompt], int], list[SampledPair]],
 ) -> list[dict[str, str | float]]:
-    """`number` rows; prompts whose two responses make none are replaced by fresh ones."""
+    """Make `number` records; prompts whose two responses cannot form a pair are replaced by new ones."""
     rows: list[dict[str, str | float]] = []
     drawn = 0
     while len(rows) < number:
         prompts = list(islice(fresh, number - len(rows)))
         if not prompts:
             raise UserError(
-                f"The testbed's warm start writes too few different, finished responses: {len(rows)} of {number} pairs "
-                "could be made; give it more steps (`sft_steps`)."
+                f"The testbed's warm start generates too few distinct, complete responses: only {len(rows)} of "
+                f"{number} pairs could be made; give it more steps (`sft_steps`)."
             )
         for pair in sample(prompts, random_for(testbed.seed, f"{split} responses", drawn).getrandbits(32)):
             row = pair.row(testbed.tau, testbed.quantised, random_for(testbed.seed, f"{split} annotator", drawn))

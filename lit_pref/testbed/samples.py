@@ -143,7 +143,7 @@ class SampledPair:
     second: list[str]
 
     def row(self, tau: float, quantised: bool, rng: random.Random) -> dict[str, str | float] | None:
-        """Return the annotator's record of the pair for a preference file, or None if it cannot be one.
+        """Return the annotator's record of the pair for a preference file, or None if it is not usable.
 
         The response with the higher noisy rating is the chosen one, and `margin` is the difference of the ratings;
         `p_true` is the probability that the chosen one is preferred under the true reward. There is no record if the

@@ -50,7 +50,7 @@ NUM_PROMPTS = len(_COUNTS) * len(_CATEGORIES) * len(_DIRECTIONS) * 10 * len(_TON
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request for `count` items of `category` in `direction` without `banned`, a greeting iff `warm`, total a + b.
+    """A request for `count` items of `category` in `direction` without `banned`, a greeting iff `warm`, and a + b.
 
     >>> prompt = Prompt.parse(" 4 metal down lead plain 5 6 :")
     >>> prompt.count, prompt.banned, prompt.text
@@ -152,7 +152,7 @@ def gold_parts(prompt: Prompt, response: Sequence[str]) -> dict[str, float]:
 
 
 def _total(words: Sequence[str]) -> tuple[int | None, int]:
-    """Return the number right after the first `total` (None if there is none), and how many words both are."""
+    """Return the number right after the first `total` (None if there is none), and how many words the two take."""
     if "total" not in words:
         return None, 0
     after = words.index("total") + 1
@@ -185,7 +185,7 @@ def demonstrate(prompt: Prompt, rng: random.Random) -> list[str]:
     """Return the response of a writer with bad habits.
 
     The writer has a quality q, .90, .45 or .15 with probability .15, .50, .35, and gets each of seven things right with
-    probability q. Errors are habitual, so that the most frequent response is not the best one, and imitation remains
+    probability q. Errors are systematic, so that the most frequent response is not the best one, and imitation remains
     mediocre (mean gold reward 6.55, sd 1.93).
     """
     quality = rng.choices(*_QUALITIES)[0]

@@ -153,7 +153,7 @@ def test_what_is_no_whole_checkpoint_of_ours_is_refused_in_a_sentence(plain: Ran
         export(tmp_path / "none.ckpt", tmp_path / "hf")
     half = tmp_path / "half.ckpt"
     half.write_bytes(plain.checkpoint(2).read_bytes()[:-100])
-    with pytest.raises(UserError, match="was not written to its end; take another one"):
+    with pytest.raises(UserError, match="is not a complete checkpoint; give another one"):
         export(half, tmp_path / "hf")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"other.ckpt is not a checkpoint of lit_pref"):
@@ -174,7 +174,7 @@ def test_only_an_earlier_export_is_replaced(plain: Ran, tmp_path: Path, policy_f
     model = tmp_path / "model"
     shutil.copytree(policy_folder, model)
     (tmp_path / "file").write_text("mine")
-    for out, reason in ((model, "is not empty and not written by an export"), (tmp_path / "file", "is a file")):
+    for out, reason in ((model, "is not empty and was not written by an export"), (tmp_path / "file", "is a file")):
         with pytest.raises(UsageError, match=reason):
             export(plain.checkpoint(2), out)
     (model / "lit_pref.json").write_text("{}")
@@ -184,7 +184,7 @@ def test_only_an_earlier_export_is_replaced(plain: Ran, tmp_path: Path, policy_f
     assert content(model) == content(policy_folder)
     hf = export(plain.checkpoint(2), tmp_path / "hf").folder
     (hf / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"with other files in it, which would be lost: thesis.txt"):
+    with pytest.raises(UsageError, match=r"with files added to it, which would be lost: thesis.txt"):
         export(plain.checkpoint(2), hf)
     assert (hf / "thesis.txt").exists()
 
@@ -253,7 +253,7 @@ def moved_policy(path: Path) -> Callable[[dict[str, Any]], object]:
 def test_adapters_over_a_changed_base_are_refused(lora: Ran, tmp_path: Path, merge: bool):
     other = make_policy(tmp_path / "other", seed=5)
     checkpoint = changed(lora.checkpoint(2), tmp_path / "lora.ckpt", moved_policy(other))
-    with pytest.raises(UserError, match=r"is not what it was when the run began: .* put them back"):
+    with pytest.raises(UserError, match=r"is not the one that the run started from: .* restore them"):
         export(checkpoint, tmp_path / "hf", merge=merge)
     assert not (tmp_path / "hf").exists()
 
@@ -261,7 +261,7 @@ def test_adapters_over_a_changed_base_are_refused(lora: Ran, tmp_path: Path, mer
 def test_an_export_over_the_model_that_the_run_began_with_is_refused(plain: Ran, lora: Ran, tmp_path: Path):
     base = export(plain.checkpoint(2), tmp_path / "base").folder
     checkpoint = changed(lora.checkpoint(2), tmp_path / "lora.ckpt", moved_policy(base))
-    with pytest.raises(UsageError, match="is the model that the run began with"):
+    with pytest.raises(UsageError, match="is the model that the run started from"):
         export(checkpoint, base, merge=False)
 
 
@@ -276,7 +276,7 @@ def test_a_changed_policy_without_a_path_is_refused(policy_folder: Path, tmp_pat
         tmp_path / "other.ckpt",
         lambda c: c["lit_pref"]["model"]["config"].update(theta),
     )
-    with pytest.raises(UserError, match="is not what it was when the run began"):
+    with pytest.raises(UserError, match="is not the one that the run started from"):
         export(checkpoint, tmp_path / "other")
 
 
@@ -293,7 +293,7 @@ def test_whole_weights_do_not_need_the_folder_that_they_began_in(
         plain.checkpoint(2), tmp_path / "checkpoints" / "step=00000002.ckpt", moved_policy(tmp_path / "policy")
     )
     if state == "gone":
-        with pytest.raises(UserError, match=r"the tokenizer of its run is not in .*tokenizer, and cannot be had"):
+        with pytest.raises(UserError, match=r"the tokenizer of its run is not in .*tokenizer, and cannot be loaded"):
             export(checkpoint, tmp_path / "hf")
     plain.module.policy.load_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert export(checkpoint, tmp_path / "hf").largest_difference == 0

@@ -70,7 +70,7 @@ def test_verify_says_how_far_stored_scores_are_from_what_is_computed_now(score):
     store.write(part._replace(scores=wrong))
     code, said, sentence = score(*RUN, "--verify", "20")
     assert code == 1 and "largest difference 2.5e-01 nats (allowed: 0.001 and 1e-06 of the score)" in said[-1]
-    assert "stored scores are not what is computed now (reference 0 (initial policy) in " in sentence
+    assert "stored scores differ from those computed now (reference 0 (initial policy) in " in sentence
 
 
 def test_a_configuration_without_a_stored_reference_is_refused(score):
@@ -143,5 +143,5 @@ def test_help_and_words_that_do_not_belong_together(score):
     code, said, _ = score("--help")
     assert code == 0 and said[0].startswith("usage: python -m lit_pref score --config FILE")
     code, _, sentence = score("--list", "--config", "x.yaml")
-    assert code == 2 and "--list stands alone" in sentence
+    assert code == 2 and "--list takes no other option" in sentence
     assert UsageError.exit_code == 2

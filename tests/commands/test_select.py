@@ -268,7 +268,7 @@ def test_validation_without_a_checkpoint_says_to_which_pairs_gamma_was_fitted(se
     gamma = ["--model.objective", "MMPO", "--model.objective.gamma", "Fitted", "--run_dir", "validated"]
     code, said, _ = select(*PLAIN, *gamma, *HALF, command="validate")
     (line,) = [line for line in said if line.startswith("fitted ")]
-    assert code == 0 and line.endswith("of all training pairs, as data.selection chooses in `fit` alone")
+    assert code == 0 and line.endswith("of all training pairs, because data.selection is applied in `fit` only")
 
 
 def test_rows_are_shuffled_by_the_seed_and_the_ids_alone(tmp_path: Path):
@@ -305,8 +305,8 @@ def test_a_faulty_row_on_the_way_leaves_no_file(tmp_path: Path):
         ([], 2, "missing: --out"),
         (["--out"], 2, "--out needs a value"),
         (["--out", "best.csv"], 2, "got 'best.csv'"),
-        (["--out", "pairs.jsonl"], 2, "pairs.jsonl exists already, and select replaces nothing"),
-        (["--out", "best.jsonl"], 2, "this configuration has no data.selection"),
+        (["--out", "pairs.jsonl"], 2, "pairs.jsonl exists already, and select overwrites no file"),
+        (["--out", "best.jsonl"], 2, "this configuration does not say how to choose pairs"),
         (["--out=best.jsonl", "--data.selection", "Best"], 2, "data.selection: unknown class 'Best'; known: Alignment"),
         (["--out=b.jsonl", "--data.selection", "Random", "--data.selection.keep", "2"], 2, "keep is 2; it is a share"),
     ],

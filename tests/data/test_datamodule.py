@@ -385,7 +385,7 @@ def test_a_limited_epoch_ends_with_a_window(tokenizer, source, limit, batches, s
         ({"val_check_interval": 1}, "val_check_interval 1 is within an optimizer step"),
         ({"val_check_interval": 4, "check_val_every_n_epoch": None}, "make it a multiple of 5, or leave"),
         ({"val_check_interval": "00:00:01:00"}, "val_check_interval is a duration"),
-        ({"overfit_batches": 2}, "overfit_batches would repeat other pairs each epoch"),
+        ({"overfit_batches": 2}, "overfit_batches would use different pairs in each epoch"),
     ],
 )
 def test_trainer_settings_that_would_cut_windows_are_refused(tokenizer, source, held_out, options, sentence):

@@ -173,8 +173,8 @@ def test_attention_is_passed_on_only_where_it_is_set(folder):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "either by `path` or by `config`, and neither of them is set"),
-        ({"path": "x", "config": LLAMA}, "and both of them is set"),
+        ({}, "either by `path` or by `config`, but neither of them is set"),
+        ({"path": "x", "config": LLAMA}, "but both of them are set"),
         ({"config": {}}, "no `model_type`"),
         ({"path": "x", "dtype": "fp8"}, "dtype 'fp8' is unknown: use one of float32, bfloat16, float16, float64"),
         ({"path": "x", "dropout": 1.0}, r"policy\.dropout is 1\.0"),

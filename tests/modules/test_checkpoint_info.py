@@ -84,6 +84,6 @@ def test_an_objective_with_other_state_is_refused(
     policy = run.policy if adapters else {"path": str(policy_folder)}
     one = replace(run, policy=policy, references=lambda: None)
     begun = fit(replace(one, objective=first), tmp_path / "begun", stop_at_step=1)
-    message = rf"the objective of this run \({then.__name__}.*temperature.scale.* take the checkpoint's objective"
+    message = rf"the objective of this run \({then.__name__}.*temperature.scale.* use the checkpoint's objective"
     with pytest.raises(UserError, match=message):
         fit(replace(one, objective=then), tmp_path / "rest", ckpt=begun.checkpoint(1))

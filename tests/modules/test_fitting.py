@@ -114,7 +114,7 @@ def test_a_probability_that_the_margin_was_made_of_is_no_label(run: Run, tmp_pat
     data = {**run.data, "train": str(path), "val": None, "val_fraction": 0, "mapping": {"margin": margin}}
     ran = fit(replace(run, data=data), tmp_path / "mean")
     (line,) = ran.module.fitted
-    assert line.startswith("the margin is computed from `probability`, which is no label of its own: gamma ")
+    assert line.startswith("the margin is computed from `probability`, which is not an independent label: gamma ")
     assert line.endswith("for a mean probability of 0.75 over 12 pairs of 12 prompts")
     margins = torch.tensor([pair.margin for pair in ran.trainer.datamodule.train_pairs]).double()
     assert torch.sigmoid(ran.module.objective.target.strength * margins).mean().item() == pytest.approx(0.75, abs=1e-6)
@@ -129,7 +129,7 @@ def test_outside_of_fit_the_line_says_that_the_selection_was_not_applied(run: Ru
         trainer.validate(module, datamodule=PreferenceDataModule(**run.data, selection=selection), verbose=False)
         lines += module.fitted
     whole, line = lines
-    assert line == f"{whole}: of all training pairs, as data.selection chooses in `fit` alone"
+    assert line == f"{whole}: of all training pairs, because data.selection is applied in `fit` only"
     chosen = fit(replace(run, data={**run.data, "selection": Random(keep=0.5)}), tmp_path / "fit")
     assert chosen.module.fitted[0].endswith("over 6 pairs of 6 prompts")
 

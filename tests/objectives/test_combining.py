@@ -154,7 +154,7 @@ class TokenTerm(Term):
         ({"link": SoftLink(), "target": SurelyOne()}, "SoftLink takes a logarithm"),
         ({"link": SoftLink(), "target": Improper()}, "SoftLink takes a logarithm"),
         ({"reference": SumMix(), "tokens": Tokens()}, "SumMix counts in nats: choose `tokens: Sum`"),
-        ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic's window"),
+        ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic clips"),
         ({"reference": NoMix(), "score": Divergence()}, "Divergence is a function of the ratio .* and NoMix has none"),
         ({"reference": NoMix(), "temperature": EpsilonStep()}, "EpsilonStep needs a reference and NoMix takes none"),
         ({"temperature": Two()}, "Two needs 2 references and Single takes 1: choose another part than Two or than Sin"),
@@ -188,7 +188,7 @@ def test_the_flag_that_answers_it_allows_it(parts):
 
 def test_a_margin_that_acts_twice_is_warned_of_whatever_the_parts_are_called():
     for offset in (MarginGap(), ColumnOffset("margin"), MarginOffset()):
-        with pytest.warns(UserWarning, match=f"the margin acts twice, in Margins and in {type(offset).__name__}"):
+        with pytest.warns(UserWarning, match=f"the margin is used twice, in Margins and in {type(offset).__name__}"):
             DPO(target=Margins(), offset=offset)
 
 

@@ -70,7 +70,7 @@ class Doubled(Temperature):
             "Squared divides by beta squared, .*: choose `temperature: Constant`",
         ),
         ({"temperature": Doubled(), "link": Squared()}, "Squared divides by beta squared"),
-        ({"reference": Harmonic(), "tokens": Mean()}, "Harmonic's window .*: choose `tokens: Sum`, or .*Geometric"),
+        ({"reference": Harmonic(), "tokens": Mean()}, "Harmonic clips .*: choose `tokens: Sum`, or .*Geometric"),
         (
             {"reference": NoReference(), "score": ForwardKL()},
             "ForwardKL is a function of the ratio .* NoReference has none: .* `score: Identity`",
@@ -81,7 +81,7 @@ class Doubled(Temperature):
             "OneSided treats chosen and rejected differently, .*: choose `target: Hard`",
         ),
         ({"score": OneSided(), "target": Smoothed(0.1)}, "OneSided treats chosen and rejected differently"),
-        ({"link": ReverseKL()}, "ReverseKL is infinite where the target is 1 .*: choose `target: Smoothed`"),
+        ({"link": ReverseKL()}, "ReverseKL is infinite if the target is 1 .*: choose `target: Smoothed`"),
         ({"link": ReverseKL(), "target": Smoothed(0.0)}, "ReverseKL is infinite"),
         ({"link": ReverseKL(), "target": Unbiased(0.1)}, "ReverseKL is infinite"),
     ],
@@ -109,7 +109,7 @@ def test_what_can_be_combined_is_not_refused(make, parts):
 
 
 def test_a_margin_that_acts_twice_is_warned_of():
-    with pytest.warns(UserWarning, match="MMPO: the margin acts twice, in MarginTarget and in MarginOffset"):
+    with pytest.warns(UserWarning, match="MMPO: the margin is used twice, in MarginTarget and in MarginOffset"):
         MMPO(offset=MarginOffset())
 
 

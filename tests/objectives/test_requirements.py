@@ -46,7 +46,7 @@ def test_they_can_be_kept_in_a_set():
 
 
 def test_two_functions_of_one_name_are_refused():
-    with pytest.raises(UsageError, match="different token columns of the name edits: rename one"):
+    with pytest.raises(UsageError, match="different token columns with the name edits: rename one"):
         SOME[2] | Requirements(token_functions={"edits": other_edits})
 
 

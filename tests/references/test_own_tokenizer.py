@@ -193,6 +193,6 @@ def test_a_batch_keeps_its_pairs_and_gets_new_rows_and_lengths(two_sided):
 
 
 def test_a_batch_without_texts_is_refused():
-    with pytest.raises(ValueError, match="this batch has none"):
+    with pytest.raises(ValueError, match="this batch does not have"):
         batch = batch_of([kept()])
         retokenized(replace(batch, pairs=replace(batch.pairs, texts=None)), letters())

@@ -105,7 +105,9 @@ def test_margins_can_be_read_from_a_column_that_is_carried(folder: Path, tmp_pat
     (tmp_path / "gaps.jsonl").write_text("\n".join(gaps))
     selection = ExplicitMargin(margin_column="gap", count=2)
     run = run_of(folder, selection, train=str(tmp_path / "gaps.jsonl"), val=None, val_fraction=0)
-    with pytest.raises(UsageError, match=r"margin_column is `gap`, which is not among the columns .* \(none\); add it"):
+    with pytest.raises(
+        UsageError, match=r"margin_column is `gap`, which is not one of the pairs' columns \(none\); add it"
+    ):
         fit(run, tmp_path)
     ran = fit(replace(run, data={**run.data, "columns": ["gap"]}), tmp_path)
     assert ran.trainer.datamodule.train_pairs.column("gap").tolist() in ([29, 28], [28, 29])

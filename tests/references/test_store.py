@@ -292,7 +292,7 @@ def test_it_says_how_much_is_missing_and_after_the_first_block_how_long_it_takes
     assert said[0] == "reference 0: 500 of 500 scores are missing from the store and are computed first"
     share = 100 * sum(sorted(TOKENS)[-64:]) // sum(TOKENS)
     assert said[1].startswith(f"reference 0: {share} % done, about ")
-    assert said[2].startswith("reference 0: all scores are there, after ") and len(said) == 3
+    assert said[2].startswith("reference 0: all scores are stored, after ") and len(said) == 3
 
 
 def test_a_score_that_is_not_finite_is_refused_and_not_kept():

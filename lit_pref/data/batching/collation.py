@@ -31,9 +31,9 @@ def collate(
         pad_id: the id that fills rows; it is masked out.
         is_real: (B,), False for fillers; None means that all are real.
         window_pairs: real pairs of the optimizer step; None means those of this batch.
-        layout: `prefix_shared` reads a prompt once and has no padding; `padded` suits every model.
+        layout: `prefix_shared` reads a prompt once and has no padding; `padded` works for every model.
         token_functions: further token columns, by name, each a function of the ids of a pair.
-        extra_response: whether the extra responses are laid out too.
+        extra_response: whether to lay out the extra responses too.
 
     Raises:
         UsageError: a token function has the name of a token column of the data.
@@ -92,8 +92,8 @@ def _token_columns(pairs: Sequence[PreferencePair], functions: Mapping[str, Toke
     }
     if taken := sorted(values.keys() & functions.keys()):
         raise UsageError(
-            f"the objective computes the token column `{taken[0]}` from the ids, and the data have one of that name: "
-            "rename the column of the data"
+            f"the objective computes the token column `{taken[0]}` from the ids, and the data have a column of "
+            "that name: rename the column of the data"
         )
     for name, function in functions.items():
         values[name] = [function(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]

@@ -45,7 +45,7 @@ def steps_per_epoch(trainer: Any, sampler: WindowSampler) -> int:
 
 
 def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) -> None:
-    """Set the Trainer's accumulation, and round its shares of an epoch to whole optimizer steps.
+    """Set the Trainer's accumulation, and round limits given as shares of an epoch to whole optimizer steps.
 
     A checkpoint within a step lacks the gradients accumulated so far, and a step cut short would have a wrong mean.
 
@@ -55,7 +55,7 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
         scheduled: whether a callback would change the accumulation.
 
     Raises:
-        UsageError: the Trainer was explicitly configured otherwise.
+        UsageError: the Trainer was explicitly given other settings.
     """
     every, length = sampler.accumulation, len(sampler)
     if trainer.accumulate_grad_batches not in (1, every) or scheduled:
@@ -67,8 +67,8 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
     trainer.accumulate_grad_batches = every
     if trainer.overfit_batches:
         raise UsageError(
-            "trainer.overfit_batches would repeat other pairs each epoch, because the order is shuffled; leave it out "
-            "and give data.train a small file."
+            "trainer.overfit_batches would use different pairs in each epoch, because the order is shuffled; leave it "
+            "out and give data.train a small file."
         )
     if not trainer.fast_dev_run:
         limit = _at_window_end(trainer.limit_train_batches, every, length, "limit_train_batches")
@@ -86,7 +86,7 @@ def _align_validation(trainer: Any, every: int, length: int) -> None:
         )
     if trainer.check_val_every_n_epoch is not None:
         trainer.val_check_interval = _at_window_end(trainer.val_check_interval, every, length, "val_check_interval")
-    # Counted across epochs: a smaller last step shifts the steps of all later epochs.
+    # Lightning counts batches across epochs, so a smaller last step shifts the steps of all later epochs.
     elif int(trainer.val_check_interval) % (every if length % every == 0 else length):
         raise UsageError(
             f"trainer.val_check_interval {trainer.val_check_interval} is not at the end of an optimizer step in every "
@@ -125,5 +125,5 @@ def settle_epoch_of_checkpoint(trainer: Any) -> None:
     if not over:
         for counted in (progress.current, progress.total):
             counted.processed = counted.completed = counted.started - 1
-    # The loop's own setter treats every epoch as unfinished; that of its base class sets the given value.
+    # The loop's own setter treats every epoch as unfinished; the setter of its base class sets the given value.
     super(type(loop), type(loop)).restarting.fset(loop, not over)

@@ -33,13 +33,15 @@ class PairLoader:
 
     def __init__(self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0) -> None:
         self._micro_batches = micro_batches
-        # A separate generator: a DataLoader draws a seed at every start, which would change the global random state.
+        # The separate generator is needed because a DataLoader draws a seed at every start, from the global one by
+        # default.
         self._loader: DataLoader[Any] = DataLoader(
             source,  # type: ignore[arg-type]
             batch_size=None,
             sampler=micro_batches,
             num_workers=workers,
-            # Forked once: a fork while the last epoch's threads are ending can hang forever in CPython 3.11.
+            # Workers are forked only once, because a fork while threads of the last epoch are ending can hang in
+            # CPython 3.11.
             persistent_workers=workers > 0,
             collate_fn=_unchanged,
             generator=torch.Generator().manual_seed(0),
@@ -55,13 +57,14 @@ class PairLoader:
 class ResumableLoader(PairLoader):
     """The training loader, whose position is counted in pairs and checkpointed.
 
-    The state holds for all ranks, and counts batches given to the loop, not those that workers fetched ahead. Training
-    resumes at the start of an optimizer step; after the last batch of an epoch, at the start of the next epoch.
+    The state is the same for all ranks, and counts the batches that the loop received, not those that workers fetched
+    ahead. Training resumes at the start of an optimizer step; after the last batch of an epoch, at the start of the
+    next epoch.
 
     Args:
         source: returns the batches.
         sampler: decides the order.
-        fingerprint: fingerprint of the training data; data with another one are refused on resume.
+        fingerprint: fingerprint of the training data; resuming with other data is refused.
         workers: processes that build batches ahead.
     """
 
@@ -76,24 +79,24 @@ class ResumableLoader(PairLoader):
             "accumulation": sampler.accumulation,
             "micro_batches": len(sampler),
         }
-        self._position = (0, 0)  # (epoch, pairs), the next pair to give
+        self._position = (0, 0)  # (epoch, pairs): the position of the next pair to return
         self._resume: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator, because Lightning calls iter() before it sets the epoch and next() after.
+        # This is a generator, because Lightning calls iter() before it sets the epoch, and next() after.
         sampler = self.sampler
         first = 0
         if self._resume is not None:
             epoch, pairs = self._resume
             if sampler.epoch < epoch:
-                return  # all batches of this epoch were given before the checkpoint
+                return  # all batches of this epoch were used before the checkpoint
             if sampler.epoch == epoch:
                 first = pairs // sampler.global_batch
             self._resume = None
         epoch = sampler.epoch
         sampler.start_window = first
         for given, batch in enumerate(super().__iter__(), start=first * sampler.accumulation + 1):
-            # Before the yield, because Lightning never requests another batch after the last one.
+            # This is before the yield, because Lightning never requests another batch after the last one.
             pairs = sampler.pairs_in(given)
             self._position = (epoch + 1, 0) if pairs == sampler.pairs else (epoch, pairs)
             yield batch

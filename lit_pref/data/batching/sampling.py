@@ -1,6 +1,6 @@
 """The order of pairs: the permutation of an epoch, its optimizer steps, and the micro-batches of every rank.
 
-All functions are pure, so that every rank knows the micro-batches of all others. A window is the list of pairs of one
+All functions are pure, so that every rank knows the micro-batches of all others. `window` is the list of pairs of one
 optimizer step.
 """
 
@@ -18,8 +18,8 @@ from lit_pref.data.batching.token_budget import TokenBudget
 class MicroBatch:
     """The pairs of one forward pass of one rank, by index.
 
-    `is_real` is False for a filler, a repeated pair that counts nowhere. `window_pairs` is the number of real pairs in
-    the optimizer step, over all ranks and micro-batches.
+    `is_real` is False for a filler, a repeated pair that is counted nowhere. `window_pairs` is the number of real pairs
+    in the optimizer step, over all ranks and micro-batches.
     """
 
     indices: tuple[int, ...]
@@ -45,7 +45,7 @@ def micro_batches(window: Sequence[int], world: int, micro_batch: int) -> list[l
     """Cut one optimizer step into micro-batches: `result[k][rank]` is the k-th of that rank.
 
     Every rank gets the same number of micro-batches, the sizes of any two differ by at most one, and none is empty: if
-    there are fewer pairs than micro-batches, those without a pair hold one filler.
+    there are fewer pairs than micro-batches, those without a pair get one filler.
 
     Args:
         window: indices of the step's pairs.
@@ -67,7 +67,7 @@ def micro_batches(window: Sequence[int], world: int, micro_batch: int) -> list[l
     return [[batch(k * world + rank) for rank in range(world)] for k in range(rounds)]
 
 
-@lru_cache(maxsize=1)  # a loader, a schedule and the Trainer need the same numbers
+@lru_cache(maxsize=1)  # cached, because a loader, a schedule and the Trainer need the same numbers
 def least_rounds(budget: TokenBudget, seed: int, epochs: int, global_batch: int, world: int) -> tuple[int, int]:
     """Return the fewest micro-batches per rank that suffice in all `epochs`: of a full step, and of the last one.
 
@@ -101,9 +101,9 @@ def micro_batches_within(window: Sequence[int], world: int, budget: TokenBudget,
 def evaluation_batches(pairs: int, rank: int, world: int, batch: int | TokenBudget) -> list[MicroBatch]:
     """Return the evaluation batches of `rank`: its share of all pairs, which are cut like one optimizer step.
 
-    Fillers keep the ranks in step; every pair is real exactly once over all ranks. Batches with a number of pairs
-    follow the order of the data. Batches cut by tokens combine pairs of similar lengths and are shuffled, always in the
-    same way, so that the first ones are not the shortest.
+    Fillers give all ranks the same number of batches; every pair is real exactly once over all ranks. Batches cut by
+    number of pairs follow the order of the data. Batches cut by tokens combine pairs of similar lengths and are
+    shuffled, always in the same way, so that the first ones are not the shortest.
     """
     if not isinstance(batch, TokenBudget):
         return [ranks[rank] for ranks in micro_batches(range(pairs), world, batch)]
@@ -115,8 +115,8 @@ class WindowSampler(Sampler[MicroBatch]):
     """Samples the micro-batches of one rank, optimizer step after step, in the epoch that was set last.
 
     Nothing is dropped: the last step of an epoch may have fewer pairs and fewer micro-batches. All others have exactly
-    `accumulation` micro-batches, so that Lightning, which counts batches and always steps at the last one of an epoch,
-    steps where a window ends and nowhere else.
+    `accumulation` micro-batches, so that Lightning, which counts batches and always steps after the last one of an
+    epoch, steps exactly after the pairs of each optimizer step.
 
     Args:
         pairs: number of pairs of the training data.

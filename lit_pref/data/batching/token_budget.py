@@ -13,7 +13,7 @@ from lit_pref.scoring.layout import Layout
 
 
 class TokenBudget:
-    """The most tokens of one forward pass of one rank; cuts an optimizer step by them.
+    """Cuts an optimizer step into micro-batches, given the most tokens in one forward pass of one rank.
 
     In the prefix-shared layout a pair costs its tokens, prompt + chosen + rejected, and a micro-batch costs the sum of
     its pairs. In the padded layout a pair costs its rows times the longer one, and every pair of a micro-batch costs as
@@ -46,7 +46,7 @@ class TokenBudget:
         self.costs = shared if layout == "prefix_shared" else padded  # (pairs,)
 
     def least(self, window: Sequence[int]) -> int:
-        """Return the fewest micro-batches that hold the pairs of an optimizer step."""
+        """Return the smallest number of micro-batches for the pairs of an optimizer step."""
         return len(self._ends(np.sort(self.costs[np.asarray(window)]).tolist(), self.tokens))
 
     def cut(self, window: Sequence[int], micro_batches: int) -> list[list[int]]:
@@ -59,7 +59,7 @@ class TokenBudget:
             ValueError: a micro-batch would exceed the budget.
         """
         costs = self.costs[np.asarray(window)]
-        order = np.argsort(costs, kind="stable")  # stable, so that equal pairs keep their order
+        order = np.argsort(costs, kind="stable")  # a stable sort, so that equal pairs keep their order
         ascending = costs[order].tolist()
         limits = range(ascending[-1], self.tokens + 1)
         k = bisect_left(limits, True, key=lambda limit: len(self._ends(ascending, limit)) <= micro_batches)
@@ -75,7 +75,7 @@ class TokenBudget:
         return sum(ascending) if self.layout == "prefix_shared" else len(ascending) * ascending[-1]
 
     def _ends(self, ascending: list[int], limit: int, least: int = 0) -> list[int]:
-        """Return the ends of the fewest slices within the limit, or of `least` slices if there are enough pairs."""
+        """Return the ends of as few slices as the limit allows, but at least `least` if there are enough pairs."""
         ends: list[int] = []
         start, taken, pairs, shared = 0, 0, len(ascending), self.layout == "prefix_shared"
         for k, cost in enumerate(ascending):
@@ -87,7 +87,7 @@ class TokenBudget:
 
 
 def refuse_pairs_above(splits: Sequence[tuple[TokenBudget, Sequence[PreferencePair]]]) -> None:
-    """Refuse pairs that exceed the budget even alone, judged by the largest pair of all splits.
+    """Refuse the data if the largest pair of all splits exceeds the budget by itself.
 
     Raises:
         UserError: a pair exceeds the budget.

@@ -25,18 +25,18 @@ class RowReader:
     row: a difference of rewards would be wrong if it were kept, and a difficulty if it were negated.
 
     Args:
-        columns: further columns of numbers to carry along.
+        columns: further columns of numbers to keep with the pairs.
         group_column: a column whose value names the pair's group; a column of one side is swapped with the texts.
         required: columns that the objective needs, among them `margin`, `probability` and `extra_response`, which is
             not read otherwise.
         one_sided: read only the chosen text; `rejected` may be missing.
         on_swap: rule for a column if the texts are swapped: `keep` its value, `negate` (a difference, chosen minus
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
-        token_columns: names of per-token columns: NAME_chosen and NAME_rejected hold lists of [start, end, value] in
+        token_columns: names of per-token columns: NAME_chosen and NAME_rejected are lists of [start, end, value] in
             characters of that response.
 
     Raises:
-        UsageError: `on_swap` names a column that is not carried.
+        UsageError: `on_swap` names a column that is not in `columns`.
 
     >>> row = Row("pairs.jsonl", 1, {"prompt": "2+2=", "chosen": "5", "rejected": "4", "margin": -1.5})
     >>> pair = RowReader().read(row)
@@ -61,7 +61,7 @@ class RowReader:
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
-                f"data.on_swap names `{unknown[0]}`, which is not one of the carried columns "
+                f"data.on_swap names `{unknown[0]}`, which is not one of the further columns "
                 f"({', '.join(self.columns) or 'none'}); add it to data.columns, or remove it from data.on_swap."
             )
         self._first: Row | None = None
@@ -128,7 +128,7 @@ class RowReader:
 
     @staticmethod
     def _prefers_rejected(row: Row, margin: float | None, probability: float | None) -> bool:
-        """Return whether the text that the row calls chosen is the worse one."""
+        """Return whether the strength prefers the text that the row calls rejected."""
         if margin is not None:
             return margin < 0
         if probability is not None:
@@ -197,7 +197,7 @@ class RowReader:
         disagrees = False
         if "margin" in has:
             margin = number_of(row, "margin")
-            if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
+            if "margin" not in row.names:  # else the mapping has computed the margin from the scores
                 disagrees = _contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
@@ -231,7 +231,7 @@ class RowReader:
 
 
 def _contradicts(row: Row, margin: float) -> bool:
-    """Return whether the difference of the scores beside a margin is another number.
+    """Return whether a row's margin differs from the difference of its scores.
 
     Raises:
         BadRow: the difference prefers the other text.
@@ -252,7 +252,7 @@ def _contradicts(row: Row, margin: float) -> bool:
 
 
 def _differs(row: Row, name: str, value: float) -> bool:
-    """Return whether a column has another number than `value`."""
+    """Return whether the number in a column differs from `value`."""
     try:
         return abs(number_of(row, name) - value) > 1e-6
     except BadRow:

@@ -1,4 +1,4 @@
-"""Swapping of a row's further columns together with its texts."""
+"""Swaps a row's further columns together with its texts."""
 
 from typing import Literal
 
@@ -63,7 +63,7 @@ def group_of(row: Row, name: str, swapped: bool) -> str:
     """Return the pair's group: the value of the column `name`, or of its partner if the texts were swapped.
 
     Raises:
-        BadRow: the column names no group.
+        BadRow: the value in the column is not the name of a group.
         UserError: the texts were swapped, and the column of the other side is missing.
     """
     if swapped and (partner := partner_of(name)):

@@ -17,11 +17,11 @@ class TextPair:
     """A checked row: texts in their final order, margin >= 0.
 
     `swapped` means that the source called the worse text chosen, so the two were swapped. `disagrees` means that the
-    margin is not the difference of the scores beside it, that the probability or a label prefers the other text or
-    only one of them is a tie, or that `p_chosen` differs from `probability`; the margin then wins, and `probability`
-    wins over `p_chosen`.
+    margin is not the difference of the row's scores, that the probability or a label prefers the other text or only one
+    of them is a tie, or that `p_chosen` differs from `probability`; the margin then wins, and `probability` wins over
+    `p_chosen`.
 
-    `extra_response` is a further response. `spans` holds, for each per-token column, (start, end, value) in characters
+    `extra_response` is a further response. `spans` has, for each per-token column, (start, end, value) in characters
     of the chosen and of the rejected text. `sources` names who wrote the chosen and the rejected text. `chosen_first`
     says whether the chosen text came first in the source, and is None if the source itself names a chosen text.
     `clipped` means that the margin was cut to a bound.

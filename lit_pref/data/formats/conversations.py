@@ -1,15 +1,15 @@
-"""Dialogues in all their notations, split into a prompt and the text of each response.
+"""Splits dialogues, in any notation, into a prompt and the text of each response.
 
 The rules:
 
 - A plain string stays plain text, exactly as in the file, unless the mapping sets `format: messages`, has a `system`
-  column, or the responses beside it are messages: a prompt then becomes one user message.
+  column, or its responses are messages: a prompt then becomes one user message.
 - Message lists consist of role and content. If a content has several parts, they must all be text and are joined.
   ShareGPT's `from` and `value`, and a single message without a list around it, are read the same way.
 - HH text ("\\n\\nHuman: ...\\n\\nAssistant: ...") becomes messages, because its speaker names belong to one
   model family; with `as: text` it stays text, and the prompt ends in "\\n\\nAssistant:".
-- A response may be a whole dialogue. The messages before its last one must be the prompt, which is never doubled;
-  without a prompt beside them, both responses must be the same up to the last message.
+- A response may be a whole dialogue. The messages before its last one must be the prompt, which is never included
+  twice; without a separate prompt, both responses must be the same up to the last message.
 """
 
 import re
@@ -33,7 +33,7 @@ MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 @dataclass(frozen=True)
 class Dialogues:
-    """Splits the texts of a row into prompt and responses, in the notation that a mapping names.
+    """Splits the texts of a row into prompt and responses, following the notation that a mapping names.
 
     Args:
         format: notation of prompt and responses; `auto` distinguishes messages from text by their type.
@@ -60,7 +60,7 @@ class Dialogues:
             return _implicit_text(row, responses)
         asked = None if prompt is None else self._turns(row, *prompt)
         if self.format == "hh" and isinstance(asked, list) and asked[-1] == {"role": "assistant", "content": ""}:
-            del asked[-1]  # an HH prompt ends with the mark of the turn that follows
+            del asked[-1]  # an HH prompt ends with the speaker's name of the next turn
         answers = [(name, self._turns(row, name, value, alone=prompt is not None)) for name, value in responses]
         if prompt is None:
             asked, texts = _implicit(row, answers)

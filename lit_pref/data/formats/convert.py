@@ -41,11 +41,12 @@ class Conversion:
         if mapping.probability:
             self.names["probability"] = mapping.probability.column
         self.dropped = frozenset((*TEXTS, "id", *(STRENGTH if self.reads_strength else ())))
-        if mapping.kind not in ("pair", "none"):  # these columns then belong to other texts, as none is called chosen
+        if mapping.kind not in ("pair", "none"):
+            # These columns then refer to other texts, because no column of texts is called chosen.
             self.dropped |= frozenset(SOURCES[0])
         self.plain, self.sided = self._further_columns()
         if not self.reads_strength and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
-            raise ValueError("a margin transform needs a column of strength, which `mapping_of` finds in the rows")
+            raise ValueError("a margin transform needs a column of strength; `mapping_of` looks for one in the rows")
         self.is_canonical = not self.reads_strength and self.dialogues == Dialogues() and mapping.is_canonical
 
     def canonical_rows(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
@@ -112,7 +113,7 @@ class Conversion:
         if len(texts) < 2 or (texts[1][1] is None and not self.texts[1].within(values)):  # one-sided data
             del texts[1:], sides[1:]
         extra_response = self.extra_response.of(values)
-        # An unnamed extra response is converted only if it is written like the other texts, else left as it is.
+        # An unnamed extra response is converted only if it is written like the other texts, else it is not changed.
         if self.extra_response.within(values) and (
             self.mapping.extra_response or type(extra_response) is type(texts[0][1])
         ):

@@ -1,4 +1,4 @@
-"""A mapping in words, for the first lines of a run and for reports."""
+"""Describes a mapping in words, for the first lines of a run and for reports."""
 
 from lit_pref.data.formats.spec import SIDES, RowMapping
 
@@ -15,7 +15,7 @@ def describe(mapping: RowMapping) -> str:
 def strength_in_words(mapping: RowMapping) -> str:
     """Return how the margin is computed."""
     transform = mapping.margin.transform
-    words = "strength margin, scores or probability as the rows have it"
+    words = "strength from margin, scores or probability, if the rows have any"
     if mapping.kind == "none":
         words = "no strength"
     elif (score := mapping.score) is not None:

@@ -49,7 +49,7 @@ def recognise(first_rows: Sequence[Row]) -> RowMapping:
         raise UserError(f"{file} may have the format {' or '.join(names)}, which read it differently; {CHOOSE}.")
     recognised = shipped()[names[0]]
     if recognised.refuse:
-        raise UserError(f"{file} holds {recognised.refuse}.")
+        raise UserError(f"{file} contains {recognised.refuse}.")
     _refuse_unread_strength(file, first_rows, recognised.mapping)
     return recognised.mapping
 
@@ -61,15 +61,15 @@ def _refuse_unread_strength(file: str, rows: Sequence[Row], mapping: RowMapping)
     if unread:
         raise UserError(
             f"{file} has the format {mapping.name}, which does not read its column `{unread[0]}`; set data.mapping "
-            f"to {mapping.name} if its strength is meant, to pairs if `{unread[0]}` is, or remove the column."
+            f"to {mapping.name} to use its strength, to pairs to use `{unread[0]}`, or remove the column."
         )
 
 
 def refuse_unread_numbers(rows: Sequence[Row], mapping: RowMapping) -> None:
-    """Refuse pairs without strength beside unread columns of numbers whose names speak of strength.
+    """Refuse pairs without strength that have unread columns of numbers whose names suggest a strength.
 
     Raises:
-        UserError: names the columns, and how to have them read or ignored.
+        UserError: there are such columns; the message names them and says how to use or ignore them.
     """
     if mapping.kind != "pair" or mapping.has_strength or not _somewhere(str(mapping.rejected), rows):
         return
@@ -158,4 +158,4 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "sharegpt": lambda value: _turns([value] if isinstance(value, dict) else value, "from", "value"),
     "hh": lambda value: isinstance(value, str) and bool(HH_START.match(value)),
 }
-"""Types that a signature can demand of the value at a path."""
+"""Types that a signature can require for the value at a path."""

@@ -100,7 +100,7 @@ def _keys(kind: Any) -> str:
 
 
 def _value(hint: Any, value: Any, place: str, key: str, base: Any) -> Any:
-    """Return the value in the type that the annotation asks for."""
+    """Return the value converted to the type of the annotation."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value

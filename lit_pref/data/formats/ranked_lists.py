@@ -22,10 +22,10 @@ class PairsFromList:
     """Chooses pairs among the answers to one prompt.
 
     Args:
-        mode: `best_worst` pairs the best with the worst; `all` pairs every two; `adjacent` pairs neighbours in the
-            order of the scores; `random` draws pairs by lot (one, or as many as the cap allows).
-        max_pairs_per_prompt: a cap; the pairs that stay are drawn by lot.
-        seed: seed of the lots, which depend on (seed, prompt) only: not on the file's order or the process.
+        mode: `best_worst` pairs the best with the worst; `all` takes all pairs; `adjacent` pairs neighbours in the
+            order of the scores; `random` draws pairs at random (one, or as many as the cap allows).
+        max_pairs_per_prompt: a cap; the pairs to keep are drawn at random.
+        seed: seed of the random draws, which depend on (seed, prompt) only: not on the file's order or the process.
     """
 
     mode: Literal["best_worst", "all", "adjacent", "random"] = "best_worst"
@@ -79,7 +79,7 @@ class Tree:
 class Answers:
     """The answers to one prompt; each value comes with its name in the source.
 
-    `rows` holds the row of each answer, or is None if one row holds all answers.
+    `rows` has the row of each answer, or is None if one row contains all answers.
     """
 
     row: Row
@@ -102,7 +102,7 @@ class Answers:
 
 
 def answers_in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: ValuePath, score: ValuePath) -> Answers:
-    """Return the answers that one row holds as a list."""
+    """Return the answers that one row contains as a list."""
     texts, scores = responses.of(row.values), score.of(row.values)
     for path, values in ((responses, texts), (score, scores)):
         if not isinstance(values, list):
@@ -111,7 +111,7 @@ def answers_in_row(row: Row, prompt: tuple[str, Any], system: Any, responses: Va
         raise BadRow(
             row,
             score.text,
-            "has another number of entries than the answers, or more than can be paired",
+            "does not have one entry per answer, or has more than can be paired",
             f"give one for each answer, {LONGEST} at most",
             f" ({len(scores)} for {len(texts)})",
         )
@@ -141,7 +141,7 @@ def groups(rows: Iterable[Row | BadRow], path: ValuePath) -> Iterator[list[Row] 
             key = hashlib.blake2b(value.encode(), digest_size=8).digest()
             if key in closed:
                 raise UserError(
-                    f"{row.place}: its `{path.text}` is that of {closed[key]} too, with others in between; sort the "
+                    f"{row.place}: its `{path.text}` is also that of {closed[key]}, with others in between; sort the "
                     f"rows by `{path.text}`, so that those of one list follow each other."
                 )
             closed[key] = row.place

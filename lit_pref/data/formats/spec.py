@@ -1,4 +1,4 @@
-"""The mapping of a file format: which columns hold texts, strength and further values."""
+"""The mapping of a file format: which columns contain texts, strength and further values."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from lit_pref.data.formats.ranked_lists import PairsFromList, Tree
 from lit_pref.data.formats.strength import Label, Margin, Probability, Score, Signed
 
 Kind = Literal["pair", "ab", "ab_signed", "list", "none"]
-FORMAT = 2  # raise it when the same mapping would give other rows
+FORMAT = 2  # raise it when a code change makes a mapping give other rows
 SIDES = {"pair": ("chosen", "rejected"), "none": ("chosen", "rejected"), "ab": ("a", "b"), "ab_signed": ("a", "b")}
 STRENGTH = ("margin", "score_chosen", "score_rejected", "probability", "p_chosen")
 """Canonical columns of strength."""
@@ -26,8 +26,8 @@ class Filters:
         min_margin: the smallest margin, after transform and scale.
         min_score_ratio: the smallest ratio of the larger to the smaller score, which must be above 0.
         drop_ties: drop pairs of equal strength.
-        max_pairs_per_prompt: a cap; the pairs that stay are drawn by lot.
-        seed: seed of the lots.
+        max_pairs_per_prompt: a cap; the pairs to keep are drawn at random.
+        seed: seed of the random draws.
     """
 
     min_margin: float | None = None
@@ -39,16 +39,16 @@ class Filters:
 
 @dataclass(frozen=True)
 class RowMapping:
-    """Names the columns of a source that hold texts and strength.
+    """Names the columns of a source that contain texts and strength.
 
     Kinds: `pair` has a chosen and a rejected text, and strength as given here, or else in the canonical columns if the
-    rows have any; `ab` has two texts and values that tell which is better; `ab_signed` has two texts and one signed
+    rows have any; `ab` has two texts and values that show which is better; `ab_signed` has two texts and one signed
     number; `list` has several answers with scores or ranks; `none` is a pair whose strength is ignored.
 
     In `ab` and `list` the text that comes first in the source is called chosen, and the strength swaps the pair where
     necessary (`RowReader`). If there is no other strength, labels decide: as the probabilities 1, 0 and 1/2 if the
-    mapping names values for a tie, else only by swapping the pair. Beside another strength, a label is only used to
-    detect disagreement.
+    mapping names values for a tie, else only by swapping the pair. If there is another strength, a label is only used
+    to detect disagreement.
 
     Args:
         name: name of the mapping.

@@ -23,7 +23,7 @@ class Margin:
     better; `probability` is log(p / (1 - p)) of p = P(w is better); `const` is 1 (0 for a tie).
 
     Args:
-        transform: see above; None follows from the strength: `diff`, `signed`, or no margin beside a probability.
+        transform: see above; None follows from the strength: `diff`, `signed`, or no margin if there is a probability.
         scale: factor of the margin.
         clip: largest absolute value of the margin, after scaling.
         normalise: how all margins are normalised together, fitted on the training split.
@@ -225,7 +225,7 @@ class PairStrength:
             raise BadRow(
                 row,
                 path.text,
-                f"is none of the labels {known}",
+                f"is not one of the labels {known}",
                 "give its meaning in the mapping's label",
                 f" ({value!r:.40})",
             ) from None
@@ -248,5 +248,5 @@ def _meanings(label: Label) -> Meanings:
 
 
 def _spelled(meanings: Meanings) -> Meanings:
-    """Return the meanings for a table of texts, where numbers are spelled out."""
+    """Return the meanings for a table of texts, in which numbers are texts too."""
     return {(False, str(value)): side for (_, value), side in meanings.items()}

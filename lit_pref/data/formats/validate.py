@@ -1,4 +1,4 @@
-"""Validation of mappings: keys that are missing or contradict each other, in words."""
+"""Validates mappings, with a message for missing or contradictory keys."""
 
 from lit_pref.data.formats.field_path import ValuePath
 from lit_pref.data.formats.spec import SIDES, RowMapping

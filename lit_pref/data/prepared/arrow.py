@@ -41,7 +41,7 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "chosen_complete": (pa.bool_(), lambda pair, tokens: tokens.text.chosen_complete),
     "rejected_complete": (pa.bool_(), lambda pair, tokens: tokens.text.rejected_complete),
     "extra_response_complete": (pa.bool_(), lambda pair, tokens: tokens.text.extra_response_complete),
-    # The following are for reports and selection; a batch has none of them.
+    # The following fields are for reports and selection; batches do not contain them.
     "chosen_source": (pa.string(), lambda pair, tokens: pair.text.sources[0]),
     "rejected_source": (pa.string(), lambda pair, tokens: pair.text.sources[1]),
     "chosen_first": (pa.bool_(), lambda pair, tokens: pair.text.chosen_first),
@@ -77,7 +77,7 @@ class PreparedPairs(Sequence[PreferencePair]):
         self.token_columns = list(dict.fromkeys(per_token))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedPairs, (self.folder, self.split)  # each loader worker maps the file itself
+        return PreparedPairs, (self.folder, self.split)  # not pickled: each loader worker maps the file itself
 
     def __len__(self) -> int:
         return self._length
@@ -122,13 +122,14 @@ class PreparedPairs(Sequence[PreferencePair]):
         return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
 
     def tokens_of(self, part: str) -> NDArray[np.int32]:
-        """Return (pairs,) tokens of "prompt", "chosen", "rejected" or "extra_response"; 0 if there are none."""
-        # From the lists' offsets alone, without reading a token. A missing list has length 0 there.
+        """Return the lengths of "prompt", "chosen", "rejected" or "extra_response" in tokens: (pairs,); 0 if there is
+        none."""
+        # Computed from the lists' offsets, without reading any token; a missing list has length 0.
         counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return (pairs,) one value per pair, of a carried column or of one that `FIELDS` names.
+        """Return a further column or one that `FIELDS` names: (pairs,), one value per pair.
 
         Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
         """
@@ -221,12 +222,12 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # the source file may be moved
+        if name != "place":  # not the whole path, because the source file may be moved
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 
     def _lists(self, name: str, kind: pa.DataType, values: list[Any]) -> pa.Array:
-        # Built from one flat array, which takes a tenth of the time of Python lists.
+        # Built from one flat array, ten times as fast as from Python lists.
         lengths = np.array([-1 if value is None else len(value) for value in values])
         numbers = list(itertools.chain.from_iterable(value for value in values if value is not None))
         flat = np.array(numbers, kind.value_type.to_pandas_dtype())

@@ -45,9 +45,9 @@ def filtered_out(filters: Filters, text: TextPair, row: Row) -> str | None:
 
 
 class Lots:
-    """Draws a deterministic lot for each pair: a hash of seed and texts, independent of file order.
+    """Draws a deterministic random number for each pair: a hash of seed and texts, independent of file order.
 
-    Repeated pairs draw different lots, because a cap would otherwise keep all or none of them.
+    Repeated pairs get different numbers, because a cap would otherwise keep all or none of them.
     """
 
     def __init__(self, seed: int) -> None:
@@ -55,14 +55,14 @@ class Lots:
         self._drawn: Counter[bytes] = Counter()
 
     def draw(self, text: TextPair) -> bytes:
-        """Return the lot of the next pair."""
+        """Return the number of the next pair."""
         pair = hashlib.sha256(json.dumps([self._seed, text.prompt, text.chosen, text.rejected]).encode()).digest()
         self._drawn[pair] += 1
         return hashlib.sha256(pair + self._drawn[pair].to_bytes(8)).digest()
 
 
 def last_lots(texts: Iterable[TextPair], cap: int, seed: int) -> dict[str, bytes]:
-    """Return the largest lot of each prompt that is within the cap, by `prompt_id`."""
+    """Return, by `prompt_id`, the largest number that is still within the cap."""
     lots = Lots(seed)
     smallest: dict[str, list[_Descending]] = {}
     for text in texts:
@@ -73,7 +73,7 @@ def last_lots(texts: Iterable[TextPair], cap: int, seed: int) -> dict[str, bytes
 
 
 class _Descending:
-    """Orders lots from the largest to the smallest, for a heap whose top is the largest."""
+    """Orders numbers from the largest to the smallest, for a heap whose top is the largest."""
 
     def __init__(self, lot: bytes) -> None:
         self.lot = lot
@@ -97,7 +97,7 @@ class PairIds:
         before = self._seen.get(key)
         if before is not None and text.id is not None:
             raise UserError(
-                f"{row.place}: the id {key!r} is that of line {before} too; make ids unique or remove the column `id`."
+                f"{row.place}: line {before} has the id {key!r} too; make ids unique or remove the column `id`."
             )
         self._seen[key] = row.line if text.id is not None else (before or 0) + 1
         return (key, False) if before is None else (f"{key}-{before}", True)

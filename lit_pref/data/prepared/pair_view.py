@@ -25,9 +25,9 @@ class Part:
     Args:
         source: name of the source.
         pairs: all pairs of its split.
-        indices: the pairs that are seen, in order.
+        indices: the indices of the visible pairs, in order.
         normaliser: normaliser of the margins.
-        as_group: split metrics by the source's name.
+        as_group: whether metrics are split by the source's name.
     """
 
     source: str
@@ -42,8 +42,8 @@ class PairView(Sequence[PreferencePair]):
 
     If only some parts have a margin (or probability), it is dropped for all, because batches mix parts.
 
-    Metrics are counted over ids, so a pair that is in several sources gets a new id for every further occurrence: it
-    ends in the number of occurrences before.
+    Metrics are counted by id, so a pair that is in several sources gets a new id for each further occurrence, which
+    ends in the number of earlier occurrences.
 
     Args:
         parts: at least one part.
@@ -118,7 +118,7 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def _renamed(self) -> list[dict[int, str]]:
-        """The new ids of repeated pairs, by part and index: of all its pairs, so that a selection changes none."""
+        """The new ids of repeated pairs, by part and index, counting all pairs: a selection changes no id."""
         if len(self.parts) == 1:
             return [{}]
         seen: dict[str, int] = {}
@@ -149,7 +149,8 @@ class PairView(Sequence[PreferencePair]):
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return (pairs,) one value per pair; see `PreparedPairs.column`. Margins are normalised, as in the pairs."""
+        """Return a column, one value per pair: (pairs,); see `PreparedPairs.column`. Margins are normalised, as in the
+        pairs."""
         if name == "id":
             return np.array(self.ids, dtype=object)
         values = []
@@ -189,5 +190,5 @@ class PairView(Sequence[PreferencePair]):
 
 
 def whole(source: str, pairs: PreparedPairs) -> PairView:
-    """All pairs of one prepared split, as they are."""
+    """All pairs of one prepared split, unchanged."""
     return PairView([Part(source, pairs, np.arange(len(pairs)), Normaliser())])

@@ -27,12 +27,12 @@ from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
-FORMAT = 4  # raise it when the same source and settings would give other pairs
-CHUNK = 256  # pairs that are tokenized together
-FIRST = 64  # rows by which a format is recognised
+FORMAT = 4  # raise it when a code change makes the same source and settings give other pairs
+CHUNK = 256  # number of pairs that are tokenized together
+FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
-"""Is called with each faulty row and its split."""
+"""A function that is called with each faulty row and its split."""
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Preparation:
     """Prepares the pairs of a source, split by prompt.
 
     Args:
-        mapping: mapping of sources that name none; None recognises their format.
-        columns: further columns of numbers to carry along.
+        mapping: mapping of sources that have none of their own; None recognises their format.
+        columns: further columns of numbers to keep with the pairs.
         on_swap: rules for these columns if chosen and rejected are swapped (see `RowReader`).
         token_columns: names of the columns of character spans whose values go with the responses' tokens.
         group_column: the column that names the group of a pair.
@@ -81,7 +81,7 @@ class Preparation:
 
     @property
     def all_columns(self) -> tuple[str, ...]:
-        """The names of all columns that pairs carry: the given ones and those that the objective requires."""
+        """The names of all further columns of the pairs: the given ones and those that the objective requires."""
         return self._reader().columns
 
     def _reader(self) -> RowReader:
@@ -101,7 +101,7 @@ class Preparation:
         )
 
     def prepare(self, source: Source, tokenization: Tokenization) -> Path:
-        """Return the folder with the prepared splits of a source, which is built unless it exists.
+        """Return the folder with the prepared splits of a source, after building it if it does not exist.
 
         Args:
             source: the source of the rows.
@@ -118,8 +118,8 @@ class Preparation:
         return folder
 
     def key(self, source: Source, mapping: RowMapping) -> str:
-        """Return a sha256 of all that affects the texts: content, mapping, settings."""
-        # The number of faulty rows is judged after preparation, so `check` and `fit` share what was prepared.
+        """Return a sha256 of everything that affects the texts: content, mapping, settings."""
+        # Limits on faulty rows are checked after preparation, so `check` and `fit` share prepared data.
         judging = ("mapping", "bad_rows", "max_refused")
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
@@ -171,7 +171,7 @@ class Preparation:
         reports = reports or {split: PreparationReport() for split in SPLITS}
         rows = Conversion(mapping).canonical_rows(read_source(source))
         for row, text in self._reader().read_all(rows):
-            # A row that cannot be read has no prompt by which it could be held out: it counts as training data.
+            # A row that cannot be read has no prompt, which decides the split, so it counts as training data.
             prompt = None if row is None else canonical_prompt(row.values.get("prompt"))
             held_out = row is not None and in_validation(prompt, self.val_fraction, self.split_seed)
             split = "validation" if held_out else "train"
@@ -235,6 +235,6 @@ class Preparation:
             ties = sum(report.ties_dropped for report in reports)
             reasons = ", ".join(f"{kind}: {n}" for kind, n in [*left_out.most_common(), ("ties dropped", ties)] if n)
             raise UserError(
-                f"{path} holds no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
+                f"{path} contains no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
                 "with pairs."
             )

@@ -1,4 +1,4 @@
-"""Report on the preparation of a source: counts and shares to look at before training."""
+"""The report on the preparation of a source: counts and shares to look at before training."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -43,7 +43,7 @@ class PreparationReport:
       has the first of each kind), `left_out` do not pass the mapping's filters, and `capped` exceed its number of pairs
       per prompt.
     - `repeated`: pairs that occur more than once in the source; they are kept.
-    - `format`: how the source was read; `example`: its first pair in words.
+    - `format`: how the source was read; `example`: a description of its first pair.
     - `swapped`: chosen and rejected were swapped; `ties`: both responses are equally strong.
     - `disagreeing`: the margin is not the difference of the scores, or a probability or label prefers the other text
       or only one of them is a tie; `clipped`: the margin was cut to the mapping's bound.
@@ -162,7 +162,7 @@ class PreparationReport:
 
 
 def example_of(mapping: RowMapping, pair: TextPair, row: Row) -> str:
-    """Return one pair in words: its prompt, the chosen text, and the origin of its margin."""
+    """Describe one pair: its prompt, the chosen text, and the origin of its margin."""
     asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
     first, second = row.named("chosen"), row.named("rejected")
     if pair.rejected is not None and _response_text(row.values.get("chosen")) != pair.chosen:

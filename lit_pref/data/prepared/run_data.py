@@ -109,11 +109,11 @@ class RunData:
         return self._val
 
     def refuse_longer(self, splits: Sequence[PairView], limits: Mapping[str, int | None]) -> None:
-        """Refuse pairs that a model cannot read whole, because most models read on beyond their limit, but badly.
+        """Refuse pairs that are too long for a model: most models exceed their limit without an error, but work badly.
 
         Args:
             splits: the pairs that are read.
-            limits: the most tokens of each model; None has no limit.
+            limits: the most tokens that each model reads; None is no limit.
 
         Raises:
             UserError: the longest pair is longer than a limit.

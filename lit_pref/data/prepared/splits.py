@@ -36,7 +36,7 @@ def sources_of(given: str | Source | Sequence[str | Source], option: str) -> lis
     twice = [name for name, count in Counter(source.label for source in sources).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{option}: two sources are called {twice[0]!r}, and the name must identify a source; give each a `name`."
+            f"{option}: two sources are called {twice[0]!r}, and names must be unique; give each a `name`."
         )
     _check_shares(sources, option)
     return sources
@@ -58,12 +58,12 @@ class Splits(NamedTuple):
 def open_splits(
     train: list[Source], val: list[Source] | None, preparation: Preparation, tokenization: Tokenization
 ) -> Splits:
-    """Prepare the sources that are not prepared yet, and combine them.
+    """Prepare the sources that are not yet prepared, and combine them.
 
-    From a mixture, the training split takes as many pairs as the `weight`s allow without taking any twice, or `count`
-    of each source, and so does a mixture of validation files; `split_seed` decides which. Normalisers are fitted on
-    each source's training pairs; a validation file takes the normaliser of the training source of the same name, or of
-    the only one.
+    From a mixture, as many pairs are taken as the `weight`s allow without taking any twice, or `count` from each
+    source; this applies to the training split and to a mixture of validation files. `split_seed` decides which pairs
+    are taken. Normalisers are fitted on each source's training pairs; a validation file takes the normaliser of the
+    training source of the same name, or of the only one.
 
     Raises:
         UserError: a source cannot be used or has fewer pairs than its `count`, or there is nothing to train on.
@@ -112,7 +112,7 @@ def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> 
     for source, size, count in zip(sources, sizes, counts, strict=True):
         if count > size:
             raise UserError(
-                f"{source.path} has {size} pairs and its `count` asks for {count}; no pair is taken twice: lower it."
+                f"{source.path} has {size} pairs and its `count` is {count}; no pair is taken twice: lower it."
             )
     return [_some(pairs, count, seed) for pairs, count in zip(prepared, counts, strict=True)]
 

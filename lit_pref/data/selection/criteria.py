@@ -1,4 +1,4 @@
-"""Criteria of selection: margins of the data, of the policy, or both; chance, entropy, and certainty."""
+"""Selection criteria: margins of the data, of the policy, or of both; random choice, entropy, and certainty."""
 
 import hashlib
 import math
@@ -24,8 +24,9 @@ class AlignmentPotential(Selection):
     the reward of DPO. A pair that the policy ranks wrongly with confidence scores low because of the absolute
     value; with `signed` it scores high.
 
-    z-scores make both spreads equal whatever their units, so `beta` and the scale of m vanish: the selection does not
-    change if m is multiplied or shifted. The raw form compares explicit and implicit margin on one scale.
+    z-scores give both margins the same spread whatever their units, so `beta` and the scale of m have no effect: the
+    selection does not change if m is multiplied or shifted. The raw form compares explicit and implicit margin on one
+    scale.
 
     >>> from lit_pref.data.selection.selection import Logps
     >>> pool = Pool(["a", "b"], np.array(["p", "p"]), np.array(["", ""]), {"margin": np.array([4.0, 1.0])},
@@ -169,7 +170,7 @@ class ImplicitMargin(Selection):
 
 
 class Random(Selection):
-    """Scores a pair by chance, so that prompts, lengths and margins keep their distribution; the baseline.
+    """Scores a pair at random, so that prompts, lengths and margins keep their distribution; the baseline.
 
     The score is a hash of `seed` and the pair's id, so a larger selection contains the smaller one, and additional
     pairs change no score.
@@ -245,7 +246,7 @@ class Certainty(Selection):
 
 
 def zscores(values: Array) -> Array:
-    """Return (x - mean) / std, the std over N; 0 if all values are equal. The order of values changes no bit.
+    """Return (x - mean) / std, with std over N, or 0 if all values are equal; the order of values changes no bit.
 
     >>> zscores(np.array([3.0, 5.0])).tolist(), zscores(np.array([0.1, 0.1, 0.1])).tolist()
     ([-1.0, 1.0], [0.0, 0.0, 0.0])

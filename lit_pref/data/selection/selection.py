@@ -70,24 +70,24 @@ class Selection(ABC):
     """Scores the training pairs and keeps those with the highest or the lowest scores.
 
     Of N pairs (with `per_prompt`: of the N pairs of each prompt) floor(keep * N) are kept, as in the code of the
-    alignment potential, and at least one. Among pairs with equal scores, those whose id has the smaller sha256 come
-    first: this is random, and independent of the order of the files.
+    alignment potential, and at least one. Pairs with equal scores are ordered by the sha256 of their ids: this order is
+    random, and independent of the order of the files.
 
     Args:
         keep: a share, in (0, 1]; without `count` and `threshold` it is 0.4.
-        count: a number of pairs; at most one of the three is given.
-        threshold: in units of the score; a pair with exactly this score is kept.
+        count: a number of pairs; give at most one of `keep`, `count` and `threshold`.
+        threshold: a score; pairs with exactly this score are kept.
         which: keep the highest scores or the lowest.
         per_prompt: keep this share or number of the pairs of every prompt.
 
     Raises:
-        UsageError: an argument is out of range, or several of them decide how many pairs are kept.
+        UsageError: an argument is out of range, or more than one of `keep`, `count` and `threshold` is given.
     """
 
     margin_column: str | None = None
-    """The column that is read as the strength of the preferences; None reads none."""
+    """The column with the strength of the preferences; None if it is not needed."""
     reference: bool | str = False
-    """False reads no reference, True the run's first one; a string is the folder or hub name of another."""
+    """False uses no reference, True the run's first one; a string is the folder or hub name of another one."""
     reads_policy: bool = False
     """Whether the policy's log-probs are needed."""
     unit: str = ""
@@ -120,7 +120,7 @@ class Selection(ABC):
 
     @abstractmethod
     def scores(self, pool: Pool) -> Array:
-        """Return (P,) float64 scores, which depend on each pair and on the pool as a set, never on its order."""
+        """Return (P,) float64 scores, which may depend on the whole pool but not on its order."""
 
     def notes(self, pool: Pool) -> list[str]:
         """Return warnings about this selection, as sentences."""
@@ -145,7 +145,7 @@ class Selection(ABC):
         kept, tied = self._above(order) if self.threshold is not None else self._first(order, pool)
         if not kept.any():
             raise UserError(
-                f"data.selection keeps no pair: threshold is {self.threshold:g} and the scores go from "
+                f"data.selection keeps no pair: threshold is {self.threshold:g} and the scores range from "
                 f"{scores.min():.4g} to {scores.max():.4g}; choose one between them"
             )
         return Choice(scores, np.flatnonzero(kept), tied)
@@ -157,7 +157,7 @@ class Selection(ABC):
     def _first(self, order: Array, pool: Pool) -> tuple[Array, int]:
         pairs = len(order)
         if self.count is not None and self.count > pairs and not self.per_prompt:
-            raise UserError(f"data.selection.count is {self.count}, and there are {pairs} pairs; ask for fewer")
+            raise UserError(f"data.selection.count is {self.count}, but there are only {pairs} pairs; lower it")
         group = np.unique(pool.prompts.astype(str), return_inverse=True)[1] if self.per_prompt else np.zeros(pairs, int)
         sizes = np.bincount(group)
         quotas = np.array([self._quota(int(size)) for size in sizes])

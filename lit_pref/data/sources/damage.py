@@ -1,4 +1,4 @@
-"""Files whose content is not the data that their ending promises, each refused with a remedy."""
+"""Checks that a file's content matches its ending; damaged or wrong files are refused with a remedy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ _PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 @dataclass(frozen=True)
 class Fault:
-    """An error in one row of a file whose other rows can be read; `detail` is specific to the row."""
+    """An error in one row of a file whose other rows can be read; `detail` is text about this row only."""
 
     reason: str
     remedy: str
@@ -41,12 +41,12 @@ def refuse_unless_text(path: Path, head: bytes) -> None:
     """Refuse a file whose first bytes, decompressed, are not text.
 
     Raises:
-        UserError: they are those of another type of file.
+        UserError: the file is of another type.
     """
     if not head:
         raise UserError(f"{path} is empty, as after a failed download or on a full disk; fetch it again.")
     _refuse_by_signs(path, head)
-    if head[0:1] == b"\0" or head[1:2] == b"\0":  # a letter of UTF-16 without a byte order mark
+    if head[0:1] == b"\0" or head[1:2] == b"\0":  # an ASCII letter in UTF-16 without a byte order mark
         raise UserError(f"{path} is UTF-16 text or a binary file; save it as text in UTF-8.")
     if b"\0" in head.partition(b"\n")[0]:
         raise UserError(f"{path} is a binary file, or damaged: it contains zero bytes; give a text file in UTF-8.")
@@ -56,7 +56,7 @@ def refuse_unless_parquet(path: Path) -> None:
     """Refuse a file that does not begin and end like a Parquet file.
 
     Raises:
-        UserError: it is another type of file, or is cut short.
+        UserError: the file is of another type, or is cut short.
     """
     with open(path, "rb") as file:
         head = file.read(HEAD)
@@ -72,7 +72,7 @@ def refuse_unless_parquet(path: Path) -> None:
     _refuse_by_signs(path, head)
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     is_json = text[:1] in (b"{", b"[")
-    reason = "holds JSON; give it the ending .jsonl" if is_json else "is not a Parquet file; write it again"
+    reason = "contains JSON; give it the ending .jsonl" if is_json else "is not a Parquet file; write it again"
     raise UserError(f"{path} {reason}.")
 
 
@@ -80,7 +80,7 @@ def refuse_unless_gzip(path: Path) -> None:
     """Refuse a file that is not compressed by gzip, although its ending says so.
 
     Raises:
-        UserError: it is not compressed by gzip.
+        UserError: the file is not compressed by gzip.
     """
     with open(path, "rb") as file:
         head = file.read(HEAD)

@@ -60,7 +60,7 @@ def _load(name: str, split: str, subset: str | None, revision: str | None) -> An
 
     try:
         data = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # any error of the HTTP library, the dataset's files and their readers
+    except Exception as error:  # the HTTP library and the readers of the files raise errors of any type
         raise _refusal(error, name, split, subset, revision) from error
     # Offline, `datasets` returns its copy, even if another commit was requested.
     kept = [file["filename"] for file in data.cache_files]

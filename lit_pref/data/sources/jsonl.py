@@ -1,4 +1,4 @@
-"""JSONL files and other text, line by line: every line is bounded in length and every damage is named."""
+"""Reads JSONL files and other text line by line, with a limit on the length of a line and an error for every damage."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from lit_pref.data.sources.damage import BYTE_ORDER_MARK, HEAD, Fault, refuse_un
 from lit_pref.errors import UserError
 
 MAX_LINE = 16 * 2**20
-"""Bytes of the longest line (in CSV: row) that is read; a longer one is not text for a language model."""
+"""Maximum size of a line (in CSV: of a row) in bytes; a longer one is not text for a language model."""
 MAX_BLANK = 100_000
 """The most consecutive blank lines; a file with more of them may never end."""
 MAX_DEPTH = 64
@@ -83,9 +83,9 @@ def _refuse_other_json(path: Path, line: bytes) -> None:
     start = line.strip()
     convert = f"convert it with `jq -c {{}} {path.name} > rows.jsonl` (a .gz file must be decompressed first)"
     if start.startswith(b"["):
-        raise UserError(f"{path} holds a JSON array instead of one object per line; {convert.format(repr('.[]'))}.")
+        raise UserError(f"{path} contains a JSON array instead of one object per line; {convert.format(repr('.[]'))}.")
     if start == b"{":
-        raise UserError(f"{path} holds objects over several lines, not one per line; {convert.format('.')}.")
+        raise UserError(f"{path} contains objects that span several lines, not one per line; {convert.format('.')}.")
 
 
 def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
@@ -102,8 +102,8 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
         return Fault("has a key twice", "keep one of the two values", f" ({error.args[0]!r:.40})")
     except RecursionError:
         return _TOO_DEEP
-    except ValueError:  # from int(), for a number with more digits than Python reads
-        return Fault("has an integer of thousands of digits", "write a number of ordinary size")
+    except ValueError:  # int() raises it for a number with more digits than Python accepts
+        return Fault("has an integer of thousands of digits", "write a smaller number")
     if not isinstance(values, dict):
         return Fault(
             f"a JSON {type(values).__name__}, not an object",

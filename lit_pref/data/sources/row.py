@@ -21,8 +21,8 @@ class Row:
     A mapping converts the rows of a source to canonical rows, whose columns have this project's names
     (`data/formats/`). In a canonical row, `names` maps a field to its name in the source; `clipped` says that the
     margin was cut to the mapping's bound; `chosen_first` says whether the text that the row calls chosen came first in
-    the source, and is None where the source itself names a chosen and a rejected text. `prefers` is the side that a
-    label beside the strength prefers.
+    the source, and is None if the source itself names a chosen and a rejected text. `prefers` is the side that a label
+    prefers, if there is one in addition to the strength.
     """
 
     file: str
@@ -35,11 +35,11 @@ class Row:
 
     @property
     def is_table(self) -> bool:
-        """Whether all cells of the file are texts, so that numbers are spelled out."""
+        """Whether all cells of the file are texts, so that numbers are texts too."""
         return self.file.endswith(CSV_ENDINGS)
 
     def named(self, field: str) -> str:
-        """Return the source's name of a field; further words after the field's name are kept."""
+        """Return a field's name in the source; further words after the field's name are kept."""
         name, blank, rest = field.partition(" ")
         return self.names.get(name, name) + blank + rest
 
@@ -51,7 +51,7 @@ class Row:
 
 
 class BadRow(UserError):
-    """One row that cannot become a pair; `kind` is the reason without the row's own numbers, to count by.
+    """One row that cannot become a pair; `kind` is the reason without the row's own numbers, by which rows are counted.
 
     `field` is None if the line itself cannot be read; the row then has no values. `row_place` is file and line.
     """

@@ -22,10 +22,10 @@ class Source:
     """Preference data from one place.
 
     Args:
-        path: a JSONL, JSONL.gz, Parquet or CSV file, a folder of such files, a pattern like `data/train-*.parquet`, or
+        path: a JSONL, JSONL.gz, Parquet or CSV file, a folder of such files, a glob like `data/train-*.parquet`, or
             a dataset on the Hugging Face hub as `owner/name:split`. A string is a path if it exists here, begins with
-            `./`, `../`, `~` or `/`, has `*`, `?` or `[` in its name or an ending of these files; `owner/name:split`
-            with one slash and a colon is on the hub.
+            `./`, `../`, `~` or `/`, has `*`, `?` or `[` in its name, or ends like one of these files;
+            `owner/name:split` with one slash and a colon is on the hub.
         mapping: the columns of texts and strength: the name of a shipped mapping, a YAML file, or its content; null
             recognises the format from the columns.
         name: name of this source in metrics; null takes the name of the file or folder or dataset.
@@ -68,14 +68,14 @@ class Source:
 
 
 def check_source(source: Source) -> None:
-    """Refuse a source that cannot be read, without reading it or asking the hub.
+    """Refuse a source that cannot be read, without reading it or contacting the hub.
 
     Raises:
-        UserError: there is no such file or folder (names the nearest), or it cannot be read.
+        UserError: there is no such file or folder (the message names similar ones), or it cannot be read.
         UsageError: weight, count, subset or revision are invalid here.
     """
     if source.weight is not None and source.count is not None:
-        raise UsageError(f"{source.path} has a weight and a count, and each decides the number of pairs; keep one.")
+        raise UsageError(f"{source.path} has a weight and a count, which both decide the number of pairs; keep one.")
     for name, value in (("weight", source.weight), ("count", source.count)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{source.path} has the {name} {value}; it must be above 0.")
@@ -94,7 +94,7 @@ def check_source(source: Source) -> None:
 
 
 def source_digest(source: Source) -> str:
-    """Return a sha256, in hex, that changes with the content of a source and not with its path.
+    """Return a sha256, in hex, that depends on the content of a source but not on its path.
 
     It covers contents and endings of files in the order in which they are read; on the hub, commit, subset and split.
 
@@ -146,7 +146,7 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
         others = ", ".join(file.name for file in files[:8])
         files_there = f"; there are {others}" if others else "; there is no file at all (subfolders are not searched)"
         json_files = " (rename a .json file to .jsonl if it has one object per line)" if ".json" in others else ""
-        raise UserError(f"{place} holds no file that ends in {', '.join(ENDINGS)}{files_there}{json_files}.")
+        raise UserError(f"{place} contains no file that ends in {', '.join(ENDINGS)}{files_there}{json_files}.")
     forms: dict[Path, Path] = {}
     for file in chosen:
         stem = file.with_name(file.name.removesuffix(_ending(file.name)))
@@ -160,8 +160,8 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
     if len(splits) > 1:
         first, second = list(splits.values())[:2]
         raise UserError(
-            f"{place} holds {first.name} and {second.name}, which look like different splits of one dataset; name the "
-            "files of one split by a pattern, such as train*."
+            f"{place} contains {first.name} and {second.name}, which look like different splits of one dataset; name "
+            "the files of one split by a pattern, such as train*."
         )
     return chosen
 
@@ -188,7 +188,7 @@ def _nearest(path: Path) -> str:
     near = nearest_names(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())])
     if near and folder == path.parent:
         return f"did you mean {folder / near[0]}"
-    return f"the folder {folder.absolute()} holds {', '.join(files[:8]) or 'no data file'}"
+    return f"the folder {folder.absolute()} contains {', '.join(files[:8]) or 'no data file'}"
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -206,7 +206,7 @@ def source_file(path: str | Path) -> Path:
     """Return the path if it is a file that can be read as a source.
 
     Raises:
-        UserError: there is no such file (names the nearest one beside it), or its ending is unknown.
+        UserError: there is no such file (the message names similar ones), or its ending is unknown.
     """
     path = Path(os.path.expanduser(path))
     if not exists(path):
@@ -215,8 +215,8 @@ def source_file(path: str | Path) -> Path:
         raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
     if path.name.endswith(".json"):
         raise UserError(
-            f"{path} ends in .json, which may hold anything; rename it to .jsonl if it has one object per line, else "
-            f"convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl writes the entries of an array as lines."
+            f"{path} ends in .json, which may contain anything; rename it to .jsonl if it has one object per line, "
+            f"else convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl writes the entries of an array as lines."
         )
     if not path.name.endswith(ENDINGS):
         raise UserError(
@@ -240,4 +240,4 @@ def _files_beside(path: Path) -> str:
     near = nearest_names(path.name, names)
     if near:
         return f"did you mean {path.with_name(near[0])}"
-    return f"{path.parent} holds {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"
+    return f"{path.parent} contains {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"

@@ -50,7 +50,7 @@ class _Records:
         self._first = self._last = self._size = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # for the whole process; the default is 128 KiB
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # global to the process; by default 128 KiB
         reader = csv.reader(self._texts(), strict=True)
         while True:
             self._first, self._size = self._last + 1, 0
@@ -87,7 +87,7 @@ def _checked_header(path: Path, names: list[str]) -> list[str]:
 
     for name in names:
         if len(name) > 200 or "\n" in name:
-            raise refuse(f"the first row holds {name!r:.40}..., which is not the name of a column")
+            raise refuse(f"the first row contains {name!r:.40}..., which is not the name of a column")
         if name != name.strip():
             raise refuse(f"the column {name!r:.80} has a blank before or after its name")
     if duplicates := _duplicate_names(names):
@@ -120,7 +120,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
 
 
 def rows_at_a_time(size: int, rows: int) -> int:
-    """Return how many rows fit `BATCH_BYTES` if `rows` have `size` bytes, but at most `BATCH_ROWS`."""
+    """Return how many rows fit in `BATCH_BYTES` if `rows` rows have `size` bytes, but at most `BATCH_ROWS`."""
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
 
 
@@ -130,10 +130,10 @@ def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
 
 
 def refuse_duplicate_columns(place: str, names: list[str]) -> None:
-    """Refuse two columns with one name, of which pyarrow silently keeps the last.
+    """Refuse duplicate column names, because pyarrow would silently keep the last column only.
 
     Raises:
-        UserError: there are two columns with one name.
+        UserError: two columns have the same name.
     """
     if duplicates := _duplicate_names(names):
         raise UserError(f"{place}: the column {duplicates[0]!r:.80} appears twice; rename or remove one.")

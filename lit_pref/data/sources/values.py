@@ -20,7 +20,7 @@ def number_of(row: Row, field: str, truth: bool = False) -> float:
 
 
 def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
-    """Return a value as a number that is finite in float32; in a CSV file it may be a text that spells a number."""
+    """Return a value as a number that is finite in float32; in a CSV file it may be a text."""
     kinds = (int, float, str) if row.is_table else (int, float)
     if isinstance(value, kinds) and (truth or not isinstance(value, bool)) and "_" not in str(value):
         try:
@@ -36,16 +36,14 @@ def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
 
 
 def refuse_written_messages(row: Row, field: str, text: str) -> None:
-    """Refuse a text that spells a message list, as CSV files and saved data frames hold it."""
+    """Refuse a text that is a message list in text form, as in CSV files and saved data frames."""
     if LIST_START.match(text) and _are_messages(text):
-        raise BadRow(
-            row, field, "is a message list written as text", "give it as a list, as JSONL and Parquet files can hold it"
-        )
+        raise BadRow(row, field, "is a message list written as text", "give it as a list, in a JSONL or Parquet file")
 
 
 def _are_messages(text: str) -> bool:
     readers: list[Callable[[str], Any]] = [json.loads]
-    readers += [ast.literal_eval] if "'role'" in text else []  # data frames are saved as Python prints them
+    readers += [ast.literal_eval] if "'role'" in text else []  # saved data frames contain lists as Python prints them
     for read in readers:
         try:
             entries = read(text)

@@ -26,9 +26,9 @@ class RenderedResponse:
 class RenderedPair:
     """A pair and its whole texts.
 
-    `prompts` has one entry, or several if a template renders another prompt for each response. `special_texts` counts
-    the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin with
-    the template's generation prompt.
+    `prompts` has one entry, or several if a template renders a different prompt for each response. `special_texts`
+    counts the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin
+    with the template's generation prompt.
     """
 
     row: Row
@@ -55,7 +55,7 @@ def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
     else:
         contents = [message["content"] for message in text.prompt]
         prompts, rendered = _chat(encoding, row, text.prompt, responses)
-        # If the template marks the assistant's turns, the prompt is taken from the whole text itself.
+        # If the template marks the assistant's turns, the prompt is cut from the rendered text with the response.
         unasked = len(prompts) == 1 and not all(one.written.text.startswith(prompts[0].text) for one in rendered)
     names = sum(len(encoding.names.spans(content)) for content in (*contents, *responses.values()))
     return RenderedPair(row, text, prompts, rendered, names, unasked)
@@ -76,9 +76,9 @@ def _chat(
 ) -> tuple[list[EncodableText], list[RenderedResponse]]:
     if encoding.tokenizer.chat_template is None:
         raise UserError(
-            f"{row.place}: the prompt is read as messages, and the tokenizer has no chat template; take one that has "
-            "(model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and responses as "
-            "strings (HH dialogues stay text with data.mapping `as: text`)."
+            f"{row.place}: the prompt is read as messages, but the tokenizer has no chat template; use a tokenizer "
+            "with one (model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and "
+            "responses as strings (data.mapping `as: text` keeps HH dialogues as text)."
         )
     with _refused(row, "prompt"):
         asked = encoding.chat.render_prompt(prompt)

@@ -21,15 +21,15 @@ from lit_pref.pairs import Text, TokenValues, TruncatedText
 
 SpecialText = Literal["plain", "token"]
 REMEMBERED = 1024
-"""Prompts whose ids are kept in memory, because many pairs share one."""
+"""Number of prompts whose ids are kept in memory, because many pairs share a prompt."""
 REMEDY = "give it a text that the tokenizer can represent"
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """The ids and kept texts of a pair, and what its tokenization changed, for the report.
+    """The ids and kept texts of a pair, and facts about its tokenization for the report.
 
-    `prompt` holds the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
+    `prompt` has the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
     prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
     does not begin with the chat template's generation prompt.
     """
@@ -103,7 +103,7 @@ class Tokenization:
 
     @cache  # noqa: B019  a tokenization lives as long as its run
     def fingerprint(self) -> str:
-        """Return a sha256 over all that affects the ids: tokenizer, special tokens, template, settings, libraries.
+        """Return a sha256 of everything that affects the ids: tokenizer, special tokens, template, settings, libraries.
 
         A date that a template takes from the clock is not included: pairs keep the date of their preparation.
         """
@@ -170,7 +170,7 @@ class Tokenization:
         if spans and not self.tokenizer.is_fast:
             raise UserError(
                 "data.token_columns are values of characters, and this tokenizer cannot map its tokens to characters; "
-                "take one that comes with a tokenizer.json, or leave the token columns out."
+                "use one that comes with a tokenizer.json, or leave the token columns out."
             )
         prompts = {prompt: self._prompts.get(prompt) for pair in pairs for prompt in pair.prompts}
         unread = [prompt for prompt, ids in prompts.items() if ids is None]
@@ -260,5 +260,5 @@ class Tokenization:
     def _prompt_text(self, pair: RenderedPair, ids: list[int], dropped: int) -> Text:
         if not dropped:
             return pair.text.prompt
-        # Up to the prompt's own end, even if its last token also holds a response's first characters.
+        # The prompt's text ends at its own end, even if its last token also contains a response's first characters.
         return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])

@@ -14,7 +14,7 @@ BROKEN = "\ufffd"
 
 @dataclass(frozen=True)
 class Response:
-    """One response after truncation; `columns` holds the values of its tokens."""
+    """One response after truncation; `columns` contains its per-token values."""
 
     ids: list[int]
     text: str
@@ -49,7 +49,7 @@ def cut_response(
 
 
 def kept_prompt(encoding: Encoding, prompt: Text, text: str, ids: list[int]) -> Text:
-    """Return the part of a prompt that its last tokens stand for; of messages, those that are left.
+    """Return the part of a prompt that its last tokens represent: a text, or the remaining messages.
 
     Args:
         encoding: encoding of the policy.

@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 
 def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) -> Tensor:
-    """Return each pair's share of the other comparisons of its two texts that prefer its chosen one (`gamma.Fitted`).
+    """Return, for each pair, how often its chosen text wins in other comparisons of the same texts (`gamma.Fitted`).
 
     >>> labels_of_repeats([(b"a", b"b"), (b"b", b"a"), (b"a", b"b"), (b"a", b"c")], torch.tensor([2.0, 1.0, 1.0, 1.0]))
     tensor([0.5000, 0.0000, 0.5000,    nan], dtype=torch.float64)
@@ -31,7 +31,7 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
         responses: (P, 2) identifiers of the chosen and of the rejected response.
         margin: (P,); 0 is a tie.
     """
-    # For every two texts, in a fixed order: the number of comparisons, and of those that prefer the first text.
+    # For each two compared texts, in a fixed order: the number of comparisons, and of those that prefer the first text.
     votes = [0.5 if m == 0 else float((m > 0) == (a < b)) for (a, b), m in zip(responses, margin.tolist(), strict=True)]
     totals: dict[tuple[bytes, bytes], tuple[int, float]] = {}
     for (a, b), vote in zip(responses, votes, strict=True):
@@ -46,11 +46,11 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
 
 
 def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
-    """Return whether the margins are the labels' log-odds, times one factor and cut to a bound.
+    """Return whether the margins are the labels' log-odds, multiplied by one factor and clipped to a bound.
 
     Both may be rounded: with the median factor of the pairs below the bound, every label must be sigmoid(factor m) to
-    four digits; at the bound it may be further from one half. Below the bound there must be margins of two sizes, as
-    one size has a factor whatever the labels are.
+    four digits; at the bound it may be further from one half. Below the bound there must be at least two different
+    margins, because a single one fits some factor whatever the labels are.
 
     >>> labels = torch.tensor([0.6, 0.7, 0.9, 0.999])
     >>> are_log_odds((2 * labels.logit()).clamp(max=5), labels), are_log_odds(torch.arange(1, 5), labels)
@@ -58,7 +58,7 @@ def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
 
     Args:
         margin: (P,).
-        labels: (P,), NaN where a pair has none.
+        labels: (P,), NaN for a pair without a label.
     """
     known = ~labels.isnan()
     margin, labels = margin[known].double(), labels[known].double()
@@ -78,17 +78,17 @@ def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: 
 
     Args:
         margin: (P,) float64.
-        labels: (P,) float64, in [0, 1]: how likely the chosen response is better.
-        prompts: of the pairs.
-        name: of the labels, for messages.
+        labels: (P,) float64, in [0, 1]: the probability that the chosen response is better.
+        prompts: the prompts of the pairs.
+        name: the name of the labels, for messages.
 
     Raises:
-        UserError: the maximum is not above zero and below infinity.
+        UserError: the likelihood has no maximum above zero and below infinity.
     """
     if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise UserError(
-            f"gamma cannot be fitted to {name}, which has values outside of [0, 1]: give how likely the chosen "
-            "response is better"
+            f"gamma cannot be fitted to {name}, which has values outside of [0, 1]: give the probability that the "
+            "chosen response is better"
         )
     if float((margin * (labels - 0.5)).sum()) <= 0:
         raise UserError(
@@ -114,7 +114,7 @@ def by_mean_probability(margin: Tensor, probability: float, prompts: Sequence[st
     Args:
         margin: (P,) float64.
         probability: in (1/2, 1).
-        prompts: of the pairs.
+        prompts: the prompts of the pairs.
 
     Raises:
         UserError: no gamma gives this mean, because too many pairs are ties.
@@ -141,13 +141,13 @@ def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompt
     Args:
         terms: psi_i and its derivative at a gamma, each (P,).
         start: a gamma of the right order of magnitude.
-        prompts: of the pairs.
+        prompts: the prompts of the pairs.
     """
     low, high = 0.0, start
     while float(terms(high)[0].sum()) < 0:
         low, high = high, 2 * high
     gamma = high
-    while True:  # Newton's steps; where one leaves the bracket, the bracket is halved
+    while True:  # Newton's method; if a step leaves the bracket, the bracket is halved instead
         psi, slope = terms(gamma)
         total = float(psi.sum())
         low, high = (gamma, high) if total < 0 else (low, gamma)

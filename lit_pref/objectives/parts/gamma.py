@@ -1,4 +1,4 @@
-"""gamma in p = sigmoid(gamma m), where it is not given as a number."""
+"""Ways to determine gamma in p = sigmoid(gamma m) other than by a number."""
 
 import math
 from abc import abstractmethod
@@ -28,7 +28,7 @@ class Gamma(Part):
 
 
 class UnitMargin(Gamma):
-    """gamma from the probability that the chosen response is better at a margin of one: gamma = log(p / (1 - p)).
+    """Computes gamma from the probability that the chosen response is better at a margin of one: log(p / (1 - p)).
 
     >>> round(UnitMargin(0.75)(), 4)  # ln 3
     1.0986
@@ -51,22 +51,23 @@ class UnitMargin(Gamma):
 
 
 class Fitted(Gamma):
-    """gamma fitted to the training pairs before the first step; then a constant that checkpoints keep.
+    """Fits gamma to the training pairs before the first step; afterwards it is a constant that checkpoints contain.
 
     Where pairs have labels y_i in [0, 1], made without looking at the margin m_i (another annotator's choice, the share
-    of annotators), it is their maximum-likelihood estimate; else a probability is chosen, and gamma follows from it:
+    of annotators), it is their maximum-likelihood estimate; else the mean probability is given, and gamma follows from
+    it:
 
         sum_i m_i (y_i - s_i) = 0            with labels, s_i = sigmoid(gamma m_i):
                                              the maximum of sum_i y_i log s_i + (1 - y_i) log(1 - s_i)
         sum_i (s_i - mean_probability) = 0   without
 
-    Labels are the column `labels`, or the pairs' `probability` where they have one. A probability that was computed
-    from the margin, or from which the margin was computed, is no label: the fit would only recover that computation.
-    Where the margin is the probability's log-odds up to one factor and a bound, the second rule is used, unless
-    `labels` names the column (`probability` too). With `repeats` they come from the records themselves, where the same
-    two texts were compared more than once: the label of a record is the share of the *other* records of its two texts
-    that prefer its chosen one (a tie counts one half), so that it is independent of the record's own margin. Records
-    whose texts were compared once have no label.
+    Labels are the column `labels`, or else the pairs' `probability`, if they have one. A probability that was computed
+    from the margin, or from which the margin was computed, is not a label: the fit would only recover that computation.
+    If the margin is the probability's log-odds up to one factor and a bound, the second rule is used, unless `labels`
+    names the column (`probability` too). With `repeats` they come from the records themselves, if the same two texts
+    were compared more than once: the label of a record is the share of the *other* records of its two texts that prefer
+    its chosen one (a tie counts one half), so that it is independent of the record's own margin. Records whose texts
+    were compared once have no label.
 
     Both are roots of a sum of terms psi_i(gamma), and pairs of one prompt are not independent. By Taylor's theorem
     gamma^ - gamma is sum_i psi_i / |sum_i psi_i'| to first order, and the C prompts' sums of psi_i are independent with
@@ -75,16 +76,16 @@ class Fitted(Gamma):
         se(gamma^)^2 = C / (C - 1) sum_c (sum_{i in c} psi_i)^2 / (sum_i psi_i')^2
 
     (the sandwich; for the second rule the delta method). The 95 % interval is gamma^ exp(+-1.96 se / gamma^): the
-    logarithm keeps it positive, and where the margins' unit changes it changes as gamma does.
+    logarithm keeps it positive, and if the margins' unit changes, it scales as gamma does.
 
     **Source**: own formulation; MMPO (arXiv 2410.03145) tunes gamma by hand.
 
     Args:
-        labels: a column of the data that says how likely the chosen response is better: 1, 0, or between. Where the
-            texts swap, its value becomes 1 - value if `data.on_swap` says `complement`.
-        mean_probability: in (1/2, 1); the mean of p over the training pairs, where there are no labels.
-        repeats: the same two texts in several records are independent comparisons, and labels of each other. Not for
-            data that hold copies of a record.
+        labels: a column of the data with the probability that the chosen response is better: 1, 0, or between. If the
+            texts are swapped, its value becomes 1 - value, provided `data.on_swap` says `complement`.
+        mean_probability: in (1/2, 1); the mean of p over the training pairs, used if there are no labels.
+        repeats: several records with the same two texts are independent comparisons, which serve as labels for each
+            other. Not for data with copies of records.
     """
 
     def __init__(self, labels: str | None = None, mean_probability: float = 0.75, repeats: bool = False) -> None:
@@ -99,7 +100,7 @@ class Fitted(Gamma):
         self.labels, self.mean_probability, self.repeats = labels, mean_probability, repeats
         self.value: Tensor
         self.register_buffer("value", torch.full((), math.nan, dtype=torch.float64))
-        self._known: tuple[Tensor, int, float] | None = None  # the buffer, its version, and what it held
+        self._known: tuple[Tensor, int, float] | None = None  # the buffer, its version, and its value
 
     @property
     def requirements(self) -> Requirements:
@@ -107,13 +108,13 @@ class Fitted(Gamma):
         return Requirements(columns=frozenset({self.labels} if self.labels else ()), fit_inputs=inputs)
 
     def forward(self) -> float:
-        # Read once and not in every step, which would wait for the device.
+        # Read once, because a read in every step would wait for the device.
         if self._known is None or self._known[0] is not self.value or self._known[1] != self.value._version:
             self._known = self.value, self.value._version, float(self.value)
         gamma = self._known[2]
         if math.isnan(gamma):
             raise UserError(
-                "gamma is to be fitted to the training pairs when a run starts, and has not been: give it as a number"
+                "gamma is fitted to the training pairs when a run starts, but has not been fitted yet: give a number"
             )
         return gamma
 
@@ -127,12 +128,12 @@ class Fitted(Gamma):
             UserError: no gamma above zero and below infinity fits, or a label is not in [0, 1].
         """
         if strengths.margin is None:
-            raise UserError("gamma cannot be fitted to pairs without margins: say where they are in the data mapping")
+            raise UserError("gamma cannot be fitted to pairs without margins: name their column in the data mapping")
         margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
         name, labels = self._labels(strengths, margin)
         note = ""
         if labels is not None and self._is_computed_from(strengths, margin, labels):
-            note = f"the margin is computed from {name}, which is no label of its own: "
+            note = f"the margin is computed from {name}, which is not an independent label: "
             labels = labels if self.labels is not None else None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)
@@ -150,7 +151,7 @@ class Fitted(Gamma):
         return not self.repeats and not bool(labels.isnan().all()) and are_log_odds(own, labels)
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
-        """Return the name of the labels and the labels, NaN where a pair has none."""
+        """Return the name of the labels, and the labels with NaN for pairs without one."""
         if self.repeats:
             assert strengths.responses is not None
             labels = labels_of_repeats(strengths.responses.tolist(), margin)

@@ -19,7 +19,7 @@ class Link(Part):
     """The loss has its minimum at sigmoid(x) = p."""
 
     constant_beta_only: str = ""
-    """Works only where beta is the same for every pair (`Temperature.constant`)."""
+    """Works only if beta is the same for every pair (`Temperature.constant`)."""
 
     soft_targets_only: str = ""
     """Works only with targets between 0 and 1."""
@@ -63,10 +63,10 @@ class Squared(Link):
     With p = 1 it is IPO, (h_w - h_l - 1 / (2 beta))^2. The form p l(x) + (1 - p) l(-x) of l(x) = (x - 1/2)^2 / beta^2
     is larger by the constant p (1 - p) / beta^2, with the same gradient.
 
-    beta is the paper's tau and sets the gap, where in DPO it sets the slope. So a temperature that varies is refused.
+    beta is the paper's tau and sets the gap, whereas in DPO it sets the slope. So a temperature that varies is refused.
 
     **Source**: IPO, arXiv 2310.12036, eq. 17, on summed log-probs. TRL and HALOs divide each log-ratio by its number of
-    tokens first, which changes what beta means: choose `tokens: Mean` for theirs.
+    tokens first, which changes the meaning of beta: use `tokens: Mean` for their version.
     """
 
     constant_beta_only = (
@@ -81,15 +81,15 @@ class Squared(Link):
 class ReverseKL(Link):
     """KL(q || p), q = sigmoid(x): q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)) (EXO).
 
-    The logistic link is KL(p || q) plus a constant and covers p; this one seeks the mode. It is infinite at p = 1, so a
-    `Hard` target is refused; where a large margin rounds p to 1, p is clamped at the resolution of the dtype.
+    The logistic link is KL(p || q) plus a constant and is mass-covering; this one is mode-seeking. It is infinite at p
+    = 1, so a `Hard` target is refused; if a large margin rounds p to 1, p is clamped at the resolution of the dtype.
 
     **Source**: EXO, arXiv 2402.00856, eq. 16 with K = 2, where p = 1 - 1e-3 (`Smoothed(0.001)`).
     """
 
     fits_target = True
     soft_targets_only = (
-        "ReverseKL is infinite where the target is 1 and undefined beyond: "
+        "ReverseKL is infinite if the target is 1 and undefined above 1: "
         "choose `target: Smoothed` (EXO: epsilon 0.001) or `MarginTarget`, or `link: Logistic`."
     )
 

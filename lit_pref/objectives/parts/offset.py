@@ -47,7 +47,7 @@ class ConstantOffset(Offset):
 
 
 class MarginOffset(Offset):
-    """o = alpha log m: a stronger preference asks for a larger gap (ODPO).
+    """o = alpha log m: a stronger preference requires a larger gap (ODPO).
 
     **Source**: ODPO, arXiv 2402.10571, with f = log.
 
@@ -55,7 +55,7 @@ class MarginOffset(Offset):
         alpha: finite, units of the logit per e-fold of the margin.
 
     Raises:
-        UserError: in use, where a margin is not positive: its logarithm does not exist.
+        UserError: on `forward`, if a margin is not positive, so that its logarithm does not exist.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -70,15 +70,16 @@ class MarginOffset(Offset):
             worst = int(margin.argmin())
             raise UserError(
                 f"MarginOffset takes the logarithm of the margin, and {pairs.names[worst]} has the margin "
-                f"{float(margin[worst])}: drop ties and orient the pairs in the data, or choose `target: MarginTarget`."
+                f"{float(margin[worst])}: drop ties and let the margin decide which response is chosen, or choose "
+                "`target: MarginTarget`."
             )
         return self.alpha * margin.log()
 
 
 class LengthOffset(Offset):
-    """o = -alpha (n_w - n_l): a longer response needs less of a gap, so that length earns nothing (R-DPO).
+    """o = -alpha (n_w - n_l): a longer response needs a smaller gap, so that length alone is not rewarded (R-DPO).
 
-    A reward r - alpha n in place of r makes beta (h_w - h_l) + alpha (n_w - n_l) the logit of the preference.
+    With the reward r - alpha n in place of r, the logit of the preference is beta (h_w - h_l) + alpha (n_w - n_l).
 
     **Source**: R-DPO, arXiv 2403.19159, derived from its regularised reward; some re-implementations have the sign of
     alpha flipped.
@@ -122,8 +123,8 @@ class ColumnOffset(Offset):
 class ColumnsOffset(Offset):
     """o = scale sum_k c_k (R_k of the chosen - R_k of the rejected response), from two columns of the data for each k.
 
-    Reads the columns `NAME_chosen` and `NAME_rejected` for every NAME; they swap with the texts. For a column that is
-    already a difference take `ColumnOffset`.
+    Reads the columns `NAME_chosen` and `NAME_rejected` for every NAME; they swap with the texts. If a column is already
+    a difference, use `ColumnOffset`.
 
     **Source**: MODPO, arXiv 2310.03708: `columns` are w_1:, `scale` is 1 / w_0, and `beta` is the paper's beta / w_0.
 

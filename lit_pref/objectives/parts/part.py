@@ -14,11 +14,11 @@ Sides = tuple[Tensor, Tensor]
 
 
 class Part(Component, ABC):
-    """One decision of a `Pairwise` objective.
+    """A part of a `Pairwise` objective, such as its target or its link.
 
-    A part states its `requirements`, and flags say what it is and what it can be combined with. It knows nothing of
-    the other parts: `lit_pref/objectives/combining.py` compares flags. A flag that restricts other parts is the
-    sentence that the user gets, with reason and remedy; an empty one restricts nothing.
+    A part declares its `requirements`, and flags that describe it and restrict its combination with other parts. It
+    does not see the other parts: `lit_pref/objectives/combining.py` compares flags. A flag that restricts other parts
+    is the message that the user gets, with reason and remedy; an empty string restricts nothing.
     """
 
     sums_only: str = ""
@@ -26,7 +26,7 @@ class Part(Component, ABC):
 
     @property
     def reads_log_probs(self) -> bool:
-        """True if it is for log-probs only, or asks for statistics, which only log-probs have."""
+        """True if it is for log-probs only, or requires statistics, which exist only for log-probs."""
         asked = self.requirements
         return self.log_probs_only or bool(asked.statistics or asked.reference_statistics)
 
@@ -40,8 +40,8 @@ class Part(Component, ABC):
         value = known[field] if field in known else pairs.columns.get(field)
         if value is None:
             raise UserError(
-                f"{type(self).__name__} needs the field `{field}` of every pair, and this data has none: "
-                f"name its source in the data mapping, or choose another part than {type(self).__name__}."
+                f"{type(self).__name__} needs the field `{field}` of every pair, which these data do not have: name "
+                f"its column in the data mapping, or choose another part than {type(self).__name__}."
             )
         if value.shape != (len(pairs),):
             raise ValueError(f"`{field}` must be (B,) = ({len(pairs)},), got {tuple(value.shape)}")

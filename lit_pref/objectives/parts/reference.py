@@ -16,10 +16,10 @@ MixOutput = tuple[Sides, dict[str, Tensor]]
 
 
 class ReferenceMix(Part):
-    """Combines K reference scores into log pi~, which the policy's score is compared with.
+    """Combines K reference scores into log pi~, to which the policy's score is compared.
 
     The mixed score may lack a constant of the pair: only the difference of the two responses enters a loss of pairs. It
-    takes one reference or more, unless its `requirements` say otherwise.
+    takes one or more references, unless its `requirements` say otherwise.
     """
 
     @property
@@ -32,7 +32,7 @@ class ReferenceMix(Part):
 
 
 class Single(ReferenceMix):
-    """The one reference, as it is: log pi~ = r_0."""
+    """The only reference, unchanged: log pi~ = r_0."""
 
     requirements = Requirements(min_references=1, max_references=1)
 
@@ -41,7 +41,7 @@ class Single(ReferenceMix):
 
 
 class NoReference(ReferenceMix):
-    """No reference: log pi~ = 0, so that the log-ratio is the policy's own score. The choice for reward models."""
+    """No reference: log pi~ = 0, so that the log-ratio is the policy's own score. Use it for reward models."""
 
     requirements = Requirements(max_references=0)
 
@@ -57,10 +57,10 @@ class Harmonic(ReferenceMix):
         eps_y     = eta |b_y| / (|b_w| + |b_l|),  b_y = mean_k r_k,y                 adaptive;  eta otherwise
         a_k       = (c_k + d/K) / (sum_j c_j + d),  c_k = |r_k,w - r_k,l|, d = 1e-6                              (ARWC)
 
-    Weights and windows are computed from the unclipped scores. One reference gives `Single` exactly. On whole responses
-    the mean is close to the smallest r^_k, so that the weights matter only where references differ by a few nats: watch
-    `reference_weights/k` (softmax_k(log a_k - r^_k), averaged over both responses) and `clipped` (the share of the
-    other references' scores that sit on the window's edge).
+    Weights and clipping bounds are computed from the unclipped scores. One reference gives `Single` exactly. On whole
+    responses the mean is close to the smallest r^_k, so that the weights matter only where references differ by a few
+    nats: watch `reference_weights/k` (softmax_k(log a_k - r^_k), averaged over both responses) and `clipped` (the share
+    of the other references' scores that are clipped).
 
     **Source**: MRPO, arXiv 2405.16388; CTRO and ARWC from the authors' `trainer_mref.py`, written there for K = 2 and
     derived here for any K. Their code gives the more decisive reference the smaller weight in the harmonic sum, against
@@ -68,14 +68,14 @@ class Harmonic(ReferenceMix):
     which differs by less than 1e-6 / sum c.
 
     Args:
-        eta: width of the window relative to the anchor's score, >= 0; 0 leaves the anchor alone.
-        adaptive: share eta between the two responses by the size of their scores, or give each all of it.
+        eta: width of the interval relative to the anchor's score, >= 0; with 0 only the anchor counts.
+        adaptive: divide eta between the two responses by the size of their scores; false gives each the full eta.
         weights: K relative weights >= 0, or None for ARWC.
         arwc_swap: exchange the two ARWC weights, as the official code does; two references at most.
     """
 
     sums_only = (
-        "Harmonic's window is a share of the summed log-prob, and no meaningful width for another aggregation: "
+        "Harmonic clips to an interval relative to the summed log-prob, which has no meaning for another aggregation: "
         "choose `tokens: Sum`, or `reference: Geometric`."
     )
 
@@ -84,7 +84,7 @@ class Harmonic(ReferenceMix):
     ) -> None:
         super().__init__()
         if not (math.isfinite(eta) and eta >= 0):
-            raise UsageError(f"Harmonic: eta is the relative width of the window and must be >= 0, got {eta}.")
+            raise UsageError(f"Harmonic: eta is the relative width of the interval and must be >= 0, got {eta}.")
         if weights is not None:
             relative(weights, "Harmonic")
             if arwc_swap:
@@ -131,9 +131,9 @@ class Harmonic(ReferenceMix):
 class Geometric(ReferenceMix):
     """The weighted geometric mean of K references: log pi~_y = sum_k a_k r_k,y.
 
-    It is the exact solution of the objective with a weighted sum of K divergences, of which `Harmonic` bounds the
-    value: the policy that maximises E[R] - beta sum_k a_k KL(pi || pi_k) is proportional to prod_k pi_k^a_k exp(R /
-    beta). Weights are relative to their sum; logged as `reference_weights/k`.
+    It is the exact solution of the objective with a weighted sum of K divergences, whereas `Harmonic` bounds that
+    objective's value: the policy that maximises E[R] - beta sum_k a_k KL(pi || pi_k) is proportional to prod_k pi_k^a_k
+    exp(R / beta). Weights are relative to their sum; logged as `reference_weights/k`.
 
     Args:
         weights: K relative weights >= 0, or None for equal ones.

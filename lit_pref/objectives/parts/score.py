@@ -18,13 +18,13 @@ class Score(Part):
     """The divergence between the policy and its reference is the reverse KL, as in DPO."""
 
     symmetric: bool = True
-    """Chosen and rejected go through the same function, so that swapping them turns x into -x."""
+    """The same function is applied to chosen and rejected, so that swapping them turns x into -x."""
 
     identity: bool = False
     """The score is the log-ratio itself."""
 
     needs_ratio: bool = True
-    """Means something only for a ratio to a reference."""
+    """Is meaningful only for a ratio to a reference."""
 
     @abstractmethod
     def forward(self, ratios: Sides) -> Sides:
@@ -45,7 +45,8 @@ class Identity(Score):
 class ForwardKL(Score):
     """phi(h) = 1 - exp(-h): the forward KL divergence.
 
-    The exponent is clamped at half of the largest one that the dtype can hold (44 in fp32); beyond it phi is constant.
+    The exponent is clamped at half of the largest one that the dtype can represent (44 in fp32); beyond it phi is
+    constant.
 
     **Source**: f-DPO, arXiv 2309.16240, phi = f'(u) at u = exp(h), here with the constant that makes phi(0) = 0.
     """
@@ -92,7 +93,7 @@ class OneSided(Score):
     At h_l = 0 the gradient of the rejected side is taken as 1, the one-sided derivative from above. With 0 a policy
     that starts as its reference would not see its rejected responses at all in the first step.
 
-    **Source**: MinorDPO, arXiv 2408.09834; no official code is known, and the paper leaves the choice at 0 open.
+    **Source**: MinorDPO, arXiv 2408.09834; no official code is known, and the paper does not specify the value at 0.
     """
 
     reverse_kl = True

@@ -37,7 +37,7 @@ class Target(Part):
 
 
 class Hard(Target):
-    """p = 1: the chosen response is better, without doubt."""
+    """p = 1: the chosen response is certainly better."""
 
     @property
     def hard(self) -> bool:
@@ -58,7 +58,7 @@ class MarginTarget(Target):
 
     Args:
         gamma: >= 0 or inf (`.inf` in YAML), per unit of the data's margin: gamma = ln 3 makes p = 3/4 at margin 1; or
-            `UnitMargin`, which says that probability; or `Fitted` to the training pairs.
+            `UnitMargin`, given that probability; or `Fitted`, to fit it to the training pairs.
     """
 
     def __init__(self, gamma: float | Gamma = 1.0) -> None:
@@ -66,7 +66,7 @@ class MarginTarget(Target):
         if not isinstance(gamma, Gamma) and not gamma >= 0:
             raise UsageError(
                 f"MarginTarget: gamma must be >= 0, got {gamma}; "
-                "where lower scores are better, say so in the data mapping."
+                "if lower scores are better, say so in the data mapping."
             )
         self.gamma = gamma
 
@@ -75,7 +75,7 @@ class MarginTarget(Target):
         """gamma as a number.
 
         Raises:
-            UserError: gamma is to be fitted and has not been yet.
+            UserError: gamma has to be fitted and has not been fitted yet.
         """
         return self.gamma() if isinstance(self.gamma, Gamma) else self.gamma
 

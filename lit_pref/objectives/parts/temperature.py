@@ -1,4 +1,4 @@
-"""Beta of every pair."""
+"""Temperatures: how beta depends on the pair."""
 
 import math
 from abc import abstractmethod
@@ -18,19 +18,19 @@ TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
 
 
 class Temperature(Part):
-    """Makes beta of every pair from the objective's `beta`; it has no beta of its own."""
+    """Computes the beta of every pair from the objective's `beta`."""
 
     constant: bool = False
     """beta is the same for every pair."""
 
     reverse_kl_only: str = ""
-    """Works only where the divergence is the reverse KL (`Score.reverse_kl`)."""
+    """Works only if the divergence is the reverse KL (`Score.reverse_kl`)."""
 
     minimum: float | None = None
-    """The smallest beta that the objective may have; None is any."""
+    """The smallest beta that the objective may have; None is no bound."""
 
     maximum: float | None = None
-    """The largest beta that the objective may have; None is any."""
+    """The largest beta that the objective may have; None is no bound."""
 
     @abstractmethod
     def forward(
@@ -44,9 +44,9 @@ class Temperature(Part):
         """Return beta_i of every pair, and values to log; called without gradient.
 
         Args:
-            beta: the objective's.
+            beta: the objective's beta.
             ratios: the log-ratios h_w and h_l to the mixed reference, each (B,).
-            policy: its scores, with the statistics asked for.
+            policy: the policy's scores, with the required statistics.
             references: the K references, unmixed.
             pairs: the B pairs.
         """
@@ -76,7 +76,7 @@ class Constant(Temperature):
 
 
 class EpsilonStep(Temperature):
-    """A step of beta for each pair, up or down, depending on how a perturbed beta would rank it (epsilon-DPO).
+    """Moves each pair's beta a step up or down, depending on how a perturbed beta would rank the pair (epsilon-DPO).
 
         beta_i = beta / (1 + epsilon s_i),    s_i = +1 if z- > z > z+,  -1 if z- < z < z+,  0 otherwise
         beta  <- mean of beta_i over the pairs of the optimizer step, on all ranks
@@ -84,22 +84,22 @@ class EpsilonStep(Temperature):
     z is the policy's log-prob of the chosen minus that of the rejected response; z- and z+ are the same under the
     policies that a smaller and a larger beta would have made, log softmax((1 + c) f - c g) at c = +epsilon and c =
     -epsilon, f and g being the logits of the policy and of the **first** reference. With several references the step
-    still looks at the first one only: a mixture of sequence scores has no next-token distribution.
+    still uses only the first one: a mixture of sequence scores has no next-token distribution.
 
     The moving beta is kept as `scale`, a float64 factor of the objective's beta. Validation uses it with the steps of
     its own pairs and leaves it unchanged.
 
     **Source**: epsilon-DPO, arXiv 2502.13177. The official code moves beta by beta / (1 + epsilon mean(s)), the
-    harmonic mean of beta_i, where the paper takes the arithmetic one as here: they differ by O(epsilon^2). It also
-    divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here sums
-    and counts are gathered, and the scale is checkpointed.
+    harmonic mean of beta_i, whereas the paper and this class take the arithmetic mean: they differ by O(epsilon^2). It
+    also divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here
+    sums and counts are gathered, and the scale is checkpointed.
 
     Args:
         epsilon: relative size of the step, in [0, 1).
         first_order: decide by the slope at epsilon = 0, s = sign(D - (KL_w - KL_l)) with D the difference of the
             log-ratios and KL_y the summed next-token KL(policy || reference), instead of by the two tilted policies.
         minimum: beta never goes below this.
-        maximum: beta never goes above this. It drifts geometrically, so that long runs may want both.
+        maximum: beta never goes above this. Beta drifts geometrically, so long runs may need both bounds.
     """
 
     log_probs_only = True
@@ -128,7 +128,8 @@ class EpsilonStep(Temperature):
         self.epsilon, self.first_order, self.minimum, self.maximum = epsilon, first_order, minimum, maximum
         self.scale: Tensor
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
-        # Pairs with s = +1, with s = -1, and all: whole numbers, so that neither order nor ranks can change the sum.
+        # The numbers of pairs with s = +1, with s = -1, and of all: integers, whose sum does not depend on order and
+        # ranks.
         self._window: Tensor | None = None
 
     @property
@@ -187,10 +188,10 @@ class ColumnTemperature(Temperature):
     **Source**: own formulation.
 
     Args:
-        column: name of the column, or `margin`. It must hold for either order of the texts (`data.on_swap: keep`).
+        column: name of the column, or `margin`; valid for either order of the texts (`data.on_swap: keep`).
 
     Raises:
-        UserError: in use, where a value is not positive and finite.
+        UserError: on `forward`, if a value is not positive and finite.
     """
 
     def __init__(self, column: str) -> None:
@@ -222,7 +223,7 @@ class ColumnTemperature(Temperature):
 
 
 def difference(pair: PairScores, need: Need | None = None) -> Tensor:
-    """Return chosen minus rejected of the scores, or of the statistic `need`, (B,)."""
+    """Return the difference, chosen minus rejected, of the scores or of the statistic `need`, (B,)."""
     assert pair.rejected is not None
     if need is None:
         return pair.chosen.scores - pair.rejected.scores

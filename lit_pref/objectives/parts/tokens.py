@@ -37,7 +37,7 @@ class TokenSum(Part):
 
 
 class Sum(TokenSum):
-    """The sum over the response's tokens, nats; a reward model's score as it is."""
+    """The sum over the response's tokens, nats; a reward model's score is unchanged."""
 
     plain_sum = True
     log_probs_only = False
@@ -70,7 +70,7 @@ class TokenWeights(TokenSum):
 
     @abstractmethod
     def weights(self, policy: Sides, pairs: PairData) -> Sides:
-        """Return w of chosen (B, T) and rejected (B, T).
+        """Return the weights w of the tokens of chosen (B, T) and rejected (B, T).
 
         Args:
             policy: the policy's log-probs, zero-padded, without gradient.
@@ -89,11 +89,11 @@ class TokenWeights(TokenSum):
 class Weighted(TokenWeights):
     """sum_t w_t log pi(y_t) with the weights w from a token column of the data.
 
-    A column of ones is `Sum`. A token has the value of the span that covers most of its characters; outside of all
-    spans, and at the end of the turn, its weight is 0.
+    A column of ones is `Sum`. A token has the value of the span that covers most of its characters; tokens outside of
+    all spans, and the end-of-turn token, have weight 0.
 
-    **Source**: own formulation; fine-grained supervision by edited spans (arXiv 2406.02756) and error spans of
-    annotators are its uses.
+    **Source**: own formulation; meant for fine-grained supervision by edited spans (arXiv 2406.02756) or by annotators'
+    error spans.
 
     Args:
         column: name of the token column.
@@ -112,7 +112,7 @@ class Weighted(TokenWeights):
 
 
 class EditWeighted(TokenWeights):
-    """Tokens in which the two responses differ weigh more, the more so the less the policy expects them (BMC).
+    """Gives more weight to tokens in which the two responses differ, and the more so the less likely they are (BMC).
 
         h_y = sum_t lambda_t [log pi(y_t) - log pi_ref(y_t)],    lambda_t = 1 + d_t min(1 / pi(y_t), delta)
 
@@ -121,13 +121,13 @@ class EditWeighted(TokenWeights):
 
     **Source**: BMC, arXiv 2408.07471, and YJiangcm/BMC (`dpo_bmc_trainer.py`; delta 1.5 to 3). Differences: that code
     weighs the reference's log-probs by the reference's own confidence, so that h is not a weighted log-ratio (the sign
-    of a pair's logit can turn); here both are weighed by the policy's, as the equation has it. It takes stop words out
-    of the edits, and aligns prompt and padding along with the responses; here every differing token of the responses
+    of a pair's logit can change); here both are weighed by the policy's, as the equation has it. It removes stop words
+    from the edits, and aligns prompt and padding along with the responses; here every differing token of the responses
     counts.
 
     Args:
         delta: the largest addition to a token's weight, finite and > 0. A probability is at most 1, so a delta below 1
-            makes it the addition to every edited token.
+            is the addition for every edited token.
     """
 
     def __init__(self, delta: float = 2.0) -> None:
@@ -156,7 +156,7 @@ def edits(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> T
     """
     assert rejected is not None
     marks = [1.0] * len(chosen), [1.0] * len(rejected)
-    # Its heuristic for long sequences (autojunk) would ignore frequent tokens.
+    # SequenceMatcher's heuristic for long sequences (autojunk) would ignore frequent tokens.
     for block in SequenceMatcher(None, rejected, chosen, autojunk=False).get_matching_blocks():
         marks[0][block.b : block.b + block.size] = [0.0] * block.size
         marks[1][block.a : block.a + block.size] = [0.0] * block.size

@@ -154,7 +154,9 @@ def test_token_values_that_are_too_few_or_have_a_name_twice_are_refused():
     short = replace(with_tokens(0), token_columns={"spans": ([1.0], [1.0] * 3)}, place="a.jsonl, line 3")
     with pytest.raises(ValueError, match=r"column spans of a\.jsonl, line 3 has 1 and 3 values for 2 and 3 tokens"):
         collate([short], 0)
-    with pytest.raises(UsageError, match="computes the token column `spans` from the ids, and the data have one"):
+    with pytest.raises(
+        UsageError, match="the token column `spans` from the ids, and the data have a column of that name"
+    ):
         collate([with_tokens(0)], 0, token_functions={"spans": doubled})
 
 

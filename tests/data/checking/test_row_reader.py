@@ -149,7 +149,7 @@ def test_a_probability_out_of_its_range_cannot_turn():
 
 def test_on_swap_for_a_column_that_is_not_carried_is_refused():
     with pytest.raises(
-        UsageError, match=r"data.on_swap names `p_tru`, which is not one of the carried columns \(p_true\)"
+        UsageError, match=r"data.on_swap names `p_tru`, which is not one of the further columns \(p_true\)"
     ):
         RowReader(columns=("p_true",), on_swap={"p_tru": "keep"})
 

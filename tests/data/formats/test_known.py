@@ -344,7 +344,9 @@ def test_oasst_pairs_siblings_by_rank_below_the_dialogue_that_leads_to_them():
     ],
 )
 def test_unpaired_rows_are_known_only_to_be_refused(values):
-    with pytest.raises(UserError, match=r"^some.jsonl holds KTO-style unpaired rows .* trains on pairs; give it rows"):
+    with pytest.raises(
+        UserError, match=r"^some.jsonl contains KTO-style unpaired rows .* trains on pairs; give it rows"
+    ):
         recognise(rows_of(values))
 
 

@@ -108,9 +108,9 @@ def test_lists_of_another_length_or_too_long_are_refused():
     long = {"q": "x", "t": ["a"] * (LONGEST + 1), "s": [1] * (LONGEST + 1)}
     pairs, bad = read(good, {"q": "x", "t": ["a", "b"], "s": [1]}, long, **flat)
     assert pairs == [("b", "a", 1.0)]
-    assert [str(row).partition("answers")[0] for row in bad] == [
-        "some.jsonl, line 2: s[] has another number of entries than the ",
-        "some.jsonl, line 3: s[] has another number of entries than the ",
+    assert [str(row).partition(", or has")[0] for row in bad] == [
+        "some.jsonl, line 2: s[] does not have one entry per answer",
+        "some.jsonl, line 3: s[] does not have one entry per answer",
     ]
 
 
@@ -162,7 +162,7 @@ def test_rows_without_a_group_are_refused_and_divide_no_list():
 def test_a_prompt_that_comes_again_later_is_refused_with_both_places():
     rows = [{"q": q, "t": q, "s": 1} for q in ("a", "b", "a")]
     with pytest.raises(
-        UserError, match=r"^some.jsonl, line 3: its `q` is that of some.jsonl, line 1 too, .* sort the rows"
+        UserError, match=r"^some.jsonl, line 3: its `q` is also that of some.jsonl, line 1, .* sort the rows"
     ):
         read(*rows, **GROUP)
 

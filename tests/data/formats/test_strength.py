@@ -167,10 +167,10 @@ def test_scores_that_a_mapping_turned_into_a_margin_of_another_scale_do_not_disa
         (
             {"sx": 1, "sy": 2, "l": "C"},
             {"label": LABEL},
-            r"l is none of the labels 'A', 'first', 'B' \('C'\); give its",
+            r"l is not one of the labels 'A', 'first', 'B' \('C'\); give its",
         ),
-        ({"sx": 1, "sy": 2, "l": ["A"]}, {"label": LABEL}, r"l is none of the labels .* \(\['A'\]\)"),
-        ({"sx": 1, "sy": 2, "l": True}, {"label": {"column": "l", "a": 1, "b": 0}}, r"l is none of the labels 1, 0"),
+        ({"sx": 1, "sy": 2, "l": ["A"]}, {"label": LABEL}, r"l is not one of the labels .* \(\['A'\]\)"),
+        ({"sx": 1, "sy": 2, "l": True}, {"label": {"column": "l", "a": 1, "b": 0}}, r"l is not one of the labels 1, 0"),
     ],
 )
 def test_strength_that_is_no_number_is_refused_by_its_own_name(values, mapping, sentence):

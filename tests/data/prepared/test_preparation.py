@@ -112,7 +112,7 @@ def test_exact_duplicates_get_ordinals_and_swapped_ones_are_duplicates(tokenizer
 def test_ids_of_the_rows_are_used_and_must_be_unique(tokenizer, written):
     own = [{**row, "id": f"row-{k}"} for k, row in enumerate(rows(3))]
     assert prepared(tokenizer, written(own)).ids == ["row-0", "row-1", "row-2"]
-    with pytest.raises(UserError, match=r"line 4: the id 'row-1' is that of line 2 too; make ids unique or remove"):
+    with pytest.raises(UserError, match=r"line 4: line 2 has the id 'row-1' too; make ids unique or remove"):
         prepared(tokenizer, written([*own, own[1]]))
 
 
@@ -243,9 +243,9 @@ def test_ties_are_kept_or_dropped_and_counted(tokenizer, written):
 def test_a_file_without_pairs_is_refused(tokenizer, written):
     path = written([])
     path.write_text("\n\n")
-    with pytest.raises(UserError, match=r"holds no pairs to train on \(0 rows\)"):
+    with pytest.raises(UserError, match=r"contains no pairs to train on \(0 rows\)"):
         prepared(tokenizer, path)
-    with pytest.raises(UserError, match=r"holds no pairs to train on \(3 rows; ties dropped: 3\)"):
+    with pytest.raises(UserError, match=r"contains no pairs to train on \(3 rows; ties dropped: 3\)"):
         prepared(tokenizer, written([{**row, "margin": 0} for row in rows(3)]), ties="drop")
 
 

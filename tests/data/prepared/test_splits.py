@@ -231,7 +231,7 @@ def test_mixtures_that_cannot_be_are_refused(written, sources, message):
 
 
 def test_no_pair_is_taken_twice(opened, written):
-    with pytest.raises(UserError, match="has 3 pairs and its `count` asks for 4; no pair is taken twice"):
+    with pytest.raises(UserError, match="has 3 pairs and its `count` is 4; no pair is taken twice"):
         opened(source(written(rows(3)), count=4))
 
 

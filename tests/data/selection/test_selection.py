@@ -186,7 +186,7 @@ def test_a_threshold_keeps_what_has_it():
     pool = pool_of([1, 2, 2, 3])
     assert ExplicitMargin(threshold=2).choose(pool).indices.tolist() == [1, 2, 3]
     assert ExplicitMargin(threshold=2, which="bottom").choose(pool).indices.tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores go from 1 to 3; choose one"):
+    with pytest.raises(UserError, match=r"keeps no pair: threshold is 4 and the scores range from 1 to 3; choose one"):
         ExplicitMargin(threshold=4).choose(pool)
 
 
@@ -274,7 +274,7 @@ def test_a_missing_margin_and_a_score_that_is_no_number_are_named_by_their_place
 
 
 def test_more_pairs_than_there_are():
-    with pytest.raises(UserError, match="count is 6, and there are 5 pairs; ask for fewer"):
+    with pytest.raises(UserError, match="count is 6, but there are only 5 pairs; lower it"):
         Random(count=6).choose(GOLDEN)
 
 

@@ -74,7 +74,7 @@ def test_a_wrong_ending_is_named_with_the_right_one(written, tmp_path):
     parquet = (tmp_path / "b.parquet").read_bytes()
     for name in ("a.jsonl", "a.csv", "a.jsonl.gz"):
         assert refusal(written(parquet, name)) == " is a Parquet file; give it the ending .parquet."
-    assert refusal(written(JSONL, "a.parquet")) == " holds JSON; give it the ending .jsonl."
+    assert refusal(written(JSONL, "a.parquet")) == " contains JSON; give it the ending .jsonl."
     assert refusal(written("prompt,chosen\n", "a.parquet")) == " is not a Parquet file; write it again."
     assert refusal(written(JSONL, "a.jsonl.gz")) == " is not compressed by gzip; give it the ending .jsonl."
     for name in ("a.jsonl", "a.csv", "a.parquet"):
@@ -98,12 +98,12 @@ def test_carriage_returns_alone_are_refused(written):
 
 
 def test_other_json_than_one_object_a_line_is_refused_with_a_command(written):
-    array = " holds a JSON array instead of one object per line; convert it with `jq -c '.[]' a.jsonl > rows.jsonl`"
+    array = " contains a JSON array instead of one object per line; convert it with `jq -c '.[]' a.jsonl > rows.jsonl`"
     assert refusal(written(json.dumps(ROWS))).startswith(array)
     assert refusal(written(json.dumps(ROWS, indent=2))).startswith(array)
     pretty = "\n".join(json.dumps(row, indent=2) for row in ROWS)
     assert refusal(written(pretty)).startswith(
-        " holds objects over several lines, not one per line; convert it with `jq -c ."
+        " contains objects that span several lines, not one per line; convert it with `jq -c ."
     )
 
 

@@ -106,14 +106,14 @@ def test_owner_name_colon_split_is_on_the_hub_and_all_else_is_a_path(path, hub):
     [
         ("data/pairs_trian.jsonl", r"no file data/pairs_trian.jsonl; did you mean data/pairs_train.jsonl\.$"),
         ("dta", r"There is no file or folder dta \(did you mean data\); a dataset .* is written owner/name:split\.$"),
-        ("owner/name", r"no file or folder owner/name \(the folder .*/work holds no data file\); a dataset on the"),
-        ("./pairs", r"There is no file or folder pairs \(the folder .*/work holds no data file\)\.$"),
-        ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data holds pairs_train.jsonl\.$"),
+        ("owner/name", r"no file or folder owner/name \(the folder .*/work contains no data file\); a dataset on the"),
+        ("./pairs", r"There is no file or folder pairs \(the folder .*/work contains no data file\)\.$"),
+        ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data contains pairs_train.jsonl\.$"),
         (
             "notes",
-            r"notes holds no file that ends in \.jsonl, .*; there are a.txt, b.json \(rename a .json file to",
+            r"notes contains no file that ends in \.jsonl, .*; there are a.txt, b.json \(rename a .json file to",
         ),
-        ("bare", "bare holds no file that ends in .*; there is no file at all"),
+        ("bare", "bare contains no file that ends in .*; there is no file at all"),
         ("~no-such-user/x", "There is no file or folder ~no-such-user/x"),
         ("x" * 300, "There is no file or folder xxx"),
         ("a\0b.jsonl", "There is no file a\0b.jsonl"),
@@ -133,7 +133,7 @@ def test_files_of_different_splits_are_not_read_together(written):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         written(f"data/{name}.jsonl", name)
     with pytest.raises(
-        UserError, match=r"data holds test-0.*.jsonl and train-0.*.jsonl, which look like different spl"
+        UserError, match=r"data contains test-0.*.jsonl and train-0.*.jsonl, which look like different spl"
     ):
         check_source(Source("data"))
     assert [prompt for *_, prompt in read("data/train*")] == ["train-00000-of-00002", "train-00001-of-00002"]

@@ -74,7 +74,7 @@ def test_a_row_with_another_number_of_cells_is_bad_and_the_next_one_is_read(tabl
         ("a, b\n1,2\n", "the column ' b' has a blank before or after its name"),
         ("a;b\n1;2\n", "its columns are separated by ';'"),
         ("a\tb\n1\t2\n", r"its columns are separated by '\\t'"),
-        (f"{'word ' * 50},b\n", "the first row holds 'word word .*, which is not the name of a column"),
+        (f"{'word ' * 50},b\n", "the first row contains 'word word .*, which is not the name of a column"),
         ('a,b\n"x" y,z\n', "the quotes of the row that begins in line 2 are broken"),
         ('a,b\nc,d\n"x,z\n', "the quotes of the row that begins in line 3 are broken .unexpected end of data"),
         ("a,b\nc,d\nx", "line 3: the file ends in the middle of this row"),

@@ -356,7 +356,7 @@ def test_spans_that_cannot_be_found_are_refused():
         BadRow, match="line 7: chosen is rewritten by the chat template, so that its spans cannot be found"
     ):
         tokenized(shouts, [{"role": "user", "content": "hi"}], "yes", "no", spans=spans)
-    with pytest.raises(UserError, match="cannot map its tokens to characters; take one that comes with a"):
+    with pytest.raises(UserError, match="cannot map its tokens to characters; use one that comes with a"):
         tokenized(ByT5Tokenizer(), "a", "b", "c", spans=spans)
 
 
@@ -432,7 +432,7 @@ def test_a_prompt_without_a_token_before_the_responses_is_refused():
 
 
 def test_chats_need_a_template_and_every_tokenizer_an_end_token():
-    with pytest.raises(UserError, match="read as messages, and the tokenizer has no chat template; take one"):
+    with pytest.raises(UserError, match="read as messages, but the tokenizer has no chat template; use a tokenizer"):
         tokenized(byte_tokenizer(template=None), [{"role": "user", "content": "a"}], "b", "c")
     with pytest.raises(UserError, match="no end token"):
         Tokenization(byte_tokenizer(eos=None))

@@ -226,7 +226,7 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
     (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
     mean = by_mean_probability(tensor(margin), 0.75, names(40))
     said = f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, 95 %), for a mean probability of 0.75 over 40"
-    note = "the margin is computed from `probability`, which is no label of its own: "
+    note = "the margin is computed from `probability`, which is not an independent label: "
     assert line == f"{note}{said} pairs of 40 prompts"
     # Who names the column is followed, and told.
     (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
@@ -247,7 +247,7 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
 
 def test_a_fitted_gamma_is_state_and_neither_rounded_nor_printed(make):
     objective, inputs = MMPO(gamma=Fitted()), make.g0(margin=1.0)
-    with pytest.raises(UserError, match="gamma is to be fitted to the training pairs when a run starts"):
+    with pytest.raises(UserError, match="gamma is fitted to the training pairs when a run starts"):
         inputs.into(objective)
     before = repr(objective)
     objective.fit(strengths([1.0, 2.0], [0.75, 0.9]))

@@ -180,7 +180,7 @@ def test_a_delta_that_bounds_nothing_is_refused(delta):
 def test_weighted_sums_are_no_sums_to_an_epsilon_step_or_a_window(tokens):
     with pytest.raises(UsageError, match="EpsilonStep compares sums of log-probs, not another aggregation"):
         DPO(tokens=tokens, temperature=EpsilonStep())
-    with pytest.raises(UsageError, match="Harmonic's window is a share of the summed log-prob"):
+    with pytest.raises(UsageError, match="Harmonic clips to an interval relative to the summed log-prob"):
         DPO(tokens=tokens, reference=Harmonic())
     DPO(tokens=tokens, reference=Geometric())
     DPO(tokens=tokens, reference=NoReference())
