@@ -1,1 +1,1 @@
-"""Commands beside Lightning's four: check, score, select, export."""
+"""The table of commands, and a typed function for each of them."""
