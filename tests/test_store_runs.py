@@ -383,11 +383,11 @@ def stored_scores(cache: Path) -> dict[bytes, float]:
     before = os.environ["LIT_PREF_CACHE"]
     os.environ["LIT_PREF_CACHE"] = str(cache)
     try:
-        from lit_pref.references.store import Identity, ReferenceStore
+        from lit_pref.references.store import ReferenceStore, StoreIdentity
 
         found: dict[bytes, float] = {}
         for one in kept():
-            store = ReferenceStore(Identity(**one.about))
+            store = ReferenceStore(StoreIdentity(**one.about))
             for name in store.parts():
                 part = store.read(name)
                 assert part is not None

@@ -13,7 +13,7 @@ from lit_pref.check.report import Finding, Severity, percent
 from lit_pref.check.statistics import Pairs
 from lit_pref.check.strength_findings import margins, orientation, shortcuts
 from lit_pref.data.prepared.normalisation import Normaliser
-from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -123,7 +123,7 @@ def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in shown) + (f", {more} other reasons" if more else "")
 
 
-def source(split: str, part: Part) -> Finding:
+def source(split: str, part: SourcePairs) -> Finding:
     """The counts and shares of one source; a row in the page's table of sources."""
     view = PairView([part])
     of = statistics.margins(view.column("margin").astype(float), view.column("clipped")) if len(view) else None
@@ -137,7 +137,7 @@ def source(split: str, part: Part) -> Finding:
     return Finding("source", "ok", words, split, part.source, numbers)
 
 
-def normalised(split: str, part: Part) -> list[Finding]:
+def normalised(split: str, part: SourcePairs) -> list[Finding]:
     """The normalisation of a source's margins, if there is one."""
     scale = part.normaliser
     if scale == Normaliser():

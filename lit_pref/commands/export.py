@@ -22,7 +22,7 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         UserError: the checkpoint does not exist.
     """
     if not ckpt_path.exists():
-        siblings = [path.name for path in ckpt_path.parent.iterdir()] if ckpt_path.parent.is_dir() else []
+        siblings = [path.name for path in ckpt_path.parent.glob("*.ckpt")]
         hint = did_you_mean(ckpt_path.name, siblings) or "; the checkpoints of a run are in RUN_DIR/checkpoints"
         raise UserError(f"checkpoint {ckpt_path} does not exist{hint}")
     from lit_pref.run.export import export

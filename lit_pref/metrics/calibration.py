@@ -104,7 +104,7 @@ def log_loss(z: Tensor, label: Tensor | None = None) -> float:
 
 
 @dataclass(frozen=True)
-class Temperature:
+class FittedTemperature:
     """The temperature that calibrates best; above 1 the model is overconfident, below 1 underconfident.
 
     `boundary` is empty, or says why there is no optimum inside (0, infinity): `separable` (value 0: every sign is
@@ -115,7 +115,7 @@ class Temperature:
     boundary: str = ""
 
 
-def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
+def fit_temperature(z: Tensor, label: Tensor | None = None) -> FittedTemperature:
     """Return the T > 0 that minimises the log-loss of sigma(z / T).
 
     The log-loss is convex in s = 1/T, with the derivative sum_i z_i ((1 - p_i) sigma(s z_i) - p_i sigma(-s z_i)),
@@ -134,7 +134,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     z, label = _checked(z, label)
     label, z = label[z != 0], z[z != 0]  # ties do not contribute to the derivative
     if not len(z):
-        return Temperature(math.nan, "all tied")
+        return FittedTemperature(math.nan, "all tied")
     scale = z.abs().max().item()
     z = z / scale  # scaled, so that the bracket neither overflows nor vanishes, however small or large z is
 
@@ -142,9 +142,9 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
         return (z * ((1 - label) * (s * z).sigmoid() - label * (-s * z).sigmoid())).sum().item()
 
     if derivative(0.0) >= 0:
-        return Temperature(math.inf, "no better than chance")
+        return FittedTemperature(math.inf, "no better than chance")
     if derivative(math.inf) <= 0:
-        return Temperature(0.0, "separable")
+        return FittedTemperature(0.0, "separable")
     high = 1 / z.abs().mean().item()
     while derivative(high) <= 0:
         high *= 2
@@ -153,7 +153,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     low = high / 2
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if derivative(middle) > 0 else (middle, high)
-    return Temperature(scale / middle)
+    return FittedTemperature(scale / middle)
 
 
 def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, prefix: str = "val") -> dict[str, float]:
@@ -163,7 +163,7 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
     `prefix/calibration@NAME/...`, against each column in `against` that the records have.
 
     Pairs without a z or without the probability are left out; if any z is not finite, every number is NaN. Records
-    without pairs give no numbers. For the temperatures 0, infinity and NaN see `Temperature`.
+    without pairs give no numbers. For the temperatures 0, infinity and NaN see `FittedTemperature`.
 
     Args:
         records: merged records.

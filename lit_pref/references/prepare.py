@@ -24,7 +24,7 @@ from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import Split
 from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
 from lit_pref.references.scorer import LazyScorer, lazy_scorer, numerics
-from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.store import ReferenceStore, Scores, StoreIdentity
 from lit_pref.references.stored import Stored
 from lit_pref.run_context import RunContext
 from lit_pref.scores import COMPARING_NEEDS, TokenLogps
@@ -269,7 +269,7 @@ def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceS
         drawn_by = [fingerprint, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
         fingerprint = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()
     aggregation = "tokens" if keeps_tokens else "sum"
-    return ReferenceStore(Identity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
+    return ReferenceStore(StoreIdentity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
 
 
 def tolerance_of(numerics: str) -> tuple[float, float]:

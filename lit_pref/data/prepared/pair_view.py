@@ -19,7 +19,7 @@ STRENGTH = ("margin", "probability")
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePairs:
     """Some pairs of one prepared source.
 
     Args:
@@ -49,7 +49,7 @@ class PairView(Sequence[PreferencePair]):
         parts: at least one part.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SourcePairs]) -> None:
         self.parts = list(parts)
         self._ends = np.cumsum([len(part.indices) for part in self.parts])
         self.columns = sorted({name for part in self.parts for name in part.pairs.columns})
@@ -184,11 +184,11 @@ class PairView(Sequence[PreferencePair]):
         return digest.hexdigest()[:16]
 
     @staticmethod
-    def _is_whole(part: Part) -> bool:
+    def _is_whole(part: SourcePairs) -> bool:
         whole = len(part.indices) == len(part.pairs) and not part.as_group
         return whole and part.normaliser == Normaliser()
 
 
 def whole(source: str, pairs: PreparedPairs) -> PairView:
     """All pairs of one prepared split, unchanged."""
-    return PairView([Part(source, pairs, np.arange(len(pairs)), Normaliser())])
+    return PairView([SourcePairs(source, pairs, np.arange(len(pairs)), Normaliser())])

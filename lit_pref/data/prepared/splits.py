@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.arrow import PreparedPairs
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
-from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source, check_source
 from lit_pref.data.tokenizing.tokenization import Tokenization
@@ -86,7 +86,7 @@ def open_splits(
     def view(sources: list[Source], prepared: list[PreparedPairs], indices: list[NDArray[Any]]) -> PairView:
         parts = []
         for source, pairs, which in zip(sources, prepared, indices, strict=True):
-            parts.append(Part(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
+            parts.append(SourcePairs(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
         return PairView(parts)
 
     if val is None:

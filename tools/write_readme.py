@@ -1,14 +1,15 @@
-"""Writes the tree of lit_pref into README's "Find your way", a line for each folder, from the module docstrings."""
+"""Writes the generated parts of README: the table of commands, and the tree of lit_pref with a line for each folder."""
 
 import ast
 import sys
 import tomllib
 from pathlib import Path
 
+from lit_pref.commands.table import lines as commands
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lit_pref"
 README = ROOT / "README.md"
-START, END = "<!-- tree: written by `make docs` -->", "<!-- end of tree -->"
 
 
 def tree() -> str:
@@ -26,12 +27,15 @@ def tree() -> str:
 
 
 def page(readme: str) -> str:
-    """Return README's text with the present tree between its markers."""
-    head, marker, rest = readme.partition(START)
-    _, end, tail = rest.partition(END)
-    if not marker or not end:
-        raise ValueError(f"README.md has no lines {START!r} and {END!r} to write the tree between")
-    return f"{head}{START}\n```\n{tree()}\n```\n{END}{tail}"
+    """Return README's text with the present commands and tree between their markers."""
+    for name, text in (("commands", commands()), ("tree", tree())):
+        start, end = f"<!-- {name}: written by `make docs` -->", f"<!-- end of {name} -->"
+        head, marker, rest = readme.partition(start)
+        _, closing, tail = rest.partition(end)
+        if not marker or not closing:
+            raise ValueError(f"README.md has no lines {start!r} and {end!r} to write the {name} between")
+        readme = f"{head}{start}\n```\n{text}\n```\n{end}{tail}"
+    return readme
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -77,5 +81,5 @@ def _first_line(path: Path) -> str:
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit(0 if text == page(text) else "README's tree is out of date: run `make docs`")
+        sys.exit(0 if text == page(text) else "README is out of date: run `make docs`")
     README.write_text(page(text), encoding="utf-8")
