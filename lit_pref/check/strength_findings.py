@@ -75,7 +75,7 @@ def _common_bound(pairs: Pairs) -> float | None:
 
 
 def margins(split: str, pairs: Pairs) -> list[Finding]:
-    """Report whether the pairs have margins, their distribution, and whether many lie at a clip."""
+    """Report whether the pairs have margins, their distribution, and whether many of them were clipped."""
     values, probability = pairs.column("margin").astype(float), pairs.column("probability").astype(float)
     of = statistics.margins(values, pairs.column("clipped"))
     if of is None:
@@ -158,7 +158,7 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Strength:
-    """The use that an objective makes of margins.
+    """How an objective uses margins.
 
     Args:
         gamma: the gamma of its target.

@@ -131,7 +131,7 @@ def _counts(values: Any, kept: Any) -> dict[str, dict[str, float]]:
 
 
 def _overlaps(selection: Selection, pool: Pool, choice: Choice) -> dict[str, dict[str, float]]:
-    """Compare with every other criterion that can be computed from the pool, each selecting as many pairs."""
+    """Compare with all other criteria that can be computed from the pool, each selecting the same number of pairs."""
     amount: dict[str, Any] = {"count": len(choice.indices)}
     if selection.per_prompt:
         amount = {"keep": selection.keep, "count": selection.count, "per_prompt": True}

@@ -61,7 +61,7 @@ class Reference(ABC):
             return self._ready().readout(batch)
 
     def max_length(self, tokenizer: Any) -> int | None:
-        """Return the most tokens of the policy that it can read, or None if it can read as many as the policy.
+        """Return how many of the policy's tokens it can read; None if it can read as many as the policy.
 
         Args:
             tokenizer: the policy's tokenizer.

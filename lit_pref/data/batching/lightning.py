@@ -1,4 +1,4 @@
-"""Settings and repairs of Lightning 2.6, so that it stops, validates and resumes at the end of optimizer steps."""
+"""Settings and fixes for Lightning 2.6, so that it stops, validates and resumes at the end of optimizer steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from lit_pref.errors import UsageError
 
 
 def epochs_of_run(trainer: Any, sampler: Callable[[int], WindowSampler]) -> int:
-    """Return the most epochs that a run starts, all of whose steps must fit the same number of micro-batches.
+    """Return the maximum number of epochs of a run; all their steps take the same number of micro-batches.
 
     Args:
         trainer: the Trainer, with its limits as the user gave them.
