@@ -29,7 +29,8 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     own, others = keep_options(arguments[1:], parser) if command.needs_run else (arguments[1:], [])
     options = parser.parse_args(own).as_dict()
     if command.needs_run:
-        function(RunOptions(command.name, tuple(others), relaunchable), **options)
+        names = [action.option_strings[-1].removeprefix("--") for action in _own_actions(parser)]
+        function(RunOptions(command.name, tuple(others), relaunchable, tuple(names)), **options)
     else:
         function(**options)
 

@@ -161,13 +161,24 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
         return subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
 
     # `make docs`, as the page says; then the method's own test, and every test that finds methods and configurations.
-    assert "then `make docs`" in page and "$(PYTHON) tools/write_methods.py" in (ROOT / "Makefile").read_text()
-    assert python("tools/write_methods.py").returncode == 0
+    assert "then `make docs`" in page
+    for generator in ("write_methods.py", "write_stub.py"):
+        assert f"$(PYTHON) tools/{generator}\n" in (ROOT / "Makefile").read_text()
+        assert python(f"tools/{generator}").returncode == 0
     tests = ["tests/objectives/test_odpo.py", "tests/objectives/test_objective_contract.py", "tests/test_configs.py"]
-    new = "odpo or ipo or simpo or modpo or methods or links or subclasses or switches"
+    new = "odpo or ipo or simpo or modpo or methods or stub or links or subclasses or switches"
     done = python("-m", "pytest", "-n", "0", "-v", "-k", new, *tests, "tests/test_docs.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("ODPO", "odpo.yaml", "IPO", "simpo.yaml", "MODPO", "write_methods.py", "CONTRIBUTING.md"):
+    for name in (
+        "ODPO",
+        "odpo.yaml",
+        "IPO",
+        "simpo.yaml",
+        "MODPO",
+        "write_methods.py",
+        "write_stub.py",
+        "CONTRIBUTING.md",
+    ):
         assert re.search(rf"\[\S*{re.escape(name)}\S*\] PASSED", done.stdout), name
     assert "`MODPO`" in (copy / "docs" / "methods.md").read_text(encoding="utf-8")
     options = ["--data.train", "x", "--model.policy.path", "y", "--model.objective.reference", "Harmonic"]

@@ -1,6 +1,7 @@
 """A Trainer, a module and a data module put together by hand train, resume and export, without the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,17 @@ from lightning.pytorch import Trainer
 from training_runs import differences, logps, trained
 from transformers import AutoModelForCausalLM
 
+from lit_pref.batch import PreferenceBatch
+from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.selection.criteria import Random
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.parts.reference import NoReference
 from lit_pref.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -83,3 +89,30 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_a_sentence(
         fit(spec, pairs, tmp_path, epochs=2, ckpt=path)
     with pytest.raises(UserError, match=f"ckpt {sentence}"):
         export(path, tmp_path / "hf")
+
+
+class Alone(PairModule):
+    """Scores pairs by the trained model alone, as a module without references does."""
+
+    def scores(self, batch: PreferenceBatch) -> Scored:
+        policy = self.scorer(batch, self.objective.requirements.statistics)
+        return policy, [], self.objective(policy, [], batch.pairs)
+
+
+def test_another_module_that_scores_pairs_trains_validates_and_resumes(
+    pairs: dict[str, str], policy_folder: Path, tmp_path: Path
+):
+    def fit_alone(epochs: int, ckpt: Path | None = None, **data: Any) -> Trainer:
+        module = Alone(ModelSpec(path=str(policy_folder)), DPO(reference=NoReference()), torch.optim.AdamW)
+        trainer = Trainer(accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=tmp_path)
+        trainer.callbacks.append(RunFolder(config=""))
+        data = PreferenceDataModule(**pairs, global_batch=4, **data)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt and str(ckpt))
+        return trainer
+
+    half = fit_alone(epochs=1)
+    assert "val/rewards/accuracies" in half.lightning_module.evaluation.last
+    assert (tmp_path / "manifest.json").exists()
+    assert fit_alone(epochs=2, ckpt=checkpoint_of(half)).global_step == 6
+    with pytest.raises(UserError, match=r"Alone cannot select training pairs: leave out data\.selection"):
+        fit_alone(epochs=1, selection=Random(keep=0.5))

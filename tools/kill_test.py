@@ -4,7 +4,7 @@
     python tools/kill_test.py --kills 5 --strategy fsdp-distributed            FSDP2, checkpoints in shards
 
 A run is killed (SIGKILL, all its processes) some training batches and a fraction of a second after it began to train,
-at moments drawn from a seed; it goes on with `--ckpt_path last`. When it is done it is compared bit for bit with the
+at moments drawn from a seed; it is resumed with `--ckpt_path last`. When it is done it is compared bit for bit with the
 run that was not killed (weights, optimiser, objective, schedule, position), and every pair must occur once an epoch in
 the steps that count. If kills are left, a new run begins.
 """

@@ -8,7 +8,7 @@ python=${PYTHON:-python}
 "$python" "$before/split.py" "$pairs" "$out/data"
 cd "$out"
 export OMP_NUM_THREADS=1 LIT_PREF_CACHE="$PWD/cache"
-fit() { "$python" -m lit_pref fit --closing_words false --run_dir "runs/$1" "${@:2}"; }
+fit() { "$python" -m lit_pref fit --print_summary false --run_dir "runs/$1" "${@:2}"; }
 
 fit sft_all --config "$before/sft.yaml" --data.train data/train.jsonl
 fit sft_a --config "$before/sft.yaml" --data.train data/half_a.jsonl --model.policy.tokenizer runs/sft_all/tokenizer

@@ -38,7 +38,7 @@ class RunFolder(Callback):
         folder = Path(trainer.default_root_dir)
         self._write_config(folder)
         module: Any = pl_module
-        tokenizer = module.policy.load_tokenizer()
+        tokenizer = module.spec.load_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -81,7 +81,7 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
         "selection": module.selected,
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
-        "policy": {"what": module.policy.describe(), "fingerprint": module.policy.fingerprint()},
+        "policy": {"what": module.spec.describe(), "fingerprint": module.spec.fingerprint()},
         "references": [
             {"what": r.describe(), "fingerprint": r.fingerprint(), "stored": isinstance(r, Stored)}
             for r in module.references

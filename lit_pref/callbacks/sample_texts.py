@@ -43,7 +43,7 @@ class SampleTexts(Callback):
     def page(self, trainer: Trainer, module: Any) -> str:
         """Prompts and responses as Markdown."""
         pairs = trainer.datamodule.val_pairs[: self.prompts]  # type: ignore[attr-defined]
-        tokenizer = module.policy.load_tokenizer()
+        tokenizer = module.spec.load_tokenizer()
         written = generate(module.scorer.model, tokenizer, [pair.prompt for pair in pairs], self.max_new_tokens)
         parts = []
         for pair, response in zip(pairs, written, strict=True):

@@ -73,7 +73,7 @@ class Check:
     def refused(self, module: PreferenceModule, error: UserError) -> None:
         """Report an error with which the run would stop, and check the data if they can be read."""
         self._add_refusal(error)
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data
         try:
             if not data.is_open:  # data without a column that the objective needs can still be checked
                 data.open_for_any_objective()
@@ -110,7 +110,7 @@ class Check:
         self.report.findings.append(Finding("refused", "stop", f"the run would stop with this error: {error}"))
 
     def _check_data(self, module: PreferenceModule) -> None:
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data
         splits = {"train": data.train_pairs, "val": data.val_pairs}
         tokenizer = module.policy.load_tokenizer()
         ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
@@ -139,7 +139,7 @@ class Check:
 
     def _selection(self, module: PreferenceModule) -> Iterator[Finding]:
         """The finding on whether the numbers are those before or after data.selection."""
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data
         numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
         if module.selected is not None:
             words = f"train: all numbers are of the selected pairs: {module.selected}"

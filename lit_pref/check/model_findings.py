@@ -44,7 +44,7 @@ def model_findings(module: PreferenceModule, devices: Devices) -> list[Finding]:
     Raises:
         UserError: a model cannot be built, or cannot score the pairs.
     """
-    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+    data = module.data
     if not len(data.train_pairs):
         return []
     probe = Probe(module, evenly(len(data.train_pairs), PAIRS))

@@ -30,7 +30,7 @@ class Probe:
 
     def __init__(self, module: PreferenceModule, indices: Sequence[int]) -> None:
         self.module, self.indices = module, list(indices)
-        self.data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        self.data = module.data
         self.pairs = [self.data.train_pairs[k] for k in indices]
         self.device = module.trainer.strategy.root_device
 

@@ -12,10 +12,7 @@ from lit_pref.check.statistics import Margins, Pairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.link import Logistic, ReverseKL
-from lit_pref.objectives.parts.score import Identity
-from lit_pref.objectives.parts.target import MarginTarget
-from lit_pref.objectives.parts.tokens import Mean, Sum
+from lit_pref.objectives.parts.target import Target
 
 RULE = 0.65
 """The accuracy from which a rule that ignores quality causes a warning."""
@@ -177,15 +174,15 @@ def strength_of(objective: Objective) -> Strength | None:
     Raises:
         UserError: gamma has to be fitted and has not been fitted yet.
     """
-    target = next((part for part in objective.modules() if isinstance(part, MarginTarget)), None)
-    if target is None:
+    strengths = (part.strength for part in objective.modules() if isinstance(part, Target))
+    gamma = next((strength for strength in strengths if strength is not None), None)
+    if gamma is None:
         return None
-    gamma = target.strength
     if not isinstance(objective, Pairwise):
         return Strength(gamma, None, False)
-    known = isinstance(objective.link, Logistic | ReverseKL) and isinstance(objective.score, Identity)
-    known = known and type(objective.tokens) in (Sum, Mean)
-    return Strength(gamma, objective.beta if known else None, type(objective.tokens) is Mean)
+    tokens = objective.tokens
+    known = objective.link.fits_target and objective.score.identity and (tokens.plain_sum or tokens.plain_mean)
+    return Strength(gamma, objective.beta if known else None, tokens.plain_mean)
 
 
 def target_findings(split: str, pairs: Pairs, strength: Strength | None) -> list[Finding]:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from lit_pref.errors import UserError
+from lit_pref.hints import did_you_mean
+
 
 def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
@@ -14,7 +17,14 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         out: the folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
         pairs: the number of pairs whose scores are compared.
+
+    Raises:
+        UserError: the checkpoint does not exist.
     """
+    if not ckpt_path.exists():
+        siblings = [path.name for path in ckpt_path.parent.iterdir()] if ckpt_path.parent.is_dir() else []
+        hint = did_you_mean(ckpt_path.name, siblings) or "; the checkpoints of a run are in RUN_DIR/checkpoints"
+        raise UserError(f"checkpoint {ckpt_path} does not exist{hint}")
     from lit_pref.run.export import export
 
     done = export(ckpt_path, out, merge, pairs)

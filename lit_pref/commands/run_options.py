@@ -1,5 +1,6 @@
 """The options of a run as a command receives them: checked first, and built when the command needs the run."""
 
+import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ TOP_LEVEL = (
 """The first parts of all options of a run. They are listed because building the parser imports torch; a test compares
 them."""
 
+CONSTRUCTORS = {
+    "model": ("modules/preference.py", "PreferenceModule"),
+    "data": ("data/datamodule.py", "PreferenceDataModule"),
+}
+"""The file and the class whose constructor gives the second parts of the options of `model` and `data`."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -42,11 +49,13 @@ class RunOptions:
         arguments: the options.
         relaunchable: whether this process was started by `python -m lit_pref` with these options, so that its command
             line can start further processes of the same run.
+        own_options: names of the command's own options, which are suggested for a misspelt one.
     """
 
     command: str
     arguments: tuple[str, ...]
     relaunchable: bool = False
+    own_options: tuple[str, ...] = ()
 
     @property
     def configs(self) -> list[str]:
@@ -61,10 +70,7 @@ class RunOptions:
         """
         names = [word.partition("=")[0].rstrip("+") for word in self.arguments if word.startswith("--")]
         for name in names:
-            first, dot, rest = name[2:].partition(".")
-            if first not in TOP_LEVEL:
-                nearest = nearest_names(first, TOP_LEVEL, cutoff=0.5)
-                raise UsageError(unknown_option(name[2:], [guess + dot + rest for guess in nearest]))
+            self._refuse_unknown(name[2:])
         if {"-h", "--help"} & {*names, *self.arguments} or any(name.endswith(".help") for name in names):
             return
         for config in self.configs:
@@ -74,6 +80,15 @@ class RunOptions:
                 raise UsageError(f"config file {path} does not exist{did_you_mean(path.name, siblings)}")
         if not self.configs and not any(name.startswith("--model.objective") for name in names):
             raise UsageError("missing: --model.objective; give it in a file (--config FILE) or as an option")
+
+    def _refuse_unknown(self, name: str) -> None:
+        first, dot, rest = name.partition(".")
+        if first not in TOP_LEVEL:
+            nearest = nearest_names(first, [*TOP_LEVEL, *self.own_options], cutoff=0.5)
+            raise UsageError(unknown_option(name, [guess + dot + rest for guess in nearest]))
+        second, dot, rest = rest.partition(".")
+        if first in CONSTRUCTORS and second not in ("", "help", *(known := _parameters(*CONSTRUCTORS[first]))):
+            raise UsageError(unknown_option(name, [f"{first}.{parameter}{dot}{rest}" for parameter in known]))
 
     def resolve(self) -> Any:
         """The whole configuration, with every default, as the parser's namespace."""
@@ -95,3 +110,11 @@ class RunOptions:
     def without(self, prefixes: Iterable[str]) -> list[str]:
         """The arguments without the options that begin with one of the prefixes."""
         return without_options(self.arguments, prefixes)
+
+
+def _parameters(file: str, name: str) -> list[str]:
+    """The parameters of a class's constructor, read from the source, because importing the class imports torch."""
+    tree = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8"))
+    (cls,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    (init,) = (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return [argument.arg for argument in init.args.args[1:]]

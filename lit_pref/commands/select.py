@@ -87,7 +87,7 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
     from lit_pref.commands.selection_report import page, plain, report_of
     from lit_pref.commands.written_pairs import refuse_mixed, write_pairs
 
-    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+    data = module.data
     if data.selection is None:
         raise UsageError(
             "this configuration does not say how to choose pairs: add a data.selection, such as "

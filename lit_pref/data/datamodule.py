@@ -151,7 +151,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             self._open()
         splits = [self.val_pairs, self.train_pairs] if stage == "fit" else [self.val_pairs]
         tokenizer = self.tokenization.tokenizer
-        limits = {"the policy": self._module.policy.max_length()}
+        limits = {"the policy": self._module.spec.max_length()}
         limits |= {f"the reference '{r.label}'": r.max_length(tokenizer) for r in self._module.references}
         self.refuse_longer(splits, limits)
         # The layout is chosen before Lightning calls the module's setup, because selection and micro-batches depend on
@@ -172,12 +172,12 @@ class PreferenceDataModule(RunData, LightningDataModule):
             align_with_windows(self._trainer, self._sampler(self._epochs), scheduled)
 
     def _open(self) -> None:
-        self.open(self._module.objective, self._module.policy)
+        self.open(self._module.objective, self._module.spec)
         self._opened_for = self._module
 
     def open_for_any_objective(self) -> None:
         """Prepare the data as if the objective needed texts only, for a report on the data."""
-        self.open(self._module.objective, self._module.policy, required=frozenset())
+        self.open(self._module.objective, self._module.spec, required=frozenset())
         self._opened_for = self._module
 
     # Loaders

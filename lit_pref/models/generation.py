@@ -37,14 +37,10 @@ def generate(
     Raises:
         ValueError: the temperature is not positive, or there is no end token.
     """
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature must be positive, or None for greedy decoding; got {temperature}")
     ids = [_encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     ends = _end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    sampling = _sampling(temperature)
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
     device = next(model.parameters()).device
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -63,6 +59,15 @@ def generate(
     finally:
         owner.generation_config = saved_config
     return responses
+
+
+def _sampling(temperature: float | None) -> dict[str, Any]:
+    """Return the settings of sampling from the whole vocabulary, or of greedy decoding."""
+    if temperature is None:
+        return {"do_sample": False}
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, or None for greedy decoding; got {temperature}")
+    return {"do_sample": True, "temperature": temperature, "top_k": 0}
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

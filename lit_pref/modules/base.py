@@ -1,29 +1,32 @@
 """The training loop, evaluation and checkpoints of every module that scores pairs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
+from lit_pref.errors import UsageError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import (
     FORMAT,
     KEY,
     SAMPLE,
-    check_format,
     check_resumption,
     check_state,
     check_trained_tensors,
     class_path,
     model_info,
     objective_info,
+    read_info,
+    without_frozen,
 )
 from lit_pref.modules.distributed import (
     NonfiniteGuard,
@@ -88,6 +91,7 @@ class PairModule(LightningModule, ABC):
         self.stop_at_step: int | None = None
         self.plain_config: dict[str, Any] = {}  # the configuration of the run, if it has one
         self.scorer: Scorer | None = None
+        self.references: Sequence[Any] = ()  # frozen models, in modules that compare with some
         self.fitted: list[str] = []  # lines about parameters of the objective fitted to the training pairs
         self.selected: str | None = None  # a line about the selection of training pairs, if there is one
         self.evaluation = Evaluation(margin_bins)
@@ -103,6 +107,10 @@ class PairModule(LightningModule, ABC):
     def scores(self, batch: PreferenceBatch) -> Scored:
         """Score a batch with the trained model and the references, if any, and apply the objective."""
 
+    def select(self, pairs: Any, selection: Any) -> NDArray[Any]:
+        """Return the indices of the training pairs that `data.selection` keeps, in modules that can select."""
+        raise UsageError(f"{type(self).__name__} cannot select training pairs: leave out data.selection")
+
     def on_scorer_built(self, scorer: Scorer) -> None:
         """Hook: the model has its initial weights, is not sharded yet, and no checkpoint has been restored."""
 
@@ -110,6 +118,11 @@ class PairModule(LightningModule, ABC):
     def run_context(self) -> RunContext:
         """The context of the current run, for code that does not use Lightning."""
         return run_context(self.trainer, self.batch_layout, self.seed, self.stop_at_step)
+
+    @property
+    def data(self) -> Any:
+        """The data module of the current run, which the type of Lightning's Trainer does not declare."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     # Building the model
 
@@ -125,9 +138,8 @@ class PairModule(LightningModule, ABC):
         self.batch_layout, self.layout_reason = decide_layout(self.layout, self.spec, lengths)
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        selected_later = data.selection is not None and self.trainer.state.fn != "fit"
-        self.fitted = fit_objective(self.objective, data.train_pairs, before_selection=selected_later)
+        selected_later = self.data.selection is not None and self.trainer.state.fn != "fit"
+        self.fitted = fit_objective(self.objective, self.data.train_pairs, before_selection=selected_later)
 
     def configure_model(self) -> None:
         if self.scorer is not None:
@@ -154,8 +166,7 @@ class PairModule(LightningModule, ABC):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, from the data: asking the Trainer would load the loaders too early."""
-        steps_per_epoch = self.trainer.datamodule.windows_per_epoch  # type: ignore[attr-defined]
-        return total_steps(steps_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
+        return total_steps(self.data.windows_per_epoch, self.trainer.max_epochs, self.trainer.max_steps)
 
     # Training
 
@@ -174,7 +185,7 @@ class PairModule(LightningModule, ABC):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # This hook runs after the step and before a checkpoint at the end of this batch.
-        self.objective.update(self._sum_over_ranks)
+        self.objective.update(partial(sum_over_ranks, self.trainer))
         # Lightning counts the step after this hook. If stopped here, it still validates, even at max_steps.
         self._stop_after(self.trainer.global_step + 1)
 
@@ -184,9 +195,7 @@ class PairModule(LightningModule, ABC):
         self._log.throughput.start(self.trainer.global_step)
         # A run that was killed after its last step has no steps left when it is resumed.
         self._stop_after(self.trainer.global_step)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
+        if any(callback.wait_count >= max(1, callback.patience) for callback in self.trainer.early_stopping_callbacks):
             self.trainer.should_stop = True
 
     def _stop_after(self, step: int) -> None:
@@ -215,18 +224,15 @@ class PairModule(LightningModule, ABC):
     def log_training(self) -> None:
         """Log the metrics since the last call."""
         step = self.trainer.global_step
-        self.training_numbers = self._log.take(step, self._sum_over_ranks, self.objective.progress)
+        self.training_numbers = self._log.take(step, partial(sum_over_ranks, self.trainer), self.objective.progress)
         self.logged_step = step
         for logger in self.trainer.loggers:
             logger.log_metrics(self.training_numbers, step=step)
 
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return sum_over_ranks(self.trainer, value)
-
     # Validation, test and prediction: one record per pair, and metrics of the records
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation.begin(self.trainer.datamodule.columns)  # type: ignore[attr-defined]
+        self.evaluation.begin(self.data.columns)
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
@@ -261,7 +267,7 @@ class PairModule(LightningModule, ABC):
             **model_info(self.spec, self.scorer.model),
             **objective_info(self.objective, self.fitted),
             "layout": self.batch_layout,
-            "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
+            "sample": self.data.sample(SAMPLE),
             "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
         }
 
@@ -281,19 +287,13 @@ class PairModule(LightningModule, ABC):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)
-        if self.spec.lora is None:
-            return state
-        # Tied weights are listed under both names.
-        everything = self.named_parameters(remove_duplicate=False)
-        frozen = {name for name, parameter in everything if not parameter.requires_grad}
-        return {name: value for name, value in state.items() if name not in frozen}
+        return state if self.spec.lora is None else without_frozen(state, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.checkpoint_info()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_format(checkpoint)
-        saved = checkpoint[KEY]
+        saved = read_info(checkpoint)
         self.check_checkpoint(saved)
         check_trained_tensors(saved, checkpoint.get("state_dict"))
         self.fitted = saved["fitted"]  # the fitted values are part of the state

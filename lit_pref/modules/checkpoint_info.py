@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from torch import nn
+
 from lit_pref.errors import UserError
 from lit_pref.models.spec import DTYPES, Lora, ModelSpec
 from lit_pref.objectives.base import Objective
@@ -75,6 +77,14 @@ def reference_info(references: Sequence[FrozenModel]) -> dict[str, Any]:
     }
 
 
+def without_frozen(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Return a state dict without the parameters that are not trained, such as the base weights under LoRA."""
+    # Tied weights are listed under both of their names.
+    everything = module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in everything if not parameter.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
 def format_problem(checkpoint: dict[str, Any]) -> str | None:
     """Return the reason why this version cannot read a checkpoint, to end a sentence with; None if it can."""
     saved = checkpoint.get(KEY)
@@ -88,14 +98,15 @@ def format_problem(checkpoint: dict[str, Any]) -> str | None:
     return None
 
 
-def check_format(checkpoint: dict[str, Any]) -> None:
-    """Refuse to load a checkpoint of another version or project.
+def read_info(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the information in a checkpoint.
 
     Raises:
         UserError: This version cannot read it.
     """
     if problem := format_problem(checkpoint):
         raise UserError(f"this checkpoint {problem}")
+    return checkpoint[KEY]
 
 
 def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) -> None:

@@ -9,7 +9,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import nearest_names
+from lit_pref.hints import did_you_mean
 from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.layout import Layout
@@ -26,8 +26,7 @@ def check_layout(asked: str) -> None:
     if asked == "shared":
         raise UsageError("the layout `shared` is now called `prefix_shared`: set model.layout to prefix_shared")
     if asked not in LAYOUTS:
-        near = nearest_names(str(asked), LAYOUTS)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(str(asked), LAYOUTS)
         raise UsageError(f"model.layout is {asked!r}; it must be auto, prefix_shared or padded{hint}")
 
 

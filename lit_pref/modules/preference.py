@@ -58,7 +58,7 @@ class PreferenceModule(PairModule):
     ) -> None:
         super().__init__(policy, objective, optimizer, schedule, margin_bins, layout)
         references = references_of(objective, references, policy)
-        self.references = through_store(references, objective, policy, reference_store)
+        self.references: list[Reference] = through_store(references, objective, policy, reference_store)
 
     @property
     def policy(self) -> ModelSpec:
@@ -120,7 +120,7 @@ class PreferenceModule(PairModule):
         if not any(isinstance(reference, Stored) for reference in self.references):
             return []
         run = self.run_context
-        splits = pairs_read(self.trainer.datamodule, run, stage)  # type: ignore[attr-defined]
+        splits = pairs_read(self.data, run, stage)
         return prepare_references(self.references, self.policy, self.objective, splits, run)
 
     def setup(self, stage: str) -> None:

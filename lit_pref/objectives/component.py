@@ -11,7 +11,7 @@ from lit_pref.objectives.requirements import Requirements
 from lit_pref.pairs import Strengths
 
 
-class Call(NamedTuple):
+class _Call(NamedTuple):
     """One call of a constructor: its own arguments with defaults, the names that were given, and its `**kwargs`."""
 
     values: dict[str, Any]
@@ -56,7 +56,7 @@ class Component(nn.Module):
         They include an argument of a base class if the caller could have given it, but not one that a subclass
         computes, because the subclass has its own name or value for it.
         """
-        calls: list[Call] = self.__dict__.get("_calls", [])
+        calls: list[_Call] = self.__dict__.get("_calls", [])
         shown: dict[str, Any] = {}
         for depth, call in enumerate(calls):
             for name, value in call.values.items():
@@ -92,7 +92,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
                 extra = bound.arguments[name]
         plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         values = {name: bound.arguments[name] for name, kind in kinds.items() if kind in plain}
-        self.__dict__.setdefault("_calls", []).append(Call(values, given, extra))
+        self.__dict__.setdefault("_calls", []).append(_Call(values, given, extra))
         init(self, *args, **kwargs)
 
     return __init__

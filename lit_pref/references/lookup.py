@@ -52,7 +52,7 @@ class ExtraResponses:
 
     @property
     def fingerprint(self) -> str:
-        return f"{self._pairs.fingerprint} third"
+        return f"{self._pairs.fingerprint} extra response"
 
     def __len__(self) -> int:
         return len(self._pairs)

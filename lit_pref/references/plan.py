@@ -77,7 +77,7 @@ def _evaluated(data: RunData, limit: int | float) -> NDArray[Any]:
     batch = data.val_batch or data.micro_batch_of(data.val_pairs, world)
     seen = np.zeros(pairs, bool)
     for rank in range(world):
-        cells = evaluation_batches(pairs, rank, world, batch)
-        for cell in cells[: limit if isinstance(limit, int) else int(limit * len(cells))]:
-            seen[list(cell.indices)] = True
+        batches = evaluation_batches(pairs, rank, world, batch)
+        for micro_batch in batches[: limit if isinstance(limit, int) else int(limit * len(batches))]:
+            seen[list(micro_batch.indices)] = True
     return np.flatnonzero(seen)

@@ -60,7 +60,7 @@ def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) ->
     if module.objective.requirements.sides == ("chosen",):
         return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
-    has_margins = module.trainer.datamodule.train_pairs[0].margin is not None  # type: ignore[attr-defined]
+    has_margins = module.data.train_pairs[0].margin is not None
     if len(module.references) > 1:
         change = ["--model.objective", "MRPO" if method != "MRPO" else "DPO"]
         change += [] if method != "MRPO" else ["--model.objective.reference", "Geometric"]

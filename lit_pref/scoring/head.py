@@ -106,9 +106,8 @@ def token_values(
                 f"the policy has {n} tokens over a vocabulary of {readout.vocabulary}, "
                 f"the reference {len(against.hidden)} over {against.vocabulary}"
             )
-    hidden, weight, bias = readout.hidden, readout.weight, readout.bias
     settings = (readout.scale, readout.softcap, tuple(needs), against if comparisons else None, torch.is_grad_enabled())
-    logps, *values = _TilePass.apply(hidden, weight, bias, targets, *settings)
+    logps, *values = _TilePass.apply(readout.hidden, readout.weight, readout.bias, targets, *settings)
     return logps, values
 
 

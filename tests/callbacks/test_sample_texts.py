@@ -22,7 +22,7 @@ def test_the_page_holds_the_greedy_response_to_each_prompt(policy_folder):
     for _ in range(5):  # greedy decoding by hand
         expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
     text = tokenizer.decode(expected[len(prompt) :], skip_special_tokens=True)
-    module: Any = SimpleNamespace(policy=policy, scorer=Scorer(model))
+    module: Any = SimpleNamespace(spec=policy, scorer=Scorer(model))
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(val_pairs=[SimpleNamespace(prompt=prompt)] * 3))
     page = SampleTexts(prompts=2, max_new_tokens=5).page(trainer, module)
     assert page.count(f"**response**\n\n```\n{text}\n```") == 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lit_pref.check import counts, statistics
 from lit_pref.check.data_findings import overlap, split_findings
@@ -16,7 +17,8 @@ from lit_pref.check.strength_findings import Strength, strength_of, target_findi
 from lit_pref.check.terminal import plain_line
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
-from lit_pref.objectives.parts.link import Hinge
+from lit_pref.objectives.parts.link import Hinge, MarginLink
+from lit_pref.objectives.parts.target import Target
 from lit_pref.objectives.parts.tokens import Mean
 from lit_pref.pairs import PreferencePair, TruncatedText
 
@@ -156,6 +158,29 @@ def test_an_objective_says_how_it_reads_margins():
     assert strength_of(MMPO(beta=2.0, gamma=1.5, tokens=Mean())) == Strength(1.5, 2.0, True)
     assert strength_of(MMPO(gamma=1.5, link=Hinge())) == Strength(1.5, None, False), "its minimum is elsewhere"
     assert strength_of(DPO()) is None
+
+
+class OwnTarget(Target):
+    strength = 2.0
+
+    def forward(self, policy, pairs):
+        return torch.sigmoid(self.strength * pairs.margin)
+
+
+class OwnLink(MarginLink):
+    fits_target = True
+
+    def loss(self, logits):
+        return torch.nn.functional.softplus(-logits)
+
+
+class OwnTokens(Mean):
+    plain_mean = False
+
+
+def test_parts_of_ones_own_say_by_flags_how_they_read_margins():
+    assert strength_of(DPO(beta=0.2, target=OwnTarget(), link=OwnLink())) == Strength(2.0, 0.2, False)
+    assert strength_of(DPO(beta=0.2, target=OwnTarget(), tokens=OwnTokens())) == Strength(2.0, None, False)
 
 
 # Shortcuts

@@ -45,13 +45,17 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["fit", "--closing_words", "false", "--config", DPO], "closing_words is called print_summary now"),
     (["fit", "--run_dir", "x"], "missing: --model.objective"),
     (["check", "--config", DPO, "--html"], "--html needs a value"),
-    (["check", "--config", DPO, "--htm", "x"], "unknown option --htm"),
+    (["check", "--config", DPO, "--htm", "x"], "unknown option --htm; did you mean --html?"),
+    (["fit", "--config", DPO, "--data.trian", "x"], "unknown option --data.trian; did you mean --data.train"),
+    (["fit", "--config", DPO, "--data.trian.path=x"], "--data.trian.path; did you mean --data.train.path"),
+    (["check", "--config", DPO, "--model.layuot", "x"], "--model.layuot; did you mean --model.layout"),
     (["score", "--verify", "0", "--config", DPO], "verify: expected a whole number above 0 or null, got '0'"),
     (["score", "--list", "--config", DPO], "--list takes no other option"),
     (["select", "--config", DPO], "missing: --out; --help describes them"),
     (["select", "--out", "x.csv"], "--out chosen.jsonl or --out chosen.parquet, not 'x.csv'"),
     (["export", "--ckpt_path", "x"], "missing: --out"),
     (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),
+    (["export", "--ckpt_path", "x/y", "--out", "z"], "checkpoint x/y does not exist; the checkpoints of a run are in"),
 ]
 
 

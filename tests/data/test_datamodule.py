@@ -38,7 +38,7 @@ class Recorder(LightningModule):
         super().__init__()
         self.layout = layout
         self.corpora = []
-        self.policy = SimpleNamespace(
+        self.spec = SimpleNamespace(
             load_tokenizer=lambda corpus: (self.corpora.append(corpus), tokenizer)[1], max_length=lambda: max_length
         )
         self.references = references

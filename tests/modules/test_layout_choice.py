@@ -92,7 +92,7 @@ def test_objectives_train_alike_over_twenty_steps(objective, several, folder, po
 
 
 FORMS = {
-    # Scores agree to 1e-10 (tests/models/test_sharing.py); in gradients HF's norms round to float32 in between.
+    # Scores agree to 1e-10 (tests/models/test_prefix_sharing.py); in gradients HF's norms round to float32 in between.
     "float64": ({"policy": {"dtype": "float64"}}, 1e-6),
     "lora": ({"policy": {"lora": Lora(r=2)}, "optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}, 1e-5),
     "gradient checkpointing": ({"policy": {"gradient_checkpointing": True}}, 1e-5),

@@ -51,27 +51,38 @@ def collate(
     ids = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None)
     rows = prefix_shared(*ids) if layout == "prefix_shared" else padded(*ids, pad_id)
     is_real = [True] * len(pairs) if is_real is None else list(is_real)
+    data = _pair_data(pairs, is_real, window_pairs, token_functions or {})
+    if not extra_response:
+        return PreferenceBatch(data, rows)
+    extra = [pair.of_extra_response() for pair in pairs]
+    return PreferenceBatch(data, rows, collate(extra, pad_id, is_real, window_pairs, layout))
+
+
+def _pair_data(
+    pairs: Sequence[PreferencePair],
+    is_real: list[bool],
+    window_pairs: int | None,
+    token_functions: Mapping[str, TokenFunction],
+) -> PairData:
+    """Return what objectives and metrics read of the pairs."""
+    two_sided = pairs[0].rejected is not None
     groups = [pair.group for pair in pairs if pair.group is not None]
     places = [pair.place for pair in pairs if pair.place]
-    data = PairData(
+    return PairData(
         ids=[pair.id for pair in pairs],
         chosen_lengths=torch.tensor([len(pair.chosen) for pair in pairs]),
-        rejected_lengths=torch.tensor([len(ids) for ids in rejected]) if rejected else None,
+        rejected_lengths=torch.tensor([len(pair.rejected or ()) for pair in pairs]) if two_sided else None,
         margin=_numbers([pair.margin for pair in pairs], "margin"),
         probability=_numbers([pair.probability for pair in pairs], "probability"),
         is_real=torch.tensor(is_real),
         window_pairs=sum(is_real) if window_pairs is None else window_pairs,
         columns={name: torch.tensor([pair.columns[name] for pair in pairs]) for name in pairs[0].columns},
-        token_columns=_token_columns(pairs, token_functions or {}),
+        token_columns=_token_columns(pairs, token_functions),
         groups=groups if len(groups) == len(pairs) else None,
         places=places if len(places) == len(pairs) else [],
         texts=[pair.text for pair in pairs],
         response_keys=[_response_keys(pair) for pair in pairs],
     )
-    if not extra_response:
-        return PreferenceBatch(data, rows)
-    extra = [pair.of_extra_response() for pair in pairs]
-    return PreferenceBatch(data, rows, collate(extra, pad_id, is_real, window_pairs, layout))
 
 
 def _token_columns(pairs: Sequence[PreferencePair], functions: Mapping[str, TokenFunction]) -> dict[str, TokenTable]:

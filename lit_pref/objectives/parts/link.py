@@ -15,6 +15,9 @@ class Link(Part):
     cross_entropy: bool = False
     """The loss is the cross-entropy of p against sigmoid(x), so that loss - entropy(p) is a KL divergence."""
 
+    fits_target: bool = False
+    """The loss has its minimum at sigmoid(x) = p."""
+
     constant_beta_only: str = ""
     """Works only if beta is the same for every pair (`Temperature.constant`)."""
 
@@ -41,6 +44,7 @@ class Logistic(MarginLink):
     """l(x) = -log sigmoid(x), nats; its minimum for a target p is at sigmoid(x) = p (DPO, Bradley-Terry)."""
 
     cross_entropy = True
+    fits_target = True
 
     def loss(self, logits: Tensor) -> Tensor:
         return -F.logsigmoid(logits)
@@ -83,6 +87,7 @@ class ReverseKL(Link):
     **Source**: EXO, arXiv 2402.00856, eq. 16 with K = 2, where p = 1 - 1e-3 (`Smoothed(0.001)`).
     """
 
+    fits_target = True
     soft_targets_only = (
         "ReverseKL is infinite if the target is 1 and undefined above 1: "
         "choose `target: Smoothed` (EXO: epsilon 0.001) or `MarginTarget`, or `link: Logistic`."

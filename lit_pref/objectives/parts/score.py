@@ -20,6 +20,9 @@ class Score(Part):
     symmetric: bool = True
     """The same function is applied to chosen and rejected, so that swapping them turns x into -x."""
 
+    identity: bool = False
+    """The score is the log-ratio itself."""
+
     needs_ratio: bool = True
     """Is meaningful only for a ratio to a reference."""
 
@@ -32,6 +35,7 @@ class Identity(Score):
     """phi(h) = h: the reverse KL divergence (DPO)."""
 
     reverse_kl = True
+    identity = True
     needs_ratio = False
 
     def forward(self, ratios: Sides) -> Sides:

@@ -26,6 +26,11 @@ class Target(Part):
         """p is a probability, in [0, 1]."""
         return True
 
+    @property
+    def strength(self) -> float | None:
+        """gamma, where p = sigmoid(gamma m) with the margin m; None for any other target."""
+        return None
+
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """Return p_i, (B,), in the dtype of the scores."""

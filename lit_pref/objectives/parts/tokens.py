@@ -26,6 +26,9 @@ class TokenSum(Part):
     plain_sum: bool = False
     """The score of a response is the sum of its log-probs."""
 
+    plain_mean: bool = False
+    """The score of a response is the mean of its log-probs."""
+
     log_probs_only = True
 
     @abstractmethod
@@ -50,6 +53,8 @@ class Mean(TokenSum):
     A reference with another tokenizer is divided by the policy's number as well: its own number would weigh the two
     log-probs of one text differently.
     """
+
+    plain_mean = True
 
     def forward(self, scores: PairScores, policy: PairScores, pairs: PairData) -> Sides:
         assert scores.rejected is not None and policy.rejected is not None
