@@ -102,7 +102,7 @@ def _kinds(pool: Pool, pairs: PairView, kept: Any) -> dict[str, dict[str, float 
     values |= {"rejected was cut (share)": pairs.column("rejected_cut")}
     if pool.policy is not None:
         means = pool.policy.means
-        values |= {"policy, chosen (nats a token)": means[:, 0], "policy, rejected (nats a token)": means[:, 1]}
+        values |= {"policy, chosen (nats per token)": means[:, 0], "policy, rejected (nats per token)": means[:, 1]}
         values["policy finds chosen more likely (share, mean)"] = means[:, 0] > means[:, 1]
         values["policy finds chosen more likely (share, sum)"] = pool.policy.sums[:, 0] > pool.policy.sums[:, 1]
     values |= {f"column {name}": pairs.column(name) for name in pairs.columns if name not in values}

@@ -223,7 +223,7 @@ class Pretrained(Reference):
             if TokenLogps() in needs:
                 raise UserError(
                     f"the objective compares single tokens with those of the reference '{self.label}', which has a "
-                    "tokenizer of its own: take a reference with the policy's tokenizer"
+                    "tokenizer of its own: use a reference with the policy's tokenizer"
                 )
             layout: Layout = "padded" if batch.rows.segments is None or not self._shares else "prefix_shared"
             batch = retokenized(batch, self._tokenizer, layout)

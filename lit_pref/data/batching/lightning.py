@@ -109,7 +109,7 @@ def _at_window_end(limit: int | float, every: int, length: int, name: str) -> in
 
 
 def settle_epoch_of_checkpoint(trainer: Any) -> None:
-    """Decide whether an epoch that a checkpoint counts as finished was finished or stopped early, and correct the loop.
+    """Correct the loop if an epoch that a checkpoint counts as finished was stopped early, or the other way round.
 
     Finished: with `max_steps` set, Lightning 2.6 always treats a resumed epoch as unfinished, and a checkpoint saved in
     `on_train_epoch_end` loses or repeats an epoch. Stopped early: a run that stops in mid-epoch counts the epoch before
