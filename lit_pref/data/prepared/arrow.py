@@ -153,7 +153,7 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the pairs and their order: equal if all ids, tokens, texts and numbers are, in any folder."""
+        """Hash of the pairs (ids, tokens, texts and numbers) and their order; it does not depend on the folder."""
         return str(self._about["fingerprint"])
 
 
