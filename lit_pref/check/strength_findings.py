@@ -113,7 +113,7 @@ def _three_quarters(of: Margins) -> float | None:
 
 
 def _clip(split: str, of: Margins) -> Finding:
-    """The share of margins at a clip, whether the mapping or the author of the data clipped them."""
+    """The share of margins that the mapping, or the author of the data, has clipped to a bound."""
     clipped = of.clipped / of.pairs
     largest = of.spread["max"]
     bound = max(of.pile if of.is_clip else 0.0, clipped)
