@@ -91,7 +91,7 @@ def overlap(train: Pairs, val: Pairs) -> Overlap:
 
 
 def _prompt_and_lengths(pairs: Pairs) -> Array:
-    """(pairs,) keys that identical pairs share: the prompt's id and the lengths of the responses."""
+    """Keys that identical pairs share, (pairs,): the prompt's id and the lengths of the responses."""
     named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
     return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
 

@@ -149,7 +149,7 @@ def normalised(split: str, part: SourcePairs) -> list[Finding]:
 
 
 def prompt_texts(split: str, source: str, report: PreparationReport, template: bool) -> list[Finding]:
-    """Check that prompts and the chat template fit together."""
+    """Check that the prompts match the chat template."""
     found = []
     if report.unasked:
         words = (

@@ -135,7 +135,7 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
         for id in part.pairs.column("id")[part.indices]:
             places[part.source, id] = len(places)
     ids, groups = chosen.ids, chosen.column("group")
-    # Not read from the records: if only some of the sources have a strength, it is dropped for all pairs.
+    # The strength is not read from the records: if only some of the sources have one, it is dropped for all pairs.
     strengths = {"margin": chosen.own_margins, "probability": chosen.column("probability")}
     for source, read in data.read_train():
         place = places.pop((source, read.id), None)

@@ -104,7 +104,7 @@ def _kinds(pool: Pool, pairs: PairView, kept: Any) -> dict[str, dict[str, float 
     values |= {"rejected was cut (share)": pairs.column("rejected_cut")}
     if pool.policy is not None:
         means = pool.policy.means
-        values |= {"policy, chosen (nats a token)": means[:, 0], "policy, rejected (nats a token)": means[:, 1]}
+        values |= {"policy, chosen (nats per token)": means[:, 0], "policy, rejected (nats per token)": means[:, 1]}
         values["policy finds chosen more likely (share, mean)"] = means[:, 0] > means[:, 1]
         values["policy finds chosen more likely (share, sum)"] = pool.policy.sums[:, 0] > pool.policy.sums[:, 1]
     values |= {f"column {name}": pairs.column(name) for name in pairs.columns if name not in values}
@@ -133,7 +133,7 @@ def _counts(values: Any, kept: Any) -> dict[str, dict[str, float]]:
 
 
 def _overlaps(selection: Selection, pool: Pool, choice: Choice) -> dict[str, dict[str, float]]:
-    """Compare with every other criterion that can be computed from the pool, each selecting as many pairs."""
+    """Compare with all other criteria that can be computed from the pool, each selecting the same number of pairs."""
     amount: dict[str, Any] = {"count": len(choice.indices)}
     if selection.per_prompt:
         amount = {"keep": selection.keep, "count": selection.count, "per_prompt": True}

@@ -254,7 +254,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):
-            return []  # Lightning then trains without validation
+            return []  # makes Lightning train without validation
         rank, world = self.rank_and_world()
         batch = self.val_batch or self.micro_batch_of(self.val_pairs, world)
         micro_batches = evaluation_batches(len(self.val_pairs), rank, world, batch)

@@ -241,7 +241,7 @@ def _wilson(share: Tensor, count: float) -> tuple[Tensor, Tensor]:
 
 
 def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both as float64 on the CPU, after checking them."""
+    """Return `z` and `label` as float64 on the CPU, after checking them."""
     label = torch.ones_like(z) if label is None else label
     if z.ndim != 1 or z.shape != label.shape or not len(z):
         raise ValueError(f"z {tuple(z.shape)} and label {tuple(label.shape)}: expected (n,) and (n,), n at least 1")

@@ -96,7 +96,7 @@ def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def per_pair(records: Records) -> dict[str, Tensor]:
-    """Return the same from records: metric name -> (pairs that have it,) in float64."""
+    """Return each metric from records: metric name -> (pairs that have it,) in float64."""
     metrics = {name: (measure.inputs, measure.function) for name, measure in MEASURES.items()}
     metrics.update((name, ((name,), _itself)) for name in _logged(records))
     result = {}

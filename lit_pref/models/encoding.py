@@ -68,7 +68,7 @@ class Encoding:
         return EncodableText(encodable.text + text, special)
 
     def encode(self, texts: Sequence[EncodableText], spans: bool = False) -> list[Encoded]:
-        """Encode texts without a leading bos token, whether the tokenizer or the template would write one.
+        """Encode texts without a leading bos token, even if the tokenizer or the template would add one.
 
         Args:
             texts: encoded in one call, which is much faster than one by one.

@@ -63,7 +63,7 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        # Without this check, transformers would fill them with random numbers.
+        # Without this check, transformers would fill missing weights with random numbers.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
     return model

@@ -53,7 +53,7 @@ Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
 
 
 class PairModule(LightningModule, ABC):
-    """Base of the modules that train a model on the scores of pairs.
+    """Base class of the modules that train a model on the scores of pairs.
 
     A subclass implements `scores`.
 
@@ -116,7 +116,7 @@ class PairModule(LightningModule, ABC):
 
     @property
     def run_context(self) -> RunContext:
-        """The facts of the current run, for code that does not know Lightning."""
+        """The context of the current run, for code that does not use Lightning."""
         return run_context(self.trainer, self.batch_layout, self.seed, self.stop_at_step)
 
     @property

@@ -17,7 +17,7 @@ Split = tuple[PairView, NDArray[Any]]
 
 
 class BatchedData(Protocol):
-    """The facts of a prepared data module that decide which pairs a run reads."""
+    """The attributes of a prepared data module that determine which pairs a run reads."""
 
     seed: int
     global_batch: int

@@ -157,7 +157,7 @@ class ReferencePreparation:
         if other is not None and keeps_tokens:
             raise UserError(
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
-                "tokenizer of its own: take a reference with the policy's tokenizer"
+                "tokenizer of its own: use a reference with the policy's tokenizer"
             )
         all_splits: list[tuple[Pairs, Array]] = [*splits]
         if "extra_response" in objective.requirements.sides:

@@ -48,7 +48,7 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
     refuse_fsdp1(config.strategy)
     try:
         return Trainer(**{**arguments, "callbacks": callbacks})
-    except (ValueError, TypeError) as error:  # how Lightning refuses combinations of settings
+    except (ValueError, TypeError) as error:  # raised for impossible combinations of settings
         raise UsageError(" ".join(str(error).split())) from error
 
 

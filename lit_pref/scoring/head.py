@@ -28,7 +28,7 @@ class Readout:
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """V, the size of the vocabulary."""
         return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
 
     @property

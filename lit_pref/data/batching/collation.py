@@ -151,7 +151,7 @@ class UncastBatches:
     """Collates micro-batches in a loader or its workers: `batches[micro_batch]`.
 
     Args:
-        pairs: pairs by index.
+        pairs: the pairs, accessed by index.
         pad_id: the id that fills rows.
         layout: layout of the rows.
         token_functions: see `collate`.

@@ -248,5 +248,5 @@ def _meanings(label: Label) -> Meanings:
 
 
 def _spelled(meanings: Meanings) -> Meanings:
-    """Return the meanings for a table of texts, in which numbers are texts too."""
+    """Convert the labels to texts, for a file in which all cells are texts."""
     return {(False, str(value)): side for (_, value), side in meanings.items()}

@@ -118,12 +118,11 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
+        """Tokens of prompt, chosen and rejected response, (pairs, 3); 0 for the rejected one in one-sided data."""
         return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
 
     def tokens_of(self, part: str) -> NDArray[np.int32]:
-        """Return the lengths of "prompt", "chosen", "rejected" or "extra_response" in tokens: (pairs,); 0 if there is
-        none."""
+        """Return the number of tokens of a part, such as "prompt" or "extra_response": (pairs,), 0 if there is none."""
         # Computed from the lists' offsets, without reading any token; a missing list has length 0.
         counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
@@ -154,7 +153,7 @@ class PreparedPairs(Sequence[PreferencePair]):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the pairs and their order: equal if all ids, tokens, texts and numbers are, in any folder."""
+        """Hash of the pairs (ids, tokens, texts and numbers) and their order; it does not depend on the folder."""
         return str(self._about["fingerprint"])
 
 

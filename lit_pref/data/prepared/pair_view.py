@@ -99,7 +99,7 @@ class PairView(Sequence[PreferencePair]):
 
     @property
     def own_margins(self) -> NDArray[Any]:
-        """(pairs,) the margins before normalisation; NaN for a pair without margin."""
+        """The margins before normalisation, (pairs,); NaN for a pair without margin."""
         return self.with_normalisers(dict.fromkeys(self.normalisers, Normaliser())).column("margin").astype(np.float64)
 
     @property
@@ -134,12 +134,12 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
+        """Tokens of prompt, chosen and rejected response, (pairs, 3); 0 for the rejected one in one-sided data."""
         return np.concatenate([part.pairs.lengths[part.indices] for part in self.parts])
 
     @cached_property
     def extra_response_lengths(self) -> NDArray[np.int32]:
-        """(pairs,): tokens of the extra response; 0 if the objective reads none."""
+        """Tokens of the extra response, (pairs,); 0 if the objective reads none."""
         return np.concatenate([part.pairs.tokens_of("extra_response")[part.indices] for part in self.parts])
 
     @cached_property
@@ -149,8 +149,7 @@ class PairView(Sequence[PreferencePair]):
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return a column, one value per pair: (pairs,); see `PreparedPairs.column`. Margins are normalised, as in the
-        pairs."""
+        """Return a column, (pairs,), with normalised margins; see `PreparedPairs.column`."""
         if name == "id":
             return np.array(self.ids, dtype=object)
         values = []

@@ -28,7 +28,7 @@ class ReferenceMix(Part):
 
     @abstractmethod
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
-        """Combine K pairs of scores, each (B,), without gradient; `policy` gives shape and dtype where K = 0."""
+        """Combine K pairs of scores, each (B,), without gradient; `policy` gives shape and dtype if K = 0."""
 
 
 class Single(ReferenceMix):
