@@ -17,6 +17,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
 from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
+from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
@@ -24,7 +25,8 @@ from lit_pref.modules.preference import PreferenceModule
 from lit_pref.run.config import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
-from lit_pref.run.folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
+from lit_pref.run.folder_lock import locked
+from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import trainer_of
@@ -80,9 +82,13 @@ class Run:
         """
         if self.command != "fit":
             raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
+        with locked(self.run_dir, self.trainer.is_global_zero):
+            return self._fit(ckpt_path)
+
+    def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
         checkpoint = self._checkpoint(ckpt_path, or_start=True)
         if checkpoint is None:
-            refuse_used(self.run_dir)
+            refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
         else:
             self.trainer.num_sanity_val_steps = 0  # the held-out numbers before training are on record
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
@@ -91,7 +97,6 @@ class Run:
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
             )
-        make_folder(self.run_dir)
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
         return self._finish()
@@ -209,11 +214,12 @@ class Run:
                 f"{self.trainer.world_size} processes cannot be started from within Python, where Lightning would run "
                 "the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
             )
-        with lightning_errors():
+        refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
+        with lightning_errors(), ending_on_sigterm(self.trainer):
             try:
                 method(self.module, datamodule=self.data, **arguments)
-            except UserError:
-                # The first process reports the error and ends; the processes that it started would wait for it.
+            except (UserError, Terminated):
+                # The first process reports why and ends; the processes that it started would wait for it.
                 if isinstance(launcher, _SubprocessScriptLauncher):
                     launcher.kill(signal.SIGKILL)
                 raise
