@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused_and_a_folder_of_damaged_o
     files = sorted(Path("part/checkpoints").iterdir())
     flip_in_weights(files[-1])
     for use in (lambda: make("part").fit(files[-1]), lambda: export(files[-1], "out")):
-        with pytest.raises(UserError, match="step=00000002.ckpt is damaged: .*checksum; take another one"):
+        with pytest.raises(UserError, match=r"step=00000002.ckpt is damaged: .*checksum; take another one"):
             use()
     flip_in_weights(files[0])
     for use in (lambda: make("part").fit("last"), lambda: make("part").export("out")):
@@ -76,7 +76,8 @@ def test_a_damaged_checkpoint_that_is_named_is_refused_and_a_folder_of_damaged_o
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_beginning(make: Any):
     run: Run = make("part", stop_at_step=1)
     run.fit()
-    shutil.rmtree("part/checkpoints")
+    for made in ("checkpoints", "hf"):
+        shutil.rmtree(f"part/{made}")
     assert make("part", stop_at_step=1).fit("last") is not None
 
 
