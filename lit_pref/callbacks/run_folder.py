@@ -79,6 +79,7 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
             for split, (digest, reports) in data.describe().items()
         },
         "selection": module.selected,
+        "resumed": module.resumption.changes,
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
         "policy": {"what": module.policy.describe(), "fingerprint": module.policy.fingerprint()},

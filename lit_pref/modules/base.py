@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import OptimizerCallable
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +36,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
 from lit_pref.modules.training_log import TrainingLog
 from lit_pref.objectives.base import Objective
@@ -94,6 +94,7 @@ class PairModule(LightningModule, ABC):
         self.checkpoint_step = 0  # of the evaluated weights
         self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
         self.logged_step = 0
+        self.resumption = Resumption()
         self._log = TrainingLog()
         self._guard = NonfiniteGuard()
         # Under LoRA checkpoints hold the adapters only: the base weights come from the spec.
@@ -145,7 +146,7 @@ class PairModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         assert self.scorer is not None
         refuse_tensors_outside(self, self.scorer)
-        optimizer = self.optimizer([p for p in self.scorer.parameters() if p.requires_grad])
+        optimizer = self.resumption.configured(self.optimizer([p for p in self.scorer.parameters() if p.requires_grad]))
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.over(optimizer, self.total_steps)
@@ -184,10 +185,7 @@ class PairModule(LightningModule, ABC):
         self._log.throughput.start(self.trainer.global_step)
         # A run killed after its last step has no step left when it is resumed.
         self._stop_after(self.trainer.global_step)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
-            self.trainer.should_stop = True
+        self.resumption.apply(self)
 
     def _stop_after(self, step: int) -> None:
         limits = [limit for limit in (self.stop_at_step, self.trainer.max_steps) if limit is not None and limit > 0]
@@ -260,6 +258,7 @@ class PairModule(LightningModule, ABC):
             "config": self.plain_config,
             **model_info(self.spec, self.scorer.model),
             **objective_info(self.objective, self.fitted),
+            **self.resumption.info(self),
             "layout": self.batch_layout,
             "sample": self.trainer.datamodule.sample(SAMPLE),  # type: ignore[attr-defined]
             "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
@@ -295,6 +294,7 @@ class PairModule(LightningModule, ABC):
         check_format(checkpoint)
         saved = checkpoint[KEY]
         self.check_checkpoint(saved)
+        self.resumption.check(self, saved, checkpoint["global_step"])
         check_trained_tensors(saved, checkpoint.get("state_dict"))
         self.fitted = saved["fitted"]  # the fitted values are in the state
         self.checkpoint_step = checkpoint["global_step"]

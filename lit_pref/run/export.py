@@ -214,6 +214,7 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
             f"- objective: `{saved['objective']}`",
             f"- policy before training: {saved['policy_text']}",
             *(f"- reference: {text}" for text in saved.get("reference_texts", [])),
+            *(f"- resumed {change}" for change in saved.get("changes", [])),
             "",
             *([*config, "```", ""] if saved["config"] else []),
         ]
