@@ -85,5 +85,5 @@ def test_a_full_disk_and_a_read_only_cache_are_one_sentence_and_leave_nothing(
     build_once(tmp_path / "whole", write)
     monkeypatch.setattr("lit_pref.cache.FileLock.acquire", refuse)
     assert build_once(tmp_path / "whole", write) == tmp_path / "whole"
-    with pytest.raises(UserError, match="the cache is not writable .*Read-only"):
+    with pytest.raises(UserError, match=r"the cache is not writable .*Read-only"):
         build_once(tmp_path / "key", write)

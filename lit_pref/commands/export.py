@@ -3,7 +3,9 @@
 from pathlib import Path
 
 
-def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
+def write_folder(
+    ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8, trust_remote_code: bool = False
+) -> None:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
     The folder appears when it is whole and has been compared. Its weights are those of the checkpoint to the last bit
@@ -14,10 +16,11 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         out: the folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
         pairs: how many pairs are scored before and after.
+        trust_remote_code: run code that comes with the model.
     """
     from lit_pref.run.export import export
 
-    done = export(ckpt_path, out, merge, pairs)
+    done = export(ckpt_path, out, merge, pairs, trust_remote_code)
     print(f"wrote {done.folder}")
     print(f"opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -95,8 +95,7 @@ class PairModule(LightningModule, ABC):
         self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
         self.logged_step = 0
         self.resumption = Resumption()
-        self._log = TrainingLog()
-        self._guard = NonfiniteGuard()
+        self._log, self._guard = TrainingLog(), NonfiniteGuard()
         # Under LoRA checkpoints hold the adapters only: the base weights come from the spec.
         self.strict_loading = spec.lora is None
 
@@ -203,6 +202,7 @@ class PairModule(LightningModule, ABC):
             self.log_training()
 
     def on_train_end(self) -> None:
+        self.checkpoint_step = self.trainer.global_step
         if self._log.is_due(self.trainer.global_step, every=1):
             self.log_training()
 

@@ -21,13 +21,42 @@ class OnResume(StrEnum):
     FREE = "free to change: it does not decide what the rest of the run trains"
 
 
-TABLE: dict[OnResume, list[str]] = {
-    OnResume.APPLIED: ["model.optimizer.lr", "model.optimizer.weight_decay", "model.objective", "model.policy.dropout", "model.policy.attention", "model.policy.gradient_checkpointing", "model.policy.compile", "trainer.max_epochs", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "data.val", "data.val_fraction"],
-    OnResume.REFUSED: ["model.optimizer", "model.schedule", "model.policy.path", "model.policy.config", "model.policy.dtype", "model.policy.lora", "trainer.precision", "trainer.limit_train_batches", "trainer.overfit_batches", "seed_everything", "data.seed", "data.global_batch"],
-    OnResume.CONTENT: ["model.references", "model.layout", "model.policy.tokenizer", "model.policy.vocabulary", "model.policy.revision", "model.policy.trust_remote_code", "model.policy.seed", "testbed", "data.train", "data.mapping", "data.selection", "data.split_seed", "data.micro_batch", "data.max_tokens", "data.max_length", "data.max_prompt_length", "data.special_text", "data.columns", "data.token_columns", "data.on_swap", "data.group_column", "data.ties", "data.bad_rows"],
-    OnResume.FREE: ["model.margin_bins", "model.reference_store", "data.val_batch", "data.max_refused", "data.workers", "trainer.logger", "trainer.callbacks", "trainer.fast_dev_run", "trainer.min_epochs", "trainer.min_steps", "trainer.max_time", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.accumulate_grad_batches", "trainer.deterministic", "trainer.benchmark", "trainer.inference_mode", "trainer.use_distributed_sampler", "trainer.profiler", "trainer.detect_anomaly", "trainer.barebones", "trainer.plugins", "trainer.sync_batchnorm", "trainer.reload_dataloaders_every_n_epochs", "trainer.default_root_dir", "trainer.enable_autolog_hparams", "trainer.model_registry", "run_dir", "stop_at_step", "print_summary", "ckpt_path", "weights_only"],
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TABLE: dict[OnResume, tuple[str, ...]] = {
+    OnResume.APPLIED: _names(
+        "model.optimizer.lr model.optimizer.weight_decay model.objective model.policy.dropout model.policy.attention "
+        "model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs trainer.max_steps "
+        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator trainer.strategy "
+        "trainer.devices trainer.num_nodes data.val data.val_fraction"
+    ),
+    OnResume.REFUSED: _names(
+        "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
+        "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
+        "data.global_batch"
+    ),
+    OnResume.CONTENT: _names(
+        "model.references model.layout model.policy.tokenizer model.policy.vocabulary model.policy.revision "
+        "model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping data.selection "
+        "data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length data.special_text "
+        "data.columns data.token_columns data.on_swap data.group_column data.ties data.bad_rows"
+    ),
+    OnResume.FREE: _names(
+        "model.margin_bins model.reference_store data.val_batch data.max_refused data.workers trainer.logger "
+        "trainer.callbacks trainer.fast_dev_run trainer.min_epochs trainer.min_steps trainer.max_time "
+        "trainer.limit_val_batches trainer.limit_test_batches trainer.limit_predict_batches "
+        "trainer.val_check_interval trainer.check_val_every_n_epoch trainer.num_sanity_val_steps "
+        "trainer.log_every_n_steps trainer.enable_checkpointing trainer.enable_progress_bar "
+        "trainer.enable_model_summary trainer.accumulate_grad_batches trainer.deterministic trainer.benchmark "
+        "trainer.inference_mode trainer.use_distributed_sampler trainer.profiler trainer.detect_anomaly "
+        "trainer.barebones trainer.plugins trainer.sync_batchnorm trainer.reload_dataloaders_every_n_epochs "
+        "trainer.default_root_dir trainer.enable_autolog_hparams trainer.model_registry run_dir stop_at_step "
+        "print_summary ckpt_path weights_only"
+    ),
 }
-"""Every setting of a run. `trainer.max_epochs` and `max_steps` are refused where they change the rates of a schedule."""
+"""Every setting of a run. `trainer.max_epochs` and `max_steps` are refused where they change a schedule's rates."""
 
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."

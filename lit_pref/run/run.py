@@ -105,7 +105,7 @@ class Run:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return None
         newest = complete_checkpoints(self._checkpoint_folder())[-1]
-        exported = export(newest, self.run_dir / "hf")
+        exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.policy.trust_remote_code)
         if self.options.print_summary:
             if self.testbed is not None:
                 say("writing responses before and after training ...")
@@ -157,7 +157,8 @@ class Run:
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None
-        return export(checkpoint, out or self.run_dir / "hf", merge, pairs)
+        trusted = self.module.policy.trust_remote_code
+        return export(checkpoint, out or self.run_dir / "hf", merge, pairs, trusted)
 
     def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
         """Find faults in data, objective and models before training, and print a report; see the command `check`.

@@ -111,10 +111,10 @@ def test_what_cannot_change_is_refused_before_training(run: Run, part: Ran, tmp_
 def test_weights_in_another_dtype_and_another_architecture_of_the_same_shapes_are_refused(
     run: Run, part: Ran, tmp_path: Path
 ):
-    with pytest.raises(UserError, match="model.policy.dtype float32 and this run has bfloat16"):
+    with pytest.raises(UserError, match=r"model.policy.dtype float32 and this run has bfloat16"):
         fit(replace(run, policy={**run.policy, "dtype": "bfloat16"}), tmp_path, ckpt=part.checkpoint(2))
     other = make_policy(tmp_path / "other", seed=0, rms_norm_eps=1e-3)
-    with pytest.raises(UserError, match="config.json.*rms_norm_eps 1e-06 and this run has 0.001"):
+    with pytest.raises(UserError, match=r"config.json.*rms_norm_eps 1e-06 and this run has 0.001"):
         fit(replace(run, policy={"path": str(other)}), tmp_path, ckpt=part.checkpoint(2))
 
 

@@ -135,3 +135,20 @@ def test_the_first_parts_of_options_that_commands_check_are_those_of_the_parser(
     for command in ("fit", "validate"):
         known |= {action.dest.partition(".")[0] for action in run_parser(command)._actions if action.option_strings}
     assert set(TOP_LEVEL) == {name for name in known if not name.startswith("print_shtab")}
+
+
+def test_a_validation_says_the_step_of_the_weights_that_it_read(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    run = build(MMPO, options | {"run_dir": "run", "stop_at_step": 2, "data.val_fraction": 0.3})
+    run.fit()
+    for evaluated, step in (
+        (run, 2),
+        (build(MMPO, options | {"run_dir": "run", "data.val_fraction": 0.3}, "validate"), 2),
+    ):
+        capsys.readouterr()
+        evaluated.validate("last" if evaluated is not run else None)
+        assert f"held out, at step {step}: loss" in capsys.readouterr().out
+        assert Path("run", "records", f"validate-step={step:08d}.parquet").exists()
+    build(MMPO, options | {"run_dir": "new", "data.val_fraction": 0.3}, "validate").validate()
+    assert "held out, before training: loss" in capsys.readouterr().out
