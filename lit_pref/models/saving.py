@@ -64,7 +64,7 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
             f"it ({first_line(error)}); restore the model"
         ) from error
     form = {} if policy.attention is None else {"attn_implementation": policy.attention}
-    with building(policy.seed):
+    with building(policy.seed or 0):
         return draw_weights(config, DTYPES[policy.dtype], form)
 
 

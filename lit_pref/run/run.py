@@ -22,7 +22,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.run.config import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folder_lock import locked
@@ -270,10 +270,13 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # what is saved runs again on its own, in a folder of its own
     text = parser.dump(alone, skip_unset=False)
+    seed = int(config.seed_everything)
+    for part in (config.model, config.data):  # after the text: it runs again under another seed
+        fill_in_seed(part, seed)
     built = instantiate(parser, config)
     module = built.model
     module.plain_config = yaml.safe_load(text)
-    module.seed = int(config.seed_everything)
+    module.seed = seed
     module.stop_at_step = config.stop_at_step
     trainer = trainer_of(built.trainer, command, run_dir, text)
     check_devices(trainer, config.trainer.devices, config.trainer.num_nodes)

@@ -152,3 +152,30 @@ def test_a_validation_says_the_step_of_the_weights_that_it_read(
         assert Path("run", "records", f"validate-step={step:08d}.parquet").exists()
     build(MMPO, options | {"run_dir": "new", "data.val_fraction": 0.3}, "validate").validate()
     assert "held out, before training: loss" in capsys.readouterr().out
+
+
+def test_the_seed_moves_all_that_is_random_but_the_split_unless_a_seed_is_set_apart(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    options = options | {"data.val_fraction": 0.3}
+
+    def trained(folder: str, **more: Any) -> tuple[Run, dict[str, torch.Tensor]]:
+        run = build(MMPO, options | {"run_dir": folder, "stop_at_step": 1} | more)
+        run.fit()
+        return run, weights(folder)
+
+    zero, one = trained("0"), trained("1", seed_everything=1)
+    assert (
+        "seed        seed_everything 1 decides the order of pairs; set apart: the split by" in capsys.readouterr().out
+    )
+    apart = trained("apart", seed_everything=1, **{"data.seed": 0})
+    assert "decides nothing here; set apart: the order of pairs by data.seed 0" in capsys.readouterr().out
+    assert same(zero[1], apart[1]) and not same(zero[1], one[1])
+    assert zero[0].data.val_pairs.fingerprint == one[0].data.val_pairs.fingerprint
+    # The record follows another seed as well.
+    again = build("1/config.yaml", {"run_dir": "again", "seed_everything": 2})
+    assert again.data.seed == 2 and again.module.policy.seed == 2
+    lora = build(MMPO, options | {"seed_everything": 3, "model.policy.lora": {"r": 2}, "run_dir": "lora"})
+    assert lora.module.policy.seed == 3
+    chance = {"class_path": "Random", "init_args": {"keep": 0.5}}
+    assert build(MMPO, options | {"seed_everything": 4, "data.selection": chance}).data.selection.seed == 4
