@@ -45,7 +45,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         selection: chooses the training pairs; null takes all.
         val_fraction: the share of prompts held out of `train` if `val` is null; 0 trains without validation.
         split_seed: seed of the split by prompt.
-        seed: seed of the order.
+        seed: seed of the order; null is `seed_everything` in a run, else 0.
         global_batch: pairs per optimizer step, over all devices.
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
         max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of similar lengths are
@@ -86,7 +86,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         selection: Selection | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         global_batch: int = 32,
         micro_batch: int | None = None,
         max_tokens: int | None = None,
@@ -117,7 +117,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             split_seed=split_seed,
         )
         super().__init__(train, val, preparation, max_length, max_prompt_length, special_text)
-        self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed, workers
+        self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed or 0, workers
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.max_tokens, self.val_batch = max_tokens, val_batch
         self._check_batch_options()

@@ -39,10 +39,13 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
 
 def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     """Open the model in a folder that `save_folder` wrote, as a user would."""
-    AutoTokenizer.from_pretrained(folder)
+    trusted = policy.trust_remote_code
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     if (folder / "config.json").exists():
         with without_bars():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True)
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted
+            )
     plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
@@ -61,7 +64,7 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
             f"it ({first_line(error)}); restore the model"
         ) from error
     form = {} if policy.attention is None else {"attn_implementation": policy.attention}
-    with building(policy.seed):
+    with building(policy.seed or 0):
         return draw_weights(config, DTYPES[policy.dtype], form)
 
 

@@ -59,7 +59,8 @@ class ModelSpec:
         lora: train adapters instead of the weights.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model.
-        seed: seed of random weights and adapters; the global random state is neither read nor changed.
+        seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state
+            is neither read nor changed.
 
     Raises:
         UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
@@ -80,7 +81,7 @@ class ModelSpec:
     lora: Lora | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -92,6 +93,7 @@ class ModelSpec:
             raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
+        self.seed = self.seed or 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
@@ -142,7 +144,7 @@ class ModelSpec:
                 "give the tokenizer that the model was trained with"
             )
         form: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
-        with building(self.seed):
+        with building(self.seed or 0):
             if self.path is not None:
                 folder = model_folder(self.path, self.revision)
                 form["trust_remote_code"] = self.trust_remote_code

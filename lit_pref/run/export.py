@@ -33,7 +33,9 @@ class Exported:
     pairs: int
 
 
-def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8) -> Exported:
+def export(
+    ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8, trust_remote_code: bool = False
+) -> Exported:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
     The folder appears only once it is complete and the comparison has passed: its weights equal those of the checkpoint
@@ -43,18 +45,19 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
         out: The folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
-        pairs: The number of pairs whose scores are compared; the pairs are stored in the checkpoint.
+        pairs: How many pairs are scored before and after; they are kept in the checkpoint.
+        trust_remote_code: Run code that comes with the model; what the checkpoint says about it is not obeyed.
 
     Raises:
-        UserError: The checkpoint is not complete, not from this project, or has weights that are not finite; or its
-            base model has changed or is missing.
+        UserError: The checkpoint is damaged, not one of this project's, or broken by training (not finite); or its base
+            model has changed, is gone, or comes with code that is not trusted.
         UsageError: `out` contains something else.
     """
     checkpoint_path, folder = Path(ckpt_path), Path(out)
     refuse_foreign(folder)
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint[KEY]
-    policy = policy_of(saved["model"], checkpoint_path)
+    policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run started from; give another --out")
     tokenizer = tokenizer_of(policy, checkpoint_path)
@@ -102,14 +105,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def policy_of(model: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
+def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: bool) -> ModelSpec:
     """The policy of a checkpoint, with the tokenizer in its run folder if there is one.
 
     Args:
         model: the fields of its `ModelSpec`.
-        checkpoint_path: the path of the checkpoint.
+        checkpoint_path: of the checkpoint.
+        trust_remote_code: whether the caller trusts code that comes with the model.
+
+    Raises:
+        UserError: the model comes with code, and the caller does not trust it.
     """
-    fields = dict(model)
+    if model.get("trust_remote_code") and not trust_remote_code:
+        raise UserError(
+            f"{checkpoint_path}: its model comes with code of its own, which is not run on the word of a checkpoint: "
+            "add --trust_remote_code if you trust it"
+        )
+    fields = {**model, "trust_remote_code": trust_remote_code}
     if fields.get("lora"):
         fields["lora"] = Lora(**fields["lora"])
     kept = checkpoint_path.parent.parent / "tokenizer"
@@ -214,6 +226,7 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
             f"- objective: `{saved['objective']}`",
             f"- policy before training: {saved['policy_text']}",
             *(f"- reference: {text}" for text in saved.get("reference_texts", [])),
+            *(f"- resumed {change}" for change in saved.get("changes", [])),
             "",
             *([*config, "```", ""] if saved["config"] else []),
         ]

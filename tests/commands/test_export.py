@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,31 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(plain: Ran, tmp_p
     torch.save(checkpoint, tmp_path / "less.ckpt")
     with pytest.raises(UserError, match=r"do not fit the policy in its configuration: .*lm_head.weight"):
         export(tmp_path / "less.ckpt", tmp_path / "hf")
+
+
+def test_code_beside_a_checkpoint_runs_on_the_word_of_the_caller_alone(plain: Ran, tmp_path: Path, policy_folder: Path):
+    ran = tmp_path / "ran"
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    (run / "tokenizer" / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast\nclass Evil(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    file = run / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    file.write_text(json.dumps(settings | {"tokenizer_class": "Evil"}))
+    (run / "checkpoints").mkdir()
+
+    def trusting(content: dict[str, Any]) -> None:
+        content["lit_pref"]["model"]["trust_remote_code"] = True
+
+    path = changed(plain.checkpoint(2), run / "checkpoints" / "x.ckpt", trusting)
+    with pytest.raises(UserError, match=r"x.ckpt: its model comes with code .*add --trust_remote_code"):
+        export(path, tmp_path / "out")
+    untold = changed(plain.checkpoint(2), run / "checkpoints" / "y.ckpt", lambda content: None)
+    with suppress(UserError):
+        export(untold, tmp_path / "out")
+    assert not ran.exists()
+    with suppress(UserError, ValueError):
+        export(path, tmp_path / "out", trust_remote_code=True)
+    assert ran.exists()
