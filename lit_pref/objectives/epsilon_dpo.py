@@ -18,8 +18,8 @@ class EpsilonDPO(Pairwise):
     EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None, harmonic=False)
 
     **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves to the paper's
-    arithmetic mean, or with `harmonic` to the code's, which drifts less; see `EpsilonStep`. In that code label smoothing has no
-    effect (both terms have the same sign); here it is `target: Smoothed` and works.
+    arithmetic mean, or with `harmonic` to the code's, which drifts less; see `EpsilonStep`. In that code label
+    smoothing has no effect (both terms have the same sign); here it is `target: Smoothed` and works.
 
     Args:
         beta: > 0, reward units per nat; the start of the moving beta.

@@ -43,12 +43,13 @@ class LogProbs:
 
 
 class Differences:
-    """`d = f - g` of N rows seen from its mean under the policy, one tile after another, and what tilting by it changes.
+    """`d = f - g` of N rows, relative to its mean under the policy, one tile after another, and what tilting changes.
 
     With p = softmax(f), d' = d - Σ_v p_v d_v and y the target, `log softmax(f + ε d)[y] - log softmax(f)[y]` is
     `ε d'_y - log1p(Σ_v p_v expm1(ε d'_v))`. Where f is near g, both terms keep the digits that a difference of two
-    log-softmaxes loses; where it is far, the sum is never below zero (Jensen), so that nothing cancels either. Tokens whose e^(f_v - top)
-    is zero in the dtype (87 nats below the largest logit in fp32) do not count, however much the tilt raises them.
+    log-softmaxes loses; where it is far, the sum is never below zero (Jensen), so that nothing cancels either. Tokens
+    whose e^(f_v - top) is zero in the dtype (87 nats below the largest logit in fp32) do not count, however much the
+    tilt raises them.
     """
 
     def __init__(self, tilts: Iterable[Tilt], n: int, like: Tensor) -> None:
