@@ -113,8 +113,9 @@ class Check:
         data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
         splits = {"train": data.train_pairs, "val": data.val_pairs}
         tokenizer = module.policy.load_tokenizer()
-        ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
-        ends.add(tokenizer.eos_token_id)
+        added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
+        added.add(tokenizer.eos_token_id)
+        ends = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in sorted(added)}
         self.report.findings += [self._reading(), *self._selection(module)]
         try:
             fitted = fit_objective(module.objective, data.train_pairs)
@@ -129,7 +130,7 @@ class Check:
                 self.report.arrays[split] = Arrays(pairs.column("margin").astype(float), pairs.lengths)
         found += target_findings("train", splits["train"], self._strength) + overlap(*splits.values())
         self.report.findings += found
-        self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
+        self.report.rendered = [render(pair, tokenizer, added) for pair in examples(splits["train"])]
 
     def _reading(self) -> Finding:
         """The finding that tells how `check` and the run read faulty records."""

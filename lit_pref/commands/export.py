@@ -19,5 +19,6 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
 
     done = export(ckpt_path, out, merge, pairs)
     print(f"wrote {done.folder}")
-    print(f"opened again, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
+    print(done.judgement)
+    print(f"responses end at {', '.join(done.stops)}")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

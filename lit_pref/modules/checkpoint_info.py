@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from lit_pref.errors import UserError
+from lit_pref.models.generation import stops
 from lit_pref.models.spec import DTYPES, Lora, ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
@@ -52,6 +53,7 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
         "policy": spec.fingerprint(),
         "policy_text": spec.describe(),
         "lora": _settings(spec.lora),
+        "end_tokens": stops(model),
         "architecture": json.loads(model.config.to_json_string(use_diff=False)) if whole else None,
     }
 

@@ -43,8 +43,8 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
         "\n".join(
             [
                 f"checkpoint   {checkpoint}",
-                f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
-                f"{exported.largest_difference:.1e} nats)",
+                f"HF folder    {exported.folder}  ({exported.judgement})",
+                f"ends at      {', '.join(exported.stops)}",
                 f"config       {run_dir / 'config.yaml'}  (runs again on its own)",
                 *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
