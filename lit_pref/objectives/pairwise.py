@@ -43,8 +43,8 @@ class Pairwise(Objective):
         L_i = omega_i link(x_i, p_i) + sum_j c_j A_j,i
         x_i = beta_i (phi(h_w) - phi(h_l)) - o_i,        h_y = log pi(y) - log pi~(y)
 
-    Every part is chosen on its own; the defaults of all of them together are DPO. A reward model is trained by the same
-    parts with `reference: NoReference` and `beta: 1`: its scalar takes the place of log pi.
+    Every part is chosen on its own; the defaults of all of them together are DPO. A reward model can be fitted by the
+    same parts with `reference: NoReference` and `beta: 1`, its scalar in the place of log pi; no command here does so.
 
     Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
     `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, where it is a KL divergence),

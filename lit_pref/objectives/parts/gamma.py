@@ -145,9 +145,8 @@ class Fitted(Gamma):
             found, rule = by_likelihood(margin, labels[labelled], prompts, name), f"maximum likelihood of {name}"
         self.value.fill_(found.gamma)
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
-        return [
-            f"{note}gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 % by Student's t over prompts), {rule} over {pairs}"
-        ]
+        interval = f"{found.low:.4g} to {found.high:.4g}, 95 % by Student's t over prompts"
+        return [f"{note}gamma {found.gamma:.4g} ({interval}), {rule} over {pairs}"]
 
     def _is_computed_from(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
         own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)
