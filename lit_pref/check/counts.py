@@ -1,6 +1,8 @@
 """Counts over prepared pairs: prompts, repeated pairs, overlap of the splits, and bos and eos tokens."""
 
 import math
+from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +111,7 @@ class Tokens:
         begins_once: the share of pairs whose prompt starts with the bos token; None if the tokenizer has none.
         further_begins: the number of bos tokens elsewhere.
         ended: the share of complete responses that end with an eos or end-of-turn token.
+        ends: the shares of complete responses by the id of that token, the largest first.
         cut_ended: the number of truncated responses that end with one.
     """
 
@@ -116,10 +119,11 @@ class Tokens:
     begins_once: float | None
     further_begins: int
     ended: float
+    ends: dict[int, float]
     cut_ended: int
 
 
-def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> Tokens:
+def tokens(pairs: Pairs, bos: int | None, ends: Container[int], most: int = 1000) -> Tokens:
     """Count bos and eos tokens in up to `most` evenly spaced pairs.
 
     Args:
@@ -133,8 +137,10 @@ def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> T
     ids = [[*pair.prompt[1:], *pair.chosen, *(pair.rejected or ())] for pair in sample]
     sides = [(pair.chosen, pair.text.chosen_complete) for pair in sample]
     sides += [(pair.rejected, pair.text.rejected_complete) for pair in sample if pair.rejected is not None]
-    whole = [response[-1] in ends for response, complete in sides if complete]
+    last = Counter(response[-1] for response, complete in sides if complete)
+    seen = {end: count for end, count in last.most_common() if end in ends}
+    ended = sum(seen.values()) / last.total() if last else math.nan
     cut = sum(response[-1] in ends for response, complete in sides if not complete)
     begun = None if bos is None else share(np.array(starts))
     further = 0 if bos is None else sum(row.count(bos) for row in ids)
-    return Tokens(len(sample), begun, further, share(np.array(whole)) if whole else math.nan, cut)
+    return Tokens(len(sample), begun, further, ended, {end: n / last.total() for end, n in seen.items()}, cut)

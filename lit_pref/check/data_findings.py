@@ -172,14 +172,14 @@ def prompt_texts(split: str, source: str, report: PreparationReport, template: b
 # Splits
 
 
-def split_findings(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> list[Finding]:
+def split_findings(split: str, pairs: Pairs, bos: int | None, ends: dict[int, str]) -> list[Finding]:
     """Report prompts, repeats, lengths, tokens, margins and shortcuts of one split, or that it is empty.
 
     Args:
         split: "train" or "val".
         pairs: its pairs.
         bos: id of the bos token; None if the tokenizer has none.
-        ends: ids of eos and end-of-turn tokens.
+        ends: names of eos and end-of-turn tokens by their ids.
     """
     if not len(pairs):
         if split == "val":
@@ -266,7 +266,7 @@ def truncation(split: str, pairs: Pairs) -> Finding:
     return Finding("truncation", severity, words, split, numbers={**cut, "chosen_minus_rejected": gap})
 
 
-def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding:
+def tokens(split: str, pairs: Pairs, bos: int | None, ends: dict[int, str]) -> Finding:
     """Check bos and eos tokens, and count tokens across the prompt end and names of special tokens in texts."""
     of = counts.tokens(pairs, bos, ends)
     merged, special = statistics.share(pairs.column("merged")), int((pairs.column("special_texts") > 0).sum())
@@ -281,9 +281,14 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)
     wrong = wrong or (of.ended != 1 and not math.isnan(of.ended))
     words = [f"{split}: of {of.pairs} pairs examined, {begun}"]
-    words += [] if math.isnan(of.ended) else [f"{percent(of.ended)} of the complete responses end with an eos token"]
+    if not math.isnan(of.ended):
+        names = ", ".join(
+            f"{ends[end]}" + (f" ({percent(share)})" if share < 1 else "") for end, share in of.ends.items()
+        )
+        words.append(f"{percent(of.ended)} of the complete responses end with an end token: {names or 'none'}")
     words.append(f"a token spans the prompt end in {percent(merged)} of all pairs")
     words += [f"{special} pairs contain the name of a special token in a text"] if special else []
     words += ["check bos, eos and the chat template of the tokenizer"] if wrong else []
-    numbers = {**vars(of), "merged": merged, "special_texts": special}
+    shares = {ends[end]: share for end, share in of.ends.items()}
+    numbers = {**vars(of), "ends": shares, "merged": merged, "special_texts": special}
     return Finding("tokens", "stop" if wrong else severity, "; ".join(words), split, numbers=numbers)

@@ -32,5 +32,6 @@ def write_folder(
 
     done = export(ckpt_path, out, merge, pairs, trust_remote_code)
     print(f"wrote {done.folder}")
-    print(f"loaded from there, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
+    print(done.judgement)
+    print(f"responses end at {', '.join(done.stops)}")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -41,11 +41,21 @@ class ReliabilityBins:
     presented: Tensor  # (bins,) mean q
     observed: Tensor  # (bins,) mean label
     entries: float  # presentations per bin, 2 pairs / bins
+    variance: Tensor  # (bins,) mean q (1 - q), of a label that is 0 or 1; 0 for ties, whose two orders cancel
 
     @property
     def error(self) -> float:
         """The expected calibration error: mean over bins of |observed - presented|."""
         return (self.observed - self.presented).abs().mean().item()
+
+    @property
+    def error_if_calibrated(self) -> float:
+        """The error to expect of a perfectly calibrated model on so many pairs, with labels that are 0 or 1.
+
+        The mean label of a bin with E entries then deviates from the mean q with the variance v / E, and so by
+        sqrt(2 v / (pi E)) on average, if it is normal.
+        """
+        return (2 / math.pi * self.variance / self.entries).sqrt().mean().item()
 
 
 def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -> ReliabilityBins:
@@ -85,7 +95,9 @@ def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -
         up_to = torch.cat([start, sums.cumsum(0)])[cut_block] + share * sums[cut_block]
         return up_to.diff() * bins / len(block)
 
-    return ReliabilityBins(mean_of(count * values.sigmoid()), mean_of(labels), len(block) / bins)
+    q = values.sigmoid()
+    spread = mean_of(count * q * (1 - q) * (values != 0)).clamp(min=0)
+    return ReliabilityBins(mean_of(count * q), mean_of(labels), len(block) / bins, spread)
 
 
 def brier_score(z: Tensor, label: Tensor | None = None) -> float:
@@ -207,7 +219,9 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     top.plot(
         presented, observed, color="C0", marker="o", markersize=4, linewidth=1.2, label=f"{bins} bins of equal count"
     )
+    expected = ""
     if label is None or ((label == 0) | (label == 1)).all():
+        expected = f" ({reliability.error_if_calibrated:.3f} if calibrated)"
         lower, upper = _wilson(reliability.observed, reliability.entries)
         top.vlines(
             presented, lower.numpy(), upper.numpy(), color="C0", alpha=0.45, linewidth=2.5, label="95 % interval"
@@ -217,7 +231,8 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     top.text(
         0.97,
         0.04,
-        f"ECE {reliability.error:.3f}\nBrier {brier_score(z, label):.3f}\nlog-loss {log_loss(z, label):.3f} nats\n"
+        f"ECE {reliability.error:.3f}{expected}\nBrier {brier_score(z, label):.3f}\n"
+        f"log-loss {log_loss(z, label):.3f} nats\n"
         f"temperature {temperature.value:.3g}{boundary}\n{z.numel()} pairs, both orders",
         ha="right",
         va="bottom",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -28,13 +29,26 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     """
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
-        # Merge a copy, because merging changes the base weights of a model that the caller still uses.
-        whole = copy.deepcopy(model).merge_and_unload()
+        # A copy, because merging changes the base weights of a model that the caller still uses.
+        whole = copy.deepcopy(model)
+        _untie(whole.get_base_model())
+        whole = whole.merge_and_unload()
     with without_bars():
         whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return whole
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own if an adapter on it or on the embeddings would be merged into both."""
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    plain: list[Any] = [part.get_base_layer() if isinstance(part, BaseTunerLayer) else part for part in parts]
+    if plain[1] is None or plain[0].weight is not plain[1].weight or plain == list(parts):
+        return
+    plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def reopen(folder: Path, policy: ModelSpec) -> nn.Module:

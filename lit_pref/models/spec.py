@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lit_pref.cache import file_digest
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.folder import model_folder, tokenizer_folder
-from lit_pref.models.loading import building, compile_blocks, draw_weights, first_line, load_weights, set_dropout
+from lit_pref.models.loading import (
+    building,
+    compile_blocks,
+    draw_weights,
+    first_line,
+    load_weights,
+    refuse_other_task,
+    set_dropout,
+)
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
 __all__ = ["Corpus", "Lora", "ModelSpec"]
@@ -179,7 +187,7 @@ class ModelSpec:
         """Return the sha256 of the initial weights: of safetensors and config.json, or of configuration and seed."""
         if self.path is not None:
             folder = model_folder(self.path, self.revision)
-            files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", *folder.glob("adapter_config.json")]
+            files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
             # Code that comes with the model affects its numbers as much as its weights do.
             files += sorted(folder.glob("*.py")) if self.trust_remote_code else []
             content: Any = {file.name: file_digest(file) for file in files}
@@ -208,6 +216,7 @@ class ModelSpec:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"the config.json of '{self.path}' cannot be used: {first_line(error)}") from error
+            refuse_other_task(self.path, config)
         else:
             try:
                 config = AutoConfig.for_model(**self._arguments())

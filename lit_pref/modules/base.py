@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
+from lit_pref.models.generation import also_stop_at, end_tokens
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import (
@@ -142,7 +143,9 @@ class PairModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if self.scorer is not None:
             return
-        scorer = Scorer(self.spec.build())
+        pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+        ends = end_tokens(pairs, self.spec.load_tokenizer())
+        scorer = Scorer(also_stop_at(self.spec.build(), ends))
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
             # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
             enable_prefix_sharing(scorer.model)
@@ -203,21 +206,17 @@ class PairModule(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._guard.check(self.trainer)
         self._log.learning_rate = optimizer.param_groups[0]["lr"]
-        if (self.trainer.global_step + 1) % self._log_every == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log.gradient_norm = gradient_norm(self)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
-        if self._log.is_due(self.trainer.global_step, self._log_every):
+        if self._log.is_due(self.trainer.global_step, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             self.log_training()
 
     def on_train_end(self) -> None:
         self.checkpoint_step = self.trainer.global_step
         if self._log.is_due(self.trainer.global_step, every=1):
             self.log_training()
-
-    @property
-    def _log_every(self) -> int:
-        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def log_training(self) -> None:
         """Log the metrics since the last call."""

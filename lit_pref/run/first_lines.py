@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.models.experts import router_note
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
@@ -56,6 +57,8 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
         lines.append(
             "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
         )
+    if note := router_note(module.policy.configuration()):
+        lines.append(f"warning     {note}")
     return "\n".join(lines)
 
 

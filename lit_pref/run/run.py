@@ -139,7 +139,7 @@ class Run:
         self._call(method, ckpt_path=checkpoint, weights_only=self.options.weights_only, **verbose)
         if prints_table and self.trainer.is_global_zero:
             fitted = "".join(f"fitted      {line}\n" for line in self.module.fitted)
-            say(f"{fitted}{held_out_table({}, self.module.evaluation.last)}")
+            say(f"{fitted}{held_out_table({}, self.module.evaluation)}")
         if self.trainer.is_global_zero:
             say(f"one record per pair: {self.run_dir / 'records'}")
         return dict(self.module.evaluation.last)

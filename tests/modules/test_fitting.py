@@ -48,7 +48,9 @@ def test_training_uses_the_fitted_gamma_and_the_checkpoint_keeps_it_with_its_lin
     assert ran.logged.column("train/loss") == pytest.approx(given.logged.column("train/loss"), rel=1e-6)
     (line,) = ran.module.fitted
     assert line.startswith("gamma 0.4 (0.39")
-    assert line.endswith("95 %), maximum likelihood of `probability` over 12 pairs of 12 prompts")
+    assert line.endswith(
+        "95 % by Student's t over prompts), maximum likelihood of `probability` over 12 pairs of 12 prompts"
+    )
     checkpoint = torch.load(ran.checkpoint(3), weights_only=True)
     gamma = checkpoint["state_dict"]["objective.target.gamma.value"]
     assert gamma.dtype == torch.float64 and gamma.item() == pytest.approx(0.4, rel=1e-9)
