@@ -1,7 +1,6 @@
 """Runs one command of the table: its own options come from the function's signature, the others belong to the run."""
 
 import argparse
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 

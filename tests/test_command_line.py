@@ -244,9 +244,10 @@ def test_a_policy_that_is_not_there_is_recognised(refuse: Refuse, tmp_path: Path
         assert part in sentence
 
 
-def test_missing_data_is_answered_with_the_nearest_sibling(refuse: Refuse):
+def test_missing_data_is_answered_with_the_nearest_sibling_before_a_folder_is_made(refuse: Refuse, tmp_path: Path):
     code, sentence = refuse(*FIT, "--model.policy.path", "policy", "--data.train", "pair.jsonl")
-    assert code == 1 and "pair.jsonl" in sentence and "pairs.jsonl" in sentence
+    assert code == 1 and sentence == "There is no file pair.jsonl; did you mean pairs.jsonl?"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_number_of_references_is_refused(refuse: Refuse):

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
 from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
@@ -91,6 +92,9 @@ class Run:
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
             )
+        for name in ("train", "val"):
+            if (given := getattr(self.data, name)) is not None:
+                sources_of(given, f"data.{name}")  # a mistyped path is refused before a folder is made for the run
         make_folder(self.run_dir)
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)

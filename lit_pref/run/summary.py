@@ -78,14 +78,15 @@ def _this_python() -> str:
 
 
 def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:
-    """Held-out metrics before and after training, as text."""
+    """Held-out metrics before and after training, as text; an evaluation alone has none before."""
     table = Table(title="Held-out pairs", title_justify="left")
     table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
+    for name in ("before", "after") if before else ("value",):
+        table.add_column(name, justify="right")
     for label, key in HELD_OUT.items():
         if key in after and not math.isnan(after[key]):
-            table.add_row(label, f"{before[key]:.3f}" if key in before else "", f"{after[key]:.3f}")
+            earlier = [f"{before[key]:.3f}" if key in before else ""] if before else []
+            table.add_row(label, *earlier, f"{after[key]:.3f}")
     return as_text(table)
 
 

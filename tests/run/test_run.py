@@ -131,7 +131,7 @@ def test_work_in_place_of_training_sees_the_data_and_no_model(options: dict[str,
 
 
 def test_an_override_without_a_value_is_refused():
-    with pytest.raises(UsageError, match="the override 'data.seed' needs a value, such as data.seed=1"):
+    with pytest.raises(UsageError, match=r"the override 'data.seed' needs a value, such as data.seed=1"):
         build(MMPO, ["data.seed"])
 
 
