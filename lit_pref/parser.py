@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from lit_pref.errors import UsageError
 from lit_pref.hints import did_you_mean, nearest_names
@@ -33,11 +33,31 @@ def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any)
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments_of_the_old_class
 
 
+class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's help, with the line breaks of docstrings kept and types in words."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return text.replace("<class 'Path'>", "path").replace("PositiveInt", "whole number above 0")
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.metavar == "" else super()._format_args(action, default_metavar)
+
+
 class Parser(ArgumentParser):
     """A parser that accepts no abbreviations and does not print two hundred lines of usage before an error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        # The parser that prints the help of one class gets no name from jsonargparse.
+        own = {"allow_abbrev": False, "formatter_class": Help, "prog": "python -m lit_pref COMMAND"}
+        super().__init__(*args, **{**own, **kwargs})
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(theclass, *args, **kwargs)
+        if (self.description or "").startswith("Help for --"):
+            self.description = f"{theclass.__name__}\n\n{description(theclass)}"
+            self._action_groups[-1].title = "arguments"  # in place of the first sentence of the description
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = list(_option_names(self))
@@ -48,8 +68,17 @@ class Parser(ArgumentParser):
         raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex
 
 
+def description(documented: Any) -> str:
+    """The docstring up to its list of arguments or errors."""
+    return re.split(r"\n(?:Args|Raises):\n", inspect.getdoc(documented) or "")[0].strip()
+
+
 _REFUSED = re.compile(r"Option '([^']+)' is not accepted(?! \[)")
-_ONLY_BASES = {"model.objective": "lit_pref.objectives.base.Objective", "model.optimizer": "torch.optim.Optimizer"}
+_ONLY_BASES = {
+    "model.objective": "lit_pref.objectives.base.Objective",
+    "model.optimizer": "torch.optim.Optimizer",
+    "data.selection": "lit_pref.data.selection.selection.Selection",
+}
 RENAMED = {"closing_words": "print_summary"}
 """Options by their old names, with the new ones."""
 _OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
@@ -80,7 +109,7 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
         return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
     message = _first_reading(message)
-    return _class_sentence(message) or _value_sentence(message) or _short(message, 350)
+    return _help_sentence(message) or _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
 
 def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
@@ -100,6 +129,17 @@ def known_subclasses(base: type) -> list[str]:
     """Names of the imported concrete subclasses of `base`, as a configuration may write them."""
     concrete = [cls for cls in _all_subclasses(base) if not inspect.isabstract(cls) and cls.__name__ not in _INTERNAL]
     return sorted({cls.__name__ for cls in concrete if not cls.__name__.startswith("_")})
+
+
+def _help_sentence(message: str) -> str | None:
+    """The sentence for the help of a class that does not exist or cannot be imported."""
+    found = re.search(r"--([\w.]+)\.help: (.+)", message)
+    if not found:
+        return None
+    key = ".".join(filter(None, (_key(message), found.group(1))))
+    if name := _found(r"Expected a dot import path string: (\S+)", found.group(2)):
+        return _unknown_class(name, key, message)
+    return f"{key}.help: {_short(found.group(2), 200)}{_OWN_CLASS}"
 
 
 def _class_sentence(message: str) -> str | None:
@@ -138,13 +178,17 @@ def _class_sentence(message: str) -> str | None:
 def _value_sentence(message: str) -> str | None:
     """The sentence that says which values are accepted."""
     inner, key = _innermost(message), _key(message)
-    value = _found(r"(?:Got|Given) value: (.+?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
+    value = _found(r"(?:Got|Given) value: ?(.*?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
+    if value is None:
+        value = _found(r"Not of type \w+: (\S+) does not conform|invalid literal for \w+\(\).*?: '(.*)'", inner)
     if value is None:
         value = _found(r"Unable to load config [\"'](.+?)[\"']", inner)
         return None if value is None else f"{key}: expected a mapping, `name: value`, got {_short(value)!r}"
     types = re.findall(r"Not of type (\w+)", inner)
     types += re.findall(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>", inner)
     if (accepted := _found(r"Not a valid subclass of (\w+)|Not a valid subclass()", inner)) is not None:
+        if value.startswith("NestedArg(") and key in _ONLY_BASES:
+            return _class_first(key, _imported(_ONLY_BASES[key]))
         if "str" not in types:
             return f"{key}: expected a class, its name or `class_path` with `init_args`, got {_short(value)!r}"
         types.append(f"a mapping with the arguments of {accepted}")
@@ -170,11 +214,18 @@ def _unknown_class(name: str, key: str, message: str) -> str:
         base = _imported(path)
     if base is None:
         return f"{key}: unknown class {name!r}; give its name or its import path"
+    if "." in name and name.rpartition(".")[-1] == base.__name__ and inspect.isabstract(base):
+        return _class_first(key, base)  # the user named no class, only an argument of one
     known = known_subclasses(base)
     if not known:
         return f"{key}: expected the arguments of {base.__name__}, such as --{key}.NAME VALUE, got {name!r}"
     own = _OWN_CLASS if "." in name else ""
     return f"{key}: unknown class {name!r}{_known(known, name)}{did_you_mean(name, known)}{own}"
+
+
+def _class_first(key: str, base: type) -> str:
+    known = known_subclasses(base)
+    return f"{key}: name a class before its arguments, such as --{key} {known[0]}{_known(known)}"
 
 
 def _imported(path: str) -> type:

@@ -91,6 +91,13 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     ("--model.references Pretrained", ["model.references: expected a list (written [a, b]) or null, got 'Pretrained'"]),
     ("--model.policy.lora.rank 3", ["model.policy.lora: Lora has no argument 'rank'; known: r, alpha"]),
     ("--model.policy.lora 8", ["model.policy.lora: expected the arguments of Lora", "--model.policy.lora.NAME"]),
+    (
+        "--model.objective MMPO --model.objective.link.help ownlink.Exp",
+        ["model.objective.link.help: No module named 'ownlink'; a class of your own is written module.Class"],
+    ),
+    ("--data.selection.help Rndom", ["data.selection: unknown class 'Rndom'", "mean Random?"]),
+    ("--data.selection.keep 0.4", ["data.selection: name a class before its arguments, such as --data.selection Al"]),
+    ("--data.seed=", ["data.seed: expected a whole number, got ''"]),
     ("--data.global_batch 0", ["data.global_batch is 0", "at least 1"]),
     ("--data.global_batch 1.5", ["data.global_batch: expected a whole number, got '1.5'"]),
     ("--data.columns p_true", ["data.columns: expected a list (written [a, b]) or null, got 'p_true'"]),
@@ -180,6 +187,8 @@ def test_an_unknown_command_is_answered_with_the_known_ones(refuse: Refuse):
 def test_what_is_required_is_named(refuse: Refuse):
     code, sentence = refuse("fit", "--run_dir", "run")
     assert code == 2 and "missing: --model.objective" in sentence
+    code, sentence = refuse("fit", "--model.objective.link.help", "ownlink.Exp")
+    assert code == 2 and "model.objective: name a class before its arguments, such as --model.objective DPO" in sentence
     code, sentence = refuse(*FIT, "--model.policy.path", "policy")
     assert code == 2 and "data.train" in sentence
     code, sentence = refuse(*FIT, "--data.train", "pairs.jsonl")
@@ -235,9 +244,10 @@ def test_a_policy_that_is_not_there_is_recognised(refuse: Refuse, tmp_path: Path
         assert part in sentence
 
 
-def test_missing_data_is_answered_with_the_nearest_sibling(refuse: Refuse):
+def test_missing_data_is_answered_with_the_nearest_sibling_before_a_folder_is_made(refuse: Refuse, tmp_path: Path):
     code, sentence = refuse(*FIT, "--model.policy.path", "policy", "--data.train", "pair.jsonl")
-    assert code == 1 and "pair.jsonl" in sentence and "pairs.jsonl" in sentence
+    assert code == 1 and sentence == "There is no file pair.jsonl; did you mean pairs.jsonl?"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_number_of_references_is_refused(refuse: Refuse):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.hints import did_you_mean
 
 
@@ -23,7 +23,13 @@ def write_folder(
 
     Raises:
         UserError: the checkpoint does not exist.
+        UsageError: it is `last`.
     """
+    if str(ckpt_path) == "last" and not ckpt_path.exists():
+        raise UsageError(
+            "export knows no run folder in which to look for `last`: name the file, such as "
+            "--ckpt_path runs/NAME/checkpoints/step=00000500.ckpt"
+        )
     if not ckpt_path.exists():
         siblings = [path.name for path in ckpt_path.parent.glob("*.ckpt")]
         hint = did_you_mean(ckpt_path.name, siblings) or "; the checkpoints of a run are in RUN_DIR/checkpoints"

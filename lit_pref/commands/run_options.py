@@ -68,10 +68,9 @@ class RunOptions:
         Raises:
             UsageError: an option does not exist, a file is missing, or there is neither a file nor an objective.
         """
-        names = [word.partition("=")[0].rstrip("+") for word in self.arguments if word.startswith("--")]
-        for name in names:
-            self._refuse_unknown(name[2:])
-        if {"-h", "--help"} & {*names, *self.arguments} or any(name.endswith(".help") for name in names):
+        self.refuse_unknown()
+        names = self._names()
+        if {"-h", "--help"} & {*names, *self.arguments} or self.asks_for_help_of_a_class:
             return
         for config in self.configs:
             path = Path(config)
@@ -81,10 +80,29 @@ class RunOptions:
         if not self.configs and not any(name.startswith("--model.objective") for name in names):
             raise UsageError("missing: --model.objective; give it in a file (--config FILE) or as an option")
 
+    def refuse_unknown(self) -> None:
+        """Refuse an option that does not exist.
+
+        Raises:
+            UsageError: an option is neither one of the command nor one of a run.
+        """
+        for name in self._names():
+            self._refuse_unknown(name.removeprefix("--"))
+
+    @property
+    def asks_for_help_of_a_class(self) -> bool:
+        """Whether an option such as `--model.objective.help MMPO` is among the arguments."""
+        return any(name.endswith(".help") for name in self._names())
+
+    def _names(self) -> list[str]:
+        return [word.partition("=")[0].rstrip("+") for word in self.arguments if word.startswith("--")]
+
     def _refuse_unknown(self, name: str) -> None:
         first, dot, rest = name.partition(".")
-        if first not in TOP_LEVEL:
-            nearest = nearest_names(first, [*TOP_LEVEL, *self.own_options], cutoff=0.5)
+        known = [n for n in TOP_LEVEL if n != "verbose" or self.command in ("validate", "test")]
+        if first not in known:
+            # An own option first: on a tie, a guess is more likely to be right.
+            nearest = nearest_names(first, [*self.own_options, *known], cutoff=0.5)
             raise UsageError(unknown_option(name, [guess + dot + rest for guess in nearest]))
         second, dot, rest = rest.partition(".")
         if first in CONSTRUCTORS and second not in ("", "help", *(known := _parameters(*CONSTRUCTORS[first]))):

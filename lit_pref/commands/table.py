@@ -128,7 +128,7 @@ other commands:
 {without}
 
   COMMAND --help                        the options of a command; fit --help lists all options of a run
-  COMMAND --model.objective.help MMPO   the arguments of a class
+  fit --model.objective.help MMPO       the formula and arguments of a class
   fit --config FILE --print_config      the configuration with every default, without running it
   fit --config FILE --model.objective DPO --model.objective.beta 0.05    another class, with its own defaults
   fit --config FILE --ckpt_path last    resume a run that was killed

@@ -127,6 +127,9 @@ def as_arguments(
     ['--config=configs/dpo.yaml', '--data.seed=1', '--model.objective=MMPO']
     >>> as_arguments("a.yaml", {"trainer.max_steps": 3, "data.val": None})
     ['--config=a.yaml', '--trainer.max_steps=3', '--data.val=null']
+
+    Raises:
+        UsageError: an override has no value.
     """
     if isinstance(config, Mapping):
         files = [yaml.safe_dump(dict(config), sort_keys=False)]
@@ -141,5 +144,7 @@ def _overrides(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
             yield f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         return
     for override in overrides:
-        name, _, value = override.strip().removeprefix("--").replace(" ", "=", 1).partition("=")
+        name, given, value = override.strip().removeprefix("--").replace(" ", "=", 1).partition("=")
+        if not given:
+            raise UsageError(f"the override {override!r} needs a value, such as {name}=1 or {name}=null")
         yield f"--{name}={value.strip()}"

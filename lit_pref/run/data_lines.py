@@ -20,7 +20,7 @@ def data_lines(data: Any) -> Iterator[str]:
         for name, report in reports.items():
             which = f"{split} {name}" if len(reports) > 1 else split
             if split == "train":
-                yield f"source      {name}: {report.format}"
+                yield f"source      {name}, read as {report.format}"
                 yield from (f"            {line}" for line in report.example.splitlines())
             yield f"data        {which}: " + str(report).replace("\n", "\n            ")
     yield from _of_parts(data.train_pairs)

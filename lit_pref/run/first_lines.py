@@ -40,7 +40,9 @@ class FirstLines(Callback):
 
 def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
     """Lines with the run folder, the policy, the references, the objective with all its values, and the devices."""
-    devices = f"{trainer.world_size} requested, {trainer.world_size} used"
+    asked = module.plain_config["trainer"]
+    nodes = f" on each of {asked['num_nodes']} nodes" if asked["num_nodes"] > 1 else ""
+    devices = f"{asked['devices']} requested{nodes}, {trainer.world_size} used"
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     lines = [
         f"run folder  {run_dir}",

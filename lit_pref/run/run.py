@@ -19,6 +19,7 @@ from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, 
 from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
 from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
@@ -82,6 +83,9 @@ class Run:
         """
         if self.command != "fit":
             raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
+        for name in ("train", "val"):
+            if (given := getattr(self.data, name)) is not None:
+                sources_of(given, f"data.{name}")  # a mistyped path is refused before a folder is made for the run
         with locked(self.run_dir, self.trainer.is_global_zero):
             return self._fit(ckpt_path)
 

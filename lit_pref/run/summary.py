@@ -94,14 +94,14 @@ def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
     """
     after, intervals, table = evaluation.last, _intervals(evaluation.records), Table(title="Held-out pairs")
     table.title_justify = "left"
-    for name in ("", "before", "after", "95 % over prompts"):
+    for name in ("", *(("before", "after") if before else ("value",)), "95 % over prompts"):
         table.add_column(name, justify="right" if name else "left")
     for label, key in HELD_OUT.items():
         # Of `test`, the names begin with test/.
         number = after.get(key, after.get(key.replace("val/", "test/"), math.nan))
         if not math.isnan(number):
-            old = f"{before[key]:.3f}" if key in before else ""
-            table.add_row(label, old, f"{number:.3f}", intervals.get(key, ""))
+            earlier = [f"{before[key]:.3f}" if key in before else ""] if before else []
+            table.add_row(label, *earlier, f"{number:.3f}", intervals.get(key, ""))
     return f"{as_text(table)}\n{COVERS}"
 
 

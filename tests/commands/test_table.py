@@ -6,8 +6,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from jsonargparse.typing import PositiveInt
 
-from lit_pref.cli import command_parser
+from lit_pref.cli import command_parser, main
 from lit_pref.commands.run_options import RunOptions
 from lit_pref.commands.table import COMMANDS, Command, command_named, program_help
 from lit_pref.errors import UsageError
@@ -53,7 +54,13 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["score", "--list", "--config", DPO], "--list takes no other option"),
     (["select", "--config", DPO], "missing: --out; --help describes them"),
     (["select", "--out", "x.csv"], "--out chosen.jsonl or --out chosen.parquet, not 'x.csv'"),
+    (["select", "--ot", "x", "--config", DPO], "unknown option --ot; did you mean --out?"),
+    (["score", "--lst"], "unknown option --lst; did you mean --list?"),
+    (["score", "--verfy", "4", "--config", DPO], "unknown option --verfy; did you mean --verify?"),
+    (["fit", "--verbose", "--config", DPO], "unknown option --verbose"),
+    (["validate", "--verbos", "--config", DPO], "unknown option --verbos; did you mean --verbose?"),
     (["export", "--ckpt_path", "x"], "missing: --out"),
+    (["export", "--ckpt_path", "last", "--out", "y"], "`last`: name the file, such as --ckpt_path runs/NAME/"),
     (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),
     (["export", "--ckpt_path", "x/y", "--out", "z"], "checkpoint x/y does not exist; the checkpoints of a run are in"),
 ]
@@ -78,6 +85,34 @@ def test_help_and_mistakes_of_a_commands_own_options_need_no_heavy_import():
     assert len(lines) == len(BEFORE_TORCH)
     for line, (words, said) in zip(lines, BEFORE_TORCH, strict=True):
         assert said in line, words
+
+
+def test_the_help_of_a_class_shows_its_formula_whatever_the_command_requires(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "--data.selection.help", "AlignmentPotential"])
+    said = capsys.readouterr().out
+    assert ended.value.code in (0, None)
+    assert said.startswith("usage: python -m lit_pref COMMAND ") and "z(|m|) - weight * z(|h_w - h_l|)" in said
+    assert "implicit margin's z-score" in said and "Args:" not in said and "learnt yet:" not in said
+
+
+def test_a_number_above_0_is_required_in_words_whether_or_not_it_may_be_null():
+    def typed(run: RunOptions, n: PositiveInt, k: PositiveInt = 3, m: PositiveInt | None = None) -> None:
+        """Do nothing."""
+
+    parser = command_parser(Command("typed", "", "", True, "typed"), typed)
+    for name, accepted in (("n", ""), ("k", ""), ("m", " or null")):
+        for value in ("0", "two"):
+            with pytest.raises(UsageError) as refused:
+                parser.parse_args(["--n=1", f"--{name}={value}"])
+            assert str(refused.value) == f"{name}: expected a whole number above 0{accepted}, got '{value}'"
+
+
+def test_the_help_of_a_command_names_types_in_words():
+    said = {name: command_parser(c, c.load()).format_help() for c in COMMANDS for name in [c.name]}
+    assert "[--config FILE] [--verify VERIFY] [--list]" in said["score"] and "{true,false}" not in said["score"]
+    for text in said.values():
+        assert "PositiveInt" not in text and "<class" not in text
 
 
 def test_options_of_a_run_keep_their_order_and_values_among_those_of_a_command(capsys: pytest.CaptureFixture[str]):

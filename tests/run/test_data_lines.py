@@ -59,7 +59,7 @@ def notes(told: list[str]) -> list[str]:
 
 def test_format_a_pair_in_words_and_counts_come_first(lines):
     told = lines(rows(), preparation={"val_fraction": 0.3})
-    assert told[0].startswith("source      a: format pairs")
+    assert told[0].startswith("source      a, read as format pairs: texts")
     assert "big" in told[1] and "is preferred to" in told[1]
     assert told[2].startswith("data        train: ")
 

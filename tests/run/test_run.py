@@ -130,6 +130,11 @@ def test_work_in_place_of_training_sees_the_data_and_no_model(options: dict[str,
     assert pairs > 0 and scorer is None and not Path("runs").exists()
 
 
+def test_an_override_without_a_value_is_refused():
+    with pytest.raises(UsageError, match=r"the override 'data.seed' needs a value, such as data.seed=1"):
+        build(MMPO, ["data.seed"])
+
+
 def test_the_first_parts_of_options_that_commands_check_are_those_of_the_parser():
     known = {"help", "print_config"}
     for command in ("fit", "validate"):

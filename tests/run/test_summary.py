@@ -52,3 +52,10 @@ def test_records_without_finite_scores_have_no_intervals():
     assert " to " not in held_out_table({}, evaluation).splitlines()[5]
     evaluation.records = {}
     assert "preference accuracy" in held_out_table({}, evaluation)
+
+
+def test_an_evaluation_alone_has_one_column_of_values():
+    evaluation = evaluated("val")
+    alone, both = held_out_table({}, evaluation), held_out_table({"val/rewards/accuracies": 0.5}, evaluation)
+    assert "before" not in alone and "after" not in alone and "value" in alone
+    assert "before" in both and "after" in both and "0.500" in both

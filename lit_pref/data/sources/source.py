@@ -187,7 +187,7 @@ def _nearest(path: Path) -> str:
     files = sorted(entry.name for entry in entries if entry.name.endswith(ENDINGS))
     near = nearest_names(path.name, [*files, *(entry.name for entry in entries if entry.is_dir())])
     if near and folder == path.parent:
-        return f"did you mean {folder / near[0]}"
+        return f"did you mean {folder / near[0]}?"
     return f"the folder {folder.absolute()} contains {', '.join(files[:8]) or 'no data file'}"
 
 
@@ -210,7 +210,7 @@ def source_file(path: str | Path) -> Path:
     """
     path = Path(os.path.expanduser(path))
     if not exists(path):
-        raise UserError(f"There is no file {path}; {_files_beside(path)}.")
+        raise UserError(f"There is no file {path}; {_files_beside(path)}")
     if not path.is_file():
         raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
     if path.name.endswith(".json"):
@@ -235,9 +235,9 @@ def exists(path: Path) -> bool:
 
 def _files_beside(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist either"
+        return f"the folder {path.parent} does not exist either."
     names = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(ENDINGS))
     near = nearest_names(path.name, names)
     if near:
-        return f"did you mean {path.with_name(near[0])}"
-    return f"{path.parent} contains {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}"
+        return f"did you mean {path.with_name(near[0])}?"
+    return f"{path.parent} contains {', '.join(names[:8]) or 'no ' + ', '.join(ENDINGS) + ' file'}."

@@ -86,7 +86,7 @@ def test_a_truncated_gzip_says_how_far_it_went(tmp_path):
 
 def test_a_missing_file_names_the_nearest_one_beside_it(tmp_path):
     (tmp_path / "pairs_train.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"no file .*pairs_trian.jsonl; did you mean .*/pairs_train.jsonl\.$"):
+    with pytest.raises(UserError, match=r"no file .*pairs_trian.jsonl; did you mean .*/pairs_train.jsonl\?$"):
         rows(tmp_path / "pairs_trian.jsonl")
     with pytest.raises(UserError, match=r"contains pairs_train.jsonl\.$"):
         rows(tmp_path / "zzz")

@@ -104,8 +104,8 @@ def test_owner_name_colon_split_is_on_the_hub_and_all_else_is_a_path(path, hub):
 @pytest.mark.parametrize(
     "path, sentence",
     [
-        ("data/pairs_trian.jsonl", r"no file data/pairs_trian.jsonl; did you mean data/pairs_train.jsonl\.$"),
-        ("dta", r"There is no file or folder dta \(did you mean data\); a dataset .* is written owner/name:split\.$"),
+        ("data/pairs_trian.jsonl", r"no file data/pairs_trian.jsonl; did you mean data/pairs_train.jsonl\?$"),
+        ("dta", r"There is no file or folder dta \(did you mean data\?\); a dataset .* is written owner/name:split\.$"),
         ("owner/name", r"no file or folder owner/name \(the folder .*/work contains no data file\); a dataset on the"),
         ("./pairs", r"There is no file or folder pairs \(the folder .*/work contains no data file\)\.$"),
         ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data contains pairs_train.jsonl\.$"),
