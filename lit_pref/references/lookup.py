@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,6 +99,26 @@ def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
         )
         tokens = len(pair.prompt) + max(len(pair.chosen), len(rejected or ()))
         yield store_keys if encoding is None else text_keys(pair.text), store_keys, tokens
+
+
+class TablePairs:
+    """The pairs of the splits that a run reads, one split after another, in the ids that a reference reads.
+
+    Args:
+        splits: for each split, its pairs and the indices of the needed ones.
+        encoding: the encoding of the reference's own tokenizer; None if it reads the policy's tokens.
+    """
+
+    def __init__(self, splits: Sequence[tuple[Pairs, Array]], encoding: Encoding | None) -> None:
+        self._splits, self._encoding = splits, encoding
+
+    def __getitem__(self, row: int) -> PreferencePair:
+        for pairs, indices in self._splits:
+            if row < len(indices):
+                pair = pairs[int(indices[row])]
+                return pair if self._encoding is None else in_own_ids(pair, self._encoding)
+            row -= len(indices)
+        raise IndexError(row)
 
 
 def in_own_ids(pair: PreferencePair, encoding: Encoding) -> PreferencePair:
