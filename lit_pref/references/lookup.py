@@ -29,7 +29,7 @@ hash of the truncated text otherwise. The rejected response of one-sided data ha
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 512
 
 
-class Pairs(Protocol):
+class SplitPairs(Protocol):
     """The prepared pairs of one split."""
 
     @property
@@ -47,7 +47,7 @@ class ExtraResponses:
         pairs: pairs that each have an extra response.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: SplitPairs) -> None:
         self._pairs = pairs
 
     @property
@@ -61,7 +61,7 @@ class ExtraResponses:
         return self._pairs[index].of_extra_response()
 
 
-def key_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) -> Array:
+def key_table(pairs: SplitPairs, tokenizer: Any, say: Callable[[str], None] = print) -> Array:
     """Return the (pairs,) TABLE of a split, from the cache if it was built before.
 
     Args:
@@ -88,7 +88,7 @@ def key_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) 
     return np.load(folder / "keys.npy", mmap_mode="r")
 
 
-def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
+def _rows(pairs: SplitPairs, tokenizer: Any) -> Iterator[Any]:
     encoding = None if tokenizer is None else Encoding(tokenizer)
     for k in range(len(pairs)):
         pair = pairs[k] if encoding is None else in_own_ids(pairs[k], encoding)
@@ -109,7 +109,7 @@ class TablePairs:
         encoding: the encoding of the reference's own tokenizer; None if it reads the policy's tokens.
     """
 
-    def __init__(self, splits: Sequence[tuple[Pairs, Array]], encoding: Encoding | None) -> None:
+    def __init__(self, splits: Sequence[tuple[SplitPairs, Array]], encoding: Encoding | None) -> None:
         self._splits, self._encoding = splits, encoding
 
     def __getitem__(self, row: int) -> PreferencePair:

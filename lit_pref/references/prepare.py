@@ -16,7 +16,7 @@ from lit_pref.models.encoding import Encoding
 from lit_pref.models.spec import ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.references.filling import Ranks, StoreFiller, load
-from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, Pairs, TablePairs, key_table
+from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, SplitPairs, TablePairs, key_table
 from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import Split
 from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
@@ -156,7 +156,7 @@ class ReferencePreparation:
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
                 "tokenizer of its own: take a reference with the policy's tokenizer"
             )
-        all_splits: list[tuple[Pairs, Array]] = [*splits]
+        all_splits: list[tuple[SplitPairs, Array]] = [*splits]
         if "extra_response" in objective.requirements.sides:
             all_splits += [(ExtraResponses(pairs), indices) for pairs, indices in splits]
         table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
