@@ -143,7 +143,7 @@ def _data(folder: Path) -> list[str]:
             "Tokenized pair",
             [Tokenization.tokenize_all],
             f"Ids, with bos before the prompt and eos after the responses. The rejected response: {words}.",
-            fields_text(tokenized, {"text"})
+            fields_text(tokenized, {"text", "special_texts"})
             + f"\ntext      {type(tokenized.text).__name__} with the text after truncation",
         ),
         _form(

@@ -27,13 +27,9 @@ from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
 from lit_pref.run.summary import held_out_table, summary
-from lit_pref.run.trainer import trainer_of
+from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
-
-
-class _WorkDone(Exception):
-    """Ends `Run.before_training`, because a Trainer cannot be stopped otherwise before it builds the model."""
 
 
 @dataclass
@@ -187,12 +183,12 @@ class Run:
 
         def work_and_stop(trainer: Trainer, module: LightningModule, stage: str) -> None:
             work(self.module)
-            raise _WorkDone
+            raise WorkDone
 
         self.trainer.callbacks.append(LambdaCallback(setup=work_and_stop))  # type: ignore[attr-defined]
         try:
             self._call(self.trainer.fit)
-        except _WorkDone:
+        except WorkDone:
             pass
         except UserError as error:
             if refused is None:
