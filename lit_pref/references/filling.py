@@ -72,7 +72,7 @@ class StoreFiller:
     Args:
         store: the store to fill.
         needed: the scores that this run needs.
-        score: returns the scores of a micro-batch of pairs.
+        score: returns the scores of a micro-batch of pairs (`PairScorer.score`).
         label: the name of the reference.
         say: prints a line, on one rank only.
         terminal: whether to draw a progress bar.

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
-from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
 from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
@@ -30,7 +30,7 @@ from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
 from lit_pref.run.summary import held_out_table, summary
-from lit_pref.run.trainer import trainer_of
+from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
 
@@ -190,7 +190,12 @@ class Run:
             work: called with the module.
             refused: called with the error that would prevent training; None raises it.
         """
-        self.trainer.callbacks.append(InPlaceOfTraining(work))  # type: ignore[attr-defined]
+
+        def work_and_stop(trainer: Trainer, module: LightningModule, stage: str) -> None:
+            work(self.module)
+            raise WorkDone
+
+        self.trainer.callbacks.append(LambdaCallback(setup=work_and_stop))  # type: ignore[attr-defined]
         try:
             self._call(self.trainer.fit)
         except WorkDone:

@@ -15,9 +15,9 @@ from lit_pref.pairs import Text
 class RowReader:
     """Checks canonical rows and returns pairs of texts.
 
-    Strength is `margin`, or else `score_chosen` - `score_rejected`; `probability` (or `p_chosen`) is P(chosen is
-    better). A negative margin, or without a margin a probability below 1/2, swaps the texts: the margin changes its
-    sign and the probability becomes 1 - p.
+    Strength is `margin` (which a mapping has computed, see `PairStrength`), or else `score_chosen` - `score_rejected`;
+    `probability` (or `p_chosen`) is P(chosen is better). A negative margin, or without a margin a probability below
+    1/2, swaps the texts: the margin changes its sign and the probability becomes 1 - p.
 
     The other columns are swapped together with the texts, by the rules in `on_swap`, or else by their names: a column
     of one side takes the value of the other (`reward_chosen` that of `reward_rejected`), and a column that begins with

@@ -132,7 +132,10 @@ class PairStrengthValue:
 
 
 class PairStrength:
-    """Reads the strength of the pair in a row; margin and probability are those of the first text, `chosen` or `a`."""
+    """Reads the strength of the pair in a row; margin and probability are those of the first text, `chosen` or `a`.
+
+    It is for mappings only: of a row that is canonical already, `RowReader` takes the margin or computes it.
+    """
 
     def __init__(
         self,

@@ -18,8 +18,9 @@ from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.spec import RowMapping
-from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
+from lit_pref.data.prepared.arrow import PairWriter
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_pref.data.checking.text_pair import CheckedPair
-from lit_pref.data.prepared.arrow import PreparedPairs
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
-from lit_pref.data.prepared.pair_view import PairView, SourcePairs
+from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source, check_source
 from lit_pref.data.tokenizing.tokenization import Tokenization

@@ -9,8 +9,9 @@ import pytest
 import lit_pref.data.prepared.preparation as preparation_module
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.text_pair import CheckedPair
-from lit_pref.data.prepared.arrow import CHUNK, PairWriter, PreparedPairs
+from lit_pref.data.prepared.arrow import CHUNK, PairWriter
 from lit_pref.data.prepared.pair_rules import in_validation
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.splits import digest_of_split, training_texts
 from lit_pref.data.sources.row import Row
