@@ -54,6 +54,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
                 found.append(source_format(split, part.source, report))
             found.append(records(split, part.source, report, limits, reports[part.pairs.folder]))
             found.append(source(split, part))
+            found += unread(split, part.source, report)
             found += normalised(split, part)
             found += prompt_texts(split, part.source, report, template)
             found += orientation(split, part.source, report, part.pairs)
@@ -64,6 +65,14 @@ def source_format(split: str, source: str, report: PreparationReport) -> Finding
     """The format of a source, with its first pair as an example."""
     numbers = {"layout": report.format, "example": report.example}
     return Finding("layout", "ok", f"{split} {source}: {report.format}", split, source, numbers)
+
+
+def unread(split: str, source: str, report: PreparationReport) -> list[Finding]:
+    """The columns and the keys of messages that nothing reads."""
+    if not report.unread:
+        return []
+    words = f"{split} {source}: nothing reads {', '.join(sorted(report.unread))}"
+    return [Finding("unread", "ok", words, split, source, {"rows": dict(sorted(report.unread.items()))})]
 
 
 def records(

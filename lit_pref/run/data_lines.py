@@ -22,6 +22,8 @@ def data_lines(data: Any) -> Iterator[str]:
             if split == "train":
                 yield f"source      {name}: {report.format}"
                 yield from (f"            {line}" for line in report.example.splitlines())
+                if report.unread:
+                    yield f"not read    {name}: {', '.join(sorted(report.unread))}"
             yield f"data        {which}: " + str(report).replace("\n", "\n            ")
     yield from _of_parts(data.train_pairs)
     yield from (f"note        {note}" for note in _notes(data))

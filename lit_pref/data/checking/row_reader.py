@@ -2,14 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from lit_pref.data.checking.fields import id_of, messages_of, name_of, plain_text_of, response_of, spans_of
-from lit_pref.data.checking.swapping import OnSwap, group_of, swapped_value
+from lit_pref.data.checking.fields import (
+    TEMPLATE_COLUMNS,
+    id_of,
+    messages_of,
+    name_of,
+    plain_text_of,
+    response_of,
+    spans_of,
+    template_arguments_of,
+)
+from lit_pref.data.checking.swapping import OnSwap, group_of, partner_of, swapped_value
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import SOURCES, STRENGTH
 from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.unread import refuse_unread_keys
 from lit_pref.data.sources.values import LARGEST, number, number_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.pairs import Text
+from lit_pref.pairs import TEMPLATE_ARGUMENTS, Text
 
 
 class RowReader:
@@ -34,6 +44,7 @@ class RowReader:
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
         token_columns: names of per-token columns: NAME_chosen and NAME_rejected hold lists of [start, end, value] in
             characters of that response.
+        ignored: keys of messages, and columns of template arguments, that are not read.
 
     Raises:
         UsageError: `on_swap` names a column that is not carried.
@@ -52,12 +63,14 @@ class RowReader:
         one_sided: bool = False,
         on_swap: Mapping[str, OnSwap] | None = None,
         token_columns: tuple[str, ...] = (),
+        ignored: tuple[str, ...] = (),
     ) -> None:
         self.columns = tuple(sorted({*columns, *(required - {"margin", "probability", "extra_response"})}))
         self.group_column = group_column
         self.required = required
         self.one_sided = one_sided
         self.token_columns = token_columns
+        self.ignored = ignored
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
@@ -65,6 +78,14 @@ class RowReader:
                 f"({', '.join(self.columns) or 'none'}); add it to data.columns, or remove it from data.on_swap."
             )
         self._first: Row | None = None
+
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """The names of all columns that are read from a row if it has them."""
+        sided = (*self.columns, *([self.group_column] if self.group_column else []))
+        names = {"prompt", "chosen", "rejected", "extra_response", "id", *STRENGTH, *TEMPLATE_COLUMNS, *sided}
+        names |= {partner for name in sided if (partner := partner_of(name))} | {n for pair in SOURCES for n in pair}
+        return frozenset(names | {f"{name}_{side}" for name in self.token_columns for side in ("chosen", "rejected")})
 
     def read_all(self, rows: Iterable[Row | BadRow]) -> Iterator[tuple[Row | None, TextPair | BadRow]]:
         """Yield each canonical row with its checked pair, or with the reason why it cannot be used.
@@ -97,9 +118,11 @@ class RowReader:
         margin, probability, disagrees = self._strength(row)
         swapped = self._prefers_rejected(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
-        chosen = response_of(row, first, prompt)
-        rejected = None if self.one_sided else response_of(row, second, prompt)
-        if chosen == rejected:
+        chosen, own = response_of(row, first, prompt, self.ignored)
+        rejected, other = (None, {}) if self.one_sided else response_of(row, second, prompt, self.ignored)
+        wanted = "extra_response" in self.required
+        extra, extra_own = response_of(row, "extra_response", prompt, self.ignored) if wanted else (None, {})
+        if chosen == rejected and own == other:
             raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
         spans = {
             name: (
@@ -119,7 +142,8 @@ class RowReader:
             id=id_of(row) if "id" in row.values else None,
             swapped=swapped and row.chosen_first is None,
             disagrees=disagrees,
-            extra_response=response_of(row, "extra_response", prompt) if "extra_response" in self.required else None,
+            extra_response=extra,
+            further={k: v for k, v in (("chosen", own), ("rejected", other), ("extra_response", extra_own)) if v},
             spans=spans,
             sources=self._sources(row, swapped),
             chosen_first=None if row.chosen_first is None else row.chosen_first != swapped,
@@ -181,8 +205,13 @@ class RowReader:
     def _prompt(self, row: Row) -> Text:
         prompt = row.values.get("prompt")
         if not isinstance(prompt, list):
-            return plain_text_of(row, "prompt", prompt)
-        messages = messages_of(row, "prompt", prompt)
+            text = plain_text_of(row, "prompt", prompt)
+            arguments = template_arguments_of(row, self.ignored)
+            refuse_unread_keys(row, "prompt", arguments, arguments)
+            return text
+        messages = messages_of(row, "prompt", prompt, self.ignored)
+        if arguments := template_arguments_of(row, self.ignored):
+            messages[0] = {**messages[0], TEMPLATE_ARGUMENTS: arguments}
         if messages[-1]["role"] == "assistant":
             raise BadRow(
                 row, "prompt", "ends with a message of the assistant", "end it with the turn that the responses answer"

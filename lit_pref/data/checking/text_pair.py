@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_pref.data.checking.fields import Spans
 from lit_pref.data.sources.row import Row
-from lit_pref.pairs import Text
+from lit_pref.pairs import Message, Text
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class TextPair:
     `extra_response` is a further response. `spans` holds, for each per-token column, (start, end, value) in characters
     of the chosen and of the rejected text. `sources` names who wrote the chosen and the rejected text. `chosen_first`
     says whether the chosen text came first in the source, and is None if the source itself names a chosen text.
-    `clipped` means that the margin was cut to a bound.
+    `clipped` means that the margin was cut to a bound. `further` holds, by side, what the message of a response has
+    beyond its role and content.
     """
 
     prompt: Text
@@ -42,6 +43,7 @@ class TextPair:
     sources: tuple[str | None, str | None] = (None, None)
     chosen_first: bool | None = None
     clipped: bool = False
+    further: Mapping[str, Message] = field(default_factory=dict)
 
     @cached_property
     def prompt_id(self) -> str:

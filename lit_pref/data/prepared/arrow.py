@@ -55,7 +55,10 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "extra_response_cut": (pa.bool_(), lambda pair, tokens: tokens.extra_response_cut),
     "merged": (pa.bool_(), lambda pair, tokens: tokens.merged),
     "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
+    "further": (pa.string(), lambda pair, tokens: json.dumps(tokens.text.further) if tokens.text.further else None),
 }
+UNHASHED = frozenset(("place", "further"))
+"""Fields that the fingerprint leaves out: the source file may be moved, and further keys are in the tokens."""
 
 
 class PreparedPairs(Sequence[PreferencePair]):
@@ -106,6 +109,7 @@ class PreparedPairs(Sequence[PreferencePair]):
             },
             text=TruncatedText(
                 prompt=json.loads(value("prompt_text")),
+                further=json.loads(value("further") or "{}"),
                 **{side: value(f"{side}_text") for side in ("chosen", "rejected", "extra_response")},
                 **{f"{side}_complete": value(f"{side}_complete") for side in ("chosen", "rejected", "extra_response")},
             ),
@@ -221,7 +225,7 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # the source file may be moved
+        if name not in UNHASHED:
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 

@@ -24,10 +24,11 @@ from lit_pref.data.prepared.preparation_report import PreparationReport, example
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
+from lit_pref.data.sources.unread import UnreadColumns
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
-FORMAT = 4  # raise it when the same source and settings would give other pairs
+FORMAT = 5  # raise it when the same source and settings would give other pairs
 CHUNK = 256  # pairs that are tokenized together
 FIRST = 64  # rows by which a format is recognised
 SPLITS = ("train", "validation")
@@ -52,6 +53,7 @@ class Preparation:
         max_refused: the share of rows that lenient preparation may leave out.
         val_fraction: the share of prompts that go to validation.
         split_seed: seed of the split by prompt.
+        ignore_columns: columns and message keys that may be left out although they may belong to prompt or response.
 
     Raises:
         UsageError: an argument is out of range.
@@ -69,6 +71,7 @@ class Preparation:
     max_refused: float = 0.01
     val_fraction: float = 0.0
     split_seed: int = 0
+    ignore_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
@@ -86,7 +89,13 @@ class Preparation:
 
     def _reader(self) -> RowReader:
         return RowReader(
-            self.columns, self.group_column, self.required, self.one_sided, self.on_swap, self.token_columns
+            self.columns,
+            self.group_column,
+            self.required,
+            self.one_sided,
+            self.on_swap,
+            self.token_columns,
+            self.ignore_columns,
         )
 
     def mapping_of(self, source: Source) -> RowMapping:
@@ -169,8 +178,11 @@ class Preparation:
     ) -> Iterator[tuple[Row, TextPair, str]]:
         """Yield the checked pairs that pass the filters, each with its row and its split."""
         reports = reports or {split: PreparationReport() for split in SPLITS}
-        rows = Conversion(mapping).canonical_rows(read_source(source))
-        for row, text in self._reader().read_all(rows):
+        reader = self._reader()
+        unread = UnreadColumns(reader.read_columns | mapping.columns_read, (*self.ignore_columns, *mapping.ignore))
+        reports["train"].unread = unread.rows
+        rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
+        for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt by which it could be held out: it counts as training data.
             prompt = None if row is None else canonical_prompt(row.values.get("prompt"))
             held_out = row is not None and in_validation(prompt, self.val_fraction, self.split_seed)

@@ -206,7 +206,7 @@ def test_message_lists_and_groups_and_ids():
         "id": 12,
     }
     pair = read(values, group_column="source")
-    assert pair.prompt == [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+    assert pair.prompt == [{"role": "system", "content": ""}, {"role": "user", "content": "hi", "name": "x"}]
     assert (pair.chosen, pair.rejected, pair.group, pair.id) == ("hello", "go away", "7", "12")
 
 

@@ -227,7 +227,7 @@ ONE_PAIR = {
             ]
             for side, text in (("chosen", " 4"), ("rejected", "5"))
         },
-        ASKED,
+        [{**ASKED[0], "loss_weight": 0.0}],
         None,
         None,
     ),
