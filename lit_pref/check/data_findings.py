@@ -12,6 +12,7 @@ from lit_pref.check import counts, statistics
 from lit_pref.check.report import Finding, Severity, percent
 from lit_pref.check.statistics import Pairs
 from lit_pref.check.strength_findings import margins, orientation, shortcuts
+from lit_pref.check.text_findings import lost, prompt_texts, unread
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.pair_view import PairView, Part
 from lit_pref.data.prepared.preparation_report import PreparationReport
@@ -21,10 +22,11 @@ SIDES = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class BadRowLimits:
-    """The configured `data.bad_rows` and `data.max_refused`; `check` itself reads with the most lenient values."""
+    """The configured limits of `data.bad_rows`, `max_refused` and `lost_text`; `check` reads with the most lenient."""
 
     strict: bool
     max_refused: float
+    refuses_lost: bool = True
 
 
 # Sources
@@ -54,7 +56,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
                 found.append(source_format(split, part.source, report))
             found.append(records(split, part.source, report, limits, reports[part.pairs.folder]))
             found.append(source(split, part))
-            found += unread(split, part.source, report)
+            found += unread(split, part.source, report) + lost(split, part.source, report, limits.refuses_lost)
             found += normalised(split, part)
             found += prompt_texts(split, part.source, report, template)
             found += orientation(split, part.source, report, part.pairs)
@@ -65,14 +67,6 @@ def source_format(split: str, source: str, report: PreparationReport) -> Finding
     """The format of a source, with its first pair as an example."""
     numbers = {"layout": report.format, "example": report.example}
     return Finding("layout", "ok", f"{split} {source}: {report.format}", split, source, numbers)
-
-
-def unread(split: str, source: str, report: PreparationReport) -> list[Finding]:
-    """The columns and the keys of messages that nothing reads."""
-    if not report.unread:
-        return []
-    words = f"{split} {source}: nothing reads {', '.join(sorted(report.unread))}"
-    return [Finding("unread", "ok", words, split, source, {"rows": dict(sorted(report.unread.items()))})]
 
 
 def records(
@@ -155,27 +149,6 @@ def normalised(split: str, part: Part) -> list[Finding]:
     words = f"{split} {part.source}: margins are {how} the training pairs of this source; the example shows a margin "
     words += "before this normalisation"
     return [Finding("normalised", "ok", words, split, part.source, {"scale": scale.scale})]
-
-
-def prompt_texts(split: str, source: str, report: PreparationReport, template: bool) -> list[Finding]:
-    """Check that prompts and the chat template fit together."""
-    found = []
-    if report.unasked:
-        words = (
-            f"{split} {source}: in {report.unasked} of {report.pairs} pairs the assistant's turn does not start with "
-            "the chat template's generation prompt, so the header of the turn would be trained on; fix the template"
-        )
-        found.append(Finding("template", "stop", words, split, source, {"unasked": report.unasked}))
-    if report.plain and template:
-        words = (
-            f"{split} {source}: {report.plain} prompts are plain text and do not pass through the tokenizer's chat "
-            "template; data.mapping {format: messages} turns them into messages"
-        )
-        found.append(Finding("plain", "warning", words, split, source, {"plain": report.plain}))
-    if report.joined:
-        words = f"{split} {source}: {report.joined} pairs have no space between prompt and response; none is added"
-        found.append(Finding("joined", "note", words, split, source, {"joined": report.joined}))
-    return found
 
 
 # Splits

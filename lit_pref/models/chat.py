@@ -15,6 +15,7 @@ from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Errors that a chat template raises when it refuses a conversation, or does not expect one like it."""
+DISTINCT = 20  # characters of a text that stands nowhere by chance
 REMEMBERED = 1024  # rendered prompts: many pairs share one
 
 
@@ -48,6 +49,7 @@ class Chat:
         self._plain = plain
         self._tail: str | None = None
         self._remembered = lru_cache(REMEMBERED)(self._render_prompt)
+        self._remembered_losses = lru_cache(REMEMBERED)(self._losses)
 
     def render_prompt(self, messages: Sequence[Message]) -> EncodableText:
         """Render a conversation up to the beginning of the assistant's next message.
@@ -134,6 +136,34 @@ class Chat:
             position = start + len(content)
             spans.append((start, position) if marked_content and text[start:position] == content else None)
         return spans
+
+    def losses(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Return the roles of the messages whose text the rendered prompt leaves out or rewrites."""
+        return self._remembered_losses(json.dumps(messages))
+
+    def _losses(self, serialised: str) -> tuple[str, ...]:
+        messages: list[Message] = json.loads(serialised)
+        text = self.render_prompt(messages).text
+        contents = [message["content"].strip() for message in messages]
+        if all(len(content) >= DISTINCT for content in contents) and _in_order(contents, text):
+            return ()
+        marks = unused([text, *contents], 2 * len(contents))  # its own for each, as two may have the same text
+        around = [(marks[2 * k], marks[2 * k + 1]) for k in range(len(contents))]
+        marked = [
+            {**message, "content": first + content + last} if content else message
+            for message, content, (first, last) in zip(messages, contents, around, strict=True)
+        ]
+        shown = self._attempt(marked, asks=True)
+        if not shown:  # the template refuses the marks
+            shown, around = text, [("", "")] * len(contents)
+        # A template may write the output of a tool as JSON.
+        return tuple(
+            message["role"]
+            for message, content, (first, last) in zip(messages, contents, around, strict=True)
+            if content
+            and first + content + last not in shown
+            and first + json.dumps(content, ensure_ascii=False)[1:-1] + last not in shown
+        )
 
     def _render(self, turns: list[Message], asks: bool = False) -> tuple[str, list[Span]]:
         arguments: dict[str, Any] = turns[0].get(TEMPLATE_ARGUMENTS, {}) if turns else {}
@@ -224,6 +254,17 @@ class Chat:
     @cached_property
     def _end_pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self._ends)))
+
+
+def _in_order(parts: Sequence[str], text: str) -> bool:
+    """Return whether the text holds all parts, one after the other."""
+    end = 0
+    for part in parts:
+        start = text.find(part, end)
+        if start < 0:
+            return False
+        end = start + len(part)
+    return True
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -64,6 +64,9 @@ def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator
             f"{name}: in {report.unasked} pairs the assistant's turn does not begin as the chat template asks for one, "
             "so that the head of the turn is trained on: fix the template"
         )
+    if report.lost:
+        counts = ", ".join(f"{text} in {number} pairs" for text, number in report.lost.most_common())
+        yield f"{name}: the chat template leaves out or rewrites {counts}; accepted by data.lost_text"
     if report.plain and template:
         yield (
             f"{name}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which is not "

@@ -53,6 +53,7 @@ class Preparation:
         max_refused: the share of rows that lenient preparation may leave out.
         val_fraction: the share of prompts that go to validation.
         split_seed: seed of the split by prompt.
+        lost_text: "refuse" or "accept" pairs of which the chat template leaves out or rewrites a text.
         ignore_columns: columns and message keys that may be left out although they may belong to prompt or response.
 
     Raises:
@@ -71,10 +72,12 @@ class Preparation:
     max_refused: float = 0.01
     val_fraction: float = 0.0
     split_seed: int = 0
+    lost_text: Literal["refuse", "accept"] = "refuse"
     ignore_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+        choices = {"ties": ("keep", "drop"), "bad_rows": ("strict", "lenient"), "lost_text": ("refuse", "accept")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
         if not 0 <= self.val_fraction <= 1:
@@ -129,7 +132,7 @@ class Preparation:
     def key(self, source: Source, mapping: RowMapping) -> str:
         """Return a sha256 of all that affects the texts: content, mapping, settings."""
         # The number of faulty rows is judged after preparation, so `check` and `fit` share what was prepared.
-        judging = ("mapping", "bad_rows", "max_refused")
+        judging = ("mapping", "bad_rows", "max_refused", "lost_text")
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
         settings["required"] = sorted(self.required)
@@ -225,6 +228,9 @@ class Preparation:
                     refuse(tokenized, pair.split)
                     continue
                 report = reports[pair.split]
+                if tokenized.lost:
+                    report.lost_first = report.lost_first or pair.row.place
+                    self._check_lost(report.lost_first, tokenized.lost)
                 report.example = report.example or example_of(mapping, pair.text, pair.row)
                 splits[pair.split].add(pair, tokenized)
         for writer in splits.values():
@@ -236,6 +242,8 @@ class Preparation:
         example = next((first for report in reports for first in report.refused_first.values()), "")
         if refused and self.bad_rows == "strict":
             raise UserError(example)
+        for report in reports:
+            self._check_lost(report.lost_first, tuple(report.lost))
         if refused.total() > self.max_refused * rows:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in refused.most_common())
             raise UserError(
@@ -249,4 +257,13 @@ class Preparation:
             raise UserError(
                 f"{path} holds no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
                 "with pairs."
+            )
+
+    def _check_lost(self, place: str, lost: tuple[str, ...]) -> None:
+        """Refuse pairs of which the chat template leaves out or rewrites a text."""
+        if lost and self.lost_text == "refuse":
+            raise UserError(
+                f"{place}: the chat template leaves out or rewrites {' and '.join(lost)}, so that other text than the "
+                "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
+                "user's message, or accept it by data.lost_text: accept."
             )

@@ -140,8 +140,8 @@ def refuse_unread_keys(row: Row, field: str, unread: Mapping[str, Any], argument
     if lost := sorted(name for name, value in unread.items() if name in arguments or key_belongs(name, value)):
         raise UserError(
             f"{row.place}: {row.named(field)} has {' and '.join(f'`{name}`' for name in lost)}, which the chat "
-            "template does not write; give the tokenizer a template that reads it, or write it into the content; if it is to be "
-            f"left out, say so by data.ignore_columns: [{', '.join(lost)}]."
+            "template does not write; give the tokenizer a template that reads it, or write it into the content; to "
+            f"leave it out, name it in data.ignore_columns: [{', '.join(lost)}]."
         )
 
 

@@ -32,7 +32,7 @@ class TokenizedPair:
     `prompt` holds the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
     prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
     does not begin with the chat template's generation prompt. `unread` names keys of messages that the template does
-    not write.
+    not write; `lost` says in words which texts it leaves out or rewrites.
     """
 
     prompt: list[int]
@@ -49,6 +49,7 @@ class TokenizedPair:
     special_texts: int = 0
     unasked: bool = False
     unread: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
 
 
 class Tokenization:
@@ -235,6 +236,7 @@ class Tokenization:
             special_texts=pair.special_texts,
             unasked=pair.unasked,
             unread=pair.unread,
+            lost=pair.lost,
         )
 
     def _responses(
