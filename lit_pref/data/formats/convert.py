@@ -163,7 +163,7 @@ class Conversion:
 
     def _pairs_of(self, answers: Answers) -> Iterator[Row | BadRow]:
         scored: list[tuple[int, float]] = []
-        for answer in answers.scored():
+        for answer in answers.scored(self.mapping.score and self.mapping.score.range):
             if isinstance(answer, BadRow):
                 yield answer
             else:
