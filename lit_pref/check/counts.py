@@ -80,8 +80,8 @@ class Overlap:
 
 def overlap(train: Pairs, val: Pairs) -> Overlap:
     """Count the validation pairs that share their prompt or all their tokens with a training pair."""
-    known = np.unique(train.column("prompt_id").astype(str))
-    shared = np.isin(val.column("prompt_id").astype(str), known)
+    known = np.unique(train.column("prompt_group").astype(str))
+    shared = np.isin(val.column("prompt_group").astype(str), known)
     # Tokens are compared and not ids, because two files may number their records alike.
     keys = [_prompt_and_lengths(pairs) for pairs in (train, val)]
     candidates = np.flatnonzero(np.isin(keys[0], keys[1])), np.flatnonzero(np.isin(keys[1], keys[0]))

@@ -49,10 +49,10 @@ def _notes(data: Any) -> Iterator[str]:
     train, val = data.train_pairs, data.val_pairs
     for name, report in train.reports.items():
         yield from _of_tokens(name, report, data.has_chat_template)
-    held_out = val.column("prompt_id").astype(str)
+    held_out = val.column("prompt_group").astype(str)
     if not len(held_out):
         yield "no pair is held out, so there is no validation"
-    elif shared := int(np.isin(held_out, train.column("prompt_id").astype(str)).sum()):
+    elif shared := int(np.isin(held_out, train.column("prompt_group").astype(str)).sum()):
         yield f"{shared} of {len(held_out)} validation pairs have a prompt that is trained on"
     for name in train.unshared:
         yield f"only some of the sources have a {name}, so it is dropped for all, because batches mix the sources"

@@ -47,6 +47,7 @@ class Pairs:
         known = {
             "id": np.array([str(k) for k in range(number)], object),
             "prompt_id": np.array([str(prompt) for prompt, _, _ in self.ids], object),
+            "prompt_group": np.array([str(prompt) for prompt, _, _ in self.ids], object),
             "margin": np.array(self.margins, float),
             "probability": np.full(number, np.nan),
             "tie": np.array(self.margins, float) == 0,

@@ -33,6 +33,7 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "probability": (pa.float64(), lambda pair, tokens: pair.text.probability),
     "group": (pa.string(), lambda pair, tokens: pair.text.group),
     "prompt_id": (pa.string(), lambda pair, tokens: pair.text.prompt_id),
+    "prompt_group": (pa.string(), lambda pair, tokens: pair.text.prompt_group),
     "place": (pa.string(), lambda pair, tokens: pair.row.place),
     "prompt_text": (TEXT, lambda pair, tokens: json.dumps(tokens.text.prompt)),  # a string or a message list
     "chosen_text": (TEXT, lambda pair, tokens: tokens.text.chosen),
@@ -57,8 +58,8 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
     "further": (pa.string(), lambda pair, tokens: json.dumps(tokens.text.further) if tokens.text.further else None),
 }
-UNHASHED = frozenset(("place", "further"))
-"""Fields that the fingerprint leaves out: the source file may be moved, and further keys are in the tokens."""
+UNHASHED = frozenset(("place", "further", "prompt_group"))
+"""Fields that the fingerprint leaves out: the source file may be moved, and the others follow from what it covers."""
 
 
 class PreparedPairs(Sequence[PreferencePair]):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.swapping import OnSwap
-from lit_pref.data.checking.text_pair import CheckedPair, TextPair, canonical_prompt
+from lit_pref.data.checking.text_pair import CheckedPair, TextPair, split_key
 from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
@@ -38,7 +38,7 @@ Refuse = Callable[[BadRow, str], None]
 
 @dataclass
 class Preparation:
-    """Prepares the pairs of a source, split by prompt.
+    """Prepares the pairs of a source, split by prompt: dialogues with the same first text of a user stay together.
 
     Args:
         mapping: mapping of sources that name none; None recognises their format.
@@ -187,8 +187,8 @@ class Preparation:
         rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
         for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt by which it could be held out: it counts as training data.
-            prompt = None if row is None else canonical_prompt(row.values.get("prompt"))
-            held_out = row is not None and in_validation(prompt, self.val_fraction, self.split_seed)
+            key = None if row is None else split_key(row.values.get("prompt"))
+            held_out = row is not None and in_validation(key, self.val_fraction, self.split_seed)
             split = "validation" if held_out else "train"
             report = reports[split]
             report.rows += 1

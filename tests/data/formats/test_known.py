@@ -1,10 +1,9 @@
 """Every format shipped with the package, on rows of that format: its recognition and the resulting pairs."""
 
 import math
+import re
 import tomllib
 from pathlib import Path
-
-import re
 
 import pytest
 
@@ -499,5 +498,5 @@ def test_formats_with_a_stated_range_check_it():
 
 
 def test_a_range_must_be_two_numbers():
-    with pytest.raises(UserError, match="`score.range` must be two numbers, the smaller first"):
-        mapping_of({"base": "helpsteer2", "score": {"path": "helpfulness", "range": [4, 0]}}, lambda: [])
+    with pytest.raises(UserError, match=r"`score.range` must be two numbers, the smaller first"):
+        mapping_of({"base": "helpsteer2", "score": {"path": "helpfulness", "range": [4, 0]}}, list)
