@@ -107,7 +107,8 @@ class Tokens:
     Args:
         pairs: the size of the sample.
         begins_once: the share of pairs whose prompt starts with the bos token; None if the tokenizer has none.
-        further_begins: the number of bos tokens elsewhere.
+        further_begins: the number of bos tokens that double the first one or open a response. Others are the
+            template's own: some write one before every turn.
         ended: the share of complete responses that end with an eos or end-of-turn token.
         cut_ended: the number of truncated responses that end with one.
     """
@@ -130,11 +131,11 @@ def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> T
     """
     sample: list[PreferencePair] = [pairs[k] for k in evenly(len(pairs), most)]
     starts = [pair.prompt[:1] == [bos] for pair in sample]
-    ids = [[*pair.prompt[1:], *pair.chosen, *(pair.rejected or ())] for pair in sample]
+    openings = [[*pair.prompt[1:2], *pair.chosen[:1], *(pair.rejected or ())[:1]] for pair in sample]
     sides = [(pair.chosen, pair.text.chosen_complete) for pair in sample]
     sides += [(pair.rejected, pair.text.rejected_complete) for pair in sample if pair.rejected is not None]
     whole = [response[-1] in ends for response, complete in sides if complete]
     cut = sum(response[-1] in ends for response, complete in sides if not complete)
     begun = None if bos is None else share(np.array(starts))
-    further = 0 if bos is None else sum(row.count(bos) for row in ids)
+    further = 0 if bos is None else sum(opening.count(bos) for opening in openings)
     return Tokens(len(sample), begun, further, share(np.array(whole)) if whole else math.nan, cut)

@@ -257,7 +257,9 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
     if of.begins_once is not None:
         begun = f"{percent(of.begins_once)} start with the bos token"
         begun += (
-            f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
+            f", with {of.further_begins} more bos tokens right after it or at the start of a response"
+            if of.further_begins
+            else " and have no second one"
         )
     # Preparation ensures both; otherwise tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)

@@ -238,11 +238,20 @@ def test_one_begin_token_and_an_end_to_every_response():
     assert (of.begins_once, of.further_begins, of.ended) == (1.0, 0, 1.0)
 
 
+def test_a_begin_token_before_every_turn_is_the_template_s_own():
+    prompt, chosen, rejected = pair(0, 4, 6)
+    turns = Pairs([([*prompt, BEGIN, 9, BEGIN], [*chosen[:-1], BEGIN, END], rejected)], [1.0])
+    finding = found(split_findings("train", turns, BEGIN, {END}), "tokens")
+    assert finding.severity == "ok" and finding.numbers["further_begins"] == 0
+
+
 def test_a_second_begin_token_or_a_missing_end_stops():
     prompt, chosen, rejected = pair(0, 4, 6)
     doubled = Pairs([([BEGIN, *prompt], chosen, rejected), pair(1, 4, 6)], [1.0] * 2)
     finding = found(split_findings("train", doubled, BEGIN, {END}), "tokens")
     assert finding.severity == "stop" and finding.numbers["further_begins"] == 1
+    opened = Pairs([(prompt, [BEGIN, *chosen], rejected), pair(1, 4, 6)], [1.0] * 2)
+    assert found(split_findings("train", opened, BEGIN, {END}), "tokens").severity == "stop"
     endless = Pairs([(prompt, chosen[:-1], rejected), pair(1, 4, 6)], [1.0] * 2)
     finding = found(split_findings("train", endless, BEGIN, {END}), "tokens")
     assert finding.severity == "stop" and finding.numbers["ended"] == 0.75

@@ -1,7 +1,10 @@
 """Checks of canonical rows: texts, strength and columns, swapped where necessary so that the margin is >= 0."""
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from lit_pref.data.checking.disagreement import contradicts, differs
 from lit_pref.data.checking.fields import (
     TEMPLATE_COLUMNS,
     id_of,
@@ -17,9 +20,11 @@ from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import SOURCES, STRENGTH
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.unread import refuse_unread_keys
-from lit_pref.data.sources.values import LARGEST, number, number_of
+from lit_pref.data.sources.values import LARGEST, number_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.pairs import TEMPLATE_ARGUMENTS, Text
+
+FIRST = 64  # rows that tell which columns a file has
 
 
 class RowReader:
@@ -95,7 +100,15 @@ class RowReader:
         Raises:
             UserError: see `read`.
         """
-        for row in rows:
+        rows = iter(rows)
+        start = list(itertools.islice(rows, FIRST))
+        if good := [row for row in start if isinstance(row, Row)]:
+            # The columns of most rows are those of the file, so that one odd row, even the first, is the faulty one.
+            names = [frozenset(row.values.keys() & {*STRENGTH, "id"}) for row in good]
+            most = Counter(names).most_common(1)[0][0]
+            self._check_first(first := good[names.index(most)])
+            self._first = first
+        for row in itertools.chain(start, rows):
             if isinstance(row, BadRow):
                 yield None, row
                 continue
@@ -160,16 +173,16 @@ class RowReader:
         return row.prefers == "rejected"
 
     def _check_columns(self, row: Row) -> None:
-        """Refuse a row without the columns of the first one, so that strength is never silently missing."""
+        """Refuse a row without the columns of the others, so that strength is never silently missing."""
         if self._first is None:
             self._check_first(row)
             self._first = row
+        remedy = "give it to every row or to none"
         for name in (*STRENGTH, "id"):
-            if (name in row.values) != (name in self._first.values):
-                has, lacks = (row, self._first) if name in row.values else (self._first, row)
-                raise UserError(
-                    f"{has.place} has `{name}`, and line {lacks.line} does not; give it to every row or to none."
-                )
+            if name in row.values and name not in self._first.values:
+                raise BadRow(row, name, "stands in this row", remedy, f", and not in line {self._first.line}")
+            if name not in row.values and name in self._first.values:
+                raise BadRow(row, name, "is missing", remedy, f" here, and line {self._first.line} has it")
 
     def _check_first(self, row: Row) -> None:
         has = row.values.keys()
@@ -227,7 +240,7 @@ class RowReader:
         if "margin" in has:
             margin = number_of(row, "margin")
             if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
-                disagrees = _contradicts(row, margin)
+                disagrees = contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
             if abs(margin) > LARGEST:
@@ -240,7 +253,7 @@ class RowReader:
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
             disagrees |= margin is not None and _sign(margin) != _sign(probability - 0.5)
-            disagrees |= name == "probability" and "p_chosen" in has and _differs(row, "p_chosen", probability)
+            disagrees |= name == "probability" and "p_chosen" in has and differs(row, "p_chosen", probability)
         if row.prefers is not None and row.prefers != "tie":
             strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
             disagrees |= _sign(strength) == (-1 if row.prefers == "chosen" else 1)
@@ -257,35 +270,6 @@ class RowReader:
                 chosen, rejected = (name_of(row, name, strict) for name in names)
                 return (rejected, chosen) if swapped else (chosen, rejected)
         return None, None
-
-
-def _contradicts(row: Row, margin: float) -> bool:
-    """Return whether the difference of the scores beside a margin is another number.
-
-    Raises:
-        BadRow: the difference prefers the other text.
-    """
-    try:
-        first, second = (number(row, name, row.values.get(name)) for name in ("score_chosen", "score_rejected"))
-    except BadRow:
-        return False
-    if (first - second) * margin < 0:
-        raise BadRow(
-            row,
-            "margin",
-            "and the difference of the scores prefer different texts",
-            "remove the wrong one, or choose one of them by a mapping",
-            f" ({margin:g} against {first:g} - {second:g})",
-        )
-    return abs(first - second - margin) > 1e-3 * max(1.0, abs(margin))
-
-
-def _differs(row: Row, name: str, value: float) -> bool:
-    """Return whether a column has another number than `value`."""
-    try:
-        return abs(number_of(row, name) - value) > 1e-6
-    except BadRow:
-        return False
 
 
 def _sign(value: float) -> int:

@@ -113,7 +113,7 @@ class UnreadColumns:
         """
         for row in rows:
             if not isinstance(row, BadRow) and (unread := row.values.keys() - self._read):
-                self.rows.update(name for name in map(str, unread) if not is_empty(row.values[name]))
+                self.rows.update(_printable(name) for name in unread if not is_empty(row.values[name]))
                 self._check(row, unread - self._ignored)
             yield row
 
@@ -143,6 +143,11 @@ def refuse_unread_keys(row: Row, field: str, unread: Mapping[str, Any], argument
             "template does not write; give the tokenizer a template that reads it, or write it into the content; to "
             f"leave it out, name it in data.ignore_columns: [{', '.join(lost)}]."
         )
+
+
+def _printable(name: str) -> str:
+    """Return a name with half surrogate pairs, which no console can print, written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _within(text: str, read: list[str]) -> bool:
