@@ -49,9 +49,10 @@ class Check:
         self.report = Report(self.title)
 
     def loosen(self, config: Any) -> None:
-        """Change a run's configuration to use one process, and to count faulty records instead of stopping."""
-        self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused)
-        config.data.bad_rows, config.data.max_refused = "lenient", 1.0
+        """Change a run's configuration to use one process and to count faulty records instead of stopping."""
+        refuses = config.data.lost_text == "refuse"
+        self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused, refuses)
+        config.data.bad_rows, config.data.max_refused, config.data.lost_text = "lenient", 1.0, "accept"
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
             self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
             config.data.selection = None

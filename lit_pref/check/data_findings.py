@@ -12,6 +12,7 @@ from lit_pref.check import counts, statistics
 from lit_pref.check.report import Finding, Severity, percent
 from lit_pref.check.statistics import Pairs
 from lit_pref.check.strength_findings import margins, orientation, shortcuts
+from lit_pref.check.text_findings import lost, prompt_texts, unread
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
@@ -21,10 +22,11 @@ SIDES = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class BadRowLimits:
-    """The configured `data.bad_rows` and `data.max_refused`; `check` itself reads with the most lenient values."""
+    """The configured limits of `data.bad_rows`, `max_refused` and `lost_text`; `check` reads with the most lenient."""
 
     strict: bool
     max_refused: float
+    refuses_lost: bool = True
 
 
 # Sources
@@ -54,6 +56,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
                 found.append(source_format(split, part.source, report))
             found.append(records(split, part.source, report, limits, reports[part.pairs.folder]))
             found.append(source(split, part))
+            found += unread(split, part.source, report) + lost(split, part.source, report, limits.refuses_lost)
             found += normalised(split, part)
             found += prompt_texts(split, part.source, report, template)
             found += orientation(split, part.source, report, part.pairs)
@@ -146,27 +149,6 @@ def normalised(split: str, part: SourcePairs) -> list[Finding]:
     words = f"{split} {part.source}: margins are {how} the training pairs of this source; the example shows a margin "
     words += "before this normalisation"
     return [Finding("normalised", "ok", words, split, part.source, {"scale": scale.scale})]
-
-
-def prompt_texts(split: str, source: str, report: PreparationReport, template: bool) -> list[Finding]:
-    """Check that the prompts match the chat template."""
-    found = []
-    if report.unasked:
-        words = (
-            f"{split} {source}: in {report.unasked} of {report.pairs} pairs the assistant's turn does not start with "
-            "the chat template's generation prompt, so the header of the turn would be trained on; fix the template"
-        )
-        found.append(Finding("template", "stop", words, split, source, {"unasked": report.unasked}))
-    if report.plain and template:
-        words = (
-            f"{split} {source}: {report.plain} prompts are plain text and do not pass through the tokenizer's chat "
-            "template; data.mapping {format: messages} turns them into messages"
-        )
-        found.append(Finding("plain", "warning", words, split, source, {"plain": report.plain}))
-    if report.joined:
-        words = f"{split} {source}: {report.joined} pairs have no space between prompt and response; none is added"
-        found.append(Finding("joined", "note", words, split, source, {"joined": report.joined}))
-    return found
 
 
 # Splits
@@ -275,7 +257,9 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: dict[int, str]) -> F
     if of.begins_once is not None:
         begun = f"{percent(of.begins_once)} start with the bos token"
         begun += (
-            f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
+            f", with {of.further_begins} more bos tokens right after it or at the start of a response"
+            if of.further_begins
+            else " and have no second one"
         )
     # Preparation adds both tokens, so if they are missing, tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)

@@ -65,6 +65,10 @@ class PreferenceDataModule(RunData, LightningDataModule):
             `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
             chosen is better: 1 - p). Without a rule, names that begin with `p_` complement, and columns named for one
             side (`reward_chosen`) take the other's value; any other column is refused in such a row.
+        lost_text: refuse or accept pairs of which the chat template leaves out or rewrites a text, such as a system
+            message.
+        ignore_columns: columns and keys of messages that are left out although their name or content says that they
+            may belong to the prompt or the response; others like them stop the run.
         group_column: the column by which metrics are split.
         ties: keep or drop pairs of equal strength.
         bad_rows: strict stops at the first faulty row; lenient counts them and leaves them out.
@@ -97,6 +101,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         columns: list[str] | None = None,
         token_columns: list[str] | None = None,
         on_swap: dict[str, OnSwap] | None = None,
+        lost_text: Literal["refuse", "accept"] = "refuse",
+        ignore_columns: list[str] | None = None,
         group_column: str | None = None,
         ties: Literal["keep", "drop"] = "keep",
         bad_rows: Literal["strict", "lenient"] = "strict",
@@ -109,6 +115,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
             columns=tuple(columns or ()),
             on_swap=dict(on_swap or {}),
             token_columns=tuple(token_columns or ()),
+            lost_text=lost_text,
+            ignore_columns=tuple(ignore_columns or ()),
             group_column=group_column,
             ties=ties,
             bad_rows=bad_rows,

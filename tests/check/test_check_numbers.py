@@ -50,6 +50,7 @@ class Pairs:
         known = {
             "id": np.array([str(k) for k in range(number)], object),
             "prompt_id": np.array([str(prompt) for prompt, _, _ in self.ids], object),
+            "prompt_group": np.array([str(prompt) for prompt, _, _ in self.ids], object),
             "margin": np.array(self.margins, float),
             "probability": np.full(number, np.nan),
             "tie": np.array(self.margins, float) == 0,
@@ -273,11 +274,20 @@ def test_the_end_tokens_are_named():
     assert finding.numbers["ends"] == {"<turn>": 0.5, "<end>": 0.5}
 
 
+def test_a_begin_token_before_every_turn_is_the_template_s_own():
+    prompt, chosen, rejected = pair(0, 4, 6)
+    turns = Pairs([([*prompt, BEGIN, 9, BEGIN], [*chosen[:-1], BEGIN, END], rejected)], [1.0])
+    finding = found(split_findings("train", turns, BEGIN, {END}), "tokens")
+    assert finding.severity == "ok" and finding.numbers["further_begins"] == 0
+
+
 def test_a_second_begin_token_or_a_missing_end_stops():
     prompt, chosen, rejected = pair(0, 4, 6)
     doubled = Pairs([([BEGIN, *prompt], chosen, rejected), pair(1, 4, 6)], [1.0] * 2)
     finding = found(split_findings("train", doubled, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["further_begins"] == 1
+    opened = Pairs([(prompt, [BEGIN, *chosen], rejected), pair(1, 4, 6)], [1.0] * 2)
+    assert found(split_findings("train", opened, BEGIN, {END}), "tokens").severity == "stop"
     endless = Pairs([(prompt, chosen[:-1], rejected), pair(1, 4, 6)], [1.0] * 2)
     finding = found(split_findings("train", endless, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["ended"] == 0.75

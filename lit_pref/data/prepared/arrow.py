@@ -32,6 +32,7 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "probability": (pa.float64(), lambda pair, tokens: pair.text.probability),
     "group": (pa.string(), lambda pair, tokens: pair.text.group),
     "prompt_id": (pa.string(), lambda pair, tokens: pair.text.prompt_id),
+    "prompt_group": (pa.string(), lambda pair, tokens: pair.text.prompt_group),
     "place": (pa.string(), lambda pair, tokens: pair.row.place),
     "prompt_text": (TEXT, lambda pair, tokens: json.dumps(tokens.text.prompt)),  # a string or a message list
     "chosen_text": (TEXT, lambda pair, tokens: tokens.text.chosen),
@@ -54,7 +55,10 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "extra_response_cut": (pa.bool_(), lambda pair, tokens: tokens.extra_response_cut),
     "merged": (pa.bool_(), lambda pair, tokens: tokens.merged),
     "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
+    "further": (pa.string(), lambda pair, tokens: json.dumps(tokens.text.further) if tokens.text.further else None),
 }
+UNHASHED = frozenset(("place", "further", "prompt_group"))
+"""Fields that the fingerprint leaves out: the source file may be moved, and the others follow from what it covers."""
 
 
 class PairWriter:
@@ -121,7 +125,7 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # not the whole path, because the source file may be moved
+        if name not in UNHASHED:
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 

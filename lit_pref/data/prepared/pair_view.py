@@ -68,6 +68,7 @@ class PreparedPairs(Sequence[PreferencePair]):
             },
             text=TruncatedText(
                 prompt=json.loads(value("prompt_text")),
+                further=json.loads(value("further") or "{}"),
                 **{side: value(f"{side}_text") for side in ("chosen", "rejected", "extra_response")},
                 **{f"{side}_complete": value(f"{side}_complete") for side in ("chosen", "rejected", "extra_response")},
             ),
