@@ -35,7 +35,7 @@ def _empty(value: Any) -> bool:
         return False
     if isinstance(value, tuple) and value and all(map(_empty, value)):
         return True
-    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+    return value is None or value is False or (isinstance(value, str | list | dict | tuple | frozenset) and not value)
 
 
 def _shown(value: Any) -> str:

@@ -146,6 +146,13 @@ def trying_out(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def checkpoint_folder(trainer: Trainer, run_dir: Path) -> Path:
+    """Return the folder to which a run saves its checkpoints."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    saving = [callback.where(trainer) for callback in callbacks if isinstance(callback, Checkpoints)]
+    return saving[0] if saving else run_dir / "checkpoints"
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder` that were written to their end, by step, the newest last."""
     return [path for path in all_checkpoints(folder) if is_complete(path)]

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
+from lit_pref.callbacks.checkpointing import checkpoint_folder, complete_checkpoints, step_in, trying_out
 from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
@@ -108,7 +108,7 @@ class Run:
     def _finish(self) -> Exported | None:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return None
-        newest = complete_checkpoints(self._checkpoint_folder())[-1]
+        newest = complete_checkpoints(checkpoint_folder(self.trainer, self.run_dir))[-1]
         exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.policy.trust_remote_code)
         if self.options.print_summary:
             if self.testbed is not None:
@@ -209,12 +209,7 @@ class Run:
         wanted = self.options.ckpt_path if ckpt_path is None else str(ckpt_path)
         if wanted != "last":
             return check_checkpoint(wanted)
-        return newest_checkpoint(self._checkpoint_folder(), or_start)
-
-    def _checkpoint_folder(self) -> Path:
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        saving = [callback.where(self.trainer) for callback in callbacks if isinstance(callback, Checkpoints)]
-        return saving[0] if saving else self.run_dir / "checkpoints"
+        return newest_checkpoint(checkpoint_folder(self.trainer, self.run_dir), or_start)
 
     def _call(self, method: Any, **arguments: Any) -> None:
         launcher = self.trainer.strategy.launcher

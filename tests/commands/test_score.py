@@ -141,7 +141,7 @@ def test_what_is_being_filled_is_not_removed(score):
 
 def test_help_and_words_that_do_not_belong_together(score):
     code, said, _ = score("--help")
-    assert code == 0 and said[0].startswith("usage: python -m lit_pref score --config FILE")
+    assert code == 0 and said[0].startswith("usage: python -m lit_pref score [--config FILE]")
     code, _, sentence = score("--list", "--config", "x.yaml")
     assert code == 2 and "--list takes no other option" in sentence
     assert UsageError.exit_code == 2
