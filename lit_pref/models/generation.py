@@ -65,14 +65,14 @@ def generate(
 
 def stops(model: Any) -> list[int]:
     """Return the ids at which the model's generation settings stop."""
-    named = _owner(model).generation_config.eos_token_id
+    named = getattr(getattr(_owner(model), "generation_config", None), "eos_token_id", None)
     return list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
 
 
 def also_stop_at(model: Any, ends: Iterable[int]) -> Any:
     """Add ids to those at which the model's generation settings stop, and return the model."""
     every = list(dict.fromkeys([*stops(model), *ends]))
-    if every:
+    if every and getattr(_owner(model), "generation_config", None) is not None:
         _owner(model).generation_config.eos_token_id = every if len(every) > 1 else every[0]
     return model
 
