@@ -310,7 +310,7 @@ def test_the_page_about_python_runs_from_top_to_bottom(
 
 def test_the_readme_lists_the_commands_of_the_table():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"```\n{lines()}\n```" in text, "README.md: paste the lines of commands/table.lines()"
+    assert f"```\n{lines()}\n```" in text, "README.md: run `make docs`"
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,42 @@
-"""Writes the tree of lit_pref into README's "Find your way", a line for each folder, from the module docstrings."""
+"""Writes two blocks of README: the table of commands, and the tree of lit_pref from the docstrings of its modules."""
 
 import ast
 import sys
 import tomllib
 from pathlib import Path
 
+from lit_pref.commands.table import lines
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lit_pref"
 README = ROOT / "README.md"
-START, END = "<!-- tree: written by `make docs` -->", "<!-- end of tree -->"
+MARKERS = "<!-- {}: written by `make docs` -->", "<!-- end of {} -->"
 
 
 def tree() -> str:
     """Return the tree as lines: a file or folder, and the first line of its docstring; lower layers first."""
     paths = [path for path in PACKAGE.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
     entries = [(PACKAGE, 0), *((path, 1) for path in _sorted([*paths, *_folders(PACKAGE)]))]
-    lines = []
+    shown = []
     while entries:
         path, depth = entries.pop(0)
         if path.is_dir() and depth:
             entries = [*((folder, depth + 1) for folder in _sorted(_folders(path))), *entries]
         name = "  " * depth + path.name + "/" * path.is_dir()
-        lines.append(f"{name:20}{_first_line(path)}")
-    return "\n".join(lines)
+        shown.append(f"{name:20}{_first_line(path)}")
+    return "\n".join(shown)
 
 
 def page(readme: str) -> str:
-    """Return README's text with the present tree between its markers."""
-    head, marker, rest = readme.partition(START)
-    _, end, tail = rest.partition(END)
-    if not marker or not end:
-        raise ValueError(f"README.md has no lines {START!r} and {END!r} to write the tree between")
-    return f"{head}{START}\n```\n{tree()}\n```\n{END}{tail}"
+    """Return README's text with the present commands and tree between their markers."""
+    for name, content in (("commands", lines()), ("tree", tree())):
+        start, end = (marker.format(name) for marker in MARKERS)
+        head, found, rest = readme.partition(start)
+        _, closed, tail = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"README.md has no lines {start!r} and {end!r} to write the {name} between")
+        readme = f"{head}{start}\n```\n{content}\n```\n{end}{tail}"
+    return readme
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -77,5 +82,5 @@ def _first_line(path: Path) -> str:
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit(0 if text == page(text) else "README's tree is out of date: run `make docs`")
+        sys.exit(0 if text == page(text) else "README's commands or tree are out of date: run `make docs`")
     README.write_text(page(text), encoding="utf-8")
