@@ -17,10 +17,12 @@ _SOURCES = (
     "data/datamodule.py",
     "data/sources/source.py",
     "data/selection/criteria.py",
+    "data/selection/selection.py",
     "models/spec.py",
     "references/reference.py",
     "objectives/**/*.py",
     "callbacks/checkpointing.py",
+    "errors.py",
 )
 """Files whose public classes can be imported from the package itself; `build` and `export` are its two functions."""
 

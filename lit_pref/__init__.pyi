@@ -8,7 +8,13 @@ from lit_pref.data.selection.criteria import ExplicitMargin as ExplicitMargin
 from lit_pref.data.selection.criteria import ImplicitMargin as ImplicitMargin
 from lit_pref.data.selection.criteria import PredictiveEntropy as PredictiveEntropy
 from lit_pref.data.selection.criteria import Random as Random
+from lit_pref.data.selection.selection import Choice as Choice
+from lit_pref.data.selection.selection import Logps as Logps
+from lit_pref.data.selection.selection import Pool as Pool
+from lit_pref.data.selection.selection import Selection as Selection
 from lit_pref.data.sources.source import Source as Source
+from lit_pref.errors import UsageError as UsageError
+from lit_pref.errors import UserError as UserError
 from lit_pref.models.spec import Lora as Lora
 from lit_pref.models.spec import ModelSpec as ModelSpec
 from lit_pref.modules.preference import PreferenceModule as PreferenceModule

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ import jsonargparse._typehints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean, nearest_names
+from lit_pref.hints import did_you_mean, nearest_names, unknown_option
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
@@ -79,8 +79,6 @@ _ONLY_BASES = {
     "model.optimizer": "torch.optim.Optimizer",
     "data.selection": "lit_pref.data.selection.selection.Selection",
 }
-RENAMED = {"closing_words": "print_summary"}
-"""Options by their old names, with the new ones."""
 _OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
 _WORDS |= {"list": "a list (written [a, b])", "dict": "a mapping", "NoneType": "null"}
@@ -110,15 +108,6 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
         return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
     message = _first_reading(message)
     return _help_sentence(message) or _class_sentence(message) or _value_sentence(message) or _short(message, 350)
-
-
-def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
-    """The sentence for an unknown option or key of a file; for a renamed one it gives the new name."""
-    if name in RENAMED:
-        return f"{name} is called {RENAMED[name]} now: write {'' if in_file else '--'}{RENAMED[name]}"
-    if in_file:
-        return f"unknown key {name!r} in the configuration{did_you_mean(_without_class_path(name), options)}"
-    return f"unknown option --{name}{did_you_mean(name, options, prefix='--')}"
 
 
 _INTERNAL = {"Stored"}
@@ -295,10 +284,6 @@ def _siblings(path: Path) -> list[str]:
 def _found(pattern: str, message: str, flags: int = 0) -> str | None:
     match = re.search(pattern, message, flags)
     return next(group for group in match.groups() if group is not None) if match else None
-
-
-def _without_class_path(name: str) -> str:
-    return re.sub(r"\.(class_path|init_args\b.*)$", "", name)
 
 
 def _short(text: str, limit: int = 80) -> str:

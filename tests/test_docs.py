@@ -13,10 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
 
+from lit_pref import Pool
 from lit_pref.__main__ import main
 from lit_pref.commands.table import lines
 from lit_pref.data.formats.load import load_mapping
@@ -190,7 +192,7 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
 def test_a_part_of_ones_own_is_written_tested_and_named_as_its_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
 ):
-    part, test = blocks("docs/own_parts.md", "python")
+    part, test, _ = blocks("docs/own_parts.md", "python")
     (tmp_path / "my_parts.py").write_text(part)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "FOLDER").symlink_to(policy_folder)
@@ -205,6 +207,18 @@ def test_a_part_of_ones_own_is_written_tested_and_named_as_its_page_says(
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert "weight=Confidence(column='trust', power=2.0)" in manifest["objective"]
+
+
+def test_a_criterion_of_ones_own_chooses_pairs_and_its_page_names_every_field():
+    names: dict[str, Any] = {}
+    exec(blocks("docs/own_parts.md", "python")[2], names)
+    lengths = np.array([[5, 1], [3, 9], [4, 1]])
+    of_pairs = np.array(["a", "b", "c"])
+    pool = Pool(["a", "b", "c"], of_pairs, of_pairs, {"margin": np.ones(3)}, lengths)
+    assert names["Shortest"](count=1).choose(pool).indices.tolist() == [1]
+    assert names["Shortest"](count=1, both=True).choose(pool).indices.tolist() == [2]
+    page = (ROOT / "docs" / "own_parts.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(Pool) if f"`{field.name}`" not in page] == []
 
 
 def test_the_page_of_parts_names_every_kind_requirement_and_flag():
@@ -296,7 +310,7 @@ def test_the_page_about_python_runs_from_top_to_bottom(
 
 def test_the_readme_lists_the_commands_of_the_table():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"```\n{lines()}\n```" in text, "README.md: paste the lines of commands/table.lines()"
+    assert f"```\n{lines()}\n```" in text, "README.md: run `make docs`"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md: every objective and part, read from the classes themselves."""
+"""Writes docs/methods.md: every objective, part and selection criterion, read from the classes themselves."""
 
 import inspect
 import sys
@@ -6,6 +6,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from lit_pref.data.selection import criteria
+from lit_pref.data.selection.selection import Selection
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.terms import Term
@@ -16,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 def page() -> str:
     """The page's text."""
     lines = [
-        "# Objectives and parts",
+        "# Objectives, parts and criteria",
         "",
         "Written by `make docs` from the docstrings. [Write your own part](own_parts.md) describes their interface.",
         "",
@@ -39,6 +41,9 @@ def page() -> str:
         members = sorted(subclasses(base), key=lambda cls: (cls is not default, cls.__name__))
         lines += [f"| `{part}` | `{cls.__name__}` | {_first_line(cls)} |" for cls in members]
     lines += [f"| `terms` | `{cls.__name__}` | {_first_line(cls)} |" for cls in subclasses(Term)]
+    lines += ["", "## Criteria of `data.selection`", "", "| class | description |", "|---|---|"]
+    of_module = (cls for cls in subclasses(Selection) if cls.__module__ == criteria.__name__)
+    lines += [f"| `{cls.__name__}` | {_first_line(cls)} |" for cls in of_module]
     return "\n".join(lines) + "\n"
 
 

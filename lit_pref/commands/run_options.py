@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean, nearest_names
+from lit_pref.hints import did_you_mean, nearest_names, unknown_option
 from lit_pref.option_split import values_of, without_options
-from lit_pref.parser import unknown_option
 
 if TYPE_CHECKING:
     from lit_pref.run.run import Run

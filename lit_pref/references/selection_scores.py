@@ -73,6 +73,7 @@ class SelectionScores:
             prompts=pairs.column("prompt_id"),
             places=pairs.column("place"),
             columns={name: pairs.column(name).astype(np.float64) for name in sorted(names)},
+            lengths=pairs.lengths[:, 1:],
             policy=policy,
             reference=reference,
         )

@@ -29,8 +29,9 @@ class AlignmentPotential(Selection):
     scale.
 
     >>> from lit_pref.data.selection.selection import Logps
-    >>> pool = Pool(["a", "b"], np.array(["p", "p"]), np.array(["", ""]), {"margin": np.array([4.0, 1.0])},
-    ...             Logps(np.array([[-30.0, -45.0], [-40.0, -42.0]]), np.array([[20, 25], [25, 20]])))
+    >>> lengths = np.array([[20, 25], [25, 20]])
+    >>> pool = Pool(["a", "b"], np.array(["p", "p"]), np.array(["", ""]), {"margin": np.array([4.0, 1.0])}, lengths,
+    ...             Logps(np.array([[-30.0, -45.0], [-40.0, -42.0]]), lengths))
     >>> AlignmentPotential(normalise=False, beta=2.5, keep=0.5).choose(pool).scores.round(6).tolist()
     [3.25, -0.25]
 

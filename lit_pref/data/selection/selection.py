@@ -38,7 +38,8 @@ class Pool:
         ids: unique ids of the pairs.
         prompts: (P,) ids of the prompts.
         places: (P,) file and line.
-        columns: (P,) numbers by name, with `margin` if the selection reads it; NaN if a value is missing.
+        columns: (P,) numbers by name: `margin`, and `margin_column` of the selection; NaN if a value is missing.
+        lengths: (P, 2) tokens of the chosen and the rejected response; 0 for the rejected one in one-sided data.
         policy: log-probs of the policy before its first step.
         reference: log-probs of the reference.
     """
@@ -47,6 +48,7 @@ class Pool:
     prompts: Array
     places: Array
     columns: Mapping[str, Array]
+    lengths: Array
     policy: Logps | None = None
     reference: Logps | None = None
 
@@ -137,9 +139,10 @@ class Selection(ABC):
             raise ValueError(f"{type(self).__name__} gives scores of shape {scores.shape} for {len(pool.ids)} pairs")
         if not np.isfinite(scores).all():
             first = int(np.flatnonzero(~np.isfinite(scores))[0])
+            larger = ", or give the policy a larger dtype" if self.reads_policy else ""
             raise UserError(
                 f"{pool.places[first]}: the score of this pair by {type(self).__name__} is {scores[first]}; look at "
-                "its numbers, or give the policy a larger dtype"
+                f"its numbers{larger}"
             )
         order = scores if self.which == "bottom" else -scores
         kept, tied = self._above(order) if self.threshold is not None else self._first(order, pool)

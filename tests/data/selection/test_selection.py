@@ -1,5 +1,6 @@
 """Choosing pairs: golden numbers, what does not change a choice, how many are kept, and what is refused."""
 
+import inspect
 import math
 import random
 from dataclasses import replace
@@ -7,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from lit_pref.commands.select import select
+from lit_pref.data.selection import criteria
 from lit_pref.data.selection.criteria import (
     AlignmentPotential,
     Certainty,
@@ -42,6 +46,7 @@ def pool_of(margins: list[float], **known: Any) -> Pool:
         prompts=known.pop("prompts", np.array([f"prompt {k}" for k in range(pairs)], dtype=object)),
         places=np.array([f"pairs.jsonl, line {k + 1}" for k in range(pairs)], dtype=object),
         columns={"margin": np.array(margins, float)},
+        lengths=known.pop("lengths", np.full((pairs, 2), 10)),
         **known,
     )
 
@@ -52,7 +57,15 @@ def turned(pool: Pool, order: list[int]) -> Pool:
     parts = {name: None if (p := getattr(pool, name)) is None else Logps(*(a[at] for a in p)) for name in SCORED}
     columns = {name: values[at] for name, values in pool.columns.items()}
     ids = [pool.ids[k] for k in order]
-    return Pool(ids=ids, prompts=pool.prompts[at], places=pool.places[at], columns=columns, **parts)
+    return replace(
+        pool,
+        ids=ids,
+        prompts=pool.prompts[at],
+        places=pool.places[at],
+        columns=columns,
+        lengths=pool.lengths[at],
+        **parts,
+    )
 
 
 SCORED = ("policy", "reference")
@@ -67,16 +80,19 @@ def large(pairs: int = 200, seed: int = 0) -> Pool:
     return pool_of(list(rng.integers(0, 7, pairs)), policy=says[0], reference=says[1], prompts=prompts)
 
 
+CRITERIA = [cls for cls in vars(criteria).values() if isinstance(cls, type) and issubclass(cls, Selection)]
+CRITERIA.remove(Selection)
 MEMBERS: list[Selection] = [
-    AlignmentPotential(),
+    *(cls() for cls in CRITERIA),
     AlignmentPotential(weight=2.5, reference=True, signed=True),
     AlignmentPotential(normalise=False, beta=0.3),
-    ExplicitMargin(),
-    ImplicitMargin(),
-    Random(),
-    PredictiveEntropy(),
-    Certainty(),
 ]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda cls: cls.__name__)
+def test_a_criterion_is_named_in_the_readme_and_in_the_help_of_select(criterion: type[Selection]):
+    assert criterion.__name__ in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert criterion.__name__ in (inspect.getdoc(select) or "")
 
 
 # What is computed
@@ -272,6 +288,13 @@ def test_a_missing_margin_and_a_score_that_is_no_number_are_named_by_their_place
     with pytest.raises(UserError, match=r"pairs.jsonl, line 4: the score of this pair by PredictiveEntropy is inf"):
         PredictiveEntropy().choose(pool)
 
+    class Ratio(Selection):
+        def scores(self, pool: Pool) -> np.ndarray:
+            return np.array([1.0, math.inf, 1.0, 1.0, 1.0])
+
+    with pytest.raises(UserError, match=r"line 2: the score of this pair by Ratio is inf; look at its numbers$"):
+        Ratio().choose(GOLDEN)
+
 
 def test_more_pairs_than_there_are():
     with pytest.raises(UserError, match="count is 6, but there are only 5 pairs; lower it"):
@@ -280,16 +303,14 @@ def test_more_pairs_than_there_are():
 
 def test_a_selection_of_ones_own_says_what_it_is():
     class Shortest(Selection):
-        reads_policy = True
-
         def __init__(self, side: int = 0, **common: Any) -> None:
             super().__init__(**common)
             self.side = side
 
         def scores(self, pool: Pool) -> np.ndarray:
-            assert pool.policy is not None
-            return -pool.policy.lengths[:, self.side]
+            return -pool.lengths[:, self.side]
 
-    assert Shortest(count=1).choose(GOLDEN).indices.tolist() == [2]
+    pool = replace(GOLDEN, lengths=np.stack([CHOSEN_TOKENS, REJECTED_TOKENS], axis=1))
+    assert Shortest(count=1).choose(pool).indices.tolist() == [2]
     assert repr(Shortest(side=1, count=1)) == "Shortest(side=1, count=1, which='top', per_prompt=False)"
     assert repr(Random(keep=0.5)) == "Random(seed=0, keep=0.5, which='top', per_prompt=False)"
