@@ -59,8 +59,8 @@ class ModelSpec:
         lora: train adapters instead of the weights.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model.
-        seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state is
-            neither read nor changed.
+        seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state
+            is neither read nor changed.
 
     Raises:
         UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
