@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -30,10 +31,16 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     if isinstance(model, PeftModel) and merge:
         # A copy, because merging changes the base weights of a model that the caller still uses.
         whole = copy.deepcopy(model).merge_and_unload()
-    with without_bars():
-        whole.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with without_bars():
+            whole.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the export cannot be written ({first_line(error)}): make room on the disk, or give another --out; "
+            "nothing half-finished is left"
+        ) from error
     return whole
 
 
