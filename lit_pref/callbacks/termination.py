@@ -40,7 +40,7 @@ def ending_on_sigterm(trainer: Trainer) -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, end)
     # What Lightning registers later begins with this one.
-    trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign]
+    trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
