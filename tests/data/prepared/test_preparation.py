@@ -309,3 +309,17 @@ def test_numbers_of_the_row_travel_along(tmp_path, tokenizer):
     assert (pair.id, pair.margin, pair.columns, pair.group, pair.probability) == ("7", 2.0, {"w": 3.0}, "x", None)
     assert pair.text.chosen == "c"
     assert (pair.prompt_id, pair.place) == (text.prompt_id, "pairs.jsonl, line 1")
+
+
+def test_long_rows_are_tokenized_in_smaller_chunks_with_the_same_tokens(tokenizer, written, monkeypatch):
+    path = written([{"prompt": f"p{k}", "chosen": f"c{k}" * 50, "rejected": f"r{k}" * 50} for k in range(40)])
+    whole = prepared(tokenizer, path, max_length=200)
+    sizes = []
+    tokenize_all = Tokenization.tokenize_all
+    monkeypatch.setattr(
+        Tokenization, "tokenize_all", lambda self, items: sizes.append(len(items)) or tokenize_all(self, items)
+    )
+    monkeypatch.setattr(preparation_module, "CHUNK_TEXT", 1000)
+    small = prepared(tokenizer, path, max_length=200, split_seed=1)  # another key of the cache
+    assert max(sizes) <= 6 and sum(sizes) == 40
+    assert [pair.chosen for pair in small] == [pair.chosen for pair in whole]
