@@ -28,6 +28,7 @@ class Conversion:
         self.mapping = mapping
         self.dialogues = Dialogues(mapping.format, mapping.as_ == "text", mapping.prompt_repeated)
         self.prompt, self.system, self.id = map(_path, (mapping.prompt, mapping.system, mapping.id))
+        self.then = [ValuePath(path) for path in mapping.prompt_then]
         self.extra_response = ValuePath(mapping.extra_response or "extra_response")
         sides = [getattr(mapping, side) for side in SIDES.get(mapping.kind, ())]
         self.texts = [ValuePath(path) for path in sides if path is not None]
@@ -119,7 +120,7 @@ class Conversion:
         ):
             texts.append((self.extra_response.text, extra_response))
             sides.append("extra_response")
-        prompt, responses = self.dialogues.read(row, _named(self.prompt, values), texts, _named(self.system, values))
+        prompt, responses = self.dialogues.read(row, self._prompt(row), texts, _named(self.system, values))
         canonical = {name: value for name, value in values.items() if name not in self.dropped}
         if self.extra_response.within(values):
             canonical["extra_response"] = extra_response
@@ -159,8 +160,25 @@ class Conversion:
                 yield bad
 
     def _asked(self, row: Row) -> Asked:
-        prompt = ValuePath(str(self.mapping.prompt))
-        return (prompt.text, prompt.of(row.values)), _named(self.system, row.values)
+        prompt = self._prompt(row)
+        assert prompt is not None
+        return prompt, _named(self.system, row.values)
+
+    def _prompt(self, row: Row) -> tuple[str, Any] | None:
+        """Return the name and the value of the prompt, joined with the texts that follow it."""
+        prompt = _named(self.prompt, row.values)
+        if prompt is None or not self.then:
+            return prompt
+        name, value = prompt
+        if not isinstance(value, str):
+            raise BadRow(row, name, "is not a text", "only texts can be joined by the mapping's prompt_then")
+        parts = [value]
+        for path in self.then:
+            more = path.of(row.values)
+            if more is not None and not isinstance(more, str):
+                raise BadRow(row, path.text, "is not a text", "give it a text, or leave it empty")
+            parts += [more] if more and more.strip() else []
+        return name, "\n\n".join(parts)
 
     def _pairs_of(self, answers: Answers) -> Iterator[Row | BadRow]:
         scored: list[tuple[int, float]] = []

@@ -7,7 +7,9 @@ def describe(mapping: RowMapping) -> str:
     """Return one line that names the columns of texts and strength."""
     sides = [getattr(mapping, side) for side in SIDES.get(mapping.kind, ()) if getattr(mapping, side) is not None]
     texts = mapping.responses or " and ".join(sides)
-    prompt = f"prompt {mapping.prompt}" if mapping.prompt else "prompt within them"
+    prompt = (
+        f"prompt {' and '.join([mapping.prompt, *mapping.prompt_then])}" if mapping.prompt else "prompt within them"
+    )
     sentence = f"format {mapping.name}: texts {texts}, {prompt}, {strength_in_words(mapping)}"
     return f"{sentence} ({mapping.note})" if mapping.note else sentence
 

@@ -69,11 +69,25 @@ def mapping_of(given: str | Mapping[str, Any] | None, first_rows: Callable[[], S
 def _parsed(mapping: str | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
     """Return the keys and values of a mapping, its name, and its name in messages."""
     if not isinstance(mapping, str):
-        return mapping, "given", "The mapping in data.mapping"
+        place = "The mapping in data.mapping"
+        return _with_signed(mapping, place), "given", place
     if mapping.endswith((".yaml", ".yml")):
-        return read_yaml(Path(mapping)), Path(mapping).stem, f"The mapping {mapping}"
+        place = f"The mapping {mapping}"
+        return _with_signed(read_yaml(Path(mapping)), place), Path(mapping).stem, place
     _named(mapping, "data.mapping")
     return {"base": mapping}, mapping, f"The mapping {mapping}"
+
+
+def _with_signed(values: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """Return the keys of a mapping, with `margin: {column: ...}`, its short form for pairs, as `signed`."""
+    margin = values.get("margin")
+    if not isinstance(margin, Mapping) or "column" not in margin:
+        return values
+    if "signed" in values:
+        raise UsageError(f"{place}: `margin.column` and `signed` both name the margin; give one of them.")
+    rest = {key: value for key, value in margin.items() if key not in ("column", "positive_means")}
+    signed = {"column": margin["column"], "positive_means": margin.get("positive_means", "chosen")}
+    return {**values, "margin": rest, "signed": signed}
 
 
 def _named(name: str, place: str) -> RowMapping:

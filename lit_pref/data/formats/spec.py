@@ -55,6 +55,7 @@ class RowMapping:
         name: name of the mapping.
         kind: see above.
         prompt: path to the prompt (syntax: `lit_pref/data/formats/field_path.py`); None if the responses contain it.
+        prompt_then: paths to texts that follow the prompt, each after an empty line; empty ones are left out.
         system: path to a system text.
         chosen, rejected: paths to the texts of `pair` and `none`; one-sided data have no `rejected`.
         a, b: paths to the texts of `ab` and `ab_signed`.
@@ -80,6 +81,7 @@ class RowMapping:
     name: str
     kind: Kind = "pair"
     prompt: str | None = None
+    prompt_then: list[str] = field(default_factory=list)
     system: str | None = None
     chosen: str | None = None
     rejected: str | None = None
@@ -122,6 +124,7 @@ class RowMapping:
         paths: dict[str, str | None] = {}
         for key in ("prompt", "system", "chosen", "rejected", "a", "b", "responses", "group", "extra_response", "id"):
             paths[key] = getattr(self, key)
+        paths |= {f"prompt_then.{k}": path for k, path in enumerate(self.prompt_then)}
         for name in ("chosen", "rejected", "a", "b", "path"):
             paths[f"score.{name}"] = getattr(self.score, name, None)
         for name in ("tree", "id", "parent", "role"):

@@ -22,6 +22,8 @@ def _kind(mapping: RowMapping) -> str | None:
     for key in ("responses",) if mapping.tree else needed:
         if getattr(mapping, key) is None:
             return f"kind {kind} needs `{key}`, the path to it in a row"
+    if mapping.prompt_then and mapping.prompt is None:
+        return "`prompt_then` follows a `prompt`, the path to its first text"
     if (mapping.tree or mapping.group) and kind != "list":
         return "`tree` and `group` are for kind list"
     return None
@@ -117,7 +119,7 @@ def _paths(mapping: RowMapping) -> str | None:
             many = ValuePath(path).many
         except UsageError as error:
             return f"`{key}`: {str(error).rstrip('.')}"
-        if key in SINGLE and many:
+        if (key in SINGLE or key.startswith("prompt_then.")) and many:
             return f"`{key}` is {path}, which leads to many values; it must lead to one"
         if key in ("responses", "score.path") and many == bool(mapping.group or mapping.tree):
             return f"`{key}` is {path}; it must lead to " + (

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
 FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
-CHUNK = 256  # number of pairs that are tokenized together
+CHUNK, CHUNK_TEXT = 256, 2**20  # pairs that are tokenized together, and the characters after which no more are added
 FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
@@ -222,7 +222,7 @@ class Preparation:
         for report in reports.values():
             report.format = describe(mapping)
         pairs = self.checked_pairs(source, mapping, refuse, reports)
-        while chunk := list(itertools.islice(pairs, CHUNK)):
+        for chunk in _chunks(pairs):
             tokenized_pairs = tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk])
             for pair, tokenized in zip(chunk, tokenized_pairs, strict=True):
                 if isinstance(tokenized, BadRow):
@@ -268,3 +268,19 @@ class Preparation:
                 "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
                 "user's message, or accept it by data.lost_text: accept."
             )
+
+
+def _chunks(pairs: Iterable[CheckedPair]) -> Iterator[list[CheckedPair]]:
+    """Yield the pairs in order, in chunks bounded by number and by text, because tokens take many times its memory."""
+    chunk: list[CheckedPair] = []
+    size = 0
+    for pair in pairs:
+        text = pair.text
+        prompt = text.prompt if isinstance(text.prompt, str) else "".join(turn["content"] for turn in text.prompt)
+        chunk.append(pair)
+        size += 2 * len(prompt) + len(text.chosen) + len(text.rejected or "") + len(text.extra_response or "")
+        if len(chunk) == CHUNK or size >= CHUNK_TEXT:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -83,7 +83,7 @@ def _refuse_other_json(path: Path, line: bytes) -> None:
     start = line.strip()
     convert = f"convert it with `jq -c {{}} {path.name} > rows.jsonl` (a .gz file must be decompressed first)"
     if start.startswith(b"["):
-        raise UserError(f"{path} contains a JSON array instead of one object per line; {convert.format(repr('.[]'))}.")
+        raise UserError(f"{path} contains a JSON array instead of one object per line; give it the ending .json.")
     if start == b"{":
         raise UserError(f"{path} contains objects that span several lines, not one per line; {convert.format('.')}.")
 
@@ -91,17 +91,29 @@ def _refuse_other_json(path: Path, line: bytes) -> None:
 def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
     try:
         text = line.decode()
-        values = _DECODER.decode(text)
+        return decoded(text)
     except UnicodeDecodeError as error:
         _refuse_cut(path, number, line, "unexpected end" in error.reason)
         return Fault("not UTF-8", "save the file in UTF-8", f" (byte {error.start + 1})")
     except json.JSONDecodeError as error:
         _refuse_cut(path, number, line, error.pos >= len(text.rstrip()))
         return Fault("not valid JSON", "every line must be one JSON object", f" ({_what_is_wrong(error)})")
+
+
+def decoded(text: str) -> dict[str, Any] | Fault:
+    """Return the object that a text spells, or what is wrong with it.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+    """
+    try:
+        values = _DECODER.decode(text)
     except _Duplicate as error:
         return Fault("has a key twice", "keep one of the two values", f" ({error.args[0]!r:.40})")
     except RecursionError:
         return _TOO_DEEP
+    except json.JSONDecodeError:
+        raise
     except ValueError:  # int() raises it for a number with more digits than Python accepts
         return Fault("has an integer of thousands of digits", "write a smaller number")
     if not isinstance(values, dict):

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_pref.data.sources.damage import Fault
+from lit_pref.data.sources.json_array import array_or_lines
 from lit_pref.data.sources.jsonl import json_rows
-from lit_pref.data.sources.row import CSV_ENDINGS, BadRow, Row
+from lit_pref.data.sources.row import ARRAY_ENDINGS, CSV_ENDINGS, BadRow, Row
 from lit_pref.data.sources.source import Source, check_source, files_of, source_file
 from lit_pref.data.sources.tables import csv_rows, parquet_rows
 
@@ -28,7 +29,7 @@ def read_source(source: Source) -> Iterator[Row | BadRow]:
 
 
 def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
-    """Yield the rows of a JSONL, Parquet or CSV file in order, without holding the file in memory.
+    """Yield the rows of a JSONL, JSON, Parquet or CSV file in order, without holding the file in memory.
 
     If one row cannot be read but those after it can, a `BadRow` takes its place: the caller raises or counts it. Blank
     lines are skipped. Cells of a CSV file are texts, or None if they are empty.
@@ -47,7 +48,9 @@ def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
     if path.name.endswith(".parquet"):
         rows = parquet_rows(path)
     else:
-        rows = csv_rows(path) if path.name.endswith(CSV_ENDINGS) else json_rows(path)
+        tables = path.name.endswith(CSV_ENDINGS)
+        arrays = path.name.endswith(ARRAY_ENDINGS)
+        rows = csv_rows(path) if tables else array_or_lines(path) if arrays else json_rows(path)
     file = str(path)
     for line, values in rows:
         if isinstance(values, Fault):

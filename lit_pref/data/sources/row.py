@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lit_pref.errors import UserError
 
 CSV_ENDINGS = (".csv", ".csv.gz")
+ARRAY_ENDINGS = (".json", ".json.gz")
 HUB_NAME = re.compile(
     r"([\w.-]+/[\w.-]+):(\w+(?:\.\w+)*(?:\[[\d:%-]*\])?)(?<!\.jsonl)(?<!\.parquet)(?<!\.csv)(?<!\.gz)"
 )
@@ -46,7 +47,7 @@ class Row:
     @property
     def place(self) -> str:
         """The file and the line, or the row number for sources without lines."""
-        rows = self.file.endswith(".parquet") or HUB_NAME.fullmatch(self.file)
+        rows = self.file.endswith((".parquet", *ARRAY_ENDINGS)) or HUB_NAME.fullmatch(self.file)
         return f"{self.file}, {'row' if rows else 'line'} {self.line}"
 
 

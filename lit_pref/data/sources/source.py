@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_pref.data.sources.row import CSV_ENDINGS, HUB_NAME
+from lit_pref.data.sources.row import ARRAY_ENDINGS, CSV_ENDINGS, HUB_NAME
 from lit_pref.errors import UsageError, UserError
 from lit_pref.hints import nearest_names
 
@@ -134,8 +134,8 @@ def files_of(source: Source) -> list[Path]:
             raise UserError(f"No file matches {source.path}; {_nearest(path.parent / '*')}.")
         inside = [file for match in matches if match.is_dir() for file in _entries(match)]
         return _readable(path, [*(match for match in matches if not match.is_dir()), *inside])
-    if source.path.endswith(ENDINGS) or source.path.startswith(("./", "../", "~", "/")):
-        return [source_file(path)] if source.path.endswith(ENDINGS) else _no_such(path)
+    if source.path.endswith((*ENDINGS, *ARRAY_ENDINGS)) or source.path.startswith(("./", "../", "~", "/")):
+        return [source_file(path)] if source.path.endswith((*ENDINGS, *ARRAY_ENDINGS)) else _no_such(path)
     return _no_such(path, "; a dataset on the Hugging Face hub is written owner/name:split")
 
 
@@ -145,7 +145,7 @@ def _readable(place: Path, candidates: list[Path]) -> list[Path]:
     if not chosen:
         others = ", ".join(file.name for file in files[:8])
         files_there = f"; there are {others}" if others else "; there is no file at all (subfolders are not searched)"
-        json_files = " (rename a .json file to .jsonl if it has one object per line)" if ".json" in others else ""
+        json_files = " (name a .json file itself)" if ".json" in others else ""
         raise UserError(f"{place} contains no file that ends in {', '.join(ENDINGS)}{files_there}{json_files}.")
     forms: dict[Path, Path] = {}
     for file in chosen:
@@ -172,7 +172,9 @@ def _split(name: str) -> str | None:
 
 
 def _ending(name: str) -> str:
-    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), "")
+    return next(
+        (ending for ending in sorted((*ENDINGS, *ARRAY_ENDINGS), key=len, reverse=True) if name.endswith(ending)), ""
+    )
 
 
 def _no_such(path: Path, otherwise: str = "") -> list[Path]:
@@ -213,12 +215,7 @@ def source_file(path: str | Path) -> Path:
         raise UserError(f"There is no file {path}; {_files_beside(path)}")
     if not path.is_file():
         raise UserError(f"{path} is not a file; training data are read from a file that ends in {', '.join(ENDINGS)}.")
-    if path.name.endswith(".json"):
-        raise UserError(
-            f"{path} ends in .json, which may contain anything; rename it to .jsonl if it has one object per line, "
-            f"else convert it: jq -c '.[]' {path.name} > {path.stem}.jsonl writes the entries of an array as lines."
-        )
-    if not path.name.endswith(ENDINGS):
+    if not path.name.endswith((*ENDINGS, *ARRAY_ENDINGS)):
         raise UserError(
             f"{path} has an unknown ending; training data are read from a file that ends in {', '.join(ENDINGS)}."
         )

@@ -126,7 +126,7 @@ class UnreadColumns:
             raise UserError(
                 f"{row.place}: {' and '.join(f'`{name}`' for name in lost)} may belong to the prompt or the response, "
                 "and nothing reads it: write it into the prompt, or name the column in the mapping (data.mapping: "
-                f"{{system: {lost[0]}}}); if it is neither, leave it out by "
+                f"{{system: {lost[0]}}} or {{prompt_then: [{lost[0]}]}}); if it is neither, leave it out by "
                 f"data.ignore_columns: [{', '.join(map(str, lost))}]."
             )
 

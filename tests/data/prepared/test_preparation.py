@@ -331,3 +331,17 @@ def test_damaged_prepared_data_are_prepared_again_with_a_sentence(tokenizer, wri
     capsys.readouterr()
     assert [pair.margin for pair in prepared(tokenizer, source)] == before
     assert f"the cache {folder} is damaged ({file.name}" in capsys.readouterr().out
+
+
+def test_long_rows_are_tokenized_in_smaller_chunks_with_the_same_tokens(tokenizer, written, monkeypatch):
+    path = written([{"prompt": f"p{k}", "chosen": f"c{k}" * 50, "rejected": f"r{k}" * 50} for k in range(40)])
+    whole = prepared(tokenizer, path, max_length=200)
+    sizes = []
+    tokenize_all = Tokenization.tokenize_all
+    monkeypatch.setattr(
+        Tokenization, "tokenize_all", lambda self, items: sizes.append(len(items)) or tokenize_all(self, items)
+    )
+    monkeypatch.setattr(preparation_module, "CHUNK_TEXT", 1000)
+    small = prepared(tokenizer, path, max_length=200, split_seed=1)  # another key of the cache
+    assert max(sizes) <= 6 and sum(sizes) == 40
+    assert [pair.chosen for pair in small] == [pair.chosen for pair in whole]

@@ -98,7 +98,7 @@ def test_carriage_returns_alone_are_refused(written):
 
 
 def test_other_json_than_one_object_a_line_is_refused_with_a_command(written):
-    array = " contains a JSON array instead of one object per line; convert it with `jq -c '.[]' a.jsonl > rows.jsonl`"
+    array = " contains a JSON array instead of one object per line; give it the ending .json"
     assert refusal(written(json.dumps(ROWS))).startswith(array)
     assert refusal(written(json.dumps(ROWS, indent=2))).startswith(array)
     pretty = "\n".join(json.dumps(row, indent=2) for row in ROWS)

@@ -102,11 +102,6 @@ def test_folders_and_unknown_endings_are_refused(tmp_path):
         rows(tmp_path)
     with pytest.raises(UserError, match="There is no file x"):
         rows("x" * 300 + ".jsonl")
-    (tmp_path / "pairs.json").write_text("[{}]")
-    with pytest.raises(
-        UserError, match=r"ends in .json, .*; rename it to .jsonl if .* jq -c '\.\[\]' pairs.json > pairs.jso"
-    ):
-        rows(tmp_path / "pairs.json")
 
 
 def test_a_place_names_the_row_where_there_are_no_lines():

@@ -111,7 +111,7 @@ def test_owner_name_colon_split_is_on_the_hub_and_all_else_is_a_path(path, hub):
         ("data/*.parquet", r"No file matches data/\*.parquet; the folder .*/data contains pairs_train.jsonl\.$"),
         (
             "notes",
-            r"notes contains no file that ends in \.jsonl, .*; there are a.txt, b.json \(rename a .json file to",
+            r"notes contains no file that ends in \.jsonl, .*; there are a.txt, b.json \(name a .json file itself",
         ),
         ("bare", "bare contains no file that ends in .*; there is no file at all"),
         ("~no-such-user/x", "There is no file or folder ~no-such-user/x"),
