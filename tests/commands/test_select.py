@@ -304,7 +304,7 @@ def test_a_faulty_row_on_the_way_leaves_no_file(tmp_path: Path):
     [
         ([], 2, "missing: --out"),
         (["--out"], 2, "--out needs a value"),
-        (["--out", "best.csv"], 2, "got 'best.csv'"),
+        (["--out", "best.csv"], 2, "not 'best.csv'"),
         (["--out", "pairs.jsonl"], 2, "pairs.jsonl exists already, and select overwrites no file"),
         (["--out", "best.jsonl"], 2, "this configuration does not say how to choose pairs"),
         (["--out=best.jsonl", "--data.selection", "Best"], 2, "data.selection: unknown class 'Best'; known: Alignment"),
