@@ -29,7 +29,7 @@ docs:  ## write the generated pages: methods, formats, metrics, one_pair, perfor
 	$(PYTHON) tools/write_formats.py
 	$(PYTHON) tools/write_metrics.py
 	$(PYTHON) tools/write_one_pair.py
-	$(PYTHON) tools/write_tree.py
+	$(PYTHON) tools/write_readme.py
 	$(PYTHON) tools/write_stub.py
 	$(PYTHON) tools/write_performance.py
 

@@ -124,7 +124,7 @@ class Rows(_OnDevice):
 
         Args:
             values: one value for each of `targets`.
-            pairs: B.
+            pairs: B, the number of pairs.
         """
         order = torch.argsort(self.sequences, stable=True)
         counts = torch.bincount(self.sequences, minlength=self.num_sequences)

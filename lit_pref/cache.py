@@ -1,5 +1,6 @@
-"""The cache: folders that are built once per key, and digests of files."""
+"""The cache: folders that are built once per key and verified when they are used again, and digests of files."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -22,31 +23,88 @@ def cache_folder(kind: str, key: str) -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Return `folder`, after calling `build(unfinished)` if it does not exist yet.
+    """Return `folder`, after calling `build(unfinished)` if it does not exist yet or a file in it has changed.
 
-    If several processes need it at once, one builds it and the others wait. The folder appears by one rename, so a
-    killed build leaves nothing that looks complete.
+    If several processes need it at once, one builds it and the others wait. The folder appears by one rename, after its
+    files have reached the disk, so a killed build leaves nothing that looks complete.
 
     Raises:
-        UserError: the cache is not writable.
+        UserError: the cache is not writable, or its disk is full.
     """
-    if folder.is_dir():
+    if _damage(folder) is None:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        lock.acquire()
     except OSError as error:
         raise UserError(
             f"the cache is not writable ({error}): set the environment variable LIT_PREF_CACHE to a folder that is"
         ) from error
-    with FileLock(folder.with_name(folder.name + ".lock")):
-        if folder.is_dir():
+    try:
+        if (reason := _damage(folder)) is None:
             return folder
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        build(unfinished)
-        unfinished.rename(folder)
+        if folder.exists():
+            print(f"warning     the cache {folder} is damaged ({reason}): it is made again", flush=True)
+        _build(folder, build)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise UserError(
+            f"the disk of the cache is full ({error}): make room, or set the environment variable LIT_PREF_CACHE to a "
+            "folder on another disk"
+        ) from error
+    finally:
+        lock.release()
     return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    unfinished, damaged = (folder.with_name(f"{folder.name}.{state}") for state in ("unfinished", "damaged"))
+    for leftover in (unfinished, damaged):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        build(unfinished)
+        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+        digests = {file.relative_to(unfinished).as_posix(): file_digest(file) for file in files}
+        (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        for file in [*files, unfinished / _DIGESTS, unfinished]:
+            _to_disk(file)
+        if folder.exists():
+            folder.rename(damaged)
+        unfinished.rename(folder)
+        _to_disk(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _damage(folder: Path) -> str | None:
+    """Return why a folder cannot be used: it is absent, or a file differs from what was built; None if it can."""
+    if not folder.is_dir():
+        return "absent"
+    try:
+        digests = dict(json.loads((folder / _DIGESTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return f"{_DIGESTS}, its list of checksums, cannot be read"
+    for name, digest in digests.items():
+        try:
+            if file_digest(folder / name) != digest:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, have reached the disk."""
+    with suppress(PermissionError):  # where folders cannot be opened
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def file_digest(file: Path) -> str:
@@ -74,5 +132,7 @@ def _digest(file: Path, *state: int) -> str:
     return digest
 
 
+_DIGESTS = "digests.json"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WORTH_KEEPING = 2**20  # bytes
 _SETTLED = 10**10  # nanoseconds

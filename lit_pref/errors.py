@@ -9,6 +9,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # Names that the user's files give may hold half a surrogate pair, which no console can print.
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class UsageError(UserError):
     """A command line, configuration or combination of parts that cannot run as written."""

@@ -1,4 +1,4 @@
-"""Splitting a command line into some options and the rest, by argparse's own rules."""
+"""Splits a command line into some options and the rest, by argparse's own rules."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ def values_of(arguments: Sequence[str], *names: str) -> list[str]:
 
 
 def without_options(arguments: Sequence[str], prefixes: Iterable[str]) -> list[str]:
-    """The arguments without the options, and their values, whose names begin with one of the prefixes.
+    """The arguments without those options (and their values) whose names begin with one of the prefixes.
 
     >>> without_options(["fit", "--run_dir", "x", "--model.beta=1", "--data.seed", "1"], ["--run_dir", "--model"])
     ['fit', '--data.seed', '1']

@@ -10,7 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""One message: texts in `role` and `content`, and what else the data give it, such as `tool_calls`.
+
+The first message of a conversation may hold the arguments of the chat template, such as `tools`, under
+`TEMPLATE_ARGUMENTS`.
+"""
+TEMPLATE_ARGUMENTS = "template_arguments"
 Text = str | list[Message]
 TokenValues = tuple[list[float], list[float] | None]
 """One number for each token of the chosen and of the rejected response."""
@@ -23,7 +29,8 @@ class TruncatedText:
     """The text of a pair after truncation by the policy's tokenizer; references with another tokenizer score it.
 
     `prompt` is a string or a message list; the responses are strings. `chosen_complete` is False if the response was
-    truncated, so that no end token may be added.
+    truncated, so that no end token may be added. `further` holds, by side, what the message of a response has beyond
+    its role and content.
     """
 
     prompt: Text
@@ -33,6 +40,7 @@ class TruncatedText:
     rejected_complete: bool
     extra_response: str | None = None
     extra_response_complete: bool = True
+    further: dict[str, Message] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class PreferencePair:
             None,
             self.text.extra_response_complete,
             rejected_complete=True,
+            further={"chosen": own} if (own := self.text.further.get("extra_response")) else {},
         )
         return replace(
             self,

@@ -15,12 +15,21 @@ class TokenLogps:
 
 @dataclass(frozen=True)
 class Tilt:
-    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y]; (B,), nats.
+    """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y] - log softmax(f)[y]; (B,), nats.
 
-    f are the policy's logits and g those of the first reference.
+    f are the policy's logits and g those of the first reference. It is computed from f - g, so that it keeps its sign
+    where the policy is near the reference and the two log-probs agree in nearly all their digits.
     """
 
     epsilon: float
+
+
+@dataclass(frozen=True)
+class TiltSlope:
+    """Derivative of `Tilt` at epsilon = 0: sequence sums of d_y - Σ_v p_v d_v, d = f - g; (B,), nats.
+
+    It is the log-ratio of the response minus the summed next-token KL(policy || reference).
+    """
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,8 @@ class TopOne:
     """Number of response tokens that are the arg max of their distribution, ties included; (B,). Needs no reference."""
 
 
-Need = TokenLogps | Tilt | Kl | Entropy | SumSquares | TopOne
-COMPARING_NEEDS = (Tilt, Kl)
+Need = TokenLogps | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
+COMPARING_NEEDS = (Tilt, TiltSlope, Kl)
 """Needs that compare whole distributions, and so require a live reference with the policy's vocabulary."""
 
 

@@ -34,8 +34,8 @@ from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.references.prepare import ReferencePreparation
 from lit_pref.references.reference import InitialPolicy, Pretrained
-from lit_pref.references.scorer import LazyScorer
 from lit_pref.references.store_admin import kept
+from lit_pref.references.store_scorer import LazyScorer
 from lit_pref.references.stored import Stored
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.scorer import Scorer
@@ -383,11 +383,11 @@ def stored_scores(cache: Path) -> dict[bytes, float]:
     before = os.environ["LIT_PREF_CACHE"]
     os.environ["LIT_PREF_CACHE"] = str(cache)
     try:
-        from lit_pref.references.store import Identity, ReferenceStore
+        from lit_pref.references.store import ReferenceStore, StoreIdentity
 
         found: dict[bytes, float] = {}
         for one in kept():
-            store = ReferenceStore(Identity(**one.about))
+            store = ReferenceStore(StoreIdentity(**one.about))
             for name in store.parts():
                 part = store.read(name)
                 assert part is not None

@@ -27,8 +27,13 @@ is the mean. Values that your own objective logs appear under the same prefixes.
 CALIBRATED = """## Calibration: `val/` only
 
 Is q = sigmoid(z) the probability that the chosen response is better? Every pair counts in both orders with weight 1/2,
-for the reason given in `lit_pref/metrics/calibration.py`. The label p is 1; under `calibration@COLUMN` it is `p_true`
-or `probability`, if the data have them, or `target`, unless that is 1 for all pairs."""
+and `lit_pref/metrics/calibration.py` says why. The label p is 1; under `calibration@COLUMN` it is `p_true` or
+`probability`, if the data have them, or `target`, unless that is 1 for all pairs.
+
+The calibration error of a perfectly calibrated model is not 0 on few pairs: about 0.14 on 50, falling with the root
+of their number. The closing table and the diagrams show it as `if calibrated`. Before training a policy that is its own
+reference has z = 0 for every pair, so no calibration error and no use: compare log-loss or Brier score, which count
+calibration and sharpness together. Intervals of the closing table are over prompts, not over training seeds."""
 SPLITS: dict[str, Meaning] = {
     "val/COLUMN": Meaning("mean of a numeric column of the data (`data.columns`)", "of the data"),
     "val/group/GROUP/METRIC": Meaning("every mean and total of `val/`, over the pairs of one group", "as METRIC"),

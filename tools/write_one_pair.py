@@ -6,22 +6,25 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from forms import digits, fields_text, mapping_text
 from torch import Tensor
 
-from lit_pref.batch import PairData, PreferenceBatch
+from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import collate
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.formats.convert import Conversion
-from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
+from lit_pref.data.formats.strength import PairStrength
+from lit_pref.data.prepared.arrow import PairWriter
+from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, whole
 from lit_pref.data.prepared.preparation import Preparation
-from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.jsonl import json_rows
+from lit_pref.data.sources.reading import read_rows, read_source
 from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.rendering import render
 from lit_pref.data.tokenizing.tokenization import Tokenization
@@ -30,8 +33,14 @@ from lit_pref.models.encoding import Encoding
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.modules.base import PairModule
+from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.objectives.pairwise import Pairwise
+from lit_pref.objectives.parts.link import Logistic
+from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.references.reference import InitialPolicy
+from lit_pref.references.stored import Stored
 from lit_pref.scores import PairScores
 from lit_pref.scoring.layout import padded, prefix_shared
 from lit_pref.scoring.scorer import Scorer
@@ -49,14 +58,25 @@ LLAMA = {
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
 }
+LAYOUTS = {
+    "padded": (
+        padded,
+        "The batch as a model reads it: a row per response. Hidden state `predictors[n]` predicts `targets[n]` of "
+        "response `sequences[n]`.",
+    ),
+    "prefix_shared": (
+        prefix_shared,
+        "The same batch in one row: the prompt is read once, positions restart for the rejected response.",
+    ),
+}
 LONGEST = 8
 """Words of a response, eos included: the lines of the page stay short."""
 
 HEAD = """# One pair, from its line in a file to its loss
 
-Written by `make docs`: a pair of the testbed, and each object into which the package turns it, in order. Numbers have
-four digits; fields that are empty or false are left out. The policy is a tiny Llama with random weights, one optimizer
-step after the reference; MMPO has beta 0.1 and gamma 1.
+Written by `make docs`: a pair of the testbed, and each object into which the package turns it, in order, with the
+functions that make it. Numbers have four digits; fields that are empty or false are left out. The policy is a tiny
+Llama with random weights, one optimizer step after the reference; MMPO has beta 0.1 and gamma 1.
 """
 
 
@@ -88,55 +108,62 @@ def _data(folder: Path) -> list[str]:
     tokenization = Tokenization(tokenizer)
     prepared = preparation.prepare(source, tokenization)
     arrow = pa.ipc.open_file(pa.memory_map(str(prepared / "train.arrow"))).read_all().to_pylist()[0]
-    pair = PreparedPairs(prepared, "train")[0]
+    pair = whole("pairs", PreparedPairs(prepared, "train"))[0]
+    tokenized = tokenization.tokenize(checked.row, checked.text)
     words = ", ".join(f"{k} `{word.strip()}`" for k in pair.rejected or [] for word in [tokenizer.decode([k])])
-    batches = {layout: collate([pair], tokenizer.pad_token_id, layout=layout) for layout in ("padded", "prefix_shared")}
+    batches = {layout: collate([pair], tokenizer.pad_token_id, layout=layout) for layout in LAYOUTS}
     return [
-        _form("Record", "pairs.jsonl", "An annotator rated two answers; `b` is better.", json.dumps(record, indent=1)),
-        _form("Row", read_source, "The line is parsed; file and line number are kept.", _fields(row)),
+        _form(
+            "Record",
+            [],
+            "An annotator rated two answers in `pairs.jsonl`; `b` is better.",
+            json.dumps(record, indent=1),
+        ),
+        _form("Row", [json_rows, read_rows], "The line is parsed; file and line number are kept.", fields_text(row)),
         _form(
             "Canonical row",
-            Conversion,
-            "The mapping renames the fields; margin = rating of `chosen` - rating of `rejected`.",
-            _fields(checked.row),
+            [Conversion.canonical_rows, PairStrength.of],
+            "The mapping renames the fields; margin = rating of `chosen` - rating of `rejected`. Without a mapping the "
+            "row stays as it is, and the next form takes `margin`, or `score_chosen` - `score_rejected`.",
+            fields_text(checked.row),
         ),
         _form(
             "Checked pair",
-            RowReader,
+            [RowReader.read],
             "Text and numbers are checked. The margin was negative, so the texts are swapped and it is positive.",
-            _fields(checked.text),
+            fields_text(checked.text),
         ),
         _form(
             "Rendered text",
-            render,
+            [render],
             "Prompt and response as the tokenizer reads them: joined, or written by a chat template.",
             "\n".join(f"{one.side:8}  {one.written.text!r}" for one in rendered.responses),
         ),
         _form(
-            "PreferencePair",
-            PreparedPairs,
+            "Tokenized pair",
+            [Tokenization.tokenize_all],
             f"Ids, with bos before the prompt and eos after the responses. The rejected response: {words}.",
-            _fields(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text after truncation",
+            fields_text(tokenized, {"text", "special_texts"})
+            + f"\ntext      {type(tokenized.text).__name__} with the text after truncation",
         ),
         _form(
             "Arrow record",
-            PairWriter,
-            "The pair in `train.arrow`, which training maps into memory, with further fields for reports.",
-            _mapping(arrow),
-        ),
-        _form("PairData", PairData, "The batch as objectives and metrics read it.", _fields(batches["padded"].pairs)),
-        _form(
-            "Rows, padded",
-            padded,
-            "The batch as a model reads it: a row per response. Hidden state `predictors[n]` predicts `targets[n]` of "
-            "response `sequences[n]`.",
-            _fields(batches["padded"].rows),
+            [Preparation.prepare, PairWriter.add],
+            "The pair in `train.arrow`, with its id and place, and further fields for reports.",
+            mapping_text(arrow),
         ),
         _form(
-            "Rows, prefix-shared",
-            prefix_shared,
-            "The same batch in one row: the prompt is read once, positions restart for the rejected response.",
-            _fields(batches["prefix_shared"].rows),
+            "PreferencePair",
+            [PairView.__getitem__, PreparedPairs.__getitem__],
+            "The pair read from the memory-mapped file; margins are normalised here if the mapping says so.",
+            fields_text(pair, {"text"}) + f"\ntext       {type(pair.text).__name__} with the text after truncation",
+        ),
+        _form(
+            "PairData", [collate], "The batch as objectives and metrics read it.", fields_text(batches["padded"].pairs)
+        ),
+        *(
+            _form(f"Rows, {layout.replace('_', '-')}", [collate, maker], sentence, fields_text(batches[layout].rows))
+            for layout, (maker, sentence) in LAYOUTS.items()
         ),
         *_scores(spec, tokenizer, batches),
     ]
@@ -162,32 +189,42 @@ def _scores(spec: ModelSpec, tokenizer: Any, batches: Mapping[str, PreferenceBat
     h = [policy.chosen.scores - anchor.chosen.scores, policy.rejected.scores - anchor.rejected.scores]
     loss = p * math.log1p(math.exp(-x)) + (1 - p) * math.log1p(math.exp(x))
     _same(output.losses, torch.tensor([loss], dtype=torch.float64))
+    step = (output.losses * batch.pairs.is_real).sum() / batch.pairs.window_pairs
     records = PairRecords()
     records.add(batch.pairs, policy, [anchor], output)
     record = {name: column[0] for name, column in records.collect().items()}
     return [
         _form(
             "PairScores",
-            Scorer,
-            "Summed log-prob of each response, nats, of the policy and of its reference; the same in both layouts.",
+            [PreferenceModule.scores, Scorer.forward, Stored.score],
+            "Summed log-prob of each response, nats, of the policy and of its reference; the same in both layouts. "
+            "Scores of a frozen reference are read from the store, unless `model.reference_store` is false.",
             f"policy     {_sides(policy)}\nreference  {_sides(anchor)}",
         ),
         _form(
             "ObjectiveOutput",
-            MMPO,
-            "The loss -p log σ(x) - (1 - p) log σ(-x), where h = policy's score - reference's score.",
-            f"h        chosen {_number(h[0])}, rejected {_number(h[1])}\n"
-            f"x        beta (h_chosen - h_rejected) = 0.1 ({_number(h[0])} - ({_number(h[1])})) = {_number(x)}\n"
-            f"p        σ(gamma margin) = σ({_number(batch.pairs.margin)}) = {_number(p)}\n"
-            f"loss     -{_number(p)} log σ({_number(x)}) - {_number(1 - p)} log σ({_number(-x)}) = {_number(loss)}\n\n"
-            + _fields(output),
+            [Pairwise.forward, MarginTarget.forward, Logistic.loss],
+            "MMPO is this target with this link: loss = -p log σ(x) - (1 - p) log σ(-x), where h = policy's score - "
+            "reference's score.",
+            f"h        chosen {digits(h[0])}, rejected {digits(h[1])}\n"
+            f"x        beta (h_chosen - h_rejected) = 0.1 ({digits(h[0])} - ({digits(h[1])})) = {digits(x)}\n"
+            f"p        σ(gamma margin) = σ({digits(batch.pairs.margin)}) = {digits(p)}\n"
+            f"loss     -{digits(p)} log σ({digits(x)}) - {digits(1 - p)} log σ({digits(-x)}) = {digits(loss)}\n\n"
+            + fields_text(output),
+        ),
+        _form(
+            "Training step",
+            [PairModule.training_step],
+            "The mean loss over the pairs of an optimizer step, here of this pair alone, whose gradient is taken.",
+            f"loss  is_real * loss / window_pairs = {int(batch.pairs.is_real)} * {digits(loss)} / "
+            f"{batch.pairs.window_pairs} = {digits(step)}",
         ),
         _form(
             "Validation record",
-            PairRecords,
+            [PairRecords.add],
             "One record per pair, in `records/*.parquet` of the run; metrics are means over records "
             "([metrics.md](metrics.md)).",
-            _mapping(record),
+            mapping_text(record),
         ),
     ]
 
@@ -204,68 +241,16 @@ def _record() -> dict[str, Any]:
     raise AssertionError("no demonstrations are this short")
 
 
-def _form(name: str, where: Any, sentence: str, text: str) -> str:
-    """A section of the page; `where` is an object whose file is named, or a name."""
-    file = where if isinstance(where, str) else Path(inspect.getfile(where)).relative_to(ROOT)
-    return f"## {name}\n\n`{file}`: {sentence}\n\n```\n{text}\n```\n"
-
-
-def _fields(value: Any, without: set[str] | None = None) -> str:
-    assert is_dataclass(value)
-    return _mapping({f.name: getattr(value, f.name) for f in fields(value) if f.name not in (without or ())})
-
-
-def _mapping(values: Mapping[str, Any]) -> str:
-    shown = {name: _lines(value) for name, value in values.items() if not _empty(value)}
-    width = max(map(len, shown))
-    gap = "\n" + " " * (width + 2)
-    return "\n".join(f"{name:{width}}  {gap.join(lines)}" for name, lines in shown.items())
-
-
-def _lines(value: Any) -> list[str]:
-    """A mapping and a matrix have a line for each entry."""
-    if isinstance(value, Tensor) and value.ndim == 2:
-        return [_shown(row) for row in value]
-    if isinstance(value, Mapping) and value:
-        return [f"{name}: {_shown(entry)}" for name, entry in value.items()]
-    return [_shown(value)]
-
-
-def _empty(value: Any) -> bool:
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return False
-    if isinstance(value, tuple) and value and all(map(_empty, value)):
-        return True
-    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
-
-
-def _shown(value: Any) -> str:
-    match value:
-        case Tensor():
-            return _shown(value.tolist())
-        case float():
-            return _number(value)
-        case bytes():
-            return f"{value.hex()[:8]}…"
-        case list() | tuple():
-            inner = ", ".join(map(_shown, value))
-            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
-        case _ if is_dataclass(value):
-            entries = [(f.name, getattr(value, f.name)) for f in fields(value)]
-            inner = ", ".join(f"{name}={_shown(entry)}" for name, entry in entries if not _empty(entry))
-            return f"{type(value).__name__}({inner})"
-        case _:
-            return repr(value)
+def _form(name: str, makers: list[Callable[..., Any]], sentence: str, text: str) -> str:
+    """A section of the page; `makers` are the functions that make the object, in the order of their calls."""
+    files = [Path(inspect.getfile(maker)).relative_to(ROOT) for maker in makers]
+    made = ", ".join(f"`{maker.__qualname__}` in `{file}`" for maker, file in zip(makers, files, strict=True))
+    return f"## {name}\n\n{f'Made by {made}. ' if made else ''}{sentence}\n\n```\n{text}\n```\n"
 
 
 def _sides(scores: PairScores) -> str:
     assert scores.rejected is not None
-    return f"chosen {_number(scores.chosen.scores)}, rejected {_number(scores.rejected.scores)}"
-
-
-def _number(value: Any) -> str:
-    """Four digits, so that machines that round differently write the same page."""
-    return f"{float(value):.4g}"
+    return f"chosen {digits(scores.chosen.scores)}, rejected {digits(scores.rejected.scores)}"
 
 
 def _same(first: Tensor, second: Tensor) -> None:

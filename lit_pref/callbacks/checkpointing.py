@@ -10,7 +10,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_pref.callbacks.termination import Terminated
+from lit_pref.callbacks.verification import verify
 from lit_pref.errors import UsageError, UserError
 
 
@@ -24,16 +27,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.unfinished")
-        with open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
+        try:
+            with open(unfinished, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise UserError(
+                f"the checkpoint {target} cannot be written ({str(error).splitlines()[0]}): make room on the disk and "
+                "resume from the one before it (--ckpt_path last)"
+            ) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        verify(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class Checkpoints(Checkpoint):
@@ -61,6 +76,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
+        if trainer.is_global_zero:
+            for unfinished in self.where(trainer).glob(".step=*.ckpt.unfinished"):  # of a killed save
+                unfinished.unlink(missing_ok=True)
         newest = self._saved_step = newest_step(self.where(trainer))
         if newest is not None and newest > trainer.global_step and not trying_out(trainer):
             raise UsageError(
@@ -96,10 +114,11 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+        if isinstance(exception, KeyboardInterrupt | Terminated) and trainer.is_global_zero:
             newest = newest_step(self.where(trainer))
             kept = "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
-            print(f"interrupted at step {trainer.global_step}; {kept}", flush=True)
+            how = "ended by SIGTERM" if isinstance(exception, Terminated) else "interrupted"
+            print(f"{how} at step {trainer.global_step}; {kept}", flush=True)
 
     def where(self, trainer: Trainer) -> Path:
         """The folder of the checkpoints."""
@@ -127,10 +146,28 @@ def trying_out(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def checkpoint_folder(trainer: Trainer, run_dir: Path) -> Path:
+    """Return the folder to which a run saves its checkpoints."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    saving = [callback.where(trainer) for callback in callbacks if isinstance(callback, Checkpoints)]
+    return saving[0] if saving else run_dir / "checkpoints"
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, by step, the newest last."""
+    """The checkpoints in `folder` that were written to their end, by step, the newest last."""
+    return [path for path in all_checkpoints(folder) if is_complete(path)]
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, also damaged ones, by step, the newest last."""
     found = [path for path in folder.glob("step=*.ckpt") if re.fullmatch(r"step=\d+\.ckpt", path.name)]
-    return sorted(filter(is_complete, found), key=step_of)
+    return sorted(found, key=step_of)
+
+
+@rank_zero_only
+def set_aside(damaged: Path) -> None:
+    """Rename a damaged checkpoint, so that a run can resume from the one before it."""
+    damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
 
 
 def step_of(path: Path) -> int:
@@ -150,14 +187,15 @@ def check_complete(path: Path) -> None:
     """Refuse a path that cannot be loaded.
 
     Raises:
-        UserError: `path` does not exist, is a run folder, or is not complete.
+        UserError: `path` does not exist, is a run folder, was not written to its end, or was damaged since.
     """
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; --ckpt_path last takes the newest of the run folder")
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path} is a run folder; give one of {path / 'checkpoints'}")
     if not is_complete(path):
-        raise UserError(f"{path} is not a complete checkpoint; give another one")
+        raise UserError(f"{path} is not a checkpoint, or was not written to its end; give another one")
+    verify(path)
 
 
 def newest_step(folder: Path) -> int | None:

@@ -38,7 +38,9 @@ class ProgressLines(Callback):
         numbers = pl_module.evaluation.last
         if trainer.is_global_zero and numbers:
             accuracy = numbers.get("val/rewards/accuracies")
-            when = "before training" if trainer.sanity_checking else f"at step {trainer.global_step}"
+            # A validation alone has no step of its own: that of the checkpoint counts.
+            step = trainer.global_step if trainer.state.fn == "fit" else pl_module.checkpoint_step
+            when = "before training" if trainer.sanity_checking or step == 0 else f"at step {step}"
             print(
                 f"held out, {when}: loss {numbers['val/loss']:.4f}"
                 + ("" if accuracy is None else f"  accuracy {accuracy:.3f}"),

@@ -79,6 +79,7 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
             for split, (digest, reports) in data.describe().items()
         },
         "selection": module.selected,
+        "resumed": module.resumption.changes,
         "tokenizer": digest_of(tokenizer.backend_tokenizer.to_str()),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
         "policy": {"what": module.spec.describe(), "fingerprint": module.spec.fingerprint()},
@@ -104,7 +105,10 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+            # Without the program that a foreign repository may name as its watcher of files.
+            done = subprocess.run(
+                ["git", "-c", "core.fsmonitor=", *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

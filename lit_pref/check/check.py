@@ -16,6 +16,7 @@ from lit_pref.check.report import Arrays, Finding, Report
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
+from lit_pref.models.experts import router_note
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
 
@@ -48,9 +49,10 @@ class Check:
         self.report = Report(self.title)
 
     def loosen(self, config: Any) -> None:
-        """Change a run's configuration to use one process, and to count faulty records instead of stopping."""
-        self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused)
-        config.data.bad_rows, config.data.max_refused = "lenient", 1.0
+        """Change a run's configuration to use one process and to count faulty records instead of stopping."""
+        refuses = config.data.lost_text == "refuse"
+        self._limits = BadRowLimits(config.data.bad_rows == "strict", config.data.max_refused, refuses)
+        config.data.bad_rows, config.data.max_refused, config.data.lost_text = "lenient", 1.0, "accept"
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
             self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
             config.data.selection = None
@@ -113,9 +115,10 @@ class Check:
         data = module.data
         splits = {"train": data.train_pairs, "val": data.val_pairs}
         tokenizer = module.policy.load_tokenizer()
-        ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
-        ends.add(tokenizer.eos_token_id)
-        self.report.findings += [self._reading(), *self._selection(module)]
+        added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
+        added.add(tokenizer.eos_token_id)
+        ends = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in sorted(added)}
+        self.report.findings += [self._reading(), *self._selection(module), *_router(module)]
         try:
             fitted = fit_objective(module.objective, data.train_pairs)
             self.report.findings += [Finding("fitted", "ok", line) for line in fitted]
@@ -129,7 +132,7 @@ class Check:
                 self.report.arrays[split] = Arrays(pairs.column("margin").astype(float), pairs.lengths)
         found += target_findings("train", splits["train"], self._strength) + overlap(*splits.values())
         self.report.findings += found
-        self.report.rendered = [render(pair, tokenizer, ends) for pair in examples(splits["train"])]
+        self.report.rendered = [render(pair, tokenizer, added) for pair in examples(splits["train"])]
 
     def _reading(self) -> Finding:
         """The finding on how `check` and the run treat faulty records."""
@@ -148,6 +151,12 @@ class Check:
             words = f"train: all numbers are of the {numbers['of']} pairs before {name} selects some"
             words += ", which needs the models; --model runs it" if self._skipped_selection else ""
             yield Finding("selection", "warning", words, "train", numbers=numbers)
+
+
+def _router(module: PreferenceModule) -> Iterator[Finding]:
+    """The finding that the router loss of a mixture of experts is off."""
+    if note := router_note(module.policy.configuration()):
+        yield Finding("router", "warning", note)
 
 
 def _write(path: Path, content: str) -> None:

@@ -1,6 +1,8 @@
 """Counts over prepared pairs: prompts, repeated pairs, overlap of the splits, and bos and eos tokens."""
 
 import math
+from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +82,8 @@ class Overlap:
 
 def overlap(train: Pairs, val: Pairs) -> Overlap:
     """Count the validation pairs that share their prompt or all their tokens with a training pair."""
-    known = np.unique(train.column("prompt_id").astype(str))
-    shared = np.isin(val.column("prompt_id").astype(str), known)
+    known = np.unique(train.column("prompt_group").astype(str))
+    shared = np.isin(val.column("prompt_group").astype(str), known)
     # Tokens are compared instead of ids, because the records of two files may have the same numbers.
     keys = [_prompt_and_lengths(pairs) for pairs in (train, val)]
     candidates = np.flatnonzero(np.isin(keys[0], keys[1])), np.flatnonzero(np.isin(keys[1], keys[0]))
@@ -91,7 +93,7 @@ def overlap(train: Pairs, val: Pairs) -> Overlap:
 
 
 def _prompt_and_lengths(pairs: Pairs) -> Array:
-    """(pairs,) keys that identical pairs share: the prompt's id and the lengths of the responses."""
+    """Keys that identical pairs share, (pairs,): the prompt's id and the lengths of the responses."""
     named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
     return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
 
@@ -107,8 +109,10 @@ class Tokens:
     Args:
         pairs: the size of the sample.
         begins_once: the share of pairs whose prompt starts with the bos token; None if the tokenizer has none.
-        further_begins: the number of bos tokens elsewhere.
+        further_begins: the number of bos tokens that double the first one or open a response. Others are the
+            template's own: some write one before every turn.
         ended: the share of complete responses that end with an eos or end-of-turn token.
+        ends: the shares of complete responses by the id of that token, the largest first.
         cut_ended: the number of truncated responses that end with one.
     """
 
@@ -116,10 +120,11 @@ class Tokens:
     begins_once: float | None
     further_begins: int
     ended: float
+    ends: dict[int, float]
     cut_ended: int
 
 
-def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> Tokens:
+def tokens(pairs: Pairs, bos: int | None, ends: Container[int], most: int = 1000) -> Tokens:
     """Count bos and eos tokens in up to `most` evenly spaced pairs.
 
     Args:
@@ -130,11 +135,13 @@ def tokens(pairs: Pairs, bos: int | None, ends: set[int], most: int = 1000) -> T
     """
     sample: list[PreferencePair] = [pairs[k] for k in evenly(len(pairs), most)]
     starts = [pair.prompt[:1] == [bos] for pair in sample]
-    ids = [[*pair.prompt[1:], *pair.chosen, *(pair.rejected or ())] for pair in sample]
+    openings = [[*pair.prompt[1:2], *pair.chosen[:1], *(pair.rejected or ())[:1]] for pair in sample]
     sides = [(pair.chosen, pair.text.chosen_complete) for pair in sample]
     sides += [(pair.rejected, pair.text.rejected_complete) for pair in sample if pair.rejected is not None]
-    whole = [response[-1] in ends for response, complete in sides if complete]
+    last = Counter(response[-1] for response, complete in sides if complete)
+    seen = {end: count for end, count in last.most_common() if end in ends}
+    ended = sum(seen.values()) / last.total() if last else math.nan
     cut = sum(response[-1] in ends for response, complete in sides if not complete)
     begun = None if bos is None else share(np.array(starts))
-    further = 0 if bos is None else sum(row.count(bos) for row in ids)
-    return Tokens(len(sample), begun, further, share(np.array(whole)) if whole else math.nan, cut)
+    further = 0 if bos is None else sum(opening.count(bos) for opening in openings)
+    return Tokens(len(sample), begun, further, ended, {end: n / last.total() for end, n in seen.items()}, cut)

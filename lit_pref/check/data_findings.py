@@ -12,8 +12,9 @@ from lit_pref.check import counts, statistics
 from lit_pref.check.report import Finding, Severity, percent
 from lit_pref.check.statistics import Pairs
 from lit_pref.check.strength_findings import margins, orientation, shortcuts
+from lit_pref.check.text_findings import lost, prompt_texts, unread
 from lit_pref.data.prepared.normalisation import Normaliser
-from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -21,10 +22,11 @@ SIDES = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class BadRowLimits:
-    """The configured `data.bad_rows` and `data.max_refused`; `check` itself reads with the most lenient values."""
+    """The configured limits of `data.bad_rows`, `max_refused` and `lost_text`; `check` reads with the most lenient."""
 
     strict: bool
     max_refused: float
+    refuses_lost: bool = True
 
 
 # Sources
@@ -54,6 +56,7 @@ def source_findings(splits: dict[str, PairView], limits: BadRowLimits, template:
                 found.append(source_format(split, part.source, report))
             found.append(records(split, part.source, report, limits, reports[part.pairs.folder]))
             found.append(source(split, part))
+            found += unread(split, part.source, report) + lost(split, part.source, report, limits.refuses_lost)
             found += normalised(split, part)
             found += prompt_texts(split, part.source, report, template)
             found += orientation(split, part.source, report, part.pairs)
@@ -123,7 +126,7 @@ def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in shown) + (f", {more} other reasons" if more else "")
 
 
-def source(split: str, part: Part) -> Finding:
+def source(split: str, part: SourcePairs) -> Finding:
     """The counts and shares of one source; a row in the page's table of sources."""
     view = PairView([part])
     of = statistics.margins(view.column("margin").astype(float), view.column("clipped")) if len(view) else None
@@ -137,7 +140,7 @@ def source(split: str, part: Part) -> Finding:
     return Finding("source", "ok", words, split, part.source, numbers)
 
 
-def normalised(split: str, part: Part) -> list[Finding]:
+def normalised(split: str, part: SourcePairs) -> list[Finding]:
     """The normalisation of a source's margins, if there is one."""
     scale = part.normaliser
     if scale == Normaliser():
@@ -148,38 +151,17 @@ def normalised(split: str, part: Part) -> list[Finding]:
     return [Finding("normalised", "ok", words, split, part.source, {"scale": scale.scale})]
 
 
-def prompt_texts(split: str, source: str, report: PreparationReport, template: bool) -> list[Finding]:
-    """Check that prompts and the chat template fit together."""
-    found = []
-    if report.unasked:
-        words = (
-            f"{split} {source}: in {report.unasked} of {report.pairs} pairs the assistant's turn does not start with "
-            "the chat template's generation prompt, so the header of the turn would be trained on; fix the template"
-        )
-        found.append(Finding("template", "stop", words, split, source, {"unasked": report.unasked}))
-    if report.plain and template:
-        words = (
-            f"{split} {source}: {report.plain} prompts are plain text and do not pass through the tokenizer's chat "
-            "template; data.mapping {format: messages} turns them into messages"
-        )
-        found.append(Finding("plain", "warning", words, split, source, {"plain": report.plain}))
-    if report.joined:
-        words = f"{split} {source}: {report.joined} pairs have no space between prompt and response; none is added"
-        found.append(Finding("joined", "note", words, split, source, {"joined": report.joined}))
-    return found
-
-
 # Splits
 
 
-def split_findings(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> list[Finding]:
+def split_findings(split: str, pairs: Pairs, bos: int | None, ends: dict[int, str]) -> list[Finding]:
     """Report prompts, repeats, lengths, tokens, margins and shortcuts of one split, or that it is empty.
 
     Args:
         split: "train" or "val".
         pairs: its pairs.
         bos: id of the bos token; None if the tokenizer has none.
-        ends: ids of eos and end-of-turn tokens.
+        ends: names of eos and end-of-turn tokens by their ids.
     """
     if not len(pairs):
         if split == "val":
@@ -266,7 +248,7 @@ def truncation(split: str, pairs: Pairs) -> Finding:
     return Finding("truncation", severity, words, split, numbers={**cut, "chosen_minus_rejected": gap})
 
 
-def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding:
+def tokens(split: str, pairs: Pairs, bos: int | None, ends: dict[int, str]) -> Finding:
     """Check bos and eos tokens, and count tokens across the prompt end and names of special tokens in texts."""
     of = counts.tokens(pairs, bos, ends)
     merged, special = statistics.share(pairs.column("merged")), int((pairs.column("special_texts") > 0).sum())
@@ -275,15 +257,22 @@ def tokens(split: str, pairs: Pairs, bos: int | None, ends: set[int]) -> Finding
     if of.begins_once is not None:
         begun = f"{percent(of.begins_once)} start with the bos token"
         begun += (
-            f", with {of.further_begins} more bos tokens elsewhere" if of.further_begins else " and have no second one"
+            f", with {of.further_begins} more bos tokens right after it or at the start of a response"
+            if of.further_begins
+            else " and have no second one"
         )
     # Preparation adds both tokens, so if they are missing, tokenizer and chat template contradict each other.
     wrong = of.begins_once is not None and (of.begins_once < 1 or of.further_begins > 0)
     wrong = wrong or (of.ended != 1 and not math.isnan(of.ended))
     words = [f"{split}: of {of.pairs} pairs examined, {begun}"]
-    words += [] if math.isnan(of.ended) else [f"{percent(of.ended)} of the complete responses end with an eos token"]
+    if not math.isnan(of.ended):
+        names = ", ".join(
+            f"{ends[end]}" + (f" ({percent(share)})" if share < 1 else "") for end, share in of.ends.items()
+        )
+        words.append(f"{percent(of.ended)} of the complete responses end with an end token: {names or 'none'}")
     words.append(f"a token spans the prompt end in {percent(merged)} of all pairs")
     words += [f"{special} pairs contain the name of a special token in a text"] if special else []
     words += ["check bos, eos and the chat template of the tokenizer"] if wrong else []
-    numbers = {**vars(of), "merged": merged, "special_texts": special}
+    shares = {ends[end]: share for end, share in of.ends.items()}
+    numbers = {**vars(of), "ends": shares, "merged": merged, "special_texts": special}
     return Finding("tokens", "stop" if wrong else severity, "; ".join(words), split, numbers=numbers)

@@ -15,7 +15,7 @@ PROMPT_HEAD, PROMPT_TAIL, RESPONSE_HEAD, RESPONSE_TAIL = 8, 24, 48, 8
 
 
 @dataclass(frozen=True)
-class RenderedPair:
+class PairPieces:
     """A pair whose `chosen` and `rejected` are pieces of text, each with its kind.
 
     The piece of kind `boundary` is the first trained token, `end` is the last one if it is an eos or end-of-turn token,
@@ -29,7 +29,7 @@ class RenderedPair:
     rejected: Sequence[tuple[Kind, str]]
 
 
-def render(pair: PreferencePair, tokenizer: Any, ends: set[int]) -> RenderedPair:
+def render(pair: PreferencePair, tokenizer: Any, ends: set[int]) -> PairPieces:
     """Split both sides of a pair into pieces.
 
     Args:
@@ -38,7 +38,7 @@ def render(pair: PreferencePair, tokenizer: Any, ends: set[int]) -> RenderedPair
         ends: ids of eos and end-of-turn tokens.
     """
     sides = [_side(pair.prompt, ids, tokenizer, ends) if ids else [] for ids in (pair.chosen, pair.rejected)]
-    return RenderedPair(pair.id, pair.place, pair.margin, *sides)
+    return PairPieces(pair.id, pair.place, pair.margin, *sides)
 
 
 def examples(pairs: Pairs, number: int = 3) -> list[PreferencePair]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.check.rendering import RenderedPair
+from lit_pref.check.rendering import PairPieces
 
 Severity = Literal["stop", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "warning", "note", "ok")
@@ -65,7 +65,7 @@ class Report:
 
     title: str
     findings: list[Finding] = field(default_factory=list)
-    rendered: list[RenderedPair] = field(default_factory=list)
+    rendered: list[PairPieces] = field(default_factory=list)
     arrays: dict[str, Arrays] = field(default_factory=dict)
 
     @property

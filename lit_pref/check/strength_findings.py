@@ -72,7 +72,7 @@ def _common_bound(pairs: Pairs) -> float | None:
 
 
 def margins(split: str, pairs: Pairs) -> list[Finding]:
-    """Report whether the pairs have margins, their distribution, and whether many lie at a clip."""
+    """Report whether the pairs have margins, their distribution, and whether many of them were clipped."""
     values, probability = pairs.column("margin").astype(float), pairs.column("probability").astype(float)
     of = statistics.margins(values, pairs.column("clipped"))
     if of is None:
@@ -113,7 +113,7 @@ def _three_quarters(of: Margins) -> float | None:
 
 
 def _clip(split: str, of: Margins) -> Finding:
-    """The share of margins at a clip, whether the mapping or the author of the data clipped them."""
+    """The share of margins that the mapping, or the author of the data, has clipped to a bound."""
     clipped = of.clipped / of.pairs
     largest = of.spread["max"]
     bound = max(of.pile if of.is_clip else 0.0, clipped)
@@ -155,7 +155,7 @@ def shortcuts(split: str, pairs: Pairs) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Strength:
-    """The use that an objective makes of margins.
+    """How an objective uses margins.
 
     Args:
         gamma: the gamma of its target.

@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from lit_pref.check.rendering import Kind, RenderedPair
+from lit_pref.check.rendering import Kind, PairPieces
 from lit_pref.check.report import SEVERITIES, Finding, Report, Severity
 
 STYLES: dict[Severity, str] = {"stop": "bold white on red", "warning": "bold yellow", "note": "cyan", "ok": "green"}
@@ -59,7 +59,7 @@ def _legend(console: Console) -> str:
     return "the coloured text" if console.is_terminal else "the text in « »; ¦ marks the end of its first token"
 
 
-def _pair(console: Console, pair: RenderedPair) -> None:
+def _pair(console: Console, pair: PairPieces) -> None:
     margin = "no margin" if pair.margin is None else f"margin {pair.margin:.4g}"
     console.print(Text(f"{pair.place or pair.id}, {margin}"), style="bold", highlight=False)
     for side in ("chosen", "rejected"):

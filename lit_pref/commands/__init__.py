@@ -1,1 +1,1 @@
-"""Commands in addition to Lightning's four: check, score, select, export."""
+"""The table of commands, and a typed function for each of them."""

@@ -6,7 +6,9 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.hints import did_you_mean
 
 
-def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8) -> None:
+def write_folder(
+    ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8, trust_remote_code: bool = False
+) -> None:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
     The folder appears only once it is complete and the comparison has passed. Its weights equal those of the checkpoint
@@ -17,6 +19,7 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
         out: the folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: merge a LoRA adapter into the weights; false writes the adapter alone.
         pairs: the number of pairs whose scores are compared.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         UserError: the checkpoint does not exist.
@@ -28,12 +31,13 @@ def write_folder(ckpt_path: Path, out: Path, merge: bool = True, pairs: int = 8)
             "--ckpt_path runs/NAME/checkpoints/step=00000500.ckpt"
         )
     if not ckpt_path.exists():
-        siblings = [path.name for path in ckpt_path.parent.iterdir()] if ckpt_path.parent.is_dir() else []
+        siblings = [path.name for path in ckpt_path.parent.glob("*.ckpt")]
         hint = did_you_mean(ckpt_path.name, siblings) or "; the checkpoints of a run are in RUN_DIR/checkpoints"
         raise UserError(f"checkpoint {ckpt_path} does not exist{hint}")
     from lit_pref.run.export import export
 
-    done = export(ckpt_path, out, merge, pairs)
+    done = export(ckpt_path, out, merge, pairs, trust_remote_code)
     print(f"wrote {done.folder}")
-    print(f"loaded from there, the scores of {done.pairs} pairs differ by at most {done.largest_difference:.2e} nats")
+    print(done.judgement)
+    print(f"responses end at {', '.join(done.stops)}")
     print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

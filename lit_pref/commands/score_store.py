@@ -1,4 +1,4 @@
-"""Listing and pruning the store of reference scores."""
+"""Lists and prunes the store of reference scores."""
 
 import shutil
 import time

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_pref.commands.run_options import RunOptions
 from lit_pref.errors import UsageError, UserError
+from lit_pref.pairs import TEMPLATE_ARGUMENTS
 
 if TYPE_CHECKING:
     from lit_pref.data.checking.text_pair import CheckedPair
@@ -135,7 +136,7 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
         for id in part.pairs.column("id")[part.indices]:
             places[part.source, id] = len(places)
     ids, groups = chosen.ids, chosen.column("group")
-    # Not read from the records: if only some of the sources have a strength, it is dropped for all pairs.
+    # The strength is not read from the records: if only some of the sources have one, it is dropped for all pairs.
     strengths = {"margin": chosen.own_margins, "probability": chosen.column("probability")}
     for source, read in data.read_train():
         place = places.pop((source, read.id), None)
@@ -154,7 +155,14 @@ def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, d
 
 def _texts(read: "CheckedPair") -> dict[str, Any]:
     text = read.text
-    texts = {name: getattr(text, name) for name in ("prompt", "chosen", "rejected", "extra_response")}
+    texts: dict[str, Any] = {name: getattr(text, name) for name in ("prompt", "chosen", "rejected", "extra_response")}
+    for side, further in text.further.items():
+        texts[side] = [{"role": "assistant", "content": texts[side], **further}]
+    if not isinstance(text.prompt, str) and (arguments := text.prompt[0].get(TEMPLATE_ARGUMENTS)):
+        first = {key: part for key, part in text.prompt[0].items() if key != TEMPLATE_ARGUMENTS}
+        texts["prompt"] = [first, *text.prompt[1:]]
+        texts["tools"] = arguments.get("tools")
+        texts["chat_template_kwargs"] = {key: part for key, part in arguments.items() if key != "tools"} or None
     return {name: value for name, value in texts.items() if value is not None}
 
 

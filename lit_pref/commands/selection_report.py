@@ -29,7 +29,7 @@ KEPT, LEFT = "#0072b2", "#d0d0d0"
 
 
 @dataclass
-class Report:
+class SelectionReport:
     """The report on a selection.
 
     Args:
@@ -47,7 +47,7 @@ class Report:
     figure: bytes
 
 
-def report_of(selection: Selection, pool: Pool, choice: Choice, pairs: PairView) -> Report:
+def report_of(selection: Selection, pool: Pool, choice: Choice, pairs: PairView) -> SelectionReport:
     """Build the report on the pairs that a selection kept.
 
     Args:
@@ -89,7 +89,9 @@ def report_of(selection: Selection, pool: Pool, choice: Choice, pairs: PairView)
         cells = [[name, f"{row['all']:,}", f"{row['kept']:,}", f"{row['share']:.3f}"] for name, row in counts.items()]
         tables.append((f"By {title}", [title, "all", "kept", "share kept"], cells))
     notes = selection.notes(pool)
-    return Report(summary(pool, choice, selection), notes, numbers, tables, _figure(selection, pool, choice, pairs))
+    return SelectionReport(
+        summary(pool, choice, selection), notes, numbers, tables, _figure(selection, pool, choice, pairs)
+    )
 
 
 def _kinds(pool: Pool, pairs: PairView, kept: Any) -> dict[str, dict[str, float | None]]:
@@ -102,7 +104,7 @@ def _kinds(pool: Pool, pairs: PairView, kept: Any) -> dict[str, dict[str, float 
     values |= {"rejected was cut (share)": pairs.column("rejected_cut")}
     if pool.policy is not None:
         means = pool.policy.means
-        values |= {"policy, chosen (nats a token)": means[:, 0], "policy, rejected (nats a token)": means[:, 1]}
+        values |= {"policy, chosen (nats per token)": means[:, 0], "policy, rejected (nats per token)": means[:, 1]}
         values["policy finds chosen more likely (share, mean)"] = means[:, 0] > means[:, 1]
         values["policy finds chosen more likely (share, sum)"] = pool.policy.sums[:, 0] > pool.policy.sums[:, 1]
     values |= {f"column {name}": pairs.column(name) for name in pairs.columns if name not in values}
@@ -131,7 +133,7 @@ def _counts(values: Any, kept: Any) -> dict[str, dict[str, float]]:
 
 
 def _overlaps(selection: Selection, pool: Pool, choice: Choice) -> dict[str, dict[str, float]]:
-    """Compare with every other criterion that can be computed from the pool, each selecting as many pairs."""
+    """Compare with all other criteria that can be computed from the pool, each selecting the same number of pairs."""
     amount: dict[str, Any] = {"count": len(choice.indices)}
     if selection.per_prompt:
         amount = {"keep": selection.keep, "count": selection.count, "per_prompt": True}
@@ -205,7 +207,7 @@ def _histogram(axes: Any, values: Any, kept: Any, label: str) -> None:
     axes.set(xlabel=label, ylabel="pairs")
 
 
-def plain(report: Report) -> str:
+def plain(report: SelectionReport) -> str:
     """Format the tables for a terminal or a log file."""
     parts = []
     for title, columns, rows in report.tables:
@@ -218,7 +220,7 @@ def plain(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def page(report: Report) -> str:
+def page(report: SelectionReport) -> str:
     """Render the report as one self-contained HTML page."""
     body = [f"<h1>Selected pairs</h1><p>{html.escape(report.summary)}</p>"]
     body += [f"<p class=note>{html.escape(note)}</p>" for note in report.notes]

@@ -1,4 +1,4 @@
-"""The table of commands, which dispatch, help, error messages and the documentation read."""
+"""The table of commands, from which dispatch, help, error messages and documentation are made."""
 
 import importlib
 from collections.abc import Callable

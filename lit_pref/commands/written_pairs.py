@@ -37,6 +37,7 @@ def write_pairs(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], ids: Seq
             starts[place] = spool.tell()
             if path.suffix == ".parquet":
                 refuse_mixed({type(row["prompt"]), type(fields.get("prompt", row["prompt"]))})
+                _refuse_further_keys(row)
             fields |= {name: value for name, value in row.items() if name not in fields}
             spool.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
@@ -69,6 +70,19 @@ def refuse_mixed(prompts: set[type]) -> None:
         raise UserError(
             "some prompts are texts and others lists of messages, but a column of a Parquet file has one type; write a "
             ".jsonl file instead (--out)"
+        )
+
+
+def _refuse_further_keys(row: dict[str, Any]) -> None:
+    """Refuse a row whose messages have more than role and content, which a Parquet column of messages cannot hold."""
+    messages = row["prompt"] if isinstance(row["prompt"], list) else []
+    further = {key for message in messages for key in message} - {"role", "content"}
+    columns = {name for name, value in row.items() if isinstance(value, dict)} | {"tools"} & row.keys()
+    sides = {name for name in ("chosen", "rejected", "extra_response") if isinstance(row.get(name), list)}
+    if beyond := sorted(further | columns | sides):
+        raise UserError(
+            f"messages with more than role and content ({', '.join(beyond)}) do not fit the columns of a Parquet file; "
+            "write a .jsonl file instead (--out)"
         )
 
 

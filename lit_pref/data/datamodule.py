@@ -45,7 +45,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         selection: chooses the training pairs; null takes all.
         val_fraction: the share of prompts held out of `train` if `val` is null; 0 trains without validation.
         split_seed: seed of the split by prompt.
-        seed: seed of the order.
+        seed: seed of the order; null is `seed_everything` in a run, else 0.
         global_batch: pairs per optimizer step, over all devices.
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
         max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of similar lengths are
@@ -65,6 +65,10 @@ class PreferenceDataModule(RunData, LightningDataModule):
             `keep` its value, `negate` (a difference, chosen minus rejected) or `complement` (a probability p that
             chosen is better: 1 - p). Without a rule, names that begin with `p_` complement, and columns named for one
             side (`reward_chosen`) take the other's value; any other column is refused in such a row.
+        lost_text: refuse or accept pairs of which the chat template leaves out or rewrites a text, such as a system
+            message.
+        ignore_columns: columns and keys of messages that are left out although their name or content says that they
+            may belong to the prompt or the response; others like them stop the run.
         group_column: the column by which metrics are split.
         ties: keep or drop pairs of equal strength.
         bad_rows: strict stops at the first faulty row; lenient counts them and leaves them out.
@@ -86,7 +90,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         selection: Selection | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         global_batch: int = 32,
         micro_batch: int | None = None,
         max_tokens: int | None = None,
@@ -97,6 +101,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         columns: list[str] | None = None,
         token_columns: list[str] | None = None,
         on_swap: dict[str, OnSwap] | None = None,
+        lost_text: Literal["refuse", "accept"] = "refuse",
+        ignore_columns: list[str] | None = None,
         group_column: str | None = None,
         ties: Literal["keep", "drop"] = "keep",
         bad_rows: Literal["strict", "lenient"] = "strict",
@@ -109,6 +115,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
             columns=tuple(columns or ()),
             on_swap=dict(on_swap or {}),
             token_columns=tuple(token_columns or ()),
+            lost_text=lost_text,
+            ignore_columns=tuple(ignore_columns or ()),
             group_column=group_column,
             ties=ties,
             bad_rows=bad_rows,
@@ -117,7 +125,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             split_seed=split_seed,
         )
         super().__init__(train, val, preparation, max_length, max_prompt_length, special_text)
-        self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed, workers
+        self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed or 0, workers
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.max_tokens, self.val_batch = max_tokens, val_batch
         self._check_batch_options()
@@ -254,7 +262,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):
-            return []  # Lightning then trains without validation
+            return []  # makes Lightning train without validation
         rank, world = self.rank_and_world()
         batch = self.val_batch or self.micro_batch_of(self.val_pairs, world)
         micro_batches = evaluation_batches(len(self.val_pairs), rank, world, batch)

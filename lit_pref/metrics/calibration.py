@@ -41,11 +41,21 @@ class ReliabilityBins:
     presented: Tensor  # (bins,) mean q
     observed: Tensor  # (bins,) mean label
     entries: float  # presentations per bin, 2 pairs / bins
+    variance: Tensor  # (bins,) mean q (1 - q), of a label that is 0 or 1; 0 for ties, whose two orders cancel
 
     @property
     def error(self) -> float:
         """The expected calibration error: mean over bins of |observed - presented|."""
         return (self.observed - self.presented).abs().mean().item()
+
+    @property
+    def error_if_calibrated(self) -> float:
+        """The error to expect of a perfectly calibrated model on so many pairs, with labels that are 0 or 1.
+
+        The mean label of a bin with E entries then deviates from the mean q with the variance v / E, and so by
+        sqrt(2 v / (pi E)) on average, if it is normal.
+        """
+        return (2 / math.pi * self.variance / self.entries).sqrt().mean().item()
 
 
 def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -> ReliabilityBins:
@@ -85,7 +95,9 @@ def reliability_bins(z: Tensor, label: Tensor | None = None, bins: int = BINS) -
         up_to = torch.cat([start, sums.cumsum(0)])[cut_block] + share * sums[cut_block]
         return up_to.diff() * bins / len(block)
 
-    return ReliabilityBins(mean_of(count * values.sigmoid()), mean_of(labels), len(block) / bins)
+    q = values.sigmoid()
+    spread = mean_of(count * q * (1 - q) * (values != 0)).clamp(min=0)
+    return ReliabilityBins(mean_of(count * q), mean_of(labels), len(block) / bins, spread)
 
 
 def brier_score(z: Tensor, label: Tensor | None = None) -> float:
@@ -104,7 +116,7 @@ def log_loss(z: Tensor, label: Tensor | None = None) -> float:
 
 
 @dataclass(frozen=True)
-class Temperature:
+class FittedTemperature:
     """The temperature that calibrates best; above 1 the model is overconfident, below 1 underconfident.
 
     `boundary` is empty, or says why there is no optimum inside (0, infinity): `separable` (value 0: every sign is
@@ -115,7 +127,7 @@ class Temperature:
     boundary: str = ""
 
 
-def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
+def fit_temperature(z: Tensor, label: Tensor | None = None) -> FittedTemperature:
     """Return the T > 0 that minimises the log-loss of sigma(z / T).
 
     The log-loss is convex in s = 1/T, with the derivative sum_i z_i ((1 - p_i) sigma(s z_i) - p_i sigma(-s z_i)),
@@ -134,7 +146,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     z, label = _checked(z, label)
     label, z = label[z != 0], z[z != 0]  # ties do not contribute to the derivative
     if not len(z):
-        return Temperature(math.nan, "all tied")
+        return FittedTemperature(math.nan, "all tied")
     scale = z.abs().max().item()
     z = z / scale  # scaled, so that the bracket neither overflows nor vanishes, however small or large z is
 
@@ -142,9 +154,9 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
         return (z * ((1 - label) * (s * z).sigmoid() - label * (-s * z).sigmoid())).sum().item()
 
     if derivative(0.0) >= 0:
-        return Temperature(math.inf, "no better than chance")
+        return FittedTemperature(math.inf, "no better than chance")
     if derivative(math.inf) <= 0:
-        return Temperature(0.0, "separable")
+        return FittedTemperature(0.0, "separable")
     high = 1 / z.abs().mean().item()
     while derivative(high) <= 0:
         high *= 2
@@ -153,7 +165,7 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> Temperature:
     low = high / 2
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if derivative(middle) > 0 else (middle, high)
-    return Temperature(scale / middle)
+    return FittedTemperature(scale / middle)
 
 
 def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, prefix: str = "val") -> dict[str, float]:
@@ -163,7 +175,7 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
     `prefix/calibration@NAME/...`, against each column in `against` that the records have.
 
     Pairs without a z or without the probability are left out; if any z is not finite, every number is NaN. Records
-    without pairs give no numbers. For the temperatures 0, infinity and NaN see `Temperature`.
+    without pairs give no numbers. For the temperatures 0, infinity and NaN see `FittedTemperature`.
 
     Args:
         records: merged records.
@@ -207,7 +219,9 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     top.plot(
         presented, observed, color="C0", marker="o", markersize=4, linewidth=1.2, label=f"{bins} bins of equal count"
     )
+    expected = ""
     if label is None or ((label == 0) | (label == 1)).all():
+        expected = f" ({reliability.error_if_calibrated:.3f} if calibrated)"
         lower, upper = _wilson(reliability.observed, reliability.entries)
         top.vlines(
             presented, lower.numpy(), upper.numpy(), color="C0", alpha=0.45, linewidth=2.5, label="95 % interval"
@@ -217,7 +231,8 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     top.text(
         0.97,
         0.04,
-        f"ECE {reliability.error:.3f}\nBrier {brier_score(z, label):.3f}\nlog-loss {log_loss(z, label):.3f} nats\n"
+        f"ECE {reliability.error:.3f}{expected}\nBrier {brier_score(z, label):.3f}\n"
+        f"log-loss {log_loss(z, label):.3f} nats\n"
         f"temperature {temperature.value:.3g}{boundary}\n{z.numel()} pairs, both orders",
         ha="right",
         va="bottom",
@@ -241,7 +256,7 @@ def _wilson(share: Tensor, count: float) -> tuple[Tensor, Tensor]:
 
 
 def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both as float64 on the CPU, after checking them."""
+    """Return `z` and `label` as float64 on the CPU, after checking them."""
     label = torch.ones_like(z) if label is None else label
     if z.ndim != 1 or z.shape != label.shape or not len(z):
         raise ValueError(f"z {tuple(z.shape)} and label {tuple(label.shape)}: expected (n,) and (n,), n at least 1")

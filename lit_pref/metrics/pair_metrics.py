@@ -96,7 +96,7 @@ def measures(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def per_pair(records: Records) -> dict[str, Tensor]:
-    """Return the same from records: metric name -> (pairs that have it,) in float64."""
+    """Return each metric from records: metric name -> (pairs that have it,) in float64."""
     metrics = {name: (measure.inputs, measure.function) for name, measure in MEASURES.items()}
     metrics.update((name, ((name,), _itself)) for name in _logged(records))
     result = {}
@@ -181,6 +181,17 @@ def margin_quantiles(records: Records, bins: int) -> list[float]:
     levels = torch.arange(1, bins, dtype=torch.float64) / bins
     edges = torch.quantile(torch.tensor(margins, dtype=torch.float64), levels).tolist()
     return sorted(set(edges))
+
+
+def prompt_intervals(records: Records, values: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap interval over prompts of the mean of each value; left out where pairs have none.
+
+    Args:
+        records: merged records.
+        values: name -> (pairs,) one value of every pair of the records.
+    """
+    prompts = records.get("prompt") or records["id"]
+    return {name: bootstrap_interval(v, prompts, seed=0) for name, v in values.items() if len(v) == len(prompts) > 0}
 
 
 def bootstrap_interval(

@@ -68,7 +68,7 @@ class Encoding:
         return EncodableText(encodable.text + text, special)
 
     def encode(self, texts: Sequence[EncodableText], spans: bool = False) -> list[Encoded]:
-        """Encode texts without a leading bos token, whether the tokenizer or the template would write one.
+        """Encode texts without a leading bos token, even if the tokenizer or the template would add one.
 
         Args:
             texts: encoded in one call, which is much faster than one by one.
@@ -193,8 +193,8 @@ class Encoding:
         return set(self.tokenizer.convert_tokens_to_ids(self.names.names))
 
 
-def common_prefix_length(lists: Sequence[list[int]]) -> int:
-    """Return the length of the longest common prefix of lists of ids.
+def common_prefix_length(lists: Sequence[Sequence[Any]]) -> int:
+    """Return the length of the longest common prefix of lists of ids, or of texts.
 
     Applied to a prompt, and to the prompt with each of its responses, it is the prompt end: no token that depends on a
     response counts as prompt.

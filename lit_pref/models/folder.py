@@ -31,9 +31,15 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model and use the result"
+                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model "
+                "(PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained), and give that"
             )
         raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that contains it")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"'{name}' contains both a model and a LoRA adapter, of which transformers would train neither: merge the "
+            "adapter into the model, or move adapter_config.json and adapter_model.safetensors away"
+        )
     if not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise UserError(

@@ -1,12 +1,14 @@
 """Generation of responses, sampled or greedy."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from lit_pref.pairs import PreferencePair
 from lit_pref.scoring.scorer import evaluating
 
 
@@ -43,7 +45,7 @@ def generate(
     sampling = _sampling(temperature)
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
     device = next(model.parameters()).device
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    owner = _owner(model)
     saved_config = owner.generation_config
     # For settings that `config` does not name, generate() uses the model's own, including penalties.
     owner.generation_config = GenerationConfig()
@@ -59,6 +61,38 @@ def generate(
     finally:
         owner.generation_config = saved_config
     return responses
+
+
+def stops(model: Any) -> list[int]:
+    """Return the ids at which the model's generation settings stop."""
+    named = getattr(getattr(_owner(model), "generation_config", None), "eos_token_id", None)
+    return list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
+
+
+def also_stop_at(model: Any, ends: Iterable[int]) -> Any:
+    """Add ids to those at which the model's generation settings stop, and return the model."""
+    every = list(dict.fromkeys([*stops(model), *ends]))
+    if every and getattr(_owner(model), "generation_config", None) is not None:
+        _owner(model).generation_config.eos_token_id = every if len(every) > 1 else every[0]
+    return model
+
+
+def end_tokens(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, most: int = 1000) -> list[int]:
+    """Return the added tokens that complete responses of up to `most` pairs end with, the most frequent first.
+
+    They are what training makes a model end its turns with: eos, or the chat template's end of a turn.
+    """
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    found = Counter[int]()
+    for k in range(0, len(pairs), max(1, len(pairs) // most)):
+        pair = pairs[k]
+        sides = (pair.chosen, pair.text.chosen_complete), (pair.rejected, pair.text.rejected_complete)
+        found.update(ids[-1] for ids, complete in sides if ids and complete and ids[-1] in added)
+    return [number for number, _ in found.most_common()]
+
+
+def _owner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _sampling(temperature: float | None) -> dict[str, Any]:
@@ -79,14 +113,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids at which generation stops: eos, then those in the model's generation settings (end of turn).
 
-    Only special tokens count: a model built from a bare config has its class's default id, which may be the id of a
-    word in this tokenizer.
+    Only added tokens count: a model built from a bare config has its class's default id, which may be a word here.
     """
-    named = model.generation_config.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = tokenizer.added_tokens_decoder
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ends += [number for number in named if number in special and number not in ends]
+    ends += [number for number in stops(model) if number in added and number not in ends]
     if not ends:
         raise ValueError("neither the tokenizer nor the model has an end token")
     return ends

@@ -1,6 +1,8 @@
 """Builds models with transformers, from files or from a seed, without its progress bars and side effects."""
 
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,20 +55,79 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         form: further arguments for `from_pretrained`.
 
     Raises:
-        UserError: it is not a causal LM that transformers can load, or a weight is missing.
+        UserError: it is not a causal LM that transformers can load, a weight is missing, or something in the folder
+            would be left out: the head of another task, or the quantization that its configuration asks for.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **form
         )
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
-        # Without this check, transformers would fill them with random numbers.
+        # Without this check, transformers would fill missing weights with random numbers.
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
+    refuse_lost_heads(name, info["unexpected_keys"])
+    refuse_lost_quantization(f"'{name}'", config, model)
     return model
+
+
+_OTHER_TASKS = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice|RewardModel\w*)$|RewardModel$")
+_OTHER_HEADS = re.compile(r"(^|\.)(score|classifier|classification_head|qa_outputs|v_head|value_head|reward_head)\.")
+
+
+def refuse_other_task(name: str, config: PretrainedConfig) -> None:
+    """Refuse a model whose configuration names a class for another task, such as a reward model.
+
+    Raises:
+        UserError: it does; transformers would load it without its head.
+    """
+    for architecture in config.architectures or []:
+        if _OTHER_TASKS.search(architecture):
+            raise UserError(
+                f"'{name}' is a {architecture}, not a causal language model: its head would be lost; give the language "
+                "model that it was made from"
+            )
+
+
+def refuse_lost_heads(name: str, unexpected: Iterable[str]) -> None:
+    """Refuse weights of a head that a causal LM has no place for; warn of other weights that are left out.
+
+    Raises:
+        UserError: there is such a head.
+    """
+    lost = sorted(unexpected)
+    if heads := [key for key in lost if _OTHER_HEADS.search(key)]:
+        raise UserError(
+            f"the weights of '{name}' hold {heads[0]}, the head of a classifier or reward model, which a causal "
+            "language model would lose; give the language model that it was made from"
+        )
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        warnings.warn(
+            f"weights of '{name}' that its causal language model has no place for are left out: "
+            f"{', '.join(lost[:3])}{more}",
+            stacklevel=2,
+        )
+
+
+def refuse_lost_quantization(name: str, config: PretrainedConfig, model: Any) -> None:
+    """Refuse a quantization that the configuration asks for and the model does not have.
+
+    Raises:
+        UserError: transformers skipped it, or dequantized the weights.
+    """
+    asked = getattr(config, "quantization_config", None)
+    if asked is None or getattr(model, "is_quantized", False):
+        return
+    method = asked.get("quant_method") if isinstance(asked, dict) else getattr(asked, "quant_method", None)
+    method = getattr(method, "value", method)
+    raise UserError(
+        f"the configuration of {name} asks for quantization ({method}), which was not applied: the weights are plain, "
+        "or this machine cannot read quantized ones; remove `quantization_config` from it, or give a model without one"
+    )
 
 
 def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
@@ -75,6 +136,7 @@ def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, A
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **form)
     except (ValueError, ImportError) as error:
         raise UserError(f"policy.config is not that of a causal language model: {first_line(error)}") from error
+    refuse_lost_quantization("the model", config, model)
     model.config.dtype = dtype
     return model.to(dtype)
 

@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_pref.models.experts import has_experts
 from lit_pref.models.loading import building, first_line
 from lit_pref.models.spec import ModelSpec
 from lit_pref.scoring.layout import padded, prefix_shared
@@ -44,7 +45,6 @@ def prefix_sharing_obstacle(policy: ModelSpec) -> str | None:
 
 # First check: the configuration
 
-_ROUTERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _STATES = ("state_size", "ssm_cfg", "mamba_d_state", "linear_num_key_heads", "conv_kernel", "attention_window_size")
 _CAPPED = ("attn_logit_softcapping", "attn_logit_softcap", "attention_logit_cap")
 
@@ -68,7 +68,7 @@ def _config_reason(config: Any) -> str | None:
         return "its attention has a soft-cap on the logits"
     if has(*_STATES):
         return "it carries a recurrent state along the row"
-    if has(*_ROUTERS):
+    if has_experts(config):
         return "it routes tokens to experts, and its router loss depends on their number"
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -28,8 +29,10 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     """
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
-        # Merge a copy, because merging changes the base weights of a model that the caller still uses.
-        whole = copy.deepcopy(model).merge_and_unload()
+        # A copy, because merging changes the base weights of a model that the caller still uses.
+        whole = copy.deepcopy(model)
+        _untie(whole.get_base_model())
+        whole = whole.merge_and_unload()
     with without_bars():
         whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -37,12 +40,26 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     return whole
 
 
+def _untie(model: Any) -> None:
+    """Give the head weights of its own if an adapter on it or on the embeddings would be merged into both."""
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    plain: list[Any] = [part.get_base_layer() if isinstance(part, BaseTunerLayer) else part for part in parts]
+    if plain[1] is None or plain[0].weight is not plain[1].weight or plain == list(parts):
+        return
+    plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
 def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     """Open the model in a folder that `save_folder` wrote, as a user would."""
-    AutoTokenizer.from_pretrained(folder)
+    trusted = policy.trust_remote_code
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     if (folder / "config.json").exists():
         with without_bars():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True)
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted
+            )
     plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
@@ -61,7 +78,7 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
             f"it ({first_line(error)}); restore the model"
         ) from error
     form = {} if policy.attention is None else {"attn_implementation": policy.attention}
-    with building(policy.seed):
+    with building(policy.seed or 0):
         return draw_weights(config, DTYPES[policy.dtype], form)
 
 

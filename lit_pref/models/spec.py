@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lit_pref.cache import file_digest
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.folder import model_folder, tokenizer_folder
-from lit_pref.models.loading import building, compile_blocks, draw_weights, first_line, load_weights, set_dropout
+from lit_pref.models.loading import (
+    building,
+    compile_blocks,
+    draw_weights,
+    first_line,
+    load_weights,
+    refuse_other_task,
+    set_dropout,
+)
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
 __all__ = ["Corpus", "Lora", "ModelSpec"]
@@ -59,7 +67,8 @@ class ModelSpec:
         lora: train adapters instead of the weights.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model.
-        seed: seed of random weights and adapters; the global random state is neither read nor changed.
+        seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state
+            is neither read nor changed.
 
     Raises:
         UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
@@ -80,7 +89,7 @@ class ModelSpec:
     lora: Lora | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -92,6 +101,7 @@ class ModelSpec:
             raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
+        self.seed = self.seed or 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
@@ -142,7 +152,7 @@ class ModelSpec:
                 "give the tokenizer that the model was trained with"
             )
         form: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
-        with building(self.seed):
+        with building(self.seed or 0):
             if self.path is not None:
                 folder = model_folder(self.path, self.revision)
                 form["trust_remote_code"] = self.trust_remote_code
@@ -177,7 +187,7 @@ class ModelSpec:
         """Return the sha256 of the initial weights: of safetensors and config.json, or of configuration and seed."""
         if self.path is not None:
             folder = model_folder(self.path, self.revision)
-            files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", *folder.glob("adapter_config.json")]
+            files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
             # Code that comes with the model affects its numbers as much as its weights do.
             files += sorted(folder.glob("*.py")) if self.trust_remote_code else []
             content: Any = {file.name: file_digest(file) for file in files}
@@ -206,6 +216,7 @@ class ModelSpec:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"the config.json of '{self.path}' cannot be used: {first_line(error)}") from error
+            refuse_other_task(self.path, config)
         else:
             try:
                 config = AutoConfig.for_model(**self._arguments())

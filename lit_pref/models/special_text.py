@@ -1,4 +1,4 @@
-"""Names of special tokens inside texts: finding them, and encoding them as plain characters."""
+"""Finds names of special tokens inside texts, and encodes them as plain characters."""
 
 import re
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
+from lit_pref.models.generation import also_stop_at, end_tokens
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import (
@@ -40,6 +41,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
 from lit_pref.modules.training_log import TrainingLog
 from lit_pref.objectives.base import Objective
@@ -53,7 +55,7 @@ Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
 
 
 class PairModule(LightningModule, ABC):
-    """Base of the modules that train a model on the scores of pairs.
+    """Base class of the modules that train a model on the scores of pairs.
 
     A subclass implements `scores`.
 
@@ -80,10 +82,8 @@ class PairModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         check_layout(layout)
-        self.spec = spec
-        self.objective = objective
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.spec, self.objective = spec, objective
+        self.optimizer, self.schedule = optimizer, schedule
         self.layout = layout
         self.batch_layout: Layout = "padded"  # set once the data are known
         self.layout_reason = ""
@@ -96,10 +96,9 @@ class PairModule(LightningModule, ABC):
         self.selected: str | None = None  # a line about the selection of training pairs, if there is one
         self.evaluation = Evaluation(margin_bins)
         self.checkpoint_step = 0  # of the evaluated weights
-        self.training_numbers: dict[str, float] = {}  # logged last, at `logged_step`
-        self.logged_step = 0
-        self._log = TrainingLog()
-        self._guard = NonfiniteGuard()
+        self.logged_step, self.training_numbers = 0, dict[str, float]()  # logged last, and at which step
+        self.resumption = Resumption()
+        self._log, self._guard = TrainingLog(), NonfiniteGuard()
         # Under LoRA, checkpoints contain the adapters only: the base weights come from the spec.
         self.strict_loading = spec.lora is None
 
@@ -116,7 +115,7 @@ class PairModule(LightningModule, ABC):
 
     @property
     def run_context(self) -> RunContext:
-        """The facts of the current run, for code that does not know Lightning."""
+        """The context of the current run, for code that does not use Lightning."""
         return run_context(self.trainer, self.batch_layout, self.seed, self.stop_at_step)
 
     @property
@@ -144,7 +143,9 @@ class PairModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if self.scorer is not None:
             return
-        scorer = Scorer(self.spec.build())
+        pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+        ends = end_tokens(pairs, self.spec.load_tokenizer())
+        scorer = Scorer(also_stop_at(self.spec.build(), ends))
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
             # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
             enable_prefix_sharing(scorer.model)
@@ -157,7 +158,7 @@ class PairModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         assert self.scorer is not None
         refuse_tensors_outside(self, self.scorer)
-        optimizer = self.optimizer([p for p in self.scorer.parameters() if p.requires_grad])
+        optimizer = self.resumption.configured(self.optimizer([p for p in self.scorer.parameters() if p.requires_grad]))
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.over(optimizer, self.total_steps)
@@ -195,8 +196,7 @@ class PairModule(LightningModule, ABC):
         self._log.throughput.start(self.trainer.global_step)
         # A run that was killed after its last step has no steps left when it is resumed.
         self._stop_after(self.trainer.global_step)
-        if any(callback.wait_count >= max(1, callback.patience) for callback in self.trainer.early_stopping_callbacks):
-            self.trainer.should_stop = True
+        self.resumption.apply(self)
 
     def _stop_after(self, step: int) -> None:
         limits = [limit for limit in (self.stop_at_step, self.trainer.max_steps) if limit is not None and limit > 0]
@@ -206,20 +206,17 @@ class PairModule(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._guard.check(self.trainer)
         self._log.learning_rate = optimizer.param_groups[0]["lr"]
-        if (self.trainer.global_step + 1) % self._log_every == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log.gradient_norm = gradient_norm(self)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
-        if self._log.is_due(self.trainer.global_step, self._log_every):
+        if self._log.is_due(self.trainer.global_step, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             self.log_training()
 
     def on_train_end(self) -> None:
+        self.checkpoint_step = self.trainer.global_step
         if self._log.is_due(self.trainer.global_step, every=1):
             self.log_training()
-
-    @property
-    def _log_every(self) -> int:
-        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def log_training(self) -> None:
         """Log the metrics since the last call."""
@@ -266,6 +263,7 @@ class PairModule(LightningModule, ABC):
             "config": self.plain_config,
             **model_info(self.spec, self.scorer.model),
             **objective_info(self.objective, self.fitted),
+            **self.resumption.info(self),
             "layout": self.batch_layout,
             "sample": self.data.sample(SAMPLE),
             "trainable": [name for name, parameter in self.named_parameters() if parameter.requires_grad],
@@ -295,6 +293,7 @@ class PairModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = read_info(checkpoint)
         self.check_checkpoint(saved)
+        self.resumption.check(self, saved, checkpoint["global_step"])
         check_trained_tensors(saved, checkpoint.get("state_dict"))
         self.fitted = saved["fitted"]  # the fitted values are part of the state
         self.checkpoint_step = checkpoint["global_step"]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from lit_pref.errors import UserError
+from lit_pref.models.generation import stops
 from lit_pref.models.spec import DTYPES, Lora, ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
@@ -54,6 +55,7 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
         "policy": spec.fingerprint(),
         "policy_text": spec.describe(),
         "lora": _settings(spec.lora),
+        "end_tokens": stops(model),
         "architecture": json.loads(model.config.to_json_string(use_diff=False)) if whole else None,
     }
 

@@ -73,7 +73,7 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
-    """`value` of every rank, in rank order, on every rank."""
+    """The values of all ranks, in rank order, on every rank."""
     if trainer.world_size == 1:
         return [value]
     gathered: list[Any] = [None] * trainer.world_size

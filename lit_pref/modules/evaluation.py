@@ -27,6 +27,7 @@ class Evaluation:
         self.margin_bins = margin_bins
         self.before: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        self.records: Records = {}  # of the last pass, merged
         self._records = PairRecords()
 
     def begin(self, columns: Sequence[str]) -> None:
@@ -68,7 +69,7 @@ class Evaluation:
             held_out = trainer.datamodule.val_pairs  # type: ignore[attr-defined]
             places = dict(zip(held_out.ids, held_out.column("place"), strict=True))
             refuse_nonfinite(trainer, [places[name] for name in bad])
-        self.last = self.measure(records, stage)
+        self.last, self.records = self.measure(records, stage), records
         if trainer.sanity_checking:
             self.before = self.last
         if stage != "predict":

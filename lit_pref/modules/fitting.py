@@ -1,4 +1,4 @@
-"""Fitting an objective to the training pairs, before the first step."""
+"""Fits an objective to the training pairs, before the first step."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def fit_objective(objective: Objective, pairs: PairView, before_selection: bool 
 
 
 def _responses(pairs: PairView) -> NDArray[Any]:
-    """(pairs, 2) keys of the chosen and the rejected responses."""
+    """Keys of the chosen and the rejected responses, (pairs, 2)."""
     each: Any = (pairs[k] for k in range(len(pairs)))
     keys = [(response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected)) for pair in each]
     return np.array(keys, dtype=object)

@@ -61,7 +61,7 @@ def decide_layout(asked: str, model: ModelSpec, lengths: NDArray[Any]) -> tuple[
     width = model.configuration().get_text_config().hidden_size
     if saved * (width**2 + 7_000) < 200_000:
         return "padded", f"such short pairs ({saved:.0f} tokens saved per pair) are read faster with padding"
-    return "prefix_shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens a pair"
+    return "prefix_shared", f"saves about {saved:.0f} of {saved + lengths.sum(1).mean():.0f} tokens per pair"
 
 
 def tokens_saved(lengths: NDArray[Any]) -> float:

@@ -1,4 +1,4 @@
-"""Objectives: scores in, unreduced losses out. One paper a file; a new file here needs no other edit.
+"""Objectives: scores in, unreduced losses out. One paper per file; a new file here needs no other edit.
 
 All modules are imported, because a configuration can use a class's short name only after its module is imported.
 """

@@ -15,20 +15,29 @@ class EpsilonDPO(Pairwise):
     is DPO. For bounds on beta take `DPO` with `temperature: EpsilonStep`.
 
     >>> EpsilonDPO(epsilon=0.02).temperature
-    EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None)
+    EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None, harmonic=False)
 
-    **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves by the paper's
-    arithmetic mean, not the code's harmonic one; see `EpsilonStep`. In that code label smoothing has no
-    effect (both terms have the same sign); here it is `target: Smoothed` and works.
+    **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves to the paper's
+    arithmetic mean, or with `harmonic` to the code's, which drifts less; see `EpsilonStep`. In that code label
+    smoothing has no effect (both terms have the same sign); here it is `target: Smoothed` and works.
 
     Args:
         beta: > 0, reward units per nat; the start of the moving beta.
         epsilon: relative size of the step, in [0, 1).
         first_order: decide the step by the slope at epsilon = 0 (cheaper) instead of by two tilted policies.
+        harmonic: move beta to the harmonic mean of beta_i, as the official code, instead of the arithmetic one.
         parts: the other parts of `Pairwise`.
     """
 
     faithfulness = "derived"
 
-    def __init__(self, beta: float = 0.01, epsilon: float = 0.01, first_order: bool = False, **parts: Any) -> None:
-        super().__init__(beta=beta, temperature=EpsilonStep(epsilon=epsilon, first_order=first_order), **parts)
+    def __init__(
+        self,
+        beta: float = 0.01,
+        epsilon: float = 0.01,
+        first_order: bool = False,
+        harmonic: bool = False,
+        **parts: Any,
+    ) -> None:
+        step = EpsilonStep(epsilon=epsilon, first_order=first_order, harmonic=harmonic)
+        super().__init__(beta=beta, temperature=step, **parts)

@@ -13,16 +13,16 @@ class MMPO(Pairwise):
         L = -p log sigmoid(x) - (1 - p) log sigmoid(-x),    p = sigmoid(gamma m),    x = beta (h_w - h_l)
 
     The minimum is at x = gamma m, that is h_w - h_l = gamma m / beta nats, where the loss is the entropy of p and not
-    0: compare runs by `kl_to_target`. gamma = inf is DPO. It also trains reward models: beta 1, `reference:
-    NoReference`.
+    0: compare runs by `kl_to_target`. gamma = inf is DPO, but for ties (m = 0), whose p stays 1/2. The same
+    loss fits a reward model's scores (beta 1, `reference: NoReference`), which no command of this package trains.
 
     >>> MMPO(gamma=2.2).target
     MarginTarget(gamma=2.2)
 
     **Source**: MMPO, arXiv 2410.03145, and kykim0/margin-matching-pref-opt (gamma is `bt_beta`; used there: 2.2, 1.1
     and 0.3 on raw score differences, with beta 0.01). Differences, each a fault of that code: gamma = 0 is p = 1/2,
-    not hard labels; a negative margin gives p < 1/2 instead of an overflow; the reward model's loss pairs p_i with
-    pair i, where theirs broadcasts (B, 1) against (B,).
+    not hard labels; a margin with gamma m < -709 gives p = 0 instead of an overflow; the reward model's loss pairs
+    p_i with pair i, where theirs broadcasts (B, 1) against (B,).
 
     Args:
         beta: > 0, reward units per nat.

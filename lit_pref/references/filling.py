@@ -72,7 +72,7 @@ class StoreFiller:
     Args:
         store: the store to fill.
         needed: the scores that this run needs.
-        score: returns the scores of a micro-batch of pairs.
+        score: returns the scores of a micro-batch of pairs (`PairScorer.score`).
         label: the name of the reference.
         say: prints a line, on one rank only.
         terminal: whether to draw a progress bar.
@@ -105,7 +105,7 @@ class StoreFiller:
         if not missing:
             return False
         count = f"{missing} of {len(self.needed.keys)} scores"
-        self.say(f"{self.label}: {count} scores are missing from the store and are computed first")
+        self.say(f"{self.label}: {count} are missing from the store and are computed first")
         left = self.needed.blocks()
         names = {id(block): self.needed.name(block) for block in left}
         began, waiting = time.monotonic(), False

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ hash of the truncated text otherwise. The rejected response of one-sided data ha
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 512
 
 
-class Pairs(Protocol):
+class SplitPairs(Protocol):
     """The prepared pairs of one split."""
 
     @property
@@ -47,7 +47,7 @@ class ExtraResponses:
         pairs: pairs that each have an extra response.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: SplitPairs) -> None:
         self._pairs = pairs
 
     @property
@@ -61,7 +61,7 @@ class ExtraResponses:
         return self._pairs[index].of_extra_response()
 
 
-def key_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) -> Array:
+def key_table(pairs: SplitPairs, tokenizer: Any, say: Callable[[str], None] = print) -> Array:
     """Return the (pairs,) TABLE of a split, from the cache if it was built before.
 
     Args:
@@ -88,7 +88,7 @@ def key_table(pairs: Pairs, tokenizer: Any, say: Callable[[str], None] = print) 
     return np.load(folder / "keys.npy", mmap_mode="r")
 
 
-def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
+def _rows(pairs: SplitPairs, tokenizer: Any) -> Iterator[Any]:
     encoding = None if tokenizer is None else Encoding(tokenizer)
     for k in range(len(pairs)):
         pair = pairs[k] if encoding is None else in_own_ids(pairs[k], encoding)
@@ -99,6 +99,26 @@ def _rows(pairs: Pairs, tokenizer: Any) -> Iterator[Any]:
         )
         tokens = len(pair.prompt) + max(len(pair.chosen), len(rejected or ()))
         yield store_keys if encoding is None else text_keys(pair.text), store_keys, tokens
+
+
+class TablePairs:
+    """The pairs of the splits that a run reads, one split after another, in the ids that a reference reads.
+
+    Args:
+        splits: for each split, its pairs and the indices of the needed ones.
+        encoding: the encoding of the reference's own tokenizer; None if it reads the policy's tokens.
+    """
+
+    def __init__(self, splits: Sequence[tuple[SplitPairs, Array]], encoding: Encoding | None) -> None:
+        self._splits, self._encoding = splits, encoding
+
+    def __getitem__(self, row: int) -> PreferencePair:
+        for pairs, indices in self._splits:
+            if row < len(indices):
+                pair = pairs[int(indices[row])]
+                return pair if self._encoding is None else in_own_ids(pair, self._encoding)
+            row -= len(indices)
+        raise IndexError(row)
 
 
 def in_own_ids(pair: PreferencePair, encoding: Encoding) -> PreferencePair:

@@ -70,6 +70,12 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
     sides = [(text.chosen, text.chosen_complete)]
     if text.rejected is not None:
         sides.append((text.rejected, text.rejected_complete))
+    messages = [*([] if isinstance(text.prompt, str) else text.prompt), *text.further.values()]
+    if lost := sorted({key for message in messages for key in message} - {"role", "content"}):
+        raise UserError(
+            f"messages have `{lost[0]}`, which the reference '{tokenizer.name_or_path}' with a tokenizer of its own "
+            f"cannot be given: leave this reference out, or name it in data.ignore_columns: [{lost[0]}]"
+        )
     write = _plain if isinstance(text.prompt, str) or tokenizer.chat_template is None else _chat
     try:
         prompts, whole = write(encoding, text.prompt, sides)

@@ -16,8 +16,8 @@ Split = tuple[PairView, NDArray[Any]]
 """Pairs of a split, and the increasing indices of those that a run reads."""
 
 
-class RunData(Protocol):
-    """The facts of a prepared data module that decide which pairs a run reads."""
+class BatchedData(Protocol):
+    """The attributes of a prepared data module that determine which pairs a run reads."""
 
     seed: int
     global_batch: int
@@ -37,7 +37,7 @@ class RunData(Protocol):
     def micro_batch_of(self, pairs: PairView, world: int) -> int | TokenBudget: ...
 
 
-def pairs_read(data: RunData, run: RunContext, stage: str) -> list[Split]:
+def pairs_read(data: BatchedData, run: RunContext, stage: str) -> list[Split]:
     """Return, for each split that a stage reads, its pairs and the indices of those that are read.
 
     Args:
@@ -52,7 +52,7 @@ def pairs_read(data: RunData, run: RunContext, stage: str) -> list[Split]:
     return [(data.train_pairs, _trained(data, run)), held_out] if stage == "fit" else [held_out]
 
 
-def _trained(data: RunData, run: RunContext) -> NDArray[Any]:
+def _trained(data: BatchedData, run: RunContext) -> NDArray[Any]:
     """The training pairs of all optimizer steps of the run; the order is a function of seed and epoch."""
     pairs, steps_per_epoch = len(data.train_pairs), data.windows_per_epoch
     steps = math.inf if run.max_steps is None else run.max_steps
@@ -68,7 +68,7 @@ def _trained(data: RunData, run: RunContext) -> NDArray[Any]:
     raise AssertionError
 
 
-def _evaluated(data: RunData, limit: int | float) -> NDArray[Any]:
+def _evaluated(data: BatchedData, limit: int | float) -> NDArray[Any]:
     """The held-out pairs in the first `limit` batches of every rank."""
     _, world = data.rank_and_world()
     pairs = len(data.val_pairs)

@@ -5,26 +5,23 @@ import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.encoding import Encoding
 from lit_pref.models.spec import ModelSpec
 from lit_pref.objectives.base import Objective
-from lit_pref.pairs import PreferencePair
 from lit_pref.references.filling import Ranks, StoreFiller, load
-from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, Pairs, in_own_ids, key_table
+from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, SplitPairs, TablePairs, key_table
 from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import Split
 from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
-from lit_pref.references.scorer import LazyScorer, lazy_scorer, numerics
-from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.store import ReferenceStore, StoreIdentity
+from lit_pref.references.store_scorer import PairScorer, lazy_scorer, numerics
 from lit_pref.references.stored import Stored
 from lit_pref.run_context import RunContext
 from lit_pref.scores import COMPARING_NEEDS, TokenLogps
@@ -119,9 +116,9 @@ class ReferencePreparation:
         tokenizer: the tokenizer of the reference's input: the policy's, or its own.
         encoding: the encoding of the reference's own tokenizer; None if it reads the policy's tokens.
         keeps_tokens: whether the log-prob of every token is stored too.
-        splits: for each split, its pairs and the indices of the needed ones.
+        pairs: the pairs of all splits, one after another, in the ids that the reference reads.
         store: the store of its scores.
-        table: (pairs,) `lookup.TABLE` of all splits, one after another.
+        table: (pairs,) `lookup.TABLE` of these pairs.
         needed: the scores of the responses in the table.
     """
 
@@ -131,7 +128,7 @@ class ReferencePreparation:
     tokenizer: Any
     encoding: Encoding | None
     keeps_tokens: bool
-    splits: Sequence[tuple[Pairs, Array]]
+    pairs: TablePairs
     store: ReferenceStore
     table: Any
     needed: NeededScores
@@ -157,9 +154,9 @@ class ReferencePreparation:
         if other is not None and keeps_tokens:
             raise UserError(
                 f"the objective compares single tokens with those of the reference '{reference.label}', which has a "
-                "tokenizer of its own: take a reference with the policy's tokenizer"
+                "tokenizer of its own: use a reference with the policy's tokenizer"
             )
-        all_splits: list[tuple[Pairs, Array]] = [*splits]
+        all_splits: list[tuple[SplitPairs, Array]] = [*splits]
         if "extra_response" in objective.requirements.sides:
             all_splits += [(ExtraResponses(pairs), indices) for pairs, indices in splits]
         table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
@@ -167,7 +164,16 @@ class ReferencePreparation:
         store = _store(reference, keeps_tokens, run)
         tokenizer = policy_tokenizer if other is None else other
         preparation = cls(
-            reference, label, run, tokenizer, encoding, keeps_tokens, all_splits, store, table, NeededScores(table)
+            reference,
+            label,
+            run,
+            tokenizer,
+            encoding,
+            keeps_tokens,
+            TablePairs(all_splits, encoding),
+            store,
+            table,
+            NeededScores(table),
         )
         preparation._refuse_too_long()
         return preparation
@@ -182,9 +188,9 @@ class ReferencePreparation:
         run, needed = self.run, self.needed
         terminal = sys.stdout.isatty() and run.is_global_zero
         ranks = None if run.shard is None else Ranks(run.rank, run.world_size, run.broadcast, run.barrier)
-        score = partial(self._score, self._scorer())
-        if StoreFiller(self.store, needed, score, self.label, run.say, terminal, ranks).run():
-            del score  # this also frees the model
+        scorer = self._scorer()
+        if StoreFiller(self.store, needed, scorer.score, self.label, run.say, terminal, ranks).run():
+            del scorer  # this also frees the model
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -220,41 +226,21 @@ class ReferencePreparation:
             return np.empty(0), np.empty(0)
         scorer = self._scorer()
         # Each batch has one pair, unlike in a block: whether that changes a score is part of the comparison.
-        again = np.concatenate([self._score(scorer, drawn[k : k + 1]).scores for k in range(len(drawn))])
+        again = np.concatenate([scorer.score(drawn[k : k + 1]).scores for k in range(len(drawn))])
         stored = self.needed.pairs[drawn].reshape(-1)
         return self.needed.scores[stored[stored >= 0]], again
 
-    def _scorer(self) -> LazyScorer:
-        return lazy_scorer(self.reference, frozenset({TokenLogps()} if self.keeps_tokens else ()), self.run)
-
-    def _score(self, scorer: LazyScorer, pairs: Array) -> Scores:
-        # Pairs have ids only, because pairs of one split may have columns that those of another lack.
-        bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
-        batch = [replace(self._pair(int(self.needed.first[pair])), **bare) for pair in pairs]
+    def _scorer(self) -> PairScorer:
+        needs = frozenset({TokenLogps()} if self.keeps_tokens else ())
         tokenizer = self.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        scores = scorer.score(collate(batch, pad_id, layout=scorer.layout), self.run.device)
-        if not np.isfinite(scores.scores).all():
-            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # because all chosen responses come first
-            raise UserError(
-                f"{batch[response % len(batch)].place}: {self.label} gives a response of this pair the score "
-                f"{scores.scores[response]}: check its weights, or give it a larger dtype"
-            )
-        return scores
-
-    def _pair(self, at: int) -> PreferencePair:
-        """The pair of one row of the table, in the reference's ids."""
-        for pairs, indices in self.splits:
-            if at < len(indices):
-                pair = pairs[int(indices[at])]
-                return pair if self.encoding is None else in_own_ids(pair, self.encoding)
-            at -= len(indices)
-        raise IndexError(at)
+        model = lazy_scorer(self.reference, needs, self.run)
+        return PairScorer(model, self.pairs, self.needed.first, pad_id, self.run.device, self.label)
 
     def _refuse_too_long(self) -> None:
         limit = None if self.encoding is None else self.reference.spec.max_length()
         if limit is not None and len(self.table) and (longest := int(self.table["tokens"].max())) > limit:
-            pair = self._pair(int(self.table["tokens"].argmax()))
+            pair = self.pairs[int(self.table["tokens"].argmax())]
             raise UserError(
                 f"{pair.place} has {longest} tokens for the reference '{self.reference.label}', which reads at most "
                 f"{limit}: lower data.max_length"
@@ -269,7 +255,7 @@ def _store(reference: Stored, keeps_tokens: bool, run: RunContext) -> ReferenceS
         drawn_by = [fingerprint, *(importlib.metadata.version(name) for name in ("torch", "transformers"))]
         fingerprint = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()
     aggregation = "tokens" if keeps_tokens else "sum"
-    return ReferenceStore(Identity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
+    return ReferenceStore(StoreIdentity(fingerprint, numerics(reference, run), aggregation, spec.describe()))
 
 
 def tolerance_of(numerics: str) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class Reference(ABC):
             return self._ready().readout(batch)
 
     def max_length(self, tokenizer: Any) -> int | None:
-        """Return the most tokens of the policy that it can read, or None if it can read as many as the policy.
+        """Return how many of the policy's tokens it can read; None if it can read as many as the policy.
 
         Args:
             tokenizer: the policy's tokenizer.
@@ -223,7 +223,7 @@ class Pretrained(Reference):
             if TokenLogps() in needs:
                 raise UserError(
                     f"the objective compares single tokens with those of the reference '{self.label}', which has a "
-                    "tokenizer of its own: take a reference with the policy's tokenizer"
+                    "tokenizer of its own: use a reference with the policy's tokenizer"
                 )
             layout: Layout = "padded" if batch.rows.segments is None or not self._shares else "prefix_shared"
             batch = retokenized(batch, self._tokenizer, layout)

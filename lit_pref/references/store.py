@@ -31,7 +31,7 @@ DAMAGED, UNFINISHED = ".damaged", ".unfinished"
 
 
 @dataclass(frozen=True)
-class Identity:
+class StoreIdentity:
     """Everything that a score depends on besides the response's tokens, and a description for tables.
 
     Args:
@@ -68,7 +68,7 @@ class ReferenceStore:
         identity: the reference, its numerics and the aggregation.
     """
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: StoreIdentity) -> None:
         self.identity = identity
         self.folder = cache_folder("references", identity.key)
 

@@ -1,4 +1,4 @@
-"""Listing and pruning the reference store."""
+"""Lists and prunes the reference store."""
 
 import json
 import time

@@ -12,7 +12,7 @@ from lit_pref.errors import UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.lookup import NeededScores, text_keys
 from lit_pref.references.reference import Reference
-from lit_pref.references.store import Identity
+from lit_pref.references.store import StoreIdentity
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout
 from lit_pref.scoring.scorer import Scorer
@@ -41,7 +41,7 @@ class Stored(Reference):
         assert spec is not None
         return spec
 
-    def open(self, identity: Identity, needed: NeededScores, own_tokenizer: bool) -> None:
+    def open(self, identity: StoreIdentity, needed: NeededScores, own_tokenizer: bool) -> None:
         """Become ready to score.
 
         Args:

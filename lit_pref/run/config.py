@@ -47,10 +47,10 @@ def run_parser(command: str = "fit") -> RunParser:
         description="A run: a policy, pairs, an objective, and Lightning's Trainer.",
         dump_header=[f"lightning.pytorch=={lightning.pytorch.__version__}"],
     )
+    parser.add_argument("-c", "--config", action="config", help="A configuration file; later files and options win.")
     parser.add_argument(
-        "-c", "--config", action="config", help="A configuration file; later ones and options override it."
+        "--seed_everything", type=bool | int, default=0, help="Every seed but that of the split; null ones follow it."
     )
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything that is random.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.add_lightning_class_args(PreferenceModule, "model")
@@ -103,6 +103,19 @@ def fill_in_testbed(config: Namespace, folder: Path) -> None:
     if config.data.train is None:
         config.data.train = str(folder / "train.jsonl")
         config.data.val = str(folder / "val.jsonl")
+
+
+def fill_in_seed(config: Any, seed: int) -> None:
+    """Take the run's seed for every `seed` in a configuration that is null."""
+    if isinstance(config, list):
+        for part in config:
+            fill_in_seed(part, seed)
+    elif isinstance(config, Namespace):
+        for name, value in vars(config).items():
+            if name == "seed" and value is None:
+                setattr(config, name, seed)
+            else:
+                fill_in_seed(value, seed)
 
 
 def as_arguments(

@@ -22,6 +22,8 @@ def data_lines(data: Any) -> Iterator[str]:
             if split == "train":
                 yield f"source      {name}, read as {report.format}"
                 yield from (f"            {line}" for line in report.example.splitlines())
+                if report.unread:
+                    yield f"not read    {name}: {', '.join(sorted(report.unread))}"
             yield f"data        {which}: " + str(report).replace("\n", "\n            ")
     yield from _of_parts(data.train_pairs)
     yield from (f"note        {note}" for note in _notes(data))
@@ -47,10 +49,10 @@ def _notes(data: Any) -> Iterator[str]:
     train, val = data.train_pairs, data.val_pairs
     for name, report in train.reports.items():
         yield from _of_tokens(name, report, data.has_chat_template)
-    held_out = val.column("prompt_id").astype(str)
+    held_out = val.column("prompt_group").astype(str)
     if not len(held_out):
         yield "no pair is held out, so there is no validation"
-    elif shared := int(np.isin(held_out, train.column("prompt_id").astype(str)).sum()):
+    elif shared := int(np.isin(held_out, train.column("prompt_group").astype(str)).sum()):
         yield f"{shared} of {len(held_out)} validation pairs have a prompt that is trained on"
     for name in train.unshared:
         yield f"only some of the sources have a {name}, so it is dropped for all, because batches mix the sources"
@@ -62,6 +64,9 @@ def _of_tokens(name: str, report: PreparationReport, template: bool) -> Iterator
             f"{name}: in {report.unasked} pairs the assistant's turn does not begin with the chat template's "
             "generation prompt, so the header of the turn is trained on: fix the template"
         )
+    if report.lost:
+        counts = ", ".join(f"{text} in {number} pairs" for text, number in report.lost.most_common())
+        yield f"{name}: the chat template leaves out or rewrites {counts}; accepted by data.lost_text"
     if report.plain and template:
         yield (
             f"{name}: the tokenizer has a chat template, and {report.plain} prompts are plain text, which is not "

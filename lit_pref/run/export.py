@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_pref.callbacks.checkpointing import check_complete
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.generation import also_stop_at, stops
 from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.checkpoint_info import KEY, format_problem
@@ -24,42 +25,75 @@ AFTER_A_BREAK = (
 )
 
 
+PER_TOKEN = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""How far a token's log-prob in the folder may be from the checkpoint's, in nats: merging rounds to the dtype."""
+
+
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export: the folder, and how far its scores differ from the checkpoint's (nats per response)."""
+    """The result of an export: the folder, and how far its scores differ from the checkpoint's.
+
+    Args:
+        folder: the folder.
+        largest_difference: over the responses, nats a response.
+        per_token: the same, nats a token.
+        pairs: how many pairs were scored.
+        dtype: of the weights.
+        stops: names of the tokens at which its generation settings stop.
+    """
 
     folder: Path
     largest_difference: float
+    per_token: float
     pairs: int
+    dtype: str
+    stops: list[str]
+
+    @property
+    def judgement(self) -> str:
+        """How far the scores are apart, and what that means."""
+        words = f"opened again, the scores of {self.pairs} pairs differ by at most {self.largest_difference:.1e} nats"
+        if self.per_token == 0:
+            return words
+        return (
+            f"{words}, {self.per_token:.1e} a token: rounding in {self.dtype}, of which {PER_TOKEN[self.dtype]:g} is "
+            "accepted"
+        )
 
 
-def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8) -> Exported:
+def export(
+    ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: int = 8, trust_remote_code: bool = False
+) -> Exported:
     """Write the policy of a checkpoint as a Hugging Face folder, open it again, and compare weights and scores.
 
     The folder appears only once it is complete and the comparison has passed: its weights equal those of the checkpoint
-    to the last bit (with merged LoRA, those of the merged model), and its scores are compared on some pairs.
+    to the last bit (with merged LoRA, those of the merged model), and its scores are compared on some pairs. Embeddings
+    and a head that share their weights are separated if an adapter on one of the two is merged. The folder stops
+    generating at the tokens that the training responses end with, in addition to those of the base model.
 
     Args:
         ckpt_path: A checkpoint file, or a folder of shards as FSDP2 writes it.
         out: The folder to write; it must not exist, or be an earlier export, which is replaced.
         merge: Merge a LoRA adapter into the weights; else the folder contains the adapter alone.
-        pairs: The number of pairs whose scores are compared; the pairs are stored in the checkpoint.
+        pairs: How many pairs are scored before and after; they are kept in the checkpoint.
+        trust_remote_code: Run code that comes with the model; what the checkpoint says about it is not obeyed.
 
     Raises:
-        UserError: The checkpoint is not complete, not from this project, or has weights that are not finite; or its
-            base model has changed or is missing.
+        UserError: The checkpoint is damaged, not from this project, or has weights that are not finite; its base model
+            has changed, is missing, or comes with code that is not trusted; or the folder's scores are too far from the
+            checkpoint's.
         UsageError: `out` contains something else.
     """
     checkpoint_path, folder = Path(ckpt_path), Path(out)
     refuse_foreign(folder)
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint[KEY]
-    policy = policy_of(saved["model"], checkpoint_path)
+    policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run started from; give another --out")
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    model = trained(policy, saved, weights, checkpoint_path)
+    model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
     sample = [
         PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
         for prompt, chosen, rejected in saved["sample"][:pairs]
@@ -76,8 +110,20 @@ def export(ckpt_path: str | Path, out: str | Path, merge: bool = True, pairs: in
         opened = reopen(unfinished, policy)
         refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
         after = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
-    differences = [float((old - new).abs().max()) for old, new in zip(before, after, strict=True)]
-    return Exported(folder, max(differences, default=0.0), len(sample))
+        names = tokenizer.convert_ids_to_tokens(stops(model))
+        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names)
+        refuse_other_scores(exported, merged=written is not model)
+    return exported
+
+
+def _apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair]) -> tuple[float, float]:
+    """The largest difference of the scores of a response, and of a response divided by its tokens."""
+    largest = per_token = 0.0
+    for old, new, pair in zip(before, after, pairs, strict=True):
+        apart = (old - new).abs().double()
+        tokens = torch.tensor([len(ids) for ids in (pair.chosen, pair.rejected) if ids is not None])
+        largest, per_token = max(largest, float(apart.max())), max(per_token, float((apart / tokens.to(apart)).max()))
+    return largest, per_token
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -102,14 +148,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def policy_of(model: dict[str, Any], checkpoint_path: Path) -> ModelSpec:
+def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: bool) -> ModelSpec:
     """The policy of a checkpoint, with the tokenizer in its run folder if there is one.
 
     Args:
         model: the fields of its `ModelSpec`.
-        checkpoint_path: the path of the checkpoint.
+        checkpoint_path: of the checkpoint.
+        trust_remote_code: whether the caller trusts code that comes with the model.
+
+    Raises:
+        UserError: the model comes with code, and the caller does not trust it.
     """
-    fields = dict(model)
+    if model.get("trust_remote_code") and not trust_remote_code:
+        raise UserError(
+            f"{checkpoint_path}: its model comes with code of its own, which is not run on the word of a checkpoint: "
+            "add --trust_remote_code if you trust it"
+        )
+    fields = {**model, "trust_remote_code": trust_remote_code}
     if fields.get("lora"):
         fields["lora"] = Lora(**fields["lora"])
     kept = checkpoint_path.parent.parent / "tokenizer"
@@ -191,6 +246,31 @@ def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder:
             )
 
 
+def refuse_other_scores(exported: Exported, merged: bool) -> None:
+    """Refuse a folder whose model scores pairs differently from the checkpoint.
+
+    Raises:
+        UserError: The scores are further apart than rounding explains.
+    """
+    allowed = PER_TOKEN[exported.dtype]
+    if exported.per_token <= allowed:
+        return
+    if not merged:
+        cause = "the model that transformers opens computes something else than the trained one; report this with the "
+        cause += "name of the policy's architecture"
+    elif exported.dtype in ("bfloat16", "float16"):
+        cause = f"merging the adapter rounds its change of the weights to {exported.dtype}: write the adapter alone "
+        cause += "(--merge false), or set policy.dtype to float32 and train again"
+    else:
+        cause = "the adapter cannot be merged into this model: write it alone (--merge false), and report this with "
+        cause += "the name of the policy's architecture"
+    raise UserError(
+        f"the scores of the model in the folder differ from the checkpoint's by {exported.largest_difference:.1e} nats "
+        f"a response, {exported.per_token:.1e} a token where {allowed:g} is accepted, so {exported.folder} was not "
+        f"written; {cause}"
+    )
+
+
 def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     """The README.md of the folder, which says how the model was trained."""
     import yaml
@@ -214,6 +294,7 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
             f"- objective: `{saved['objective']}`",
             f"- policy before training: {saved['policy_text']}",
             *(f"- reference: {text}" for text in saved.get("reference_texts", [])),
+            *(f"- resumed {change}" for change in saved.get("changes", [])),
             "",
             *([*config, "```", ""] if saved["config"] else []),
         ]

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.models.experts import router_note
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
@@ -31,6 +33,7 @@ class FirstLines(Callback):
         module: Any = pl_module
         for line in module.fitted:
             say(f"fitted      {line}")
+        say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
 
@@ -56,7 +59,24 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
         lines.append(
             "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
         )
+    if note := router_note(module.policy.configuration()):
+        lines.append(f"warning     {note}")
     return "\n".join(lines)
+
+
+def seeds(module: PreferenceModule, data: PreferenceDataModule) -> str:
+    """What the run's seed moves, and what has a seed of its own."""
+    spec = module.policy
+    drawn = [("the order of pairs", "data.seed", data.seed)]
+    if spec.config is not None or spec.lora is not None:
+        what = "random weights" if spec.lora is None else "the adapters' first weights"
+        drawn.append((what, "model.policy.seed", spec.seed or 0))
+    if spec.dropout or (spec.lora is not None and spec.lora.dropout):
+        drawn.append(("dropout", "seed_everything", module.seed))
+    moved = [what for what, _, seed in drawn if seed == module.seed]
+    apart = [f"{what} by {name} {seed}" for what, name, seed in drawn if seed != module.seed]
+    apart.append(f"the split by data.split_seed {data.options.split_seed}")
+    return f"seed_everything {module.seed} decides {', '.join(moved) or 'nothing here'}; set apart: {', '.join(apart)}"
 
 
 def _reference(module: PreferenceModule, k: int) -> str:

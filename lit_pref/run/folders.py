@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pref.callbacks.checkpointing import check_complete, complete_checkpoints
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from lit_pref.callbacks.checkpointing import all_checkpoints, check_complete, set_aside
+from lit_pref.callbacks.verification import damage
 from lit_pref.errors import UsageError, UserError
 from lit_pref.run.first_lines import say
 
@@ -45,15 +48,19 @@ def make_folder(run_dir: Path) -> None:
         raise UserError(f"the run folder {run_dir} cannot be created: {error.strerror}; give another one") from error
 
 
-def refuse_used(run_dir: Path) -> None:
-    """Refuse to start a new training in the folder of another run.
+def refuse_used(run_dir: Path, begun: bool = False) -> None:
+    """Refuse to train anew in the folder of another run.
+
+    Args:
+        run_dir: the folder.
+        begun: whether a run that was ended before its first checkpoint may begin again.
 
     Raises:
         UsageError: it contains a run.
     """
     # Other ranks are started after the first has begun to write.
     first = "LOCAL_RANK" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
-    if first and (run_dir / "config.yaml").exists():
+    if first and (run_dir / ("hf" if begun else "config.yaml")).exists():
         raise UsageError(
             f"{run_dir} already contains a run; resume it (--ckpt_path last), name another folder "
             f"(--run_dir {run_dir}-2), or delete it"
@@ -61,22 +68,38 @@ def refuse_used(run_dir: Path) -> None:
 
 
 def newest_checkpoint(folder: Path, or_start: bool) -> str | None:
-    """The newest complete checkpoint in a folder; None if there is none and the run may start without one.
+    """The newest checkpoint in a folder whose checksums hold; None where there is none and a run may start without.
+
+    Damaged ones are named. Where a run resumes they are renamed, so that it can write its own in their place.
 
     Raises:
-        UsageError: there is no checkpoint, but one is needed.
+        UsageError: there is none and one is needed.
+        UserError: all are damaged.
     """
-    complete = complete_checkpoints(folder)
-    if complete:
-        return str(complete[-1])
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(all_checkpoints(folder)):
+        reason = damage(path)
+        if reason is None:
+            for bad, why in damaged:
+                say(f"warning     the checkpoint {bad} is damaged ({why}); taking {path.name} instead")
+                if or_start:
+                    set_aside(bad)
+            return str(path)
+        damaged.append((path, reason))
+    if damaged:
+        raise UserError(
+            f"--ckpt_path last: no checkpoint in {folder} can be used: "
+            f"{', '.join(f'{bad.name} ({why})' for bad, why in damaged)}; restore one, or start a new run in another "
+            "folder (--run_dir)"
+        )
     if not or_start:
         raise UsageError(f"--ckpt_path last: there is no complete checkpoint in {folder}")
-    say(f"--ckpt_path last: no complete checkpoint in {folder} yet, starting from the beginning")
+    say(f"--ckpt_path last: no checkpoint in {folder} yet, starting from the beginning")
     return None
 
 
 def check_checkpoint(path: str | None) -> str | None:
-    """Return the path, after checking that it is a complete checkpoint.
+    """The path, once it is known to be a complete checkpoint whose checksums hold.
 
     Raises:
         UserError: it cannot be loaded.
@@ -84,3 +107,16 @@ def check_checkpoint(path: str | None) -> str | None:
     if path is not None:
         check_complete(Path(path))
     return path
+
+
+def refuse_shards(path: str | None, strategy: Strategy) -> None:
+    """Refuse a folder of shards where the strategy reads files alone.
+
+    Raises:
+        UsageError: the strategy cannot read it.
+    """
+    if path is not None and Path(path).is_dir() and not isinstance(strategy, ModelParallelStrategy):
+        raise UsageError(
+            f"{path} is a folder of shards, which {type(strategy).__name__} cannot read: use the strategy that wrote "
+            "it (the trainer part of configs/fsdp.yaml), or export it and start from the exported folder"
+        )

@@ -11,24 +11,26 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_pref.callbacks.checkpointing import Checkpoints, complete_checkpoints, step_in, trying_out
-from lit_pref.callbacks.in_place_of_training import InPlaceOfTraining, WorkDone
+from lit_pref.callbacks.checkpointing import checkpoint_folder, complete_checkpoints, step_in, trying_out
+from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
-from lit_pref.run.config import as_arguments, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
-from lit_pref.run.folders import check_checkpoint, folder_of_run, make_folder, newest_checkpoint, refuse_used
+from lit_pref.run.folder_lock import locked
+from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
 from lit_pref.run.summary import held_out_table, summary
-from lit_pref.run.trainer import trainer_of
+from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
 
@@ -81,9 +83,16 @@ class Run:
         """
         if self.command != "fit":
             raise UsageError(f"this run was built for {self.command}: build it without `command` to train")
+        for name in ("train", "val"):
+            if (given := getattr(self.data, name)) is not None:
+                sources_of(given, f"data.{name}")  # a mistyped path is refused before a folder is made for the run
+        with locked(self.run_dir, self.trainer.is_global_zero):
+            return self._fit(ckpt_path)
+
+    def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
         checkpoint = self._checkpoint(ckpt_path, or_start=True)
         if checkpoint is None:
-            refuse_used(self.run_dir)
+            refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
         else:
             self.trainer.num_sanity_val_steps = 0  # the held-out metrics before training are already recorded
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
@@ -92,10 +101,6 @@ class Run:
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
             )
-        for name in ("train", "val"):
-            if (given := getattr(self.data, name)) is not None:
-                sources_of(given, f"data.{name}")  # a mistyped path is refused before a folder is made for the run
-        make_folder(self.run_dir)
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
         return self._finish()
@@ -103,8 +108,8 @@ class Run:
     def _finish(self) -> Exported | None:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return None
-        newest = complete_checkpoints(self._checkpoint_folder())[-1]
-        exported = export(newest, self.run_dir / "hf")
+        newest = complete_checkpoints(checkpoint_folder(self.trainer, self.run_dir))[-1]
+        exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.policy.trust_remote_code)
         if self.options.print_summary:
             if self.testbed is not None:
                 say("writing responses before and after training ...")
@@ -138,7 +143,7 @@ class Run:
         self._call(method, ckpt_path=checkpoint, weights_only=self.options.weights_only, **verbose)
         if prints_table and self.trainer.is_global_zero:
             fitted = "".join(f"fitted      {line}\n" for line in self.module.fitted)
-            say(f"{fitted}{held_out_table({}, self.module.evaluation.last)}")
+            say(f"{fitted}{held_out_table({}, self.module.evaluation)}")
         if self.trainer.is_global_zero:
             say(f"one record per pair: {self.run_dir / 'records'}")
         return dict(self.module.evaluation.last)
@@ -156,7 +161,8 @@ class Run:
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None
-        return export(checkpoint, out or self.run_dir / "hf", merge, pairs)
+        trusted = self.module.policy.trust_remote_code
+        return export(checkpoint, out or self.run_dir / "hf", merge, pairs, trusted)
 
     def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
         """Find faults in data, objective and models before training, and print a report; see the command `check`.
@@ -184,7 +190,12 @@ class Run:
             work: called with the module.
             refused: called with the error that would prevent training; None raises it.
         """
-        self.trainer.callbacks.append(InPlaceOfTraining(work))  # type: ignore[attr-defined]
+
+        def work_and_stop(trainer: Trainer, module: LightningModule, stage: str) -> None:
+            work(self.module)
+            raise WorkDone
+
+        self.trainer.callbacks.append(LambdaCallback(setup=work_and_stop))  # type: ignore[attr-defined]
         try:
             self._call(self.trainer.fit)
         except WorkDone:
@@ -198,12 +209,7 @@ class Run:
         wanted = self.options.ckpt_path if ckpt_path is None else str(ckpt_path)
         if wanted != "last":
             return check_checkpoint(wanted)
-        return newest_checkpoint(self._checkpoint_folder(), or_start)
-
-    def _checkpoint_folder(self) -> Path:
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        saving = [callback.where(self.trainer) for callback in callbacks if isinstance(callback, Checkpoints)]
-        return saving[0] if saving else self.run_dir / "checkpoints"
+        return newest_checkpoint(checkpoint_folder(self.trainer, self.run_dir), or_start)
 
     def _call(self, method: Any, **arguments: Any) -> None:
         launcher = self.trainer.strategy.launcher
@@ -213,11 +219,12 @@ class Run:
                 f"{self.trainer.world_size} processes cannot be started from within Python, because Lightning would "
                 "run the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
             )
-        with lightning_errors():
+        refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
+        with lightning_errors(), ending_on_sigterm(self.trainer):
             try:
                 method(self.module, datamodule=self.data, **arguments)
-            except UserError:
-                # The first process reports the error and ends; the processes that it started would wait for it.
+            except (UserError, Terminated):
+                # The first process reports why and ends; the processes that it started would wait for it.
                 if isinstance(launcher, _SubprocessScriptLauncher):
                     launcher.kill(signal.SIGKILL)
                 raise
@@ -267,10 +274,13 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
     text = parser.dump(alone, skip_unset=False)
+    seed = int(config.seed_everything)
+    for part in (config.model, config.data):  # after the text: it runs again under another seed
+        fill_in_seed(part, seed)
     built = instantiate(parser, config)
     module = built.model
     module.plain_config = yaml.safe_load(text)
-    module.seed = int(config.seed_everything)
+    module.seed = seed
     module.stop_at_step = config.stop_at_step
     trainer = trainer_of(built.trainer, command, run_dir, text)
     check_devices(trainer, config.trainer.devices, config.trainer.num_nodes)

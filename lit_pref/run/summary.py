@@ -7,9 +7,15 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn.functional import softplus
 
+from lit_pref.metrics.calibration import reliability_bins
+from lit_pref.metrics.pair_metrics import per_pair, prompt_intervals
+from lit_pref.metrics.records import Records
+from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.option_split import without_options
 from lit_pref.run.export import Exported
@@ -19,6 +25,8 @@ HELD_OUT = {
     "preference accuracy": "val/rewards/accuracies",
     "accuracy under the first reference": "val/rewards/accuracies@reference0",
     "reward margin": "val/rewards/margins",
+    "log-loss against the labels (nats)": "val/calibration/log_loss",
+    "Brier score against the labels": "val/calibration/brier",
     "calibration error against the labels": "val/calibration/ece",
     "calibration error against the true probability": "val/calibration@p_true/ece",
     "calibration error against the target": "val/calibration@target/ece",
@@ -36,15 +44,15 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
         exported: the export of that checkpoint.
         arguments: the run's command line.
     """
-    parts = [held_out_table(module.evaluation.before, module.evaluation.last)] if module.evaluation.last else []
+    parts = [held_out_table(module.evaluation.before, module.evaluation)] if module.evaluation.last else []
     kept = run_dir / "records"
     records = [f"records      {kept}  (one row per held-out pair)"] if kept.exists() else []
     parts.append(
         "\n".join(
             [
                 f"checkpoint   {checkpoint}",
-                f"HF folder    {exported.folder}  (opened again; scores of {exported.pairs} pairs differ by at most "
-                f"{exported.largest_difference:.1e} nats)",
+                f"HF folder    {exported.folder}  ({exported.judgement})",
+                f"ends at      {', '.join(exported.stops)}",
                 f"config       {run_dir / 'config.yaml'}  (repeats the run)",
                 *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
@@ -77,17 +85,45 @@ def _this_python() -> str:
     return sys.executable if here.startswith("..") else here
 
 
-def held_out_table(before: dict[str, float], after: dict[str, float]) -> str:
-    """Held-out metrics before and after training, as text; an evaluation alone has none before."""
-    table = Table(title="Held-out pairs", title_justify="left")
-    table.add_column("")
-    for name in ("before", "after") if before else ("value",):
-        table.add_column(name, justify="right")
+def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
+    """Held-out metrics before and after training, with intervals over prompts, as text.
+
+    Args:
+        before: the metrics before training; empty if there are none.
+        evaluation: after the last pass.
+    """
+    after, intervals, table = evaluation.last, _intervals(evaluation.records), Table(title="Held-out pairs")
+    table.title_justify = "left"
+    for name in ("", *(("before", "after") if before else ("value",)), "95 % over prompts"):
+        table.add_column(name, justify="right" if name else "left")
     for label, key in HELD_OUT.items():
-        if key in after and not math.isnan(after[key]):
+        # Of `test`, the names begin with test/.
+        number = after.get(key, after.get(key.replace("val/", "test/"), math.nan))
+        if not math.isnan(number):
             earlier = [f"{before[key]:.3f}" if key in before else ""] if before else []
-            table.add_row(label, *earlier, f"{after[key]:.3f}")
-    return as_text(table)
+            table.add_row(label, *earlier, f"{number:.3f}", intervals.get(key, ""))
+    return f"{as_text(table)}\n{COVERS}"
+
+
+COVERS = (
+    "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds. The\n"
+    "calibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
+    "reference says one half of every pair, which has no error and no use: judge by the log-loss."
+)
+
+
+def _intervals(records: Records) -> dict[str, str]:
+    """The cells of the last column: intervals, and the calibration error that a calibrated model would have."""
+    if "z" not in records or None in records["z"] or not records["z"]:
+        return {}
+    z = torch.tensor(records["z"], dtype=torch.float64)
+    if not bool(z.isfinite().all()):
+        return {}
+    values = {f"val/{name}": value for name, value in per_pair(records).items()}
+    values |= {"val/calibration/log_loss": softplus(-z), "val/calibration/brier": (z.sigmoid() - 1).square()}
+    found = prompt_intervals(records, {key: values[key] for key in HELD_OUT.values() if key in values})
+    cells = {key: f"{low:.3f} to {high:.3f}" for key, (low, high) in found.items()}
+    return cells | {"val/calibration/ece": f"{reliability_bins(z).error_if_calibrated:.3f} if calibrated"}
 
 
 def as_text(table: Table) -> str:

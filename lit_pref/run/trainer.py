@@ -17,6 +17,10 @@ from lit_pref.run.first_lines import FirstLines
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
+class WorkDone(Exception):
+    """Ends `Run.before_training`, because a Trainer cannot be stopped otherwise before it builds the model."""
+
+
 def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Trainer:
     """The Trainer of a command.
 
@@ -48,7 +52,7 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
     refuse_fsdp1(config.strategy)
     try:
         return Trainer(**{**arguments, "callbacks": callbacks})
-    except (ValueError, TypeError) as error:  # how Lightning refuses combinations of settings
+    except (ValueError, TypeError) as error:  # raised for impossible combinations of settings
         raise UsageError(" ".join(str(error).split())) from error
 
 

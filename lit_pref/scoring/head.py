@@ -28,7 +28,7 @@ class Readout:
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """V, the size of the vocabulary."""
         return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
 
     @property
@@ -65,7 +65,8 @@ def token_values(
     """Return `log softmax(f)[y]` of every target, with gradient, and the requested statistics, without gradient.
 
     Per token, with f the logits of `readout`, g those of `against`, p = softmax(f) and y the target:
-    Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y]`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
+    Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y] - log p_y`; TiltSlope gives its derivative at ε = 0,
+    `(f_y - g_y) - Σ_v p_v (f_v - g_v)`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
     Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 if `f_y = max_v f_v`, else 0.
 
     All are computed in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867). The backward pass
@@ -73,7 +74,7 @@ def token_values(
     (a frozen head, as with LoRA), the forward pass also computes its gradient,
     `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication.
 
-    Both logits are upcast before they are interpolated: at ε = 0.01 the step is below the resolution of bf16.
+    Both logits are upcast before they are subtracted: at ε = 0.01 the step is below the resolution of bf16.
 
     Args:
         readout: N tokens of the policy.

@@ -51,7 +51,7 @@ class PrefixSharedAttention:
 
     @property
     def tokens(self) -> int:
-        """T."""
+        """T, the number of tokens of the row."""
         return sum(map(sum, self.segments))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

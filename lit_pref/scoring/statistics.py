@@ -1,11 +1,12 @@
 """Values of tokens, accumulated over tiles of logits: log-probs, entropies, comparisons with a reference."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TopOne
+from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring.tiles import TilePosition, Workspace
 
 
@@ -41,6 +42,45 @@ class LogProbs:
         return self.picked - self.top - self.total.log()
 
 
+class Differences:
+    """`d = f - g` of N rows, relative to its mean under the policy, one tile after another, and what tilting changes.
+
+    With p = softmax(f), d' = d - Σ_v p_v d_v and y the target, `log softmax(f + ε d)[y] - log softmax(f)[y]` is
+    `ε d'_y - log1p(Σ_v p_v expm1(ε d'_v))`. Where f is near g, both terms keep the digits that a difference of two
+    log-softmaxes loses; where it is far, the sum is never below zero (Jensen), so that nothing cancels either. Tokens
+    whose e^(f_v - top) is zero in the dtype (87 nats below the largest logit in fp32) do not count, however much the
+    tilt raises them.
+    """
+
+    def __init__(self, tilts: Iterable[Tilt], n: int, like: Tensor) -> None:
+        self.picked, self.total, self.weighted, self.mean = (like.new_zeros(n) for _ in range(4))
+        self.excess = {tilt: like.new_zeros(n) for tilt in tilts}  # Σ_v e_v expm1(ε d'_v), relative to the policy's top
+        # Keeps `expm1` finite: infinity times a vanishing e would not be a number.
+        self.bound = math.log(torch.finfo(like.dtype).max) - 8
+
+    def add(self, d: Tensor, e: Tensor, fade: Tensor, position: TilePosition, total: Tensor, scratch: Tensor) -> None:
+        """Add a tile: d, e and fade of the policy, and the policy's sum of e over this tile and all before it (C,)."""
+        rows = position.rows
+        self.picked[rows] += torch.where(position.inside, d.gather(1, position.index).squeeze(1), 0)
+        self.weighted[rows] = self.weighted[rows] * fade + torch.mul(e, d, out=scratch).sum(1)
+        mean = self.weighted[rows] / total
+        moved, before = self.mean[rows] - mean, self.total[rows] * fade
+        for tilt, excess in self.excess.items():
+            shift = (tilt.epsilon * moved).clamp(max=self.bound)
+            x = torch.add((-tilt.epsilon * mean)[:, None], d, alpha=tilt.epsilon, out=scratch)
+            tile = x.clamp_(max=self.bound).expm1_().mul_(e).sum(1)
+            excess[rows] = excess[rows] * fade * shift.exp() + before * shift.expm1() + tile
+        self.mean[rows], self.total[rows] = mean, total
+
+    def slope(self) -> Tensor:
+        """Return `d'_y` (N,), the derivative of `change` at ε = 0."""
+        return self.picked - self.mean
+
+    def change(self, tilt: Tilt) -> Tensor:
+        """Return what the tilt adds to the log-probs (N,), nats."""
+        return tilt.epsilon * self.slope() - torch.log1p(self.excess[tilt] / self.total)
+
+
 class Statistics:
     """The requested statistics of N tokens, from tiles of the policy's logits f and the reference's logits g."""
 
@@ -48,8 +88,9 @@ class Statistics:
         n = len(policy.top)
         self.policy, self.reference = policy, LogProbs(n, like)
         self.needs = tuple(dict.fromkeys(needs))
-        self.tilted = {need: LogProbs(n, like) for need in self.needs if isinstance(need, Tilt)}
-        summed = (need for need in self.needs if isinstance(need, Entropy | Kl | SumSquares))
+        self.compares = any(isinstance(need, Tilt | TiltSlope | Kl) for need in self.needs)
+        self.differences = Differences([need for need in self.needs if isinstance(need, Tilt)], n, like)
+        summed = (need for need in self.needs if isinstance(need, Entropy | SumSquares))
         self.sums: dict[Need, Tensor] = {need: like.new_zeros(n) for need in summed}  # relative to the policy's top
 
     def add(
@@ -57,18 +98,15 @@ class Statistics:
     ) -> None:
         """Add a tile: f, `e = exp(f - top)` as written by `policy.add`, and g, which is overwritten."""
         scratch = workspace("scratch", position)
-        for need in self.needs:
-            match need:
-                case Tilt() if g is not None:
-                    x = torch.lerp(f, g, -need.epsilon, out=scratch)
-                    self.tilted[need].add(x, position, out=x)
-                case Entropy():
-                    self._add(need, torch.mul(e, f, out=scratch), fade, position)
-                case SumSquares():
-                    self._add(need, torch.mul(e, e, out=scratch), fade.square(), position)
-                case Kl() if g is not None:
-                    self._add(need, torch.sub(f, g, out=scratch).mul_(e), fade, position)
-        if g is not None and Kl() in self.sums:
+        if Entropy() in self.sums:
+            self._add(Entropy(), torch.mul(e, f, out=scratch), fade, position)
+        if SumSquares() in self.sums:
+            self._add(SumSquares(), torch.mul(e, e, out=scratch), fade.square(), position)
+        if g is None or not self.compares:
+            return
+        d = torch.sub(f, g, out=workspace("d", position))
+        self.differences.add(d, e, fade, position, self.policy.total[position.rows], scratch)
+        if Kl() in self.needs:
             self.reference.add(g, position, out=g)
 
     def _add(self, need: Need, tile: Tensor, fade: Tensor, position: TilePosition) -> None:
@@ -79,13 +117,15 @@ class Statistics:
         """Return the statistic (N,); its equation is in the docstring of its class."""
         match need:
             case Tilt():
-                return self.tilted[need].value()
+                return self.differences.change(need)
+            case TiltSlope():
+                return self.differences.slope()
             case Entropy():
                 return self.policy.lse() - self.sums[need] / self.policy.total
             case SumSquares():
                 return self.sums[need] / self.policy.total.square()
             case Kl():
-                return self.sums[need] / self.policy.total - (self.policy.lse() - self.reference.lse())
+                return self.differences.mean - (self.policy.lse() - self.reference.lse())
             case TopOne():
                 return (self.policy.picked == self.policy.top).to(self.policy.total.dtype)
         raise TypeError(f"{need} is not a statistic of single tokens")

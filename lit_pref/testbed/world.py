@@ -50,7 +50,7 @@ NUM_PROMPTS = len(_COUNTS) * len(_CATEGORIES) * len(_DIRECTIONS) * 10 * len(_TON
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request for `count` items of `category` in `direction` without `banned`, a greeting iff `warm`, and a + b.
+    """A request: `count` items of `category` in `direction` without `banned`, a greeting iff `warm`, total a + b.
 
     >>> prompt = Prompt.parse(" 4 metal down lead plain 5 6 :")
     >>> prompt.count, prompt.banned, prompt.text

@@ -23,6 +23,7 @@ from lit_pref.objectives.parts.tokens import Mean
 from lit_pref.pairs import PreferencePair, TruncatedText
 
 BEGIN, END = 1, 2
+ENDS = {END: "<end>"}
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Pairs:
         known = {
             "id": np.array([str(k) for k in range(number)], object),
             "prompt_id": np.array([str(prompt) for prompt, _, _ in self.ids], object),
+            "prompt_group": np.array([str(prompt) for prompt, _, _ in self.ids], object),
             "margin": np.array(self.margins, float),
             "probability": np.full(number, np.nan),
             "tie": np.array(self.margins, float) == 0,
@@ -81,7 +83,9 @@ def test_a_pile_at_the_largest_margin_is_a_bound_though_no_mapping_clipped():
     assert of is not None
     assert (of.at_maximum, of.zero, of.distinct, of.clipped) == (75, 1, 26, 0)
     assert of.pile == 0.75 and of.is_clip
-    finding = found(split_findings("train", Pairs([pair(k, 3, 2) for k in range(100)], list(values)), 1, {2}), "clip")
+    finding = found(
+        split_findings("train", Pairs([pair(k, 3, 2) for k in range(100)], list(values)), 1, {2: "e"}), "clip"
+    )
     assert finding.severity == "warning" and "75.0 % of the margins equal the largest, 6" in finding.says
     assert "they were clipped in the source" in finding.says
 
@@ -90,7 +94,7 @@ def test_the_mappings_own_clip_is_named_as_that():
     values = [6.0] * 75 + [k / 5 for k in range(25)]
     clipped = np.array([True] * 75 + [False] * 25)
     pairs = Pairs([pair(k, 3, 2) for k in range(100)], values, {"clipped": clipped})
-    finding = found(split_findings("train", pairs, BEGIN, {END}), "clip")
+    finding = found(split_findings("train", pairs, BEGIN, ENDS), "clip")
     assert finding.numbers["clipped"] == 0.75 and "the mapping's clip" in finding.says
 
 
@@ -106,13 +110,13 @@ def test_a_smooth_scale_has_no_bound():
 
 def test_the_gamma_that_is_suggested_makes_the_median_pair_three_quarters():
     pairs = Pairs([pair(k, 3, 2) for k in range(5)], [0.5, 1.0, 2.0, 3.0, 9.0])
-    gamma = found(split_findings("train", pairs, BEGIN, {END}), "margins").numbers["gamma_for_three_quarters"]
+    gamma = found(split_findings("train", pairs, BEGIN, ENDS), "margins").numbers["gamma_for_three_quarters"]
     assert 1 / (1 + math.exp(-gamma * 2.0)) == pytest.approx(0.75)
 
 
 def test_pairs_without_any_strength_are_noted():
     pairs = Pairs([pair(k, 3, 2) for k in range(5)], [math.nan] * 5)
-    finding = found(split_findings("train", pairs, BEGIN, {END}), "margins")
+    finding = found(split_findings("train", pairs, BEGIN, ENDS), "margins")
     assert finding.severity == "note" and "neither margin nor probability" in finding.says
 
 
@@ -213,7 +217,7 @@ def test_the_first_in_the_source_and_the_most_frequent_writer():
 @pytest.mark.parametrize(("number", "severity"), [(400, "warning"), (100, "ok")])
 def test_a_shortcut_is_warned_of_where_there_are_pairs_enough(number: int, severity: str):
     ids = [pair(k, 5, 3) if k % 4 else pair(k, 3, 5) for k in range(number)]
-    finding = found(split_findings("train", Pairs(ids, [1.0] * number), BEGIN, {END}), "shortcut")
+    finding = found(split_findings("train", Pairs(ids, [1.0] * number), BEGIN, ENDS), "shortcut")
     assert finding.severity == severity and finding.numbers["accuracy"] == 0.75
 
 
@@ -250,8 +254,8 @@ def test_pairs_in_both_splits_are_told_by_their_tokens_and_not_by_their_ids():
 
 
 def test_no_pairs_to_train_on_stop_and_none_to_validate_do_not():
-    assert [f.severity for f in split_findings("train", Pairs([], []), BEGIN, {END})] == ["stop"]
-    assert [f.severity for f in split_findings("val", Pairs([], []), BEGIN, {END})] == ["note"]
+    assert [f.severity for f in split_findings("train", Pairs([], []), BEGIN, ENDS)] == ["stop"]
+    assert [f.severity for f in split_findings("val", Pairs([], []), BEGIN, ENDS)] == ["note"]
 
 
 # Tokens
@@ -259,23 +263,40 @@ def test_no_pairs_to_train_on_stop_and_none_to_validate_do_not():
 
 def test_one_begin_token_and_an_end_to_every_response():
     of = counts.tokens(Pairs([pair(k, 4, 6) for k in range(6)], [1.0] * 6), BEGIN, {END})
-    assert (of.begins_once, of.further_begins, of.ended) == (1.0, 0, 1.0)
+    assert (of.begins_once, of.further_begins, of.ended, of.ends) == (1.0, 0, 1.0, {END: 1.0})
+
+
+def test_the_end_tokens_are_named():
+    turned = [(prompt, [*chosen[:-1], 99], rejected) for prompt, chosen, rejected in (pair(k, 4, 6) for k in range(4))]
+    finding = found(split_findings("train", Pairs(turned, [1.0] * 4), BEGIN, {99: "<turn>", **ENDS}), "tokens")
+    assert "100 % of the complete responses end with an end token: " in finding.says
+    assert "<turn> (50.0 %)" in finding.says and "<end> (50.0 %)" in finding.says
+    assert finding.numbers["ends"] == {"<turn>": 0.5, "<end>": 0.5}
+
+
+def test_a_begin_token_before_every_turn_is_the_template_s_own():
+    prompt, chosen, rejected = pair(0, 4, 6)
+    turns = Pairs([([*prompt, BEGIN, 9, BEGIN], [*chosen[:-1], BEGIN, END], rejected)], [1.0])
+    finding = found(split_findings("train", turns, BEGIN, {END}), "tokens")
+    assert finding.severity == "ok" and finding.numbers["further_begins"] == 0
 
 
 def test_a_second_begin_token_or_a_missing_end_stops():
     prompt, chosen, rejected = pair(0, 4, 6)
     doubled = Pairs([([BEGIN, *prompt], chosen, rejected), pair(1, 4, 6)], [1.0] * 2)
-    finding = found(split_findings("train", doubled, BEGIN, {END}), "tokens")
+    finding = found(split_findings("train", doubled, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["further_begins"] == 1
+    opened = Pairs([(prompt, [BEGIN, *chosen], rejected), pair(1, 4, 6)], [1.0] * 2)
+    assert found(split_findings("train", opened, BEGIN, {END}), "tokens").severity == "stop"
     endless = Pairs([(prompt, chosen[:-1], rejected), pair(1, 4, 6)], [1.0] * 2)
-    finding = found(split_findings("train", endless, BEGIN, {END}), "tokens")
+    finding = found(split_findings("train", endless, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["ended"] == 0.75
 
 
 def test_one_side_that_is_cut_more_often_is_warned_of():
     cut = {"chosen_cut": np.arange(100) < 9, "rejected_cut": np.arange(100) < 2}
     pairs = Pairs([pair(k, 4, 6) for k in range(100)], [1.0] * 100, cut)
-    finding = found(split_findings("train", pairs, BEGIN, {END}), "truncation")
+    finding = found(split_findings("train", pairs, BEGIN, ENDS), "truncation")
     assert finding.severity == "warning" and finding.numbers["chosen_minus_rejected"] == pytest.approx(0.07)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_pref.__main__ import main
 from lit_pref.errors import UsageError, UserError
 from lit_pref.metrics.records import read_parquet
-from lit_pref.models import saving
+from lit_pref.models import generation, saving
 from lit_pref.models.spec import Lora
 from lit_pref.objectives.sft import SFT
 from lit_pref.run import export as module
@@ -103,17 +104,89 @@ def test_a_folder_with_one_other_bit_than_the_checkpoint_is_refused_and_gone(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_largest_difference_is_one_where_the_folder_computes_something_else(
-    plain: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", ["plain", "merged", "adapter"])
+def test_a_folder_that_scores_otherwise_is_refused_and_gone(
+    form: str, plain: Ran, lora: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def other_activation(folder, policy):
         model = saving.reopen(folder, policy)
-        for layer in model.model.layers:
-            layer.mlp.act_fn = torch.nn.Identity()
+        for name, part in model.named_modules():
+            if name.endswith("mlp"):
+                part.act_fn = torch.nn.Identity()
         return model
 
     monkeypatch.setattr(module, "reopen", other_activation)
-    assert export(plain.checkpoint(2), tmp_path / "hf").largest_difference > 1e-2
+    ran = plain if form == "plain" else lora
+    cause = "write it alone" if form == "merged" else "computes something else than the trained one"
+    with pytest.raises(UserError, match=rf"a token where 0\.001 is accepted, so .*hf was not written; .*{cause}"):
+        export(ran.checkpoint(2), tmp_path / "hf", merge=form == "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_rounding_of_a_bf16_merge_is_judged():
+    coarse = module.Exported(Path("hf"), 0.16, 0.02, 8, "bfloat16", [])
+    assert coarse.judgement.endswith("1.6e-01 nats, 2.0e-02 a token: rounding in bfloat16, of which 0.05 is accepted")
+    module.refuse_other_scores(coarse, merged=True)
+    with pytest.raises(UserError, match=r"rounds its change of the weights to bfloat16: write the adapter alone"):
+        module.refuse_other_scores(replace(coarse, per_token=0.06), merged=True)
+    assert replace(coarse, largest_difference=0.0, per_token=0.0).judgement.endswith("by at most 0.0e+00 nats")
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"], ["q_proj"]])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_adapter_on_tied_embeddings_is_the_trained_model(
+    targets: list[str], tied: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    policy = make_policy(tmp_path / "policy", seed=3, tie_word_embeddings=tied)
+    run = run_of(policy, tmp_path_factory)
+    run = replace(run, policy={**run.policy, "lora": Lora(r=2, target_modules=targets)}, layout="padded")
+    ran = fit(run, tmp_path / "run")
+    assert export(ran.checkpoint(2), tmp_path / "hf").largest_difference < 1e-3
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert_scores_as(ran, model, policy)
+    shared = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert shared == model.config.tie_word_embeddings == (tied and targets == ["q_proj"])
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_an_exported_chat_model_stops_where_its_responses_ended(
+    lora: Lora | None, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    policy = make_policy(tmp_path / "policy", seed=3, vocabulary=300)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|other|>"]})
+    tokenizer.chat_template = CHAT
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    model.resize_token_embeddings(len(tokenizer))
+    end, other = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|other|>"))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, other]
+    model.save_pretrained(policy)
+    tokenizer.save_pretrained(policy)
+    rows = [{"prompt": f"say {k}", "chosen": f"red {k}", "rejected": f"blue {k}"} for k in range(12)]
+    train = tmp_path / "chat.jsonl"
+    chats = ({key: [{"role": role, "content": row[key]}] for key, role in ROLES.items()} for row in rows)
+    train.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    run = Run(
+        policy={"path": str(policy), "lora": lora},
+        data={"train": str(train), "val": None, "val_fraction": 0.2, "global_batch": 8},
+        optimizer=adamw,
+    )
+    ran = fit(run, tmp_path / "run")
+    assert generation.stops(ran.module.scorer.model) == [tokenizer.eos_token_id, other, end]
+    assert set(generation._end_ids(ran.module.scorer.model, tokenizer)) == {tokenizer.eos_token_id, other, end}
+    exported = export(ran.checkpoint(2), tmp_path / "hf")
+    saved = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [tokenizer.eos_token_id, other, end]
+    assert exported.stops == ["<eos>", "<|other|>", "<|im_end|>"]
+
+
+ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 
 
 def test_the_model_card_says_how_the_model_was_made(plain: Ran, tmp_path: Path):
@@ -359,3 +432,31 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(plain: Ran, tmp_p
     torch.save(checkpoint, tmp_path / "less.ckpt")
     with pytest.raises(UserError, match=r"do not fit the policy in its configuration: .*lm_head.weight"):
         export(tmp_path / "less.ckpt", tmp_path / "hf")
+
+
+def test_code_beside_a_checkpoint_runs_on_the_word_of_the_caller_alone(plain: Ran, tmp_path: Path, policy_folder: Path):
+    ran = tmp_path / "ran"
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    (run / "tokenizer" / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast\nclass Evil(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    file = run / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    file.write_text(json.dumps(settings | {"tokenizer_class": "Evil"}))
+    (run / "checkpoints").mkdir()
+
+    def trusting(content: dict[str, Any]) -> None:
+        content["lit_pref"]["model"]["trust_remote_code"] = True
+
+    path = changed(plain.checkpoint(2), run / "checkpoints" / "x.ckpt", trusting)
+    with pytest.raises(UserError, match=r"x.ckpt: its model comes with code .*add --trust_remote_code"):
+        export(path, tmp_path / "out")
+    untold = changed(plain.checkpoint(2), run / "checkpoints" / "y.ckpt", lambda content: None)
+    with suppress(UserError):
+        export(untold, tmp_path / "out")
+    assert not ran.exists()
+    with suppress(UserError, ValueError):
+        export(path, tmp_path / "out", trust_remote_code=True)
+    assert ran.exists()

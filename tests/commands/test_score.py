@@ -10,7 +10,7 @@ from conftest import ROOT, write_pairs
 
 from lit_pref.__main__ import main
 from lit_pref.errors import UsageError
-from lit_pref.references.store import Identity, ReferenceStore, Scores
+from lit_pref.references.store import ReferenceStore, Scores, StoreIdentity
 from lit_pref.references.store_admin import kept
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,7 +61,7 @@ def test_verify_says_how_far_stored_scores_are_from_what_is_computed_now(score):
     code, said, _ = score(*RUN, "--verify=5")
     assert code == 0 and said[-1].startswith("reference 0 (initial policy), fp32: 10 scores computed again, largest")
     (one,) = kept()
-    store = ReferenceStore(Identity(**one.about))
+    store = ReferenceStore(StoreIdentity(**one.about))
     (name,) = store.parts()
     part = store.read(name)
     assert part is not None
@@ -94,7 +94,7 @@ def test_a_wrong_number_of_pairs_is_refused(score, options: list[str], said: str
 
 
 def stored(description: str, responses: int, days_ago: float) -> Path:
-    store = ReferenceStore(Identity(description, "fp32", "sum", description))
+    store = ReferenceStore(StoreIdentity(description, "fp32", "sum", description))
     store.open()
     addresses = np.array([k.to_bytes(16, "big") for k in range(1, responses + 1)], "S16")
     store.write(Scores(addresses, np.zeros(responses), np.ones(responses, np.int32), None))
@@ -131,7 +131,7 @@ def test_what_was_not_used_for_days_or_bears_a_name_is_removed(score):
 
 def test_what_is_being_filled_is_not_removed(score):
     folder = stored("busy", 5, days_ago=30)
-    lock = ReferenceStore(Identity("busy", "fp32", "sum", "busy")).claim("block")
+    lock = ReferenceStore(StoreIdentity("busy", "fp32", "sum", "busy")).claim("block")
     assert lock is not None
     code, _, sentence = score("--prune", "busy")
     assert code == 1 and "is being filled by a running process" in sentence and folder.exists()
@@ -141,7 +141,7 @@ def test_what_is_being_filled_is_not_removed(score):
 
 def test_help_and_words_that_do_not_belong_together(score):
     code, said, _ = score("--help")
-    assert code == 0 and said[0].startswith("usage: python -m lit_pref score --config FILE")
+    assert code == 0 and said[0].startswith("usage: python -m lit_pref score [--config FILE]")
     code, _, sentence = score("--list", "--config", "x.yaml")
     assert code == 2 and "--list takes no other option" in sentence
     assert UsageError.exit_code == 2

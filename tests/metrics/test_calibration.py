@@ -43,6 +43,21 @@ def test_the_error_is_that_of_sorting_and_cutting_into_equal_lists(bins, soft):
     assert reliability_bins(z, label, bins).error == pytest.approx(by_sorting(z, label, bins), abs=1e-12)
 
 
+@pytest.mark.parametrize(("pairs", "scale"), [(50, 1.0), (50, 3.0), (400, 2.0)])
+def test_the_error_to_expect_of_a_calibrated_model_is_that_of_labels_drawn_from_it(pairs, scale):
+    generator = torch.Generator().manual_seed(pairs)
+    z = scale * torch.randn(pairs, generator=generator, dtype=torch.float64)
+    z[:2] = 0.0
+    drawn = [torch.bernoulli(z.sigmoid(), generator=generator) for _ in range(300)]
+    mean = sum(reliability_bins(z, label).error for label in drawn) / 300
+    # The error of a few labels is not normal: that is worth a tenth at five in a bin.
+    assert reliability_bins(z).error_if_calibrated == pytest.approx(mean, rel=0.12)
+
+
+def test_ties_have_no_error_and_none_to_expect():
+    assert reliability_bins(torch.zeros(10)).error == reliability_bins(torch.zeros(10)).error_if_calibrated == 0
+
+
 @pytest.mark.parametrize("bins", [2, 10, 20])
 def test_bins_over_both_orders_are_half_as_many_bins_of_confidence(bins):
     z, label = random_pairs()

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaForCausalLM,
 )
@@ -230,7 +230,7 @@ def test_a_tokenizer_without_end_token_is_refused(folder):
 
 def test_a_model_without_a_head_is_refused(folder):
     config = AutoConfig.from_pretrained(folder)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoModel.from_config(config).save_pretrained(folder)
     with pytest.raises(UserError, match=r"lack lm_head\.weight: it is not a complete causal language model"):
         ModelSpec(path=str(folder)).build()
 

@@ -48,7 +48,9 @@ def test_training_uses_the_fitted_gamma_and_the_checkpoint_keeps_it_with_its_lin
     assert ran.logged.column("train/loss") == pytest.approx(given.logged.column("train/loss"), rel=1e-6)
     (line,) = ran.module.fitted
     assert line.startswith("gamma 0.4 (0.39")
-    assert line.endswith("95 %), maximum likelihood of `probability` over 12 pairs of 12 prompts")
+    assert line.endswith(
+        "95 % by Student's t over prompts), maximum likelihood of `probability` over 12 pairs of 12 prompts"
+    )
     checkpoint = torch.load(ran.checkpoint(3), weights_only=True)
     gamma = checkpoint["state_dict"]["objective.target.gamma.value"]
     assert gamma.dtype == torch.float64 and gamma.item() == pytest.approx(0.4, rel=1e-9)
@@ -96,7 +98,7 @@ def test_a_run_does_not_resume_under_another_rule_for_gamma(run: Run, tmp_path: 
     run.data = {**run.data, "val": None, "val_fraction": 0}
     part = fit(run, tmp_path / "part", stop_at_step=1)
     for other in (Fitted(mean_probability=0.9), Fitted(labels="probability")):
-        sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* says Fitted"
+        sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* sets Fitted"
         with pytest.raises(UserError, match=sentence):
             fit(replace(run, objective=lambda gamma=other: MMPO(gamma=gamma)), tmp_path / "on", ckpt=part.checkpoint(1))
     with pytest.warns(UserWarning, match="the run resumes with another objective: the checkpoint has MMPO"):

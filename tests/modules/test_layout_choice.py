@@ -122,7 +122,7 @@ def test_a_policy_of_any_form_trains_alike(form, folder, policy_folder, tmp_path
 
 def test_auto_is_a_matter_of_lengths_and_configuration(policy_folder: Path):
     policy = ModelSpec(path=str(policy_folder))
-    assert decide_layout("auto", policy, LONG) == ("prefix_shared", "saves about 540 of 1280 tokens a pair")
+    assert decide_layout("auto", policy, LONG) == ("prefix_shared", "saves about 540 of 1280 tokens per pair")
     layout, reason = decide_layout("auto", policy, TEN)
     assert layout == "padded" and "short" in reason
     assert decide_layout("prefix_shared", policy, TEN)[0] == "prefix_shared"

@@ -156,7 +156,7 @@ def test_a_reference_with_another_tokenizer_is_refused_where_tokens_are_weighed(
             references=lambda: [Pretrained(str(folder / "stranger"))],
             reference_store=store,
         )
-        with pytest.raises(UserError, match=r"compares single tokens .* take a reference with the policy's tokenizer"):
+        with pytest.raises(UserError, match=r"compares single tokens .* use a reference with the policy's tokenizer"):
             fit(run, tmp_path)
 
 

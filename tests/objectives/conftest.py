@@ -77,10 +77,9 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
 
     def side(needs: frozenset[Need], tokens: int, trained: bool) -> SequenceScores:
         lengths = torch.randint(5, 30, (size,), generator=generator)
-        # Statistics beside the score, so that every epsilon step s occurs.
         scores = -2.0 * lengths + normal(1.0)
-        ordered = sorted(needs - {TokenLogps()}, key=repr)
-        statistics: dict[Need, Tensor] = {need: scores + normal(2.0) for need in ordered}
+        # Around zero, so that every epsilon step s occurs.
+        statistics: dict[Need, Tensor] = {need: normal(2.0) for need in sorted(needs - {TokenLogps()}, key=repr)}
         scores.requires_grad_(trained)
         if TokenLogps() in needs:
             shares = torch.rand(size, tokens, generator=generator, dtype=torch.float64)

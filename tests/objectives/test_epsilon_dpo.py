@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.objectives import DPO, EpsilonDPO, EpsilonStep, Harmonic
-from lit_pref.scores import Kl, Tilt
+from lit_pref.scores import Tilt, TiltSlope
 
 EPSILON, BETA = 0.01, 0.1
 
@@ -32,24 +32,24 @@ def golden(make):
     for side in ("chosen", "rejected"):
         p, q = log_probs(f[side]), log_probs(g[side])
         getattr(policy, side).statistics = {
-            Tilt(EPSILON): total(tilted(EPSILON, side), side),
-            Tilt(-EPSILON): total(tilted(-EPSILON, side), side),
-            Kl(): (p.exp() * (p - q)).sum().unsqueeze(0),
+            Tilt(EPSILON): total(tilted(EPSILON, side), side) - total(f[side], side),
+            Tilt(-EPSILON): total(tilted(-EPSILON, side), side) - total(f[side], side),
+            TiltSlope(): ((p - q)[range(2), y[side]] - (p.exp() * (p - q)).sum(-1)).sum(0, keepdim=True),
         }
     return make.inputs(policy, [reference], make.batch(1, margin=[1.0]))
 
 
 def test_the_fixture_has_the_published_intermediate_values(golden):
     chosen, rejected = golden.policy.chosen, golden.policy.rejected
+    now = chosen.scores - rejected.scores
     gaps = [
-        chosen.statistics[Tilt(EPSILON)] - rejected.statistics[Tilt(EPSILON)],
-        chosen.scores - rejected.scores,
-        chosen.statistics[Tilt(-EPSILON)] - rejected.statistics[Tilt(-EPSILON)],
+        chosen.statistics[Tilt(EPSILON)] - rejected.statistics[Tilt(EPSILON)] + now,
+        now,
+        chosen.statistics[Tilt(-EPSILON)] - rejected.statistics[Tilt(-EPSILON)] + now,
     ]
     golden_gaps = [1.005912261315618, 1.0007391910964951, 0.9955615362825515]
     assert [gap.item() for gap in gaps] == pytest.approx(golden_gaps, abs=1e-14)
-    anchor = golden.references[0].chosen.scores - golden.references[0].rejected.scores
-    slope = gaps[1] - anchor - (chosen.statistics[Kl()] - rejected.statistics[Kl()])
+    slope = chosen.statistics[TiltSlope()] - rejected.statistics[TiltSlope()]
     assert slope.item() == pytest.approx(0.5175359376767125, abs=1e-14)
     # d z_c / d c at 0 by central differences is the same slope, up to O(epsilon^2).
     assert ((gaps[0] - gaps[2]) / (2 * EPSILON)).item() == pytest.approx(slope.item(), abs=1e-6)
@@ -91,18 +91,20 @@ def test_epsilon_zero_is_dpo(make, first_order):
 
 def test_the_needs_follow_the_criterion_and_fall_on_the_policy_alone():
     assert EpsilonDPO(epsilon=0.02).requirements.statistics == {Tilt(0.02), Tilt(-0.02)}
-    assert EpsilonDPO(first_order=True).requirements.statistics == {Kl()}
+    assert EpsilonDPO(first_order=True).requirements.statistics == {TiltSlope()}
     assert EpsilonDPO().requirements.reference_statistics == frozenset()
 
 
-def test_the_step_looks_at_the_first_reference_only(make):
+def test_the_step_is_read_from_the_statistics_and_from_no_score(make):
     objective = DPO(reference=Harmonic(), temperature=EpsilonStep(first_order=True))
     inputs = make.random(objective, size=20, references=2)
     before = inputs.into(objective).logged["epsilon_step"]
-    inputs.references[1].chosen.scores = inputs.references[1].chosen.scores + 50
+    for scores in (inputs.policy, *inputs.references):
+        scores.chosen.scores = scores.chosen.scores + 50
     assert torch.equal(inputs.into(objective).logged["epsilon_step"], before)
-    inputs.references[0].chosen.scores = inputs.references[0].chosen.scores + 50
-    assert not torch.equal(inputs.into(objective).logged["epsilon_step"], before)
+    slopes = inputs.policy.chosen.statistics
+    slopes[TiltSlope()] = slopes[TiltSlope()] + 50
+    assert bool((inputs.into(objective).logged["epsilon_step"] == 1).all())
 
 
 def test_no_gradient_flows_through_the_step(make):

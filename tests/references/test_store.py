@@ -14,10 +14,10 @@ from lit_pref.errors import UserError
 from lit_pref.pairs import TruncatedText
 from lit_pref.references.filling import StoreFiller, batches, load
 from lit_pref.references.lookup import NO_RESPONSE, TABLE, NeededScores, text_keys
-from lit_pref.references.store import KEY, Identity, ReferenceStore, Scores
+from lit_pref.references.store import KEY, ReferenceStore, Scores, StoreIdentity
 from lit_pref.references.store_admin import in_use, kept, tidy
 
-SUM = Identity("weights", "fp32", "sum", "a reference")
+SUM = StoreIdentity("weights", "fp32", "sum", "a reference")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
 
 
-def opened(identity: Identity = SUM) -> ReferenceStore:
+def opened(identity: StoreIdentity = SUM) -> ReferenceStore:
     store = ReferenceStore(identity)
     store.open()
     return store
@@ -121,11 +121,11 @@ def test_an_unfinished_file_is_ignored_and_removed_once_it_is_nobodys():
 
 
 def test_another_reference_numerics_or_aggregation_is_another_folder_and_another_description_is_not():
-    others = [Identity("other", "fp32", "sum", ""), Identity("weights", "fp64", "sum", "")]
-    others += [Identity("weights", "fp32", "tokens", "")]
+    others = [StoreIdentity("other", "fp32", "sum", ""), StoreIdentity("weights", "fp64", "sum", "")]
+    others += [StoreIdentity("weights", "fp32", "tokens", "")]
     folders = {ReferenceStore(identity).folder for identity in [SUM, *others]}
     assert len(folders) == 4
-    assert ReferenceStore(Identity("weights", "fp32", "sum", "moved elsewhere")).folder in folders
+    assert ReferenceStore(StoreIdentity("weights", "fp32", "sum", "moved elsewhere")).folder in folders
 
 
 def test_a_claimed_block_is_nobody_elses_until_it_is_released():
@@ -138,7 +138,7 @@ def test_a_claimed_block_is_nobody_elses_until_it_is_released():
 
 
 def test_what_is_in_the_store_is_listed_with_the_one_used_last_first():
-    for number, identity in enumerate([SUM, Identity("other", "fp64", "tokens", "another")]):
+    for number, identity in enumerate([SUM, StoreIdentity("other", "fp64", "tokens", "another")]):
         store = opened(identity)
         store.write(scores_of([1, 2, 3][: number + 1]))
         os.utime(store.folder / "about.json", (1000 + number,) * 2)
@@ -228,7 +228,7 @@ def filling(store: ReferenceStore, said: list[str] | None = None, **options) -> 
 def test_an_interrupted_fill_resumes_with_its_last_block_and_ends_with_the_same_bits():
     whole, reader = filling(opened())
     assert whole.run() is True and sorted(reader.pairs) == list(range(250))
-    other = opened(Identity("the same again", "fp32", "sum", ""))
+    other = opened(StoreIdentity("the same again", "fp32", "sum", ""))
     cut_off, before = filling(other, dies_at=len(reader.calls) // 2)
     with pytest.raises(KeyboardInterrupt):
         cut_off.run()

@@ -97,7 +97,7 @@ def test_processes_are_not_started_from_within_python(options: dict[str, Any]):
     run = build(MMPO, options | {"trainer.devices": 2, "trainer.strategy": "ddp", "run_dir": "run"})
     with pytest.raises(UsageError, match="2 processes cannot be started from within Python"):
         run.fit()
-    assert not list(Path("run").iterdir())
+    assert not Path("run").exists()
 
 
 def test_a_run_of_another_command_has_nothing_to_train_with(options: dict[str, Any]):
@@ -140,3 +140,47 @@ def test_the_first_parts_of_options_that_commands_check_are_those_of_the_parser(
     for command in ("fit", "validate"):
         known |= {action.dest.partition(".")[0] for action in run_parser(command)._actions if action.option_strings}
     assert set(TOP_LEVEL) == {name for name in known if not name.startswith("print_shtab")}
+
+
+def test_a_validation_says_the_step_of_the_weights_that_it_read(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    run = build(MMPO, options | {"run_dir": "run", "stop_at_step": 2, "data.val_fraction": 0.3})
+    run.fit()
+    for evaluated, step in (
+        (run, 2),
+        (build(MMPO, options | {"run_dir": "run", "data.val_fraction": 0.3}, "validate"), 2),
+    ):
+        capsys.readouterr()
+        evaluated.validate("last" if evaluated is not run else None)
+        assert f"held out, at step {step}: loss" in capsys.readouterr().out
+        assert Path("run", "records", f"validate-step={step:08d}.parquet").exists()
+    build(MMPO, options | {"run_dir": "new", "data.val_fraction": 0.3}, "validate").validate()
+    assert "held out, before training: loss" in capsys.readouterr().out
+
+
+def test_the_seed_moves_all_that_is_random_but_the_split_unless_a_seed_is_set_apart(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    options = options | {"data.val_fraction": 0.3}
+
+    def trained(folder: str, **more: Any) -> tuple[Run, dict[str, torch.Tensor]]:
+        run = build(MMPO, options | {"run_dir": folder, "stop_at_step": 1} | more)
+        run.fit()
+        return run, weights(folder)
+
+    zero, one = trained("0"), trained("1", seed_everything=1)
+    assert (
+        "seed        seed_everything 1 decides the order of pairs; set apart: the split by" in capsys.readouterr().out
+    )
+    apart = trained("apart", seed_everything=1, **{"data.seed": 0})
+    assert "decides nothing here; set apart: the order of pairs by data.seed 0" in capsys.readouterr().out
+    assert same(zero[1], apart[1]) and not same(zero[1], one[1])
+    assert zero[0].data.val_pairs.fingerprint == one[0].data.val_pairs.fingerprint
+    # The record follows another seed as well.
+    again = build("1/config.yaml", {"run_dir": "again", "seed_everything": 2})
+    assert again.data.seed == 2 and again.module.policy.seed == 2
+    lora = build(MMPO, options | {"seed_everything": 3, "model.policy.lora": {"r": 2}, "run_dir": "lora"})
+    assert lora.module.policy.seed == 3
+    chance = {"class_path": "Random", "init_args": {"keep": 0.5}}
+    assert build(MMPO, options | {"seed_everything": 4, "data.selection": chance}).data.selection.seed == 4

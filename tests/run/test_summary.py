@@ -1,10 +1,61 @@
-"""The table of held-out metrics."""
+"""The table that closes a run: numbers, intervals over prompts, and what a calibrated model would show."""
 
+import torch
+
+from lit_pref.modules.evaluation import Evaluation
 from lit_pref.run.summary import held_out_table
 
 
+def evaluated(stage: str, pairs: int = 40) -> Evaluation:
+    """Records of pairs of ten prompts, measured."""
+    z = torch.randn(pairs, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    evaluation = Evaluation()
+    evaluation.records = {
+        "id": [f"pair-{k}" for k in range(pairs)],
+        "prompt": [f"prompt-{k // 4}" for k in range(pairs)],
+        "z": z.tolist(),
+        "loss": torch.nn.functional.softplus(-z).tolist(),
+    }
+    evaluation.last = evaluation.measure(evaluation.records, stage)
+    return evaluation
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    return {name: numbers for name, *numbers in cells}
+
+
+def test_numbers_have_intervals_over_prompts_and_the_text_says_what_they_cover():
+    evaluation = evaluated("val")
+    text = held_out_table({"val/calibration/log_loss": 0.693}, evaluation)
+    rows = rows_of(text)
+    for name, key in {"preference accuracy": "rewards/accuracies", "reward margin": "rewards/margins"}.items():
+        before, after, interval = rows[name]
+        low, high = map(float, interval.split(" to "))
+        assert before == "" and low < float(after) == round(evaluation.last[f"val/{key}"], 3) < high
+    assert rows["log-loss against the labels (nats)"][0] == "0.693"
+    assert (
+        " to " in rows["log-loss against the labels (nats)"][2] and " to " in rows["Brier score against the labels"][2]
+    )
+    assert rows["calibration error against the labels"][2].endswith(" if calibrated")
+    assert "cover other prompts of the same kind (bootstrap over prompts), not other training seeds" in text
+
+
+def test_the_table_of_test_has_its_numbers():
+    assert rows_of(held_out_table({}, evaluated("test"))).keys() == rows_of(held_out_table({}, evaluated("val"))).keys()
+    assert len(rows_of(held_out_table({}, evaluated("test")))) >= 5
+
+
+def test_records_without_finite_scores_have_no_intervals():
+    evaluation = evaluated("val")
+    evaluation.records["z"] = [float("nan"), *evaluation.records["z"][1:]]
+    assert " to " not in held_out_table({}, evaluation).splitlines()[5]
+    evaluation.records = {}
+    assert "preference accuracy" in held_out_table({}, evaluation)
+
+
 def test_an_evaluation_alone_has_one_column_of_values():
-    after = {"val/rewards/accuracies": 0.75}
-    alone, both = held_out_table({}, after), held_out_table({"val/rewards/accuracies": 0.5}, after)
-    assert "before" not in alone and "after" not in alone and "0.750" in alone
-    assert "before" in both and "after" in both and "0.500" in both and "0.750" in both
+    evaluation = evaluated("val")
+    alone, both = held_out_table({}, evaluation), held_out_table({"val/rewards/accuracies": 0.5}, evaluation)
+    assert "before" not in alone and "after" not in alone and "value" in alone
+    assert "before" in both and "after" in both and "0.500" in both

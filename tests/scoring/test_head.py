@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_pref.scores import Entropy, Kl, SumSquares, Tilt, TopOne
+from lit_pref.scores import Entropy, Kl, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring import head
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.tiles import tile_shape
@@ -176,7 +176,7 @@ def test_a_weight_used_as_embedding_and_head_gets_both_gradients():
 def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close):
     (hidden, weight, bias), targets = tensors(dtype)
     (other, other_weight, _), _ = tensors(dtype, h=H + 3, seed=5)
-    needs = [Tilt(0.01), Entropy(), Kl(), TopOne(), Tilt(-0.3), SumSquares()]
+    needs = [Tilt(0.01), Entropy(), Kl(), TopOne(), Tilt(-0.3), SumSquares(), TiltSlope()]
     targets[::3] = naive_logits(hidden, weight, bias, 0.5, 3.0)[::3].argmax(1)
     _, values = token_values(
         Readout(hidden, weight, bias, 0.5, 3.0), targets, needs, Readout(other, other_weight, None, 0.4)
@@ -185,12 +185,13 @@ def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close
     g = naive_logits(other.double(), other_weight.double(), None, 0.4, None)
     log_p, log_q = torch.log_softmax(f, -1), torch.log_softmax(g, -1)
     expected = [
-        naive_logps(1.01 * f - 0.01 * g, targets),
+        naive_logps(1.01 * f - 0.01 * g, targets) - naive_logps(f, targets),
         -(log_p.exp() * log_p).sum(-1),
         (log_p.exp() * (log_p - log_q)).sum(-1),
         (f.argmax(-1) == targets).double(),
-        naive_logps(0.7 * f + 0.3 * g, targets),
+        naive_logps(0.7 * f + 0.3 * g, targets) - naive_logps(f, targets),
         log_p.exp().square().sum(-1),
+        naive_logps(f, targets) - naive_logps(g, targets) - (log_p.exp() * (log_p - log_q)).sum(-1),
     ]
     assert 0 < expected[3].sum() < N
     for ours, theirs in zip(values, expected, strict=True):
@@ -203,18 +204,57 @@ def test_tilted_sums_are_the_published_example_of_epsilon_dpo():
     f = torch.tensor([[2, 0, -1], [0.5, 1, 0], [1, 0.5, 0], [0, 0.3, 0.9]], dtype=torch.float64)
     g = torch.tensor([[1.5, 0.2, -1], [0.6, 0.6, 0.1], [0.8, 0.8, 0], [0.1, 0.2, 0.6]], dtype=torch.float64)
     targets, eye = torch.tensor([0, 1, 1, 2]), torch.eye(3, dtype=torch.float64)
-    logps, (up, down, kl) = token_values(Readout(f, eye), targets, [Tilt(0.01), Tilt(-0.01), Kl()], Readout(g, eye))
+    needs = [Tilt(0.01), Tilt(-0.01), Kl(), TiltSlope()]
+    logps, (up, down, kl, slope) = token_values(Readout(f, eye), targets, needs, Readout(g, eye))
     reference, _ = token_values(Readout(g, eye), targets)
 
     def difference(values):
         return (values[:2].sum() - values[2:].sum()).item()
 
     # z⁻, z, z⁺ and D of the example; the slope of z in ε is D - (KL_w - KL_l).
-    assert difference(up) == pytest.approx(1.005912261315618, abs=1e-12)
+    assert difference(up + logps) == pytest.approx(1.005912261315618, abs=1e-12)
     assert difference(logps) == pytest.approx(1.0007391910964951, abs=1e-12)
-    assert difference(down) == pytest.approx(0.9955615362825515, abs=1e-12)
+    assert difference(down + logps) == pytest.approx(0.9955615362825515, abs=1e-12)
     assert difference(logps) - difference(reference) == pytest.approx(0.5436705692221528, abs=1e-12)
     assert difference(logps - reference) - difference(kl) == pytest.approx(0.5175359376767125, abs=1e-12)
+    assert difference(slope) == pytest.approx(0.5175359376767125, abs=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+@pytest.mark.parametrize("needs", [[Tilt(0.01), Tilt(-0.01)], [TiltSlope()]])
+def test_near_the_reference_single_precision_gives_the_signs_of_double_precision(needs, shift):
+    """30 pairs of 40 tokens a response at a distance of 1e-4 from the reference; logits may differ by a constant."""
+    tokens, vocabulary = 30 * 2 * 40, 3 * COLUMNS // 2
+    generator = torch.Generator().manual_seed(0)
+    f = 3 * torch.randn(tokens, vocabulary, generator=generator)
+    g = f + 1e-4 * torch.randn(tokens, vocabulary, generator=generator)
+    targets = torch.distributions.Categorical(logits=f).sample()
+
+    def signs(dtype):
+        against = Readout(g.to(dtype) + shift, None)
+        _, values = token_values(Readout(f.to(dtype), None), targets, needs, against)
+        sums = [value.double().view(30, 2, 40).sum(2) for value in values]
+        return torch.stack([(sides[:, 0] - sides[:, 1]).sign() for sides in sums])
+
+    # The shift itself costs single precision most of the digits of `g - f`: there a few pairs may be undecided.
+    agreed = (signs(torch.float32) == signs(torch.float64)).sum(1)
+    assert bool((agreed == 30).all()) if shift == 0 else bool((agreed >= 28).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tilt_far_from_the_reference_is_that_of_the_full_distributions(dtype):
+    """Logits tens of nats apart, the policy's largest ones in the last tile and a constant between the two."""
+    generator = torch.Generator().manual_seed(1)
+    f, g = (5 * torch.randn(20, 2 * COLUMNS, generator=generator, dtype=torch.float64) for _ in range(2))
+    f[:, -3:] += 20
+    f, g = f.to(dtype), (g + 70).to(dtype)
+    targets = torch.randint(2 * COLUMNS, (20,), generator=generator)
+    needs = [Tilt(0.5), Tilt(-0.5), Tilt(0.9), Tilt(-0.9)]
+    _, values = token_values(Readout(f, None), targets, needs, Readout(g, None))
+    f, g = f.double(), g.double()
+    for need, value in zip(needs, values, strict=True):
+        expected = naive_logps((1 + need.epsilon) * f - need.epsilon * g, targets) - naive_logps(f, targets)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_entropy_squares_and_top_one_of_distributions_known_by_heart():
@@ -245,7 +285,8 @@ def test_a_reference_of_another_dtype_is_compared_in_the_policys(dtype, other_dt
     _, (tilted,) = token_values(Readout(hidden, weight), targets, [Tilt(0.5)], Readout(other, other_weight))
     f, g = hidden.double() @ weight.double().T, other.double() @ other_weight.double().T
     assert tilted.dtype == dtype
-    torch.testing.assert_close(tilted.double(), naive_logps(1.5 * f - 0.5 * g, targets).detach(), rtol=0, atol=2e-5)
+    expected = naive_logps(1.5 * f - 0.5 * g, targets) - naive_logps(f, targets)
+    torch.testing.assert_close(tilted.double(), expected.detach(), rtol=0, atol=2e-5)
 
 
 def test_bf16_logits_are_upcast_before_they_are_interpolated():
@@ -254,7 +295,8 @@ def test_bf16_logits_are_upcast_before_they_are_interpolated():
     eye = torch.eye(2).bfloat16()
     _, (tilted,) = token_values(Readout(f, eye), torch.tensor([1]), [Tilt(0.01)], Readout(g, eye))
     assert tilted.dtype == torch.float32
-    assert tilted.item() == pytest.approx(-8.005 - math.log1p(math.exp(-8.005)), abs=2e-6)
+    change = -0.005 - math.log1p(math.exp(-8.005)) + math.log1p(math.exp(-8.0))
+    assert tilted.item() == pytest.approx(change, abs=1e-8)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
@@ -277,7 +319,9 @@ def test_autocast_does_not_reach_the_head(weight_dtype):
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=tolerance, atol=1e-5)
 
 
-@pytest.mark.parametrize("needs", [[], [Tilt(0.01), Tilt(-0.01), Kl()], [Entropy(), SumSquares(), TopOne()]])
+@pytest.mark.parametrize(
+    "needs", [[], [Tilt(0.01), Tilt(-0.01), TiltSlope(), Kl()], [Entropy(), SumSquares(), TopOne()]]
+)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_no_tensor_is_larger_than_a_tile(needs, frozen):
     (hidden, weight, bias), targets = tensors(torch.float32, h=4)

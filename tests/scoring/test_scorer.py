@@ -151,7 +151,7 @@ def test_comparing_statistics_are_sums_over_the_response():
             row, at = torch.tensor([prompt + response]), slice(len(prompt) - 1, -1)
             f, g = policy(row).logits[0, at], reference(row).logits[0, at]
             p, q = torch.log_softmax(f, -1), torch.log_softmax(g, -1)
-            tilted = torch.log_softmax(1.2 * f - 0.2 * g, -1).gather(1, torch.tensor(response)[:, None])
+            tilted = (torch.log_softmax(1.2 * f - 0.2 * g, -1) - p).gather(1, torch.tensor(response)[:, None])
             assert side.statistics[Kl()][i].item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-10)
             assert side.statistics[Tilt(0.2)][i].item() == pytest.approx(tilted.sum().item(), abs=1e-10)
             assert not side.statistics[Kl()].requires_grad

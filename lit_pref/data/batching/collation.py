@@ -133,7 +133,7 @@ def _numbers(values: list[float | None], name: str) -> Tensor | None:
     return torch.tensor(known, dtype=torch.float32) if known else None
 
 
-class Pairs(Protocol):
+class PairsByIndex(Protocol):
     def __getitem__(self, index: int, /) -> PreferencePair: ...
 
 
@@ -151,7 +151,7 @@ class UncastBatches:
     """Collates micro-batches in a loader or its workers: `batches[micro_batch]`.
 
     Args:
-        pairs: pairs by index.
+        pairs: the pairs, accessed by index.
         pad_id: the id that fills rows.
         layout: layout of the rows.
         token_functions: see `collate`.
@@ -160,7 +160,7 @@ class UncastBatches:
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: PairsByIndex,
         pad_id: int,
         layout: Layout = "padded",
         token_functions: Mapping[str, TokenFunction] | None = None,

@@ -1,4 +1,4 @@
-"""Settings and repairs of Lightning 2.6, so that it stops, validates and resumes at the end of optimizer steps."""
+"""Settings and fixes for Lightning 2.6, so that it stops, validates and resumes at the end of optimizer steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from lit_pref.errors import UsageError
 
 
 def epochs_of_run(trainer: Any, sampler: Callable[[int], WindowSampler]) -> int:
-    """Return the most epochs that a run starts, all of whose steps must fit the same number of micro-batches.
+    """Return the maximum number of epochs of a run; all their steps take the same number of micro-batches.
 
     Args:
         trainer: the Trainer, with its limits as the user gave them.
@@ -109,7 +109,7 @@ def _at_window_end(limit: int | float, every: int, length: int, name: str) -> in
 
 
 def settle_epoch_of_checkpoint(trainer: Any) -> None:
-    """Decide whether an epoch that a checkpoint counts as finished was finished or stopped early, and correct the loop.
+    """Correct the loop if an epoch that a checkpoint counts as finished was stopped early, or the other way round.
 
     Finished: with `max_steps` set, Lightning 2.6 always treats a resumed epoch as unfinished, and a checkpoint saved in
     `on_train_epoch_end` loses or repeats an epoch. Stopped early: a run that stops in mid-epoch counts the epoch before

@@ -11,7 +11,7 @@ from lit_pref.errors import UserError
 
 
 class BatchSource(Protocol):
-    """Returns the batch of a micro-batch, possibly in a loader worker."""
+    """Builds the batch of a micro-batch, possibly in a loader worker."""
 
     def __getitem__(self, index: MicroBatch, /) -> Any: ...
 
@@ -102,12 +102,12 @@ class ResumableLoader(PairLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and the identity of the data and their order: numbers and one string."""
+        """Return the position, with numbers and a fingerprint that identify the data and their order."""
         epoch, pairs = self._position
         return {"epoch": epoch, "pairs": pairs, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the position at which the next iteration starts to that of the run that wrote `state`.
+        """Let the next iteration start at the position in `state`.
 
         Raises:
             UserError: the data, seed, global batch or micro-batches differ, or the position is within a step.

@@ -69,7 +69,7 @@ def micro_batches(window: Sequence[int], world: int, micro_batch: int) -> list[l
 
 @lru_cache(maxsize=1)  # cached, because a loader, a schedule and the Trainer need the same numbers
 def least_rounds(budget: TokenBudget, seed: int, epochs: int, global_batch: int, world: int) -> tuple[int, int]:
-    """Return the fewest micro-batches per rank that suffice in all `epochs`: of a full step, and of the last one.
+    """Return the micro-batches per rank that suffice in all `epochs`, for a full step and for the last one.
 
     The number is 0 for a step that does not exist.
     """

@@ -1,23 +1,38 @@
 """Checks of canonical rows: texts, strength and columns, swapped where necessary so that the margin is >= 0."""
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from lit_pref.data.checking.fields import id_of, messages_of, name_of, plain_text_of, response_of, spans_of
-from lit_pref.data.checking.swapping import OnSwap, group_of, swapped_value
+from lit_pref.data.checking.disagreement import contradicts, differs
+from lit_pref.data.checking.fields import (
+    TEMPLATE_COLUMNS,
+    id_of,
+    messages_of,
+    name_of,
+    plain_text_of,
+    response_of,
+    spans_of,
+    template_arguments_of,
+)
+from lit_pref.data.checking.swapping import OnSwap, group_of, partner_of, swapped_value
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import SOURCES, STRENGTH
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.values import LARGEST, number, number_of
+from lit_pref.data.sources.unread import refuse_unread_keys
+from lit_pref.data.sources.values import LARGEST, number_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.pairs import Text
+from lit_pref.pairs import TEMPLATE_ARGUMENTS, Text
+
+FIRST = 64  # rows that tell which columns a file has
 
 
 class RowReader:
     """Checks canonical rows and returns pairs of texts.
 
-    Strength is `margin`, or else `score_chosen` - `score_rejected`; `probability` (or `p_chosen`) is P(chosen is
-    better). A negative margin, or without a margin a probability below 1/2, swaps the texts: the margin changes its
-    sign and the probability becomes 1 - p.
+    Strength is `margin` (which a mapping has computed, see `PairStrength`), or else `score_chosen` - `score_rejected`;
+    `probability` (or `p_chosen`) is P(chosen is better). A negative margin, or without a margin a probability below
+    1/2, swaps the texts: the margin changes its sign and the probability becomes 1 - p.
 
     The other columns are swapped together with the texts, by the rules in `on_swap`, or else by their names: a column
     of one side takes the value of the other (`reward_chosen` that of `reward_rejected`), and a column that begins with
@@ -34,6 +49,7 @@ class RowReader:
             rejected) or `complement` (a probability p that chosen is better: 1 - p).
         token_columns: names of per-token columns: NAME_chosen and NAME_rejected are lists of [start, end, value] in
             characters of that response.
+        ignored: keys of messages, and columns of template arguments, that are not read.
 
     Raises:
         UsageError: `on_swap` names a column that is not in `columns`.
@@ -52,12 +68,14 @@ class RowReader:
         one_sided: bool = False,
         on_swap: Mapping[str, OnSwap] | None = None,
         token_columns: tuple[str, ...] = (),
+        ignored: tuple[str, ...] = (),
     ) -> None:
         self.columns = tuple(sorted({*columns, *(required - {"margin", "probability", "extra_response"})}))
         self.group_column = group_column
         self.required = required
         self.one_sided = one_sided
         self.token_columns = token_columns
+        self.ignored = ignored
         self.on_swap = dict(on_swap or {})
         if unknown := sorted(self.on_swap.keys() - set(self.columns)):
             raise UsageError(
@@ -65,6 +83,14 @@ class RowReader:
                 f"({', '.join(self.columns) or 'none'}); add it to data.columns, or remove it from data.on_swap."
             )
         self._first: Row | None = None
+
+    @property
+    def read_columns(self) -> frozenset[str]:
+        """The names of all columns that are read from a row if it has them."""
+        sided = (*self.columns, *([self.group_column] if self.group_column else []))
+        names = {"prompt", "chosen", "rejected", "extra_response", "id", *STRENGTH, *TEMPLATE_COLUMNS, *sided}
+        names |= {partner for name in sided if (partner := partner_of(name))} | {n for pair in SOURCES for n in pair}
+        return frozenset(names | {f"{name}_{side}" for name in self.token_columns for side in ("chosen", "rejected")})
 
     def read_all(self, rows: Iterable[Row | BadRow]) -> Iterator[tuple[Row | None, TextPair | BadRow]]:
         """Yield each canonical row with its checked pair, or with the reason why it cannot be used.
@@ -74,7 +100,15 @@ class RowReader:
         Raises:
             UserError: see `read`.
         """
-        for row in rows:
+        rows = iter(rows)
+        start = list(itertools.islice(rows, FIRST))
+        if good := [row for row in start if isinstance(row, Row)]:
+            # The columns of most rows are those of the file, so that one odd row, even the first, is the faulty one.
+            names = [frozenset(row.values.keys() & {*STRENGTH, "id"}) for row in good]
+            most = Counter(names).most_common(1)[0][0]
+            self._check_first(first := good[names.index(most)])
+            self._first = first
+        for row in itertools.chain(start, rows):
             if isinstance(row, BadRow):
                 yield None, row
                 continue
@@ -97,9 +131,11 @@ class RowReader:
         margin, probability, disagrees = self._strength(row)
         swapped = self._prefers_rejected(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
-        chosen = response_of(row, first, prompt)
-        rejected = None if self.one_sided else response_of(row, second, prompt)
-        if chosen == rejected:
+        chosen, own = response_of(row, first, prompt, self.ignored)
+        rejected, other = (None, {}) if self.one_sided else response_of(row, second, prompt, self.ignored)
+        wanted = "extra_response" in self.required
+        extra, extra_own = response_of(row, "extra_response", prompt, self.ignored) if wanted else (None, {})
+        if chosen == rejected and own == other:
             raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
         spans = {
             name: (
@@ -119,7 +155,8 @@ class RowReader:
             id=id_of(row) if "id" in row.values else None,
             swapped=swapped and row.chosen_first is None,
             disagrees=disagrees,
-            extra_response=response_of(row, "extra_response", prompt) if "extra_response" in self.required else None,
+            extra_response=extra,
+            further={k: v for k, v in (("chosen", own), ("rejected", other), ("extra_response", extra_own)) if v},
             spans=spans,
             sources=self._sources(row, swapped),
             chosen_first=None if row.chosen_first is None else row.chosen_first != swapped,
@@ -136,16 +173,16 @@ class RowReader:
         return row.prefers == "rejected"
 
     def _check_columns(self, row: Row) -> None:
-        """Refuse a row without the columns of the first one, so that strength is never silently missing."""
+        """Refuse a row without the columns of the others, so that strength is never silently missing."""
         if self._first is None:
             self._check_first(row)
             self._first = row
+        remedy = "give it to every row or to none"
         for name in (*STRENGTH, "id"):
-            if (name in row.values) != (name in self._first.values):
-                has, lacks = (row, self._first) if name in row.values else (self._first, row)
-                raise UserError(
-                    f"{has.place} has `{name}`, and line {lacks.line} does not; give it to every row or to none."
-                )
+            if name in row.values and name not in self._first.values:
+                raise BadRow(row, name, "stands in this row", remedy, f", and not in line {self._first.line}")
+            if name not in row.values and name in self._first.values:
+                raise BadRow(row, name, "is missing", remedy, f" here, and line {self._first.line} has it")
 
     def _check_first(self, row: Row) -> None:
         has = row.values.keys()
@@ -181,8 +218,13 @@ class RowReader:
     def _prompt(self, row: Row) -> Text:
         prompt = row.values.get("prompt")
         if not isinstance(prompt, list):
-            return plain_text_of(row, "prompt", prompt)
-        messages = messages_of(row, "prompt", prompt)
+            text = plain_text_of(row, "prompt", prompt)
+            arguments = template_arguments_of(row, self.ignored)
+            refuse_unread_keys(row, "prompt", arguments, arguments)
+            return text
+        messages = messages_of(row, "prompt", prompt, self.ignored)
+        if arguments := template_arguments_of(row, self.ignored):
+            messages[0] = {**messages[0], TEMPLATE_ARGUMENTS: arguments}
         if messages[-1]["role"] == "assistant":
             raise BadRow(
                 row, "prompt", "ends with a message of the assistant", "end it with the turn that the responses answer"
@@ -197,8 +239,8 @@ class RowReader:
         disagrees = False
         if "margin" in has:
             margin = number_of(row, "margin")
-            if "margin" not in row.names:  # else the mapping has computed the margin from the scores
-                disagrees = _contradicts(row, margin)
+            if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
+                disagrees = contradicts(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
             if abs(margin) > LARGEST:
@@ -211,7 +253,7 @@ class RowReader:
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
             disagrees |= margin is not None and _sign(margin) != _sign(probability - 0.5)
-            disagrees |= name == "probability" and "p_chosen" in has and _differs(row, "p_chosen", probability)
+            disagrees |= name == "probability" and "p_chosen" in has and differs(row, "p_chosen", probability)
         if row.prefers is not None and row.prefers != "tie":
             strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
             disagrees |= _sign(strength) == (-1 if row.prefers == "chosen" else 1)
@@ -228,35 +270,6 @@ class RowReader:
                 chosen, rejected = (name_of(row, name, strict) for name in names)
                 return (rejected, chosen) if swapped else (chosen, rejected)
         return None, None
-
-
-def _contradicts(row: Row, margin: float) -> bool:
-    """Return whether a row's margin differs from the difference of its scores.
-
-    Raises:
-        BadRow: the difference prefers the other text.
-    """
-    try:
-        first, second = (number(row, name, row.values.get(name)) for name in ("score_chosen", "score_rejected"))
-    except BadRow:
-        return False
-    if (first - second) * margin < 0:
-        raise BadRow(
-            row,
-            "margin",
-            "and the difference of the scores prefer different texts",
-            "remove the wrong one, or choose one of them by a mapping",
-            f" ({margin:g} against {first:g} - {second:g})",
-        )
-    return abs(first - second - margin) > 1e-3 * max(1.0, abs(margin))
-
-
-def _differs(row: Row, name: str, value: float) -> bool:
-    """Return whether the number in a column differs from `value`."""
-    try:
-        return abs(number_of(row, name) - value) > 1e-6
-    except BadRow:
-        return False
 
 
 def _sign(value: float) -> int:

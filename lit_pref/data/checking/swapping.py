@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from lit_pref.data.checking.fields import encodable
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.values import number_of
 from lit_pref.errors import UserError
@@ -77,4 +78,4 @@ def group_of(row: Row, name: str, swapped: bool) -> str:
     value = row.values.get(name)
     if not isinstance(value, str | int | float) or value == "":
         raise BadRow(row, name, "names no group", "give it a string or a number", f" ({value!r:.40})")
-    return str(value)
+    return encodable(row, name, str(value))

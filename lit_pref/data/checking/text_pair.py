@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +11,10 @@ from typing import Any
 
 from lit_pref.data.checking.fields import Spans
 from lit_pref.data.sources.row import Row
-from lit_pref.pairs import Text
+from lit_pref.pairs import Message, Text
+
+HUMAN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+"""The first turn of HH text."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class TextPair:
     `extra_response` is a further response. `spans` has, for each per-token column, (start, end, value) in characters
     of the chosen and of the rejected text. `sources` names who wrote the chosen and the rejected text. `chosen_first`
     says whether the chosen text came first in the source, and is None if the source itself names a chosen text.
-    `clipped` means that the margin was cut to a bound.
+    `clipped` means that the margin was cut to a bound. `further` holds, by side, what the message of a response has
+    beyond its role and content.
     """
 
     prompt: Text
@@ -42,11 +48,17 @@ class TextPair:
     sources: tuple[str | None, str | None] = (None, None)
     chosen_first: bool | None = None
     clipped: bool = False
+    further: Mapping[str, Message] = field(default_factory=dict)
 
     @cached_property
     def prompt_id(self) -> str:
         """16 characters that identify the prompt across files."""
-        return hashlib.sha256(json.dumps(canonical_prompt(self.prompt), sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(canonical_prompt(self.prompt))
+
+    @cached_property
+    def prompt_group(self) -> str:
+        """16 characters that prompts share which are held out together."""
+        return _digest(split_key(self.prompt))
 
     @property
     def tie(self) -> bool:
@@ -65,14 +77,43 @@ class CheckedPair:
 
 
 def canonical_prompt(prompt: Any) -> Any:
-    """Return a prompt reduced to roles and contents; a single message of a user becomes its text.
+    r"""Return a prompt reduced to roles and contents; a single message of a user becomes its text.
 
-    Otherwise two notations of one prompt would be two prompts, and one of them could be held out of training.
+    Unicode is composed, runs of whitespace become one blank, and empty turns are left out: otherwise two notations of
+    one prompt would be two prompts, and one of them could be held out of training.
 
-    >>> canonical_prompt([{"role": "user", "content": "2+2=", "id": 7}])
+    >>> canonical_prompt([{"role": "system", "content": ""}, {"role": "user", "content": "2+2=\r\n", "id": 7}])
     '2+2='
     """
+    if isinstance(prompt, str):
+        return _composed(prompt)
     if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
         return prompt
-    messages = [{"role": message.get("role"), "content": message.get("content")} for message in prompt]
+    messages = [{"role": message.get("role"), "content": _composed(message.get("content"))} for message in prompt]
+    messages = [message for message in messages if message["content"] not in (None, "")]
     return messages[0]["content"] if [message["role"] for message in messages] == ["user"] else messages
+
+
+def split_key(prompt: Any) -> Any:
+    r"""Return what decides the split of a prompt, its first text of a user: dialogues stay with their beginning.
+
+    >>> split_key([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]), split_key("hi ")
+    ('hi', 'hi')
+    >>> split_key("\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant:")
+    'hi'
+    """
+    if isinstance(prompt, str) and (dialogue := HUMAN.match(prompt.replace("\r\n", "\n"))):
+        return _composed(dialogue[1])
+    canonical = canonical_prompt(prompt)
+    if not isinstance(canonical, list) or not all(isinstance(message, dict) for message in canonical):
+        return canonical
+    return next((message["content"] for message in canonical if message["role"] == "user"), canonical)
+
+
+def _composed(text: Any) -> Any:
+    """Return a text in composed Unicode with single blanks; any other value unchanged."""
+    return " ".join(unicodedata.normalize("NFC", text).split()) if isinstance(text, str) else text
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,7 +4,8 @@ The rules:
 
 - A plain string stays plain text, exactly as in the file, unless the mapping sets `format: messages`, has a `system`
   column, or its responses are messages: a prompt then becomes one user message.
-- Message lists consist of role and content. If a content has several parts, they must all be text and are joined.
+- Message lists consist of role and content; further keys of a message are passed to the chat template. If a
+  content has several parts, they must all be text and are joined.
   ShareGPT's `from` and `value`, and a single message without a list around it, are read the same way.
 - HH text ("\\n\\nHuman: ...\\n\\nAssistant: ...") becomes messages, because its speaker names belong to one
   model family; with `as: text` it stays text, and the prompt ends in "\\n\\nAssistant:".
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.unread import is_empty, said
 from lit_pref.data.sources.values import refuse_written_messages
 from lit_pref.pairs import Message
 
@@ -92,7 +94,7 @@ class Dialogues:
 
 
 def messages_in(row: Row, name: str, value: list[Any]) -> list[Message]:
-    """Return messages of role and content, from any notation of messages."""
+    """Return messages of role, content and further keys, from any notation of messages."""
     if not value:
         raise BadRow(row, name, "is an empty message list", MESSAGES)
     return [_message(row, name, entry) for entry in value]
@@ -125,7 +127,17 @@ def _message(row: Row, name: str, entry: Any) -> Message:
     if not isinstance(role, str) or not role:
         raise BadRow(row, name, "contains a message without a role", MESSAGES)
     text: Any = _joined(row, name, content) if isinstance(content, list) else content
-    return {"role": role, "content": text}
+    further = {
+        str(key): value
+        for key, value in entry.items()
+        if key not in ("role", "content", *(() if "role" in entry else ("from", "value"))) and not is_empty(value)
+    }
+    return {"role": role, "content": text, **further}
+
+
+def _response(last: Message) -> Any:
+    """Return a message's text, or the message itself if it has more than a role and a text."""
+    return last["content"] if len(last) == 2 else [last]
 
 
 def _joined(row: Row, name: str, parts: list[Any]) -> str:
@@ -152,11 +164,11 @@ def _implicit(row: Row, answers: Sequence[Named]) -> tuple[Any, list[Any]]:
         if dialogue[-1]["role"] != "assistant":
             raise BadRow(row, name, "does not end with the assistant's turn", "end it with the response")
     first, prompt = answers[0][0], answers[0][1][:-1]
-    if any(dialogue[:-1] != prompt for _, dialogue in answers[1:]):
+    if any(said(dialogue[:-1]) != said(prompt) for _, dialogue in answers[1:]):
         raise BadRow(row, first, "and the other dialogue differ before the last turn", "a pair answers one prompt")
     if not prompt:
         raise BadRow(row, first, "contains no prompt", "put the conversation before the response, or give `prompt`")
-    return prompt, [dialogue[-1]["content"] for _, dialogue in answers]
+    return prompt, [_response(dialogue[-1]) for _, dialogue in answers]
 
 
 def _implicit_text(row: Row, responses: Sequence[Named]) -> tuple[str, list[str]]:
@@ -188,9 +200,9 @@ def _explicit(row: Row, prompt: Named, answers: Sequence[Named]) -> tuple[Any, l
             raise BadRow(row, name, "does not end with the assistant's turn", "end it with the response")
         if isinstance(asked, str):
             asked = _in_dialogue(asked, before)
-        if before and before != asked:
+        if before and (not isinstance(asked, list) or said(before) != said(asked)):
             raise BadRow(row, name, "repeats another prompt", f"its turns before the last must be those of {prompt[0]}")
-        texts.append(last["content"])
+        texts.append(_response(last))
     return asked, texts
 
 

@@ -164,7 +164,8 @@ class Conversion:
 
     def _pairs_of(self, answers: Answers) -> Iterator[Row | BadRow]:
         scored: list[tuple[int, float]] = []
-        for answer in answers.scored():
+        score = self.mapping.score
+        for answer in answers.scored(score.range if score else None):
             if isinstance(answer, BadRow):
                 yield answer
             else:
@@ -173,7 +174,7 @@ class Conversion:
             remedy = "a pair needs two"
             yield LeftOut(answers.row, str(self.mapping.responses), "has fewer than two answers with a score", remedy)
             return
-        pairs = self.mapping.pairs_from_list.pairs([score for _, score in scored], answers.prompt[1])
+        pairs = self.mapping.pairs_from_list.pairs([value for _, value in scored], answers.prompt[1])
         for i, j in pairs:
             try:
                 yield self._pair_of(answers, scored[i], scored[j])

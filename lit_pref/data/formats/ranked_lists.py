@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_pref.data.formats.field_path import ValuePath
+from lit_pref.data.formats.strength import refuse_outside
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.values import number
 from lit_pref.errors import UserError
@@ -89,14 +90,18 @@ class Answers:
     scores: list[tuple[str, Any]]
     rows: list[Row] | None = None
 
-    def scored(self) -> Iterator[tuple[int, float] | BadRow]:
-        """Yield the index and score of each answer that has a score, and a `LeftOut` for each that has none."""
+    def scored(self, limits: list[float] | None = None) -> Iterator[tuple[int, float] | BadRow]:
+        """Yield the index and score of each answer that has a score, and a `LeftOut` for each that has none.
+
+        `limits` are the smallest and the largest score.
+        """
         for k, (name, score) in enumerate(self.scores):
             row = self.rows[k] if self.rows else self.row
             try:
                 if score is None:
                     raise LeftOut(row, name, "is null, so that this answer cannot be ranked", "give it a number")
-                yield k, number(row, name, score)
+                refuse_outside(row, name, value := number(row, name, score), limits)
+                yield k, value
             except BadRow as bad:
                 yield bad
 

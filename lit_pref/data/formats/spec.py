@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -72,6 +73,7 @@ class RowMapping:
         columns: further columns by name: one path, or one per side, which gives NAME_chosen and NAME_rejected. All
             other columns keep their name.
         spans: per-token columns by name, as lists of [start, end, value] in characters of each side's text.
+        ignore: columns that do not belong to prompt or response, although their name or content may suggest it.
         note: a remark for the log.
     """
 
@@ -101,7 +103,14 @@ class RowMapping:
     source: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str | dict[str, str]] = field(default_factory=dict)
     spans: dict[str, str | dict[str, str]] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)
     note: str | None = None
+
+    @property
+    def columns_read(self) -> frozenset[str]:
+        """The names of the columns from which the mapping reads a value."""
+        paths = self.paths.values()
+        return frozenset(paths) | frozenset(re.split(r"[.\[]", path, maxsplit=1)[0] for path in paths)
 
     @property
     def normalise(self) -> Literal["none", "zscore", "minmax", "quantile"]:
@@ -139,7 +148,7 @@ class RowMapping:
     def is_canonical(self) -> bool:
         """Whether texts, names and strength are already in the canonical columns."""
         same = RowMapping(self.name, "pair", "prompt", chosen="chosen", rejected="rejected", id=self.id)
-        return replace(self, filters=same.filters, note=None, margin=same.margin) == same
+        return replace(self, filters=same.filters, note=None, ignore=[], margin=same.margin) == same
 
     @property
     def ascending(self) -> bool:

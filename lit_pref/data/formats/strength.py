@@ -82,7 +82,8 @@ class Margin:
 class Score:
     """Names the columns of scores: of `chosen` and `rejected`, of `a` and `b`, or of a list at `path`.
 
-    `order: asc` means that the smaller score is the better one (ranks, penalties).
+    `order: asc` means that the smaller score is the better one (ranks, penalties). `range` holds the smallest and the
+    largest value of a score.
     """
 
     chosen: str | None = None
@@ -91,14 +92,19 @@ class Score:
     b: str | None = None
     path: str | None = None
     order: Literal["asc", "desc"] | None = None
+    range: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class Signed:
-    """Names a column whose sign says which text is better, or with `positive_means: label` a size without a sign."""
+    """Names a column whose sign says which text is better, or with `positive_means: label` a size without a sign.
+
+    `range` holds its smallest and largest value.
+    """
 
     column: str
     positive_means: Literal["chosen", "rejected", "a", "b", "label"]
+    range: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,10 @@ class PairStrengthValue:
 
 
 class PairStrength:
-    """Reads the strength of the pair in a row; margin and probability are those of the first text, `chosen` or `a`."""
+    """Reads the strength of the pair in a row; margin and probability are those of the first text, `chosen` or `a`.
+
+    It is for mappings only: of a row that is canonical already, `RowReader` takes the margin or computes it.
+    """
 
     def __init__(
         self,
@@ -143,6 +152,7 @@ class PairStrength:
         label: Label | None,
     ) -> None:
         self.margin, self.signed, self.probability, self.label = margin, signed, probability, label
+        self.range = score.range if score else None
         self.ascending = score is not None and score.order == "asc"
         self.scores = None
         if score is not None:
@@ -178,6 +188,8 @@ class PairStrength:
                 number(row, names[0], self.scores[0].of(row.values)),
                 number(row, names[1], self.scores[1].of(row.values)),
             )
+            for name, score in zip(names, strength.scores, strict=True):
+                refuse_outside(row, name, score, self.range)
             return names[0], self.margin.of_scores(row, names, w, l, self.ascending)
         if self.signed and self._signed:
             value = self._signed_value(row, self.signed, self._signed, strength)
@@ -193,6 +205,7 @@ class PairStrength:
 
     def _signed_value(self, row: Row, signed: Signed, path: ValuePath, strength: PairStrengthValue) -> float:
         value = number(row, path.text, path.of(row.values))
+        refuse_outside(row, path.text, value, signed.range)
         if signed.positive_means != "label":
             return value if signed.positive_means in ("chosen", "a") else -value
         if value < 0:
@@ -231,6 +244,22 @@ class PairStrength:
             ) from None
 
 
+def refuse_outside(row: Row, name: str, value: float, limits: list[float] | None) -> None:
+    """Refuse a value outside the range that the mapping gives, such as -100 for a missing one.
+
+    Raises:
+        BadRow: the value is outside.
+    """
+    if limits is not None and not limits[0] <= value <= limits[1]:
+        raise BadRow(
+            row,
+            name,
+            f"is not between {limits[0]:g} and {limits[1]:g}",
+            "fix it, or give its smallest and largest value as the mapping's `range` beside the column",
+            f" ({value:g})",
+        )
+
+
 def _sign(value: float) -> float:
     return float((value > 0) - (value < 0))
 
@@ -248,5 +277,5 @@ def _meanings(label: Label) -> Meanings:
 
 
 def _spelled(meanings: Meanings) -> Meanings:
-    """Return the meanings for a table of texts, in which numbers are texts too."""
+    """Convert the labels to texts, for a file in which all cells are texts."""
     return {(False, str(value)): side for (_, value), side in meanings.items()}

@@ -49,6 +49,7 @@ def _sides(mapping: RowMapping) -> str | None:
     """Check that the strength refers to texts that the kind has."""
     sides = SIDES.get(mapping.kind, ())
     score, signed, probability = mapping.score, mapping.signed, mapping.probability
+    parts = {"score": score, "signed": signed, "probability": probability}
     if score and sides and None in (getattr(score, side) for side in sides):
         return f"`score` needs {' and '.join(f'`{side}`' for side in sides)}"
     if signed and signed.positive_means == "label" and mapping.label is None:
@@ -59,8 +60,10 @@ def _sides(mapping: RowMapping) -> str | None:
         return f"`probability.of` must be one of {', '.join(sides)}"
     if probability and mapping.kind in ("ab", "ab_signed") and probability.of is None:
         return "`probability.of` must name the text whose probability it is, a or b"
-    if probability and (len(probability.range) != 2 or probability.range[0] >= probability.range[1]):
-        return "`probability.range` must be two numbers, the smaller first"
+    limits = {name: part.range for name, part in parts.items() if part is not None and part.range is not None}
+    for name, limit in limits.items():
+        if len(limit) != 2 or limit[0] >= limit[1]:
+            return f"`{name}.range` must be two numbers, the smaller first"
     return None
 
 

@@ -1,11 +1,11 @@
-"""Prepared pairs on disk: one Arrow IPC file per split, written in chunks and read memory-mapped."""
+"""Writes prepared pairs to disk: one Arrow IPC file per split, in chunks."""
 
 import hashlib
 import itertools
 import json
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.data.tokenizing.tokenization import TokenizedPair
-from lit_pref.pairs import PreferencePair, TruncatedText
 
 CHUNK = 512
 IDS = pa.large_list(pa.int32())
@@ -33,6 +32,7 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "probability": (pa.float64(), lambda pair, tokens: pair.text.probability),
     "group": (pa.string(), lambda pair, tokens: pair.text.group),
     "prompt_id": (pa.string(), lambda pair, tokens: pair.text.prompt_id),
+    "prompt_group": (pa.string(), lambda pair, tokens: pair.text.prompt_group),
     "place": (pa.string(), lambda pair, tokens: pair.row.place),
     "prompt_text": (TEXT, lambda pair, tokens: json.dumps(tokens.text.prompt)),  # a string or a message list
     "chosen_text": (TEXT, lambda pair, tokens: tokens.text.chosen),
@@ -55,107 +55,10 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "extra_response_cut": (pa.bool_(), lambda pair, tokens: tokens.extra_response_cut),
     "merged": (pa.bool_(), lambda pair, tokens: tokens.merged),
     "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
+    "further": (pa.string(), lambda pair, tokens: json.dumps(tokens.text.further) if tokens.text.further else None),
 }
-
-
-class PreparedPairs(Sequence[PreferencePair]):
-    """The pairs of one split, read from the memory-mapped file on access.
-
-    Args:
-        folder: the folder returned by `Preparation.prepare`.
-        split: "train" or "validation".
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split = folder, split
-        reader = pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow")))
-        self._chunks = [reader.get_batch(k) for k in range(reader.num_record_batches)]
-        self._length = sum(chunk.num_rows for chunk in self._chunks)
-        further = [name for name in reader.schema.names if name not in FIELDS]
-        self.columns = [name.removeprefix("column:") for name in further if name.startswith("column:")]
-        per_token = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
-        self.token_columns = list(dict.fromkeys(per_token))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedPairs, (self.folder, self.split)  # not pickled: each loader worker maps the file itself
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        chunk, k = self._chunks[index % len(self) // CHUNK], index % len(self) % CHUNK
-
-        def value(name: str) -> Any:
-            return chunk.column(name)[k].as_py()
-
-        def numbers(name: str) -> Any:
-            scalar = chunk.column(name)[k]
-            return scalar.values.to_numpy().tolist() if scalar.is_valid else None
-
-        return PreferencePair(
-            **{name: numbers(name) for name in ("prompt", "chosen", "rejected", "extra_response")},
-            **{name: value(name) for name in ("id", "margin", "probability", "group", "prompt_id", "place")},
-            columns={name: value(f"column:{name}") for name in self.columns},
-            token_columns={
-                name: (numbers(f"tokens:{name}:chosen"), numbers(f"tokens:{name}:rejected"))
-                for name in self.token_columns
-            },
-            text=TruncatedText(
-                prompt=json.loads(value("prompt_text")),
-                **{side: value(f"{side}_text") for side in ("chosen", "rejected", "extra_response")},
-                **{f"{side}_complete": value(f"{side}_complete") for side in ("chosen", "rejected", "extra_response")},
-            ),
-        )
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of all pairs, in order."""
-        return [id for chunk in self._chunks for id in chunk.column("id").to_pylist()]
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
-        return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
-
-    def tokens_of(self, part: str) -> NDArray[np.int32]:
-        """Return the lengths of "prompt", "chosen", "rejected" or "extra_response" in tokens: (pairs,); 0 if there is
-        none."""
-        # Computed from the lists' offsets, without reading any token; a missing list has length 0.
-        counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
-        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
-
-    def column(self, name: str) -> NDArray[Any]:
-        """Return a further column or one that `FIELDS` names: (pairs,), one value per pair.
-
-        Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
-        """
-        known = FIELDS.keys() - {"prompt", "chosen", "rejected", "extra_response"}
-        field = name if name in known else f"column:{name}"
-        chunks = [chunk.column(field) for chunk in self._chunks]
-        if not chunks:
-            return np.zeros(0)
-        values = pa.chunked_array(chunks)
-        if values.null_count and pa.types.is_boolean(values.type):
-            values = values.cast(pa.float64())
-        return values.to_numpy()
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / f"{self.split}.json").read_text()))
-
-    @property
-    def report(self) -> PreparationReport:
-        """The report of the split's preparation."""
-        return PreparationReport.from_json(self._about["report"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the pairs and their order: equal if all ids, tokens, texts and numbers are, in any folder."""
-        return str(self._about["fingerprint"])
+UNHASHED = frozenset(("place", "further", "prompt_group"))
+"""Fields that the fingerprint leaves out: the source file may be moved, and the others follow from what it covers."""
 
 
 class PairWriter:
@@ -222,7 +125,7 @@ class PairWriter:
         else:
             lengths = np.array([value is None for value in values])
             known = np.array([0.0 if value is None else value for value in values]).tobytes()
-        if name != "place":  # not the whole path, because the source file may be moved
+        if name not in UNHASHED:
             self._digest(name, lengths, known)
         return pa.array(values, kind)
 

@@ -10,6 +10,7 @@ from typing import Any
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import Filters
 from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.unread import said
 from lit_pref.data.sources.values import number_of
 from lit_pref.errors import UserError
 
@@ -56,7 +57,7 @@ class Lots:
 
     def draw(self, text: TextPair) -> bytes:
         """Return the number of the next pair."""
-        pair = hashlib.sha256(json.dumps([self._seed, text.prompt, text.chosen, text.rejected]).encode()).digest()
+        pair = hashlib.sha256(json.dumps([self._seed, *_said(text)]).encode()).digest()
         self._drawn[pair] += 1
         return hashlib.sha256(pair + self._drawn[pair].to_bytes(8)).digest()
 
@@ -70,6 +71,13 @@ def last_lots(texts: Iterable[TextPair], cap: int, seed: int) -> dict[str, bytes
         add = heapq.heappush if len(kept) < cap else heapq.heappushpop
         add(kept, _Descending(lots.draw(text)))
     return {prompt: kept[0].lot for prompt, kept in smallest.items()}
+
+
+def _said(text: TextPair) -> list[Any]:
+    """Return what identifies a pair: its texts, and calls of tools and the like beside them."""
+    sides = dict(zip(text.further, said(text.further.values()), strict=True))
+    further = {side: own for side, own in sides.items() if own}
+    return [said(text.prompt), text.chosen, text.rejected, *([further] if further else [])]
 
 
 class _Descending:
@@ -92,7 +100,7 @@ class PairIds:
         """Return the id, and whether the same texts occurred before in the source."""
         key = text.id
         if key is None:
-            texts = json.dumps([text.prompt, text.chosen, text.rejected], sort_keys=True)
+            texts = json.dumps(_said(text), sort_keys=True)
             key = hashlib.sha256(texts.encode()).hexdigest()[:16]
         before = self._seen.get(key)
         if before is not None and text.id is not None:

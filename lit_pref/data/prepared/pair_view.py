@@ -1,25 +1,127 @@
-"""The pairs of a run: all or some pairs of one or more prepared sources, with normalised margins."""
+"""The pairs of a run: all or some pairs of prepared sources, read memory-mapped, with normalised margins."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_pref.data.prepared.arrow import PreparedPairs
+from lit_pref.data.prepared.arrow import CHUNK, FIELDS
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.preparation_report import PreparationReport
-from lit_pref.pairs import PreferencePair
+from lit_pref.pairs import PreferencePair, TruncatedText
 
 STRENGTH = ("margin", "probability")
 
 
+class PreparedPairs(Sequence[PreferencePair]):
+    """The pairs of one split, read from the memory-mapped file on access.
+
+    Args:
+        folder: the folder returned by `Preparation.prepare`.
+        split: "train" or "validation".
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow")))
+        self._chunks = [reader.get_batch(k) for k in range(reader.num_record_batches)]
+        self._length = sum(chunk.num_rows for chunk in self._chunks)
+        further = [name for name in reader.schema.names if name not in FIELDS]
+        self.columns = [name.removeprefix("column:") for name in further if name.startswith("column:")]
+        per_token = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
+        self.token_columns = list(dict.fromkeys(per_token))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedPairs, (self.folder, self.split)  # not pickled: each loader worker maps the file itself
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        chunk, k = self._chunks[index % len(self) // CHUNK], index % len(self) % CHUNK
+
+        def value(name: str) -> Any:
+            return chunk.column(name)[k].as_py()
+
+        def numbers(name: str) -> Any:
+            scalar = chunk.column(name)[k]
+            return scalar.values.to_numpy().tolist() if scalar.is_valid else None
+
+        return PreferencePair(
+            **{name: numbers(name) for name in ("prompt", "chosen", "rejected", "extra_response")},
+            **{name: value(name) for name in ("id", "margin", "probability", "group", "prompt_id", "place")},
+            columns={name: value(f"column:{name}") for name in self.columns},
+            token_columns={
+                name: (numbers(f"tokens:{name}:chosen"), numbers(f"tokens:{name}:rejected"))
+                for name in self.token_columns
+            },
+            text=TruncatedText(
+                prompt=json.loads(value("prompt_text")),
+                further=json.loads(value("further") or "{}"),
+                **{side: value(f"{side}_text") for side in ("chosen", "rejected", "extra_response")},
+                **{f"{side}_complete": value(f"{side}_complete") for side in ("chosen", "rejected", "extra_response")},
+            ),
+        )
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all pairs, in order."""
+        return [id for chunk in self._chunks for id in chunk.column("id").to_pylist()]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of prompt, chosen and rejected response, (pairs, 3); 0 for the rejected one in one-sided data."""
+        return np.stack([self.tokens_of(part) for part in ("prompt", "chosen", "rejected")], axis=1)
+
+    def tokens_of(self, part: str) -> NDArray[np.int32]:
+        """Return the number of tokens of a part, such as "prompt" or "extra_response": (pairs,), 0 if there is none."""
+        # Computed from the lists' offsets, without reading any token; a missing list has length 0.
+        counts = (np.diff(chunk.column(part).offsets.to_numpy()) for chunk in self._chunks)
+        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a further column or one that `FIELDS` names: (pairs,), one value per pair.
+
+        Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
+        """
+        known = FIELDS.keys() - {"prompt", "chosen", "rejected", "extra_response"}
+        field = name if name in known else f"column:{name}"
+        chunks = [chunk.column(field) for chunk in self._chunks]
+        if not chunks:
+            return np.zeros(0)
+        values = pa.chunked_array(chunks)
+        if values.null_count and pa.types.is_boolean(values.type):
+            values = values.cast(pa.float64())
+        return values.to_numpy()
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / f"{self.split}.json").read_text()))
+
+    @property
+    def report(self) -> PreparationReport:
+        """The report of the split's preparation."""
+        return PreparationReport.from_json(self._about["report"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pairs (ids, tokens, texts and numbers) and their order; it does not depend on the folder."""
+        return str(self._about["fingerprint"])
+
+
 @dataclass(frozen=True)
-class Part:
+class SourcePairs:
     """Some pairs of one prepared source.
 
     Args:
@@ -49,7 +151,7 @@ class PairView(Sequence[PreferencePair]):
         parts: at least one part.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SourcePairs]) -> None:
         self.parts = list(parts)
         self._ends = np.cumsum([len(part.indices) for part in self.parts])
         self.columns = sorted({name for part in self.parts for name in part.pairs.columns})
@@ -99,7 +201,7 @@ class PairView(Sequence[PreferencePair]):
 
     @property
     def own_margins(self) -> NDArray[Any]:
-        """(pairs,) the margins before normalisation; NaN for a pair without margin."""
+        """The margins before normalisation, (pairs,); NaN for a pair without margin."""
         return self.with_normalisers(dict.fromkeys(self.normalisers, Normaliser())).column("margin").astype(np.float64)
 
     @property
@@ -134,12 +236,12 @@ class PairView(Sequence[PreferencePair]):
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """(pairs, 3): tokens of prompt, chosen and rejected response; 0 for the rejected one in one-sided data."""
+        """Tokens of prompt, chosen and rejected response, (pairs, 3); 0 for the rejected one in one-sided data."""
         return np.concatenate([part.pairs.lengths[part.indices] for part in self.parts])
 
     @cached_property
     def extra_response_lengths(self) -> NDArray[np.int32]:
-        """(pairs,): tokens of the extra response; 0 if the objective reads none."""
+        """Tokens of the extra response, (pairs,); 0 if the objective reads none."""
         return np.concatenate([part.pairs.tokens_of("extra_response")[part.indices] for part in self.parts])
 
     @cached_property
@@ -149,8 +251,7 @@ class PairView(Sequence[PreferencePair]):
         return int((self.lengths[:, 0] + responses).max(initial=0))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return a column, one value per pair: (pairs,); see `PreparedPairs.column`. Margins are normalised, as in the
-        pairs."""
+        """Return a column, (pairs,), with normalised margins; see `PreparedPairs.column`."""
         if name == "id":
             return np.array(self.ids, dtype=object)
         values = []
@@ -184,11 +285,11 @@ class PairView(Sequence[PreferencePair]):
         return digest.hexdigest()[:16]
 
     @staticmethod
-    def _is_whole(part: Part) -> bool:
+    def _is_whole(part: SourcePairs) -> bool:
         whole = len(part.indices) == len(part.pairs) and not part.as_group
         return whole and part.normaliser == Normaliser()
 
 
 def whole(source: str, pairs: PreparedPairs) -> PairView:
     """All pairs of one prepared split, unchanged."""
-    return PairView([Part(source, pairs, np.arange(len(pairs)), Normaliser())])
+    return PairView([SourcePairs(source, pairs, np.arange(len(pairs)), Normaliser())])

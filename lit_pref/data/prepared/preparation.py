@@ -13,21 +13,23 @@ from typing import Any, Literal
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.swapping import OnSwap
-from lit_pref.data.checking.text_pair import CheckedPair, TextPair, canonical_prompt
+from lit_pref.data.checking.text_pair import CheckedPair, TextPair, split_key
 from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.spec import RowMapping
-from lit_pref.data.prepared.arrow import PairWriter, PreparedPairs
+from lit_pref.data.prepared.arrow import PairWriter
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
+from lit_pref.data.sources.unread import UnreadColumns
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
-FORMAT = 4  # raise it when a code change makes the same source and settings give other pairs
+FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
 CHUNK = 256  # number of pairs that are tokenized together
 FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
@@ -37,7 +39,7 @@ Refuse = Callable[[BadRow, str], None]
 
 @dataclass
 class Preparation:
-    """Prepares the pairs of a source, split by prompt.
+    """Prepares the pairs of a source, split by prompt: dialogues with the same first text of a user stay together.
 
     Args:
         mapping: mapping of sources that have none of their own; None recognises their format.
@@ -52,6 +54,8 @@ class Preparation:
         max_refused: the share of rows that lenient preparation may leave out.
         val_fraction: the share of prompts that go to validation.
         split_seed: seed of the split by prompt.
+        lost_text: "refuse" or "accept" pairs of which the chat template leaves out or rewrites a text.
+        ignore_columns: columns and message keys that may be left out although they may belong to prompt or response.
 
     Raises:
         UsageError: an argument is out of range.
@@ -69,9 +73,12 @@ class Preparation:
     max_refused: float = 0.01
     val_fraction: float = 0.0
     split_seed: int = 0
+    lost_text: Literal["refuse", "accept"] = "refuse"
+    ignore_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("ties", ("keep", "drop")), ("bad_rows", ("strict", "lenient"))):
+        choices = {"ties": ("keep", "drop"), "bad_rows": ("strict", "lenient"), "lost_text": ("refuse", "accept")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"data.{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
         if not 0 <= self.val_fraction <= 1:
@@ -86,7 +93,13 @@ class Preparation:
 
     def _reader(self) -> RowReader:
         return RowReader(
-            self.columns, self.group_column, self.required, self.one_sided, self.on_swap, self.token_columns
+            self.columns,
+            self.group_column,
+            self.required,
+            self.one_sided,
+            self.on_swap,
+            self.token_columns,
+            self.ignore_columns,
         )
 
     def mapping_of(self, source: Source) -> RowMapping:
@@ -120,7 +133,7 @@ class Preparation:
     def key(self, source: Source, mapping: RowMapping) -> str:
         """Return a sha256 of everything that affects the texts: content, mapping, settings."""
         # Limits on faulty rows are checked after preparation, so `check` and `fit` share prepared data.
-        judging = ("mapping", "bad_rows", "max_refused")
+        judging = ("mapping", "bad_rows", "max_refused", "lost_text")
         settings = {name: value for name, value in vars(self).items() if name not in judging}
         settings["columns"] = self.all_columns
         settings["required"] = sorted(self.required)
@@ -169,11 +182,14 @@ class Preparation:
     ) -> Iterator[tuple[Row, TextPair, str]]:
         """Yield the checked pairs that pass the filters, each with its row and its split."""
         reports = reports or {split: PreparationReport() for split in SPLITS}
-        rows = Conversion(mapping).canonical_rows(read_source(source))
-        for row, text in self._reader().read_all(rows):
+        reader = self._reader()
+        unread = UnreadColumns(reader.read_columns | mapping.columns_read, (*self.ignore_columns, *mapping.ignore))
+        reports["train"].unread = unread.rows
+        rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
+        for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt, which decides the split, so it counts as training data.
-            prompt = None if row is None else canonical_prompt(row.values.get("prompt"))
-            held_out = row is not None and in_validation(prompt, self.val_fraction, self.split_seed)
+            key = None if row is None else split_key(row.values.get("prompt"))
+            held_out = row is not None and in_validation(key, self.val_fraction, self.split_seed)
             split = "validation" if held_out else "train"
             report = reports[split]
             report.rows += 1
@@ -213,6 +229,9 @@ class Preparation:
                     refuse(tokenized, pair.split)
                     continue
                 report = reports[pair.split]
+                if tokenized.lost:
+                    report.lost_first = report.lost_first or pair.row.place
+                    self._check_lost(report.lost_first, tokenized.lost)
                 report.example = report.example or example_of(mapping, pair.text, pair.row)
                 splits[pair.split].add(pair, tokenized)
         for writer in splits.values():
@@ -224,6 +243,8 @@ class Preparation:
         example = next((first for report in reports for first in report.refused_first.values()), "")
         if refused and self.bad_rows == "strict":
             raise UserError(example)
+        for report in reports:
+            self._check_lost(report.lost_first, tuple(report.lost))
         if refused.total() > self.max_refused * rows:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in refused.most_common())
             raise UserError(
@@ -237,4 +258,13 @@ class Preparation:
             raise UserError(
                 f"{path} contains no pairs to train on ({rows} rows{'; ' + reasons if reasons else ''}); give a source "
                 "with pairs."
+            )
+
+    def _check_lost(self, place: str, lost: tuple[str, ...]) -> None:
+        """Refuse pairs of which the chat template leaves out or rewrites a text."""
+        if lost and self.lost_text == "refuse":
+            raise UserError(
+                f"{place}: the chat template leaves out or rewrites {' and '.join(lost)}, so that other text than the "
+                "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
+                "user's message, or accept it by data.lost_text: accept."
             )

@@ -50,6 +50,8 @@ class PreparationReport:
     - `merged`: a token spans the prompt end; `plain`: the prompt is not a message list; `joined`: a plain prompt
       without a space before the response; `unasked`: the assistant's turn does not begin with the chat template's
       generation prompt; `special_texts`: a text contains the name of a special token.
+    - `unread`: rows by the name of a column, or pairs by the name of a message's key, that nothing reads.
+    - `lost`: pairs by the text that the chat template leaves out or rewrites; `lost_first` is the first one's place.
     - Lengths are in tokens, after truncation; `longest` is the longest prompt with one of its responses.
     """
 
@@ -65,6 +67,9 @@ class PreparationReport:
     repeated: int = 0
     clipped: int = 0
     special_texts: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    lost_first: str = ""
     plain: int = 0
     joined: int = 0
     unasked: int = 0
@@ -92,6 +97,8 @@ class PreparationReport:
         self.clipped += text.clipped
         self.special_texts += tokenized.special_texts > 0
         self.unasked += tokenized.unasked
+        self.unread.update(tokenized.unread)
+        self.lost.update(tokenized.lost)
         if isinstance(text.prompt, str):
             self.plain += 1
             self.joined += not (text.prompt[-1].isspace() or text.chosen[0].isspace())
@@ -125,7 +132,7 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        counters = {name: Counter(values[name]) for name in ("refused", "left_out")}
+        counters = {name: Counter(values[name]) for name in ("refused", "left_out", "unread", "lost")}
         return cls(**{**parts, **counters})
 
     def __str__(self) -> str:

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_pref.data.checking.text_pair import CheckedPair
-from lit_pref.data.prepared.arrow import PreparedPairs
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
-from lit_pref.data.prepared.pair_view import PairView, Part
+from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source, check_source
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
+from lit_pref.pairs import PreferencePair
+from lit_pref.response_key import response_key
 
 
 def sources_of(given: str | Source | Sequence[str | Source], option: str) -> list[Source]:
@@ -86,7 +87,7 @@ def open_splits(
     def view(sources: list[Source], prepared: list[PreparedPairs], indices: list[NDArray[Any]]) -> PairView:
         parts = []
         for source, pairs, which in zip(sources, prepared, indices, strict=True):
-            parts.append(Part(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
+            parts.append(SourcePairs(source.label, pairs, which, constants_for(source.label, normalisers), as_group))
         return PairView(parts)
 
     if val is None:
@@ -95,10 +96,46 @@ def open_splits(
     else:
         everything = replace(preparation, val_fraction=0.0)
         held_out = [PreparedPairs(everything.prepare(source, tokenization), "train") for source in val]
+        _refuse_same(train, whole, val, held_out)
         sources = val
         as_group = as_group or (len(val) > 1 and preparation.group_column is None)
     kept = [np.arange(len(p)) for p in held_out] if val is None else _shares(val, held_out, preparation.split_seed)
     return Splits(view(train, whole, taken), view(sources, held_out, kept))
+
+
+def _refuse_same(
+    train: list[Source], trained: list[PreparedPairs], val: list[Source], held: list[PreparedPairs]
+) -> None:
+    """Refuse validation pairs that are all of them training pairs, in any order and in any file."""
+    known = np.concatenate([_prompts_and_lengths(pairs) for pairs in trained])
+    for source, pairs in zip(val, held, strict=True):
+        wanted = _prompts_and_lengths(pairs)
+        if not len(pairs) or not np.isin(wanted, known).all():  # the usual case, in which no token is read
+            continue
+        keys = {
+            _pair_key(one[int(k)])
+            for one in trained
+            for k in np.flatnonzero(np.isin(_prompts_and_lengths(one), wanted))
+        }
+        if all(_pair_key(pair) in keys for pair in pairs):
+            names = ", ".join(one.path for one in train)
+            raise UserError(
+                f"data.val: every pair of {source.path} is a training pair of {names}, so validation would measure "
+                "training; name other pairs, or leave data.val out and hold some out by data.val_fraction."
+            )
+
+
+def _prompts_and_lengths(pairs: PreparedPairs) -> NDArray[Any]:
+    """Return (pairs,) texts that equal pairs share: the prompt's id, and the lengths of the responses in order."""
+    lengths = np.sort(pairs.lengths[:, 1:], axis=1).tolist()
+    return np.array(
+        [f"{id} {one} {two}" for id, (one, two) in zip(pairs.column("prompt_id"), lengths, strict=True)], str
+    )
+
+
+def _pair_key(pair: PreferencePair) -> bytes:
+    """Return a hash of a pair's tokens, the same for both orders of its responses."""
+    return b"".join(sorted(response_key(pair.prompt, ids) for ids in (pair.chosen, pair.rejected or ())))
 
 
 def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> list[NDArray[np.int64]]:

@@ -177,13 +177,13 @@ class Random(Selection):
     pairs change no score.
 
     Args:
-        seed: seed of the hash.
+        seed: seed of the hash; null is `seed_everything` in a run, else 0.
         common: see `Selection`.
     """
 
-    def __init__(self, seed: int = 0, **common: Any) -> None:
+    def __init__(self, seed: int | None = None, **common: Any) -> None:
         super().__init__(**common)
-        self.seed = seed
+        self.seed = seed or 0
 
     def scores(self, pool: Pool) -> Array:
         digests = (hashlib.sha256(f"{self.seed}/{id}".encode()).digest() for id in pool.ids)

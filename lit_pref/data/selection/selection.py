@@ -26,7 +26,7 @@ class Logps(NamedTuple):
 
     @property
     def means(self) -> Array:
-        """(P, 2), nats per token."""
+        """Mean log-probs, (P, 2), nats per token."""
         return self.sums / self.lengths
 
 

@@ -38,7 +38,7 @@ def hub_rows(name: str, split: str, subset: str | None = None, revision: str | N
 
 
 def _values(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
-    if "Json(" in str(data.features):  # a column of several types, which only `datasets` can decode
+    if "Json(" in str(data.features):  # the column has several types, which only `datasets` can decode
         for columns in data.iter(batch_size=batch_size):
             yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
     else:

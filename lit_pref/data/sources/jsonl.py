@@ -1,4 +1,4 @@
-"""Reads JSONL files and other text line by line, with a limit on the length of a line and an error for every damage."""
+"""Reads JSONL files and other text line by line, with a limit on the length of a line and an error for any damage."""
 
 import gzip
 import json

@@ -40,9 +40,9 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
 
 
 class _Records:
-    """Iterates over the records of a CSV file, each with its first line; one bounded record is in memory at a time.
+    """Iterates over the records of a CSV file, each with the number of its first line; memory is bounded.
 
-    `ended` says whether the last line read so far has its line end.
+    `ended` says whether the last line read so far ends with a newline.
     """
 
     def __init__(self, path: Path) -> None:

@@ -36,7 +36,7 @@ def number(row: Row, field: str, value: Any, truth: bool = False) -> float:
 
 
 def refuse_written_messages(row: Row, field: str, text: str) -> None:
-    """Refuse a text that is a message list in text form, as in CSV files and saved data frames."""
+    """Refuse a message list that was written as text, as in CSV files and saved data frames."""
     if LIST_START.match(text) and _are_messages(text):
         raise BadRow(row, field, "is a message list written as text", "give it as a list, in a JSONL or Parquet file")
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.unread import refuse_unread_keys
 from lit_pref.errors import UserError
-from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding
+from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, common_prefix_length
 from lit_pref.models.special_text import EncodableText, Span
-from lit_pref.pairs import Message
+from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class RenderedPair:
 
     `prompts` has one entry, or several if a template renders a different prompt for each response. `special_texts`
     counts the names of special tokens in the pair's texts. `unasked` means that a turn of the assistant does not begin
-    with the template's generation prompt.
+    with the template's generation prompt. `unread` names keys of messages that the template does not write; `lost`
+    describes the texts that it omits or rewrites.
     """
 
     row: Row
@@ -37,6 +39,8 @@ class RenderedPair:
     responses: list[RenderedResponse]
     special_texts: int
     unasked: bool
+    unread: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
 
 
 def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
@@ -44,21 +48,25 @@ def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
 
     Raises:
         BadRow: the chat template refuses the conversation.
-        UserError: there is no chat template.
+        UserError: there is no chat template, or it does not write a part of the conversation.
     """
     sides = {"chosen": text.chosen, "rejected": text.rejected, "extra_response": text.extra_response}
     responses = {side: response for side, response in sides.items() if response is not None}
     if isinstance(text.prompt, str):
-        contents = [text.prompt]
+        contents, unread, lost = [text.prompt], frozenset[str](), []
         prompts, rendered = _plain(encoding, text.prompt, responses)
         unasked = False
     else:
         contents = [message["content"] for message in text.prompt]
-        prompts, rendered = _chat(encoding, row, text.prompt, responses)
+        prompts, rendered = _chat(encoding, row, text, text.prompt, responses)
+        _refuse_moving_prompt(encoding, row, text.prompt, prompts, rendered)
+        unread = _unread(encoding, row, text, text.prompt, responses)
+        lost = [f"the {role} message of the prompt" for role in encoding.chat.losses(text.prompt)]
+        lost += [f"the {one.side} response" for one in rendered if one.place is None and one.response.strip()]
         # If the template marks the assistant's turns, the prompt is cut from the rendered text with the response.
         unasked = len(prompts) == 1 and not all(one.written.text.startswith(prompts[0].text) for one in rendered)
     names = sum(len(encoding.names.spans(content)) for content in (*contents, *responses.values()))
-    return RenderedPair(row, text, prompts, rendered, names, unasked)
+    return RenderedPair(row, text, prompts, rendered, names, unasked, unread, tuple(dict.fromkeys(lost)))
 
 
 def _plain(
@@ -72,7 +80,7 @@ def _plain(
 
 
 def _chat(
-    encoding: Encoding, row: Row, prompt: list[Message], responses: dict[str, str]
+    encoding: Encoding, row: Row, text: TextPair, prompt: list[Message], responses: dict[str, str]
 ) -> tuple[list[EncodableText], list[RenderedResponse]]:
     if encoding.tokenizer.chat_template is None:
         raise UserError(
@@ -85,10 +93,53 @@ def _chat(
     prompts, rendered = [], []
     for side, response in responses.items():
         with _refused(row, side):
-            answer = encoding.chat.render_answer(prompt, response)
+            answer = encoding.chat.render_answer(prompt, response, text.further.get(side))
         prompts.append(asked if answer.prompt_end is None else answer.whole.upto(answer.prompt_end))
         rendered.append(RenderedResponse(side, response, answer.whole, answer.span))
     return list(dict.fromkeys(prompts)), rendered
+
+
+def _refuse_moving_prompt(
+    encoding: Encoding,
+    row: Row,
+    messages: list[Message],
+    prompts: list[EncodableText],
+    rendered: list[RenderedResponse],
+) -> None:
+    """Refuse a template that writes another prompt at each call, before the end of the text that is answered."""
+    asked = prompts[0].text
+    shared = common_prefix_length([*(prompt.text for prompt in prompts), *(one.written.text for one in rendered)])
+    if shared >= len(asked):
+        return
+    spans = reversed(encoding.chat.contents(messages))
+    for message, span in zip(reversed(messages), spans, strict=True):
+        content = message["content"].strip()
+        start = span[0] if span else asked.rfind(content)
+        if not content or start < 0:
+            continue
+        if shared < start + len(content):
+            raise UserError(
+                f"{row.place}: the chat template writes another prompt each time it is called, as with a clock or "
+                "random content, so that the text which is answered would be trained on; give the tokenizer a template "
+                "that always writes the same (a fixed date can be passed in a column chat_template_kwargs)."
+            )
+        return
+
+
+def _unread(
+    encoding: Encoding, row: Row, text: TextPair, prompt: list[Message], responses: dict[str, str]
+) -> frozenset[str]:
+    """Return the keys of messages that the template does not write, of which none belongs to the conversation."""
+    unread: set[str] = set()
+    if any(len(message) > 2 for message in prompt):
+        unread |= (names := encoding.chat.unread(prompt))
+        values = {key: value for message in prompt for key, value in message.items() if key in names}
+        arguments = {k: v for k, v in prompt[0].get(TEMPLATE_ARGUMENTS, {}).items() if k in names}
+        refuse_unread_keys(row, "prompt", values | arguments, arguments)
+    for side, further in text.further.items():
+        unread |= (names := encoding.chat.unread(prompt, responses[side], further))
+        refuse_unread_keys(row, side, {name: further[name] for name in names})
+    return frozenset(unread)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ class TokenizedPair:
 
     `prompt` has the ids up to the prompt end, the others the ids after it. `merged` means that one token spans the
     prompt end. `special_texts` counts names of special tokens in the texts. `unasked` means that the assistant's turn
-    does not begin with the chat template's generation prompt.
+    does not begin with the chat template's generation prompt. `unread` names keys of messages that the template does
+    not write; `lost` says in words which texts it leaves out or rewrites.
     """
 
     prompt: list[int]
@@ -47,6 +48,8 @@ class TokenizedPair:
     token_columns: Mapping[str, TokenValues] = field(default_factory=dict)
     special_texts: int = 0
     unasked: bool = False
+    unread: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
 
 
 class Tokenization:
@@ -215,6 +218,11 @@ class Tokenization:
                 rejected_complete=rejected is None or not rejected.cut,
                 extra_response=None if extra is None else extra.text,
                 extra_response_complete=extra is None or not extra.cut,
+                further={
+                    side: own
+                    for side, further in pair.text.further.items()
+                    if (own := {key: part for key, part in further.items() if key not in pair.unread})
+                },
             ),
             token_columns={
                 name: (chosen.columns[name], None if rejected is None else rejected.columns[name])
@@ -227,6 +235,8 @@ class Tokenization:
             merged=prompt_end < len(prompts[0]),
             special_texts=pair.special_texts,
             unasked=pair.unasked,
+            unread=pair.unread,
+            lost=pair.lost,
         )
 
     def _responses(
@@ -259,6 +269,9 @@ class Tokenization:
 
     def _prompt_text(self, pair: RenderedPair, ids: list[int], dropped: int) -> Text:
         if not dropped:
-            return pair.text.prompt
+            prompt = pair.text.prompt
+            if isinstance(prompt, str) or not pair.unread:
+                return prompt
+            return [{key: part for key, part in message.items() if key not in pair.unread} for message in prompt]
         # The prompt's text ends at its own end, even if its last token also contains a response's first characters.
         return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])

@@ -67,7 +67,7 @@ def kept_prompt(encoding: Encoding, prompt: Text, text: str, ids: list[int]) -> 
     for message, place in zip(reversed(prompt), reversed(encoding.chat.contents(prompt)), strict=True):
         if place is None or place[1] <= cut:
             break
-        left.insert(0, {"role": message["role"], "content": text[max(place[0], cut) : place[1]]})
+        left.insert(0, {**message, "content": text[max(place[0], cut) : place[1]]})
     return left or shown
 
 

@@ -1,4 +1,4 @@
-"""The parts of a `Pairwise` objective, one kind a file; the first class of each kind is the default.
+"""The parts of a `Pairwise` objective, one kind per file; the first class of each kind is the default.
 
 | part | decides | file |
 |---|---|---|

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from lit_pref.errors import UserError
 
-NORMAL_975 = 1.959963984540054
-"""The normal distribution's 97.5 % quantile."""
-
 
 class Estimate(NamedTuple):
     """A fitted gamma and its 95 % interval."""
@@ -19,6 +16,38 @@ class Estimate(NamedTuple):
     gamma: float
     low: float
     high: float
+
+
+def student_975(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution.
+
+    **Source** Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4 (the probability as
+    a finite sum), and 26.7.5 above 500 degrees of freedom.
+
+    >>> [round(student_975(freedom), 3) for freedom in (1, 2, 9, 49, 1000)]
+    [12.706, 4.303, 2.262, 2.01, 1.962]
+    """
+    if freedom < 1:
+        return math.inf
+    z = 1.959963984540054  # of the normal distribution
+    if freedom > 500:
+        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    low, high = z, 13.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+    return middle
+
+
+def _within(t: float, freedom: int) -> float:
+    """Return P(|T| < t)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) -> Tensor:
@@ -160,5 +189,5 @@ def _solve(terms: Callable[[float], tuple[Tensor, Tensor]], start: float, prompt
     # A single prompt does not show how prompts differ: 1 / 0 makes the interval infinite.
     correction = torch.tensor(float(len(clusters))) / (len(clusters) - 1)
     error = (correction * clusters.square().sum()).sqrt() / slope.sum()
-    factor = float(torch.exp(NORMAL_975 * error / gamma))
+    factor = float(torch.exp(student_975(len(clusters) - 1) * error / gamma))
     return Estimate(gamma, gamma / factor, gamma * factor)

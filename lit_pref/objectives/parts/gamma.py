@@ -75,8 +75,10 @@ class Fitted(Gamma):
 
         se(gamma^)^2 = C / (C - 1) sum_c (sum_{i in c} psi_i)^2 / (sum_i psi_i')^2
 
-    (the sandwich; for the second rule the delta method). The 95 % interval is gamma^ exp(+-1.96 se / gamma^): the
-    logarithm keeps it positive, and if the margins' unit changes, it scales as gamma does.
+    (the sandwich; for the second rule the delta method). The 95 % interval is gamma^ exp(+-t se / gamma^), with t
+    the 97.5 % quantile of Student's distribution of C - 1 degrees of freedom, because C prompts estimate se: the
+    logarithm keeps it positive, and if the margins' unit changes, it scales as gamma does. It covers other prompts
+    of the same kind; with few of them it is rough.
 
     **Source**: own formulation; MMPO (arXiv 2410.03145) tunes gamma by hand.
 
@@ -144,7 +146,8 @@ class Fitted(Gamma):
             found, rule = by_likelihood(margin, labels[labelled], prompts, name), f"maximum likelihood of {name}"
         self.value.fill_(found.gamma)
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
-        return [f"{note}gamma {found.gamma:.4g} ({found.low:.4g} to {found.high:.4g}, 95 %), {rule} over {pairs}"]
+        interval = f"{found.low:.4g} to {found.high:.4g}, 95 % by Student's t over prompts"
+        return [f"{note}gamma {found.gamma:.4g} ({interval}), {rule} over {pairs}"]
 
     def _is_computed_from(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
         own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)

@@ -51,10 +51,10 @@ class Logistic(MarginLink):
 
 
 class Hinge(MarginLink):
-    """l(x) = max(0, 1 - x) (SLiC in the form of DPO)."""
+    """l(x) = max(0, 1 - x), with the gradient 0 at x = 1 (SLiC in the form of DPO)."""
 
     def loss(self, logits: Tensor) -> Tensor:
-        return F.relu(1 - logits)
+        return torch.where(logits >= 1, 0, 1 - logits)
 
 
 class Squared(Link):

@@ -28,7 +28,7 @@ class ReferenceMix(Part):
 
     @abstractmethod
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
-        """Combine K pairs of scores, each (B,), without gradient; `policy` gives shape and dtype where K = 0."""
+        """Combine K pairs of scores, each (B,), without gradient; `policy` gives shape and dtype if K = 0."""
 
 
 class Single(ReferenceMix):
@@ -64,8 +64,9 @@ class Harmonic(ReferenceMix):
 
     **Source**: MRPO, arXiv 2405.16388; CTRO and ARWC from the authors' `trainer_mref.py`, written there for K = 2 and
     derived here for any K. Their code gives the more decisive reference the smaller weight in the harmonic sum, against
-    their derivation: `arwc_swap` reproduces that. They add d to the denominator only; here the weights sum to one,
-    which differs by less than 1e-6 / sum c.
+    their derivation: `arwc_swap` reproduces that. Likewise their fixed alpha, named after the other reference, weighs
+    the anchor: it is `weights: [alpha, 1 - alpha]` here. They add d to the denominator only; here the weights sum to
+    one, which differs by less than 1e-6 / sum c.
 
     Args:
         eta: width of the interval relative to the anchor's score, >= 0; with 0 only the anchor counts.

@@ -45,7 +45,7 @@ class Identity(Score):
 class ForwardKL(Score):
     """phi(h) = 1 - exp(-h): the forward KL divergence.
 
-    The exponent is clamped at half of the largest one that the dtype can represent (44 in fp32); beyond it phi is
+    The exponent is bounded by half of the largest one that the dtype can represent (44 in fp32); beyond it phi is
     constant.
 
     **Source**: f-DPO, arXiv 2309.16240, phi = f'(u) at u = exp(h), here with the constant that makes phi(0) = 0.
@@ -101,9 +101,14 @@ class OneSided(Score):
 
     def forward(self, ratios: Sides) -> Sides:
         chosen, rejected = ratios
-        return chosen, rejected.clamp(min=0)
+        # Not `clamp`, whose gradient at its bound depends on the version of torch.
+        return chosen, torch.where(rejected < 0, 0, rejected)
 
 
 def bounded_expm1(exponent: Tensor) -> Tensor:
-    """Return exp(exponent) - 1, with the exponent clamped so that differences of two results stay finite."""
-    return torch.expm1(exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) / 2))
+    """Return exp(exponent) - 1, with the exponent bounded so that differences of two results stay finite.
+
+    At the bound the gradient is that from below.
+    """
+    bound = math.log(torch.finfo(exponent.dtype).max) / 2
+    return torch.expm1(torch.where(exponent > bound, bound, exponent))

@@ -11,7 +11,7 @@ from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.requirements import Requirements
-from lit_pref.scores import Kl, Need, PairScores, Tilt
+from lit_pref.scores import Need, PairScores, Tilt, TiltSlope
 
 TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
 """beta_i (B,), and values to log, each (B,)."""
@@ -84,15 +84,18 @@ class EpsilonStep(Temperature):
     z is the policy's log-prob of the chosen minus that of the rejected response; z- and z+ are the same under the
     policies that a smaller and a larger beta would have made, log softmax((1 + c) f - c g) at c = +epsilon and c =
     -epsilon, f and g being the logits of the policy and of the **first** reference. With several references the step
-    still uses only the first one: a mixture of sequence scores has no next-token distribution.
+    still uses only the first one: a mixture of sequence scores has no next-token distribution. The differences z- -
+    z and z+ - z are computed from f - g, so that s is right near the reference too.
 
     The moving beta is kept as `scale`, a float64 factor of the objective's beta. Validation uses it with the steps of
     its own pairs and leaves it unchanged.
 
-    **Source**: epsilon-DPO, arXiv 2502.13177. The official code moves beta by beta / (1 + epsilon mean(s)), the
-    harmonic mean of beta_i, whereas the paper and this class take the arithmetic mean: they differ by O(epsilon^2). It
-    also divides an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here
-    sums and counts are gathered, and the scale is checkpointed.
+    **Source**: epsilon-DPO, arXiv 2502.13177. The paper moves beta to the arithmetic mean of beta_i, the official code
+    to beta / (1 + epsilon mean(s)), their harmonic mean (`harmonic`). The arithmetic one is larger by a factor of up to
+    1 / (1 - epsilon^2) in every optimizer step, and this compounds: with as many steps up as down, 470 updates at
+    epsilon = 0.05 multiply beta by up to 3.2 under the paper's rule and by 1 under the code's. The code also divides
+    an incomplete last optimizer step by the full accumulation, and leaves beta out of the checkpoint; here sums and
+    counts are gathered, and the scale is checkpointed.
 
     Args:
         epsilon: relative size of the step, in [0, 1).
@@ -100,6 +103,8 @@ class EpsilonStep(Temperature):
             log-ratios and KL_y the summed next-token KL(policy || reference), instead of by the two tilted policies.
         minimum: beta never goes below this.
         maximum: beta never goes above this. Beta drifts geometrically, so long runs may need both bounds.
+        harmonic: move beta to the harmonic mean of beta_i, as the official code does, instead of the arithmetic mean
+            of the paper.
     """
 
     log_probs_only = True
@@ -118,6 +123,7 @@ class EpsilonStep(Temperature):
         first_order: bool = False,
         minimum: float | None = None,
         maximum: float | None = None,
+        harmonic: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= epsilon < 1:
@@ -125,7 +131,8 @@ class EpsilonStep(Temperature):
         low, high = 0.0 if minimum is None else minimum, math.inf if maximum is None else maximum
         if not 0 <= low <= high:
             raise UsageError(f"EpsilonStep: 0 <= minimum <= maximum must hold, got {minimum} and {maximum}.")
-        self.epsilon, self.first_order, self.minimum, self.maximum = epsilon, first_order, minimum, maximum
+        self.epsilon, self.first_order, self.harmonic = epsilon, first_order, harmonic
+        self.minimum, self.maximum = minimum, maximum
         self.scale: Tensor
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         # The numbers of pairs with s = +1, with s = -1, and of all: integers, whose sum does not depend on order and
@@ -135,7 +142,7 @@ class EpsilonStep(Temperature):
     @property
     def requirements(self) -> Requirements:
         tilts = frozenset[Need]({Tilt(self.epsilon), Tilt(-self.epsilon)})
-        return Requirements(min_references=1, statistics=frozenset({Kl()}) if self.first_order else tilts)
+        return Requirements(min_references=1, statistics=frozenset[Need]({TiltSlope()}) if self.first_order else tilts)
 
     def forward(
         self,
@@ -145,20 +152,19 @@ class EpsilonStep(Temperature):
         references: Sequence[PairScores],
         pairs: PairData,
     ) -> TemperatureOutput:
-        step = self._step(policy, references[0])
+        step = self._step(policy)
         if self.training:
             seen = torch.stack([(step > 0) & pairs.is_real, (step < 0) & pairs.is_real, pairs.is_real]).sum(1).double()
             self._window = seen if self._window is None else self._window + seen
         betas = beta * self.scale / (1 + self.epsilon * step)
         return betas.to(ratios[0].dtype), {"epsilon_step": step.to(ratios[0].dtype)}
 
-    def _step(self, policy: PairScores, anchor: PairScores) -> Tensor:
-        now = difference(policy)
+    def _step(self, policy: PairScores) -> Tensor:
         if self.first_order:
-            return torch.sign(now - difference(anchor) - difference(policy, Kl())).double()
+            return torch.sign(difference(policy, TiltSlope())).double()
         smaller_beta, larger_beta = difference(policy, Tilt(self.epsilon)), difference(policy, Tilt(-self.epsilon))
-        up = (smaller_beta > now) & (now > larger_beta)
-        down = (smaller_beta < now) & (now < larger_beta)
+        up = (smaller_beta > 0) & (larger_beta < 0)
+        down = (smaller_beta < 0) & (larger_beta > 0)
         return up.double() - down.double()
 
     def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
@@ -167,7 +173,10 @@ class EpsilonStep(Temperature):
         self._window = None
         if pairs == 0:
             return
-        mean = (up / (1 + self.epsilon) + down / (1 - self.epsilon) + (pairs - up - down)) / pairs
+        if self.harmonic:
+            mean = 1 / (1 + self.epsilon * (up - down) / pairs)
+        else:
+            mean = (up / (1 + self.epsilon) + down / (1 - self.epsilon) + (pairs - up - down)) / pairs
         scale = float(self.scale) * mean
         if self.minimum is not None:
             scale = max(scale, self.minimum / beta)
@@ -222,9 +231,7 @@ class ColumnTemperature(Temperature):
         return beta * factors.to(ratios[0].dtype), {}
 
 
-def difference(pair: PairScores, need: Need | None = None) -> Tensor:
-    """Return the difference, chosen minus rejected, of the scores or of the statistic `need`, (B,)."""
+def difference(pair: PairScores, need: Need) -> Tensor:
+    """Return the difference, chosen minus rejected, of the statistic `need`, (B,)."""
     assert pair.rejected is not None
-    if need is None:
-        return pair.chosen.scores - pair.rejected.scores
     return pair.chosen.statistics[need] - pair.rejected.statistics[need]

@@ -206,7 +206,7 @@ def test_message_lists_and_groups_and_ids():
         "id": 12,
     }
     pair = read(values, group_column="source")
-    assert pair.prompt == [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+    assert pair.prompt == [{"role": "system", "content": ""}, {"role": "user", "content": "hi", "name": "x"}]
     assert (pair.chosen, pair.rejected, pair.group, pair.id) == ("hello", "go away", "7", "12")
 
 
@@ -301,11 +301,35 @@ def test_a_file_that_lacks_a_column_is_refused_with_the_columns_it_has(values, o
 def test_strength_in_some_rows_only_is_refused(first, second):
     reader = RowReader()
     reader.read(Row("pairs.jsonl", 1, {**GOOD, **first}))
-    with pytest.raises(
-        UserError, match=r"pairs.jsonl, line \d has `margin`, and line \d does not; give it to every row"
-    ) as e:
+    with pytest.raises(BadRow, match=r"pairs.jsonl, line 2: margin .* line 1.*; give it to every row"):
         reader.read(Row("pairs.jsonl", 2, {**GOOD, **second}))
-    assert not isinstance(e.value, BadRow)
+
+
+@pytest.mark.parametrize("name", ["margin", "id", "probability"])
+@pytest.mark.parametrize("odd", [0, 5, 80])
+@pytest.mark.parametrize("lacks", [True, False])
+def test_one_row_without_a_column_of_the_others_is_the_only_faulty_one(name, odd, lacks):
+    rows = [Row("pairs.jsonl", k + 1, GOOD | ({name: 1} if (k == odd) != lacks else {})) for k in range(90)]
+    bad = [k for k, (_, pair) in enumerate(RowReader().read_all(rows)) if isinstance(pair, BadRow)]
+    assert bad == [odd]
+
+
+@pytest.mark.parametrize("name", ["id", "group", "chosen_source", "rejected_model"])
+def test_half_a_surrogate_outside_the_texts_is_a_faulty_row(name):
+    with pytest.raises(BadRow, match=f"{name} contains half a surrogate pair") as caught:
+        read(GOOD | {name: "a\ud800b"}, group_column="group" if name == "group" else None)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("message", [{"role": "us\ud800er"}, {"tool_calls": [{"f": "\ud800"}]}])
+def test_half_a_surrogate_in_a_message_is_a_faulty_row(message):
+    prompt = [{"role": "user", "content": "q", **message}]
+    with pytest.raises(BadRow, match="contains half a surrogate pair"):
+        read({"prompt": prompt, **{side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}})
+
+
+def test_a_message_with_half_a_surrogate_can_be_printed():
+    str(UserError("the column a\ud800b")).encode()
 
 
 def mapped(values, **about):

@@ -1,6 +1,7 @@
 """Every format shipped with the package, on rows of that format: its recognition and the resulting pairs."""
 
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.formats.convert import Conversion
+from lit_pref.data.formats.field_path import ValuePath
 from lit_pref.data.formats.known import recognise, shipped
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
@@ -227,7 +229,7 @@ ONE_PAIR = {
             ]
             for side, text in (("chosen", " 4"), ("rejected", "5"))
         },
-        ASKED,
+        [{**ASKED[0], "loss_weight": 0.0}],
         None,
         None,
     ),
@@ -461,3 +463,42 @@ def test_the_formats_are_part_of_what_is_installed():
         for path in (root / "lit_pref" / "data" / "formats").glob(pattern)
     }
     assert packed == shipped().keys()
+
+
+def ranges(name):
+    """The paths of a format's strength that have a range."""
+    mapping = shipped()[name].mapping
+    parts = [part for part in (mapping.score, mapping.signed, mapping.probability) if getattr(part, "range", None)]
+    sides = ("path", "chosen", "a", "column")
+    return [next(path for side in sides if (path := getattr(part, side, None))) for part in parts]
+
+
+def changed(value, steps, to):
+    if not steps:
+        return to
+    step, *rest = steps
+    if isinstance(value, list):
+        return [changed(part, rest, to) if step in (None, k) else part for k, part in enumerate(value)]
+    return {key: changed(part, rest, to) if key == step else part for key, part in value.items()}
+
+
+@pytest.mark.parametrize("value", [-100, 1e4])
+@pytest.mark.parametrize("name", [name for name in ONE_PAIR if ranges(name)])
+def test_a_strength_outside_the_range_of_its_format_is_a_faulty_row(name, value):
+    row = ONE_PAIR[name][0]
+    for path in ranges(name):
+        _, _, bad = read([changed(row, ValuePath(path).steps, value)], name)
+        assert any(re.search(r"is not between -?\d+ and \d+ \(.*range", str(one)) for one in bad)
+
+
+def test_formats_with_a_stated_range_check_it():
+    assert {name for name in shipped() if ranges(name)} >= {
+        *("helpsteer2_preference", "helpsteer2", "helpsteer3", "ultrafeedback_binarized", "ultrafeedback", "webgpt"),
+        *("argilla_ratings", "argilla_distilabel", "argilla_orca", "argilla_early", "alpaca_eval", "capybara"),
+        *("nectar", "safe_rlhf_safety", "summarize"),
+    }
+
+
+def test_a_range_must_be_two_numbers():
+    with pytest.raises(UserError, match=r"`score.range` must be two numbers, the smaller first"):
+        mapping_of({"base": "helpsteer2", "score": {"path": "helpfulness", "range": [4, 0]}}, list)

@@ -9,8 +9,9 @@ import pytest
 import lit_pref.data.prepared.preparation as preparation_module
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.text_pair import CheckedPair
-from lit_pref.data.prepared.arrow import CHUNK, PairWriter, PreparedPairs
+from lit_pref.data.prepared.arrow import CHUNK, PairWriter
 from lit_pref.data.prepared.pair_rules import in_validation
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.splits import digest_of_split, training_texts
 from lit_pref.data.sources.row import Row
@@ -309,3 +310,24 @@ def test_numbers_of_the_row_travel_along(tmp_path, tokenizer):
     assert (pair.id, pair.margin, pair.columns, pair.group, pair.probability) == ("7", 2.0, {"w": 3.0}, "x", None)
     assert pair.text.chosen == "c"
     assert (pair.prompt_id, pair.place) == (text.prompt_id, "pairs.jsonl, line 1")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "missing", "report"])
+def test_damaged_prepared_data_are_prepared_again_with_a_sentence(tokenizer, written, harm, capsys):
+    source = written(rows(20))
+    before = [pair.margin for pair in prepared(tokenizer, source)]
+    folder = prepared(tokenizer, source).folder
+    file = folder / ("train.json" if harm == "report" else "train.arrow")
+    content = bytearray(file.read_bytes())
+    if harm == "flip":  # the margin 7.0 becomes 1.8e+16
+        place = content.index(np.float64(7).tobytes() + np.float64(8).tobytes())
+        content[place + 6 : place + 8] = b"\x50\x43"
+        file.write_bytes(content)
+        assert PreparedPairs(folder, "train")[7].margin > 1e16
+    elif harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:40])
+    capsys.readouterr()
+    assert [pair.margin for pair in prepared(tokenizer, source)] == before
+    assert f"the cache {folder} is damaged ({file.name}" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Gamma given as a probability, or fitted: values and intervals worked out by hand, and coverage of the intervals."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import DPO, MMPO, Fitted, MarginTarget, UnitMargin
-from lit_pref.objectives.parts.estimation import by_likelihood, by_mean_probability, labels_of_repeats
+from lit_pref.objectives.parts.estimation import by_likelihood, by_mean_probability, labels_of_repeats, student_975
 from lit_pref.pairs import Strengths
 
 
@@ -50,6 +51,17 @@ def test_a_probability_at_a_margin_of_one_that_is_none_is_refused(p):
 
 # By hand
 
+LEVEL = "95 % by Student's t over prompts"
+T1, T3 = 12.706204736174694, 3.1824463052837073  # 97.5 % of Student's distributions of 1 and 3 degrees of freedom
+
+
+def test_the_quantiles_of_student_are_those_of_the_tables():
+    tables = {1: T1, 2: 4.302652729749462, 3: T3, 4: 2.7764451051977934, 30: 2.0422724563012378}
+    for freedom, quantile in tables.items():
+        assert student_975(freedom) == pytest.approx(quantile, abs=1e-9)
+    assert student_975(500) > student_975(501) > student_975(10**9) == pytest.approx(1.959963984540054, abs=1e-8)
+    assert student_975(0) == math.inf
+
 
 def test_three_of_four_labels_at_one_margin_give_the_log_odds_per_unit():
     for unit in (1.0, 2.0, 0.01):
@@ -57,7 +69,7 @@ def test_three_of_four_labels_at_one_margin_give_the_log_odds_per_unit():
         assert found.gamma == pytest.approx(math.log(3) / unit, rel=1e-12)
         # psi = -1/4 three times and 3/4: squares 3/4, times C / (C - 1) = 4/3; derivatives 4 x 3/16: se = 1 / (3/4)
         error = 4 / 3
-        assert found.high == pytest.approx(math.log(3) / unit * math.exp(1.959963984540054 * error / math.log(3)))
+        assert found.high == pytest.approx(math.log(3) / unit * math.exp(T3 * error / math.log(3)))
         assert found.low * found.high == pytest.approx(found.gamma**2)
 
 
@@ -67,7 +79,7 @@ def test_the_same_labels_in_two_prompts_have_another_interval():
     assert (found.low, found.high) == pytest.approx((math.log(2), math.log(2)))
     found = by_likelihood(tensor([1.0] * 6), tensor([1, 1, 1, 1, 0, 0]), ["a", "a", "a", "a", "b", "b"])
     # sums -4/3 and 4/3: (32/9) x 2 = 64/9; derivatives 6 x 2/9 = 4/3; se = (8/3) / (4/3) = 2
-    assert found.high == pytest.approx(math.log(2) * math.exp(1.959963984540054 * 2 / math.log(2)))
+    assert found.high == pytest.approx(math.log(2) * math.exp(T1 * 2 / math.log(2)))
 
 
 def test_labels_between_zero_and_one_are_shares_of_labels():
@@ -95,7 +107,7 @@ def test_the_mean_probability_is_the_one_that_was_asked_for():
     # (1/2 + sigmoid(gamma)) / 2 = 0.7, so sigmoid(gamma) = 0.9
     assert found.gamma == pytest.approx(math.log(9), rel=1e-12)
     # psi = -0.2 and 0.2: squares 0.08, times 2; derivative 0.9 x 0.1: se = 0.4 / 0.09
-    assert found.high == pytest.approx(math.log(9) * math.exp(1.959963984540054 * 0.4 / 0.09 / math.log(9)))
+    assert found.high == pytest.approx(math.log(9) * math.exp(T1 * 0.4 / 0.09 / math.log(9)))
 
 
 def test_one_prompt_alone_has_an_interval_without_end():
@@ -129,6 +141,15 @@ def test_nineteen_of_twenty_intervals_hold_the_gamma_of_the_mean_probability():
     large = torch.from_numpy(np.random.default_rng(1).gamma(2.0, 0.6, 400_000))
     mean = float(torch.sigmoid(1.3 * large).mean())
     assert 0.88 <= share_of_intervals_that_hold(lambda m, _, c: by_mean_probability(m, mean, c), 1.3) < 1
+
+
+def test_the_intervals_of_few_prompts_are_wider_than_the_normal_distribution_s():
+    found = []
+    for seed in range(600):
+        with contextlib.suppress(UserError):  # no label contradicts a margin, or most do
+            found.append(by_likelihood(*draws(seed, prompts=10)))
+    # 0.92 with Student's t, where 1.96 standard errors hold 0.89
+    assert np.mean([one.low <= 1.3 <= one.high for one in found]) > 0.91 and len(found) > 500
 
 
 # The same two texts, compared more than once
@@ -207,10 +228,12 @@ def test_a_column_comes_before_the_probability_and_the_probability_before_the_me
     assert by_probability.requirements.columns == {"margin"}
     assert by_probability.requirements.fit_inputs == {"margin", "probability"}
     (line,) = by_probability.fit(strengths(margin, half, prompts=["a", "a", "b", "c"]))
-    assert line == "gamma 2.197 (2.197 to 2.197, 95 %), maximum likelihood of `probability` over 3 pairs of 2 prompts"
+    rule = "maximum likelihood of `probability` over 3 pairs of 2 prompts"
+    assert line == f"gamma 2.197 (2.197 to 2.197, {LEVEL}), {rule}"
     for none in (None, [np.nan] * 4):
         (line,) = MMPO(gamma=Fitted(mean_probability=0.8)).fit(strengths(margin, none))
-        assert line == "gamma 1.386 (1.386 to 1.386, 95 %), for a mean probability of 0.8 over 4 pairs of 4 prompts"
+        rule = "for a mean probability of 0.8 over 4 pairs of 4 prompts"
+        assert line == f"gamma 1.386 (1.386 to 1.386, {LEVEL}), {rule}"
     with pytest.raises(UserError, match="without margins"):
         MMPO(gamma=Fitted()).fit(Strengths(None, None, {}, np.array([])))
     assert (MMPO().requirements.fit_inputs, MMPO().fit(strengths(margin))) == (frozenset(), [])
@@ -225,7 +248,9 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
     margin = scale * np.minimum(odds, 4)
     (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
     mean = by_mean_probability(tensor(margin), 0.75, names(40))
-    said = f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, 95 %), for a mean probability of 0.75 over 40"
+    said = (
+        f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, {LEVEL}), for a mean probability of 0.75 over 40"
+    )
     note = "the margin is computed from `probability`, which is not an independent label: "
     assert line == f"{note}{said} pairs of 40 prompts"
     # Who names the column is followed, and told.

@@ -13,6 +13,14 @@ def test_hinge_on_the_golden_pair(make):
     assert soft.losses.item() == pytest.approx(0.3 * 0.85 + 0.7 * 1.15, abs=1e-15)
 
 
+def test_the_gradient_of_hinge_at_its_corner_is_zero():
+    x = torch.tensor([0.5, 1.0, 1.5, math.nan], dtype=torch.float64, requires_grad=True)
+    values = Hinge().loss(x)
+    assert values[:3].tolist() == [0.5, 0.0, 0.0] and bool(values[3].isnan())
+    (slope,) = torch.autograd.grad(values[:3].sum(), x)
+    assert slope[:3].tolist() == [-1.0, 0.0, 0.0]
+
+
 def test_ipo_on_sums_and_on_means(make):
     # (h_w - h_l - 1 / (2 * 0.1))^2 = (1.5 - 5)^2, and with h_w / 10 - h_l / 12 = 0.1 + 0.5 / 12
     assert make.g0().into(DPO(link=Squared())).losses.item() == pytest.approx(12.25, abs=1e-12)

@@ -77,6 +77,18 @@ def test_minor_dpo_pushes_the_rejected_response_in_the_first_step(make):
     assert rejected.grad.item() == pytest.approx(0.1 / 2, abs=1e-16)
 
 
+def test_the_gradient_at_the_bound_of_the_exponent_is_that_from_below():
+    bound = math.log(torch.finfo(torch.float64).max) / 2
+    h = torch.tensor([-bound, -bound - 1, 0.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(ForwardKL()((h, h))[0].sum(), h)
+    assert slope.tolist() == pytest.approx([math.exp(bound), 0.0, 1.0], rel=1e-12)
+
+
+def test_one_sided_keeps_a_score_that_is_not_a_number():
+    h = torch.tensor([math.nan, -1.0, 0.0, 2.0])
+    assert OneSided()((h, h))[1].isnan().tolist() == [True, False, False, False]
+
+
 @pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, math.nan])
 def test_an_alpha_out_of_range_is_refused(alpha):
     with pytest.raises(UsageError, match=r"alpha must be in \(0, 1\]"):

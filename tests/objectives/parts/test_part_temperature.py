@@ -5,7 +5,7 @@ import torch
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import DPO, ColumnTemperature, EpsilonStep, MarginTarget, Requirements, Squared
-from lit_pref.scores import Kl
+from lit_pref.scores import TiltSlope
 
 EPSILON = 0.01
 
@@ -15,11 +15,11 @@ def build(beta=0.1, **arguments):
 
 
 def steps(make, *signs, is_real=None):
-    """Pairs whose first-order statistic D - (KL_w - KL_l) has the given signs: D = sign, KL = 0."""
+    """Pairs whose first-order statistic has the given signs."""
     zero = torch.zeros(len(signs), dtype=torch.float64)
     inputs = make.inputs(make.pair(signs, zero), [make.pair(zero, zero)], make.batch(len(signs), is_real=is_real))
-    for side in (inputs.policy.chosen, inputs.policy.rejected):
-        side.statistics[Kl()] = zero
+    inputs.policy.chosen.statistics[TiltSlope()] = torch.tensor(signs, dtype=torch.float64)
+    inputs.policy.rejected.statistics[TiltSlope()] = zero
     return inputs
 
 
@@ -37,11 +37,29 @@ def test_beta_becomes_the_arithmetic_mean_of_the_betas_of_the_window(make):
     assert objective.progress["beta"] == pytest.approx(output.logged["beta"].mean().item(), abs=1e-16)
 
 
-def test_the_first_order_step_is_the_sign_of_the_gap_beyond_the_divergences(make):
+def test_the_official_code_moves_beta_to_the_harmonic_mean(make):
+    objective = build(harmonic=True)
+    betas = steps(make, 1, 1, -1, 0).into(objective).logged["beta"]
+    objective.update(alone)
+    assert objective.progress["beta"] == pytest.approx(0.1 / (1 + 0.01 / 4), abs=1e-16)
+    assert objective.progress["beta"] == pytest.approx(1 / (1 / betas).mean().item(), abs=1e-16)
+
+
+def test_the_two_rules_drift_apart_where_half_of_the_pairs_step_up(make):
+    paper, code = (
+        DPO(temperature=EpsilonStep(0.05, first_order=True, harmonic=harmonic)) for harmonic in (False, True)
+    )
+    for objective in (paper, code):
+        for _ in range(470):
+            steps(make, 1, -1).into(objective)
+            objective.update(alone)
+    assert float(paper.temperature.scale) == pytest.approx((1 - 0.05**2) ** -470, rel=1e-12)
+    assert float(code.temperature.scale) == pytest.approx(1, rel=1e-12)
+
+
+def test_the_first_order_step_is_the_sign_of_the_difference_of_the_slopes(make):
     inputs = steps(make, 1.0, 1.0, -1.0, 1.0)
-    inputs.policy.chosen.statistics[Kl()] = torch.tensor([2.5, 0.5, 0.0, 1.5], dtype=torch.float64)
-    inputs.policy.rejected.statistics[Kl()] = torch.tensor([0.5, 0.0, 2.0, 0.5], dtype=torch.float64)
-    # D - (KL_w - KL_l) = 1 - 2, 1 - 0.5, -1 + 2, 1 - 1
+    inputs.policy.rejected.statistics[TiltSlope()] = torch.tensor([2.0, 0.5, -2.0, 1.0], dtype=torch.float64)
     assert inputs.into(build()).logged["epsilon_step"].tolist() == [-1.0, 1.0, 1.0, 0.0]
 
 

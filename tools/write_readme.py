@@ -1,41 +1,40 @@
-"""Writes two blocks of README: the table of commands, and the tree of lit_pref from the docstrings of its modules."""
+"""Writes the generated parts of README: the table of commands, and the tree of lit_pref with a line for each folder."""
 
 import ast
 import sys
 import tomllib
 from pathlib import Path
 
-from lit_pref.commands.table import lines
+from lit_pref.commands.table import lines as commands
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lit_pref"
 README = ROOT / "README.md"
-MARKERS = "<!-- {}: written by `make docs` -->", "<!-- end of {} -->"
 
 
 def tree() -> str:
     """Return the tree as lines: a file or folder, and the first line of its docstring; lower layers first."""
     paths = [path for path in PACKAGE.iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
     entries = [(PACKAGE, 0), *((path, 1) for path in _sorted([*paths, *_folders(PACKAGE)]))]
-    shown = []
+    lines = []
     while entries:
         path, depth = entries.pop(0)
         if path.is_dir() and depth:
             entries = [*((folder, depth + 1) for folder in _sorted(_folders(path))), *entries]
         name = "  " * depth + path.name + "/" * path.is_dir()
-        shown.append(f"{name:20}{_first_line(path)}")
-    return "\n".join(shown)
+        lines.append(f"{name:20}{_first_line(path)}")
+    return "\n".join(lines)
 
 
 def page(readme: str) -> str:
     """Return README's text with the present commands and tree between their markers."""
-    for name, content in (("commands", lines()), ("tree", tree())):
-        start, end = (marker.format(name) for marker in MARKERS)
-        head, found, rest = readme.partition(start)
-        _, closed, tail = rest.partition(end)
-        if not found or not closed:
+    for name, text in (("commands", commands()), ("tree", tree())):
+        start, end = f"<!-- {name}: written by `make docs` -->", f"<!-- end of {name} -->"
+        head, marker, rest = readme.partition(start)
+        _, closing, tail = rest.partition(end)
+        if not marker or not closing:
             raise ValueError(f"README.md has no lines {start!r} and {end!r} to write the {name} between")
-        readme = f"{head}{start}\n```\n{content}\n```\n{end}{tail}"
+        readme = f"{head}{start}\n```\n{text}\n```\n{end}{tail}"
     return readme
 
 
@@ -82,5 +81,5 @@ def _first_line(path: Path) -> str:
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit(0 if text == page(text) else "README's commands or tree are out of date: run `make docs`")
+        sys.exit(0 if text == page(text) else "README is out of date: run `make docs`")
     README.write_text(page(text), encoding="utf-8")

@@ -1,16 +1,19 @@
-"""Computes scores for the store: the model of a stored reference, its layout, and the numerics of its scores."""
+"""Computes scores for the store: of which pairs, by which model, in which layout and with which numerics."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lit_pref.batch import PreferenceBatch
+from lit_pref.data.batching.collation import collate
+from lit_pref.errors import UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
-from lit_pref.references.lookup import NO_RESPONSE
+from lit_pref.references.lookup import NO_RESPONSE, Array, TablePairs
 from lit_pref.references.reference import Pretrained
 from lit_pref.references.store import KEY, Scores
 from lit_pref.references.stored import Stored
@@ -79,6 +82,46 @@ class LazyScorer:
             positions = torch.arange(logps.shape[1], device=logps.device)
             kept.append(logps[positions < side.lengths[:, None]])
         return torch.cat(kept).cpu().numpy()
+
+
+class PairScorer:
+    """Scores the pairs of a table, a micro-batch at a time.
+
+    Args:
+        model: the reference's model.
+        pairs: the pairs of the table, in the ids that the reference reads.
+        rows: (distinct pairs,) a row of the table for each distinct pair.
+        pad_id: the id that pads rows.
+        device: the device of the model.
+        label: the name of the reference in messages.
+    """
+
+    def __init__(
+        self, model: LazyScorer, pairs: TablePairs, rows: Array, pad_id: int, device: torch.device, label: str
+    ) -> None:
+        self._model, self._pairs, self._rows = model, pairs, rows
+        self._pad_id, self._device, self._label = pad_id, device, label
+
+    def score(self, pairs: Array) -> Scores:
+        """Return the scores of one micro-batch: first those of the chosen responses, then those of the rejected ones.
+
+        Args:
+            pairs: the indices of distinct pairs.
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        # Pairs have ids only, because pairs of one split may have columns that those of another lack.
+        bare: dict[str, Any] = {"margin": None, "probability": None, "columns": {}, "token_columns": {}}
+        batch = [replace(self._pairs[int(self._rows[pair])], **bare) for pair in pairs]
+        scores = self._model.score(collate(batch, self._pad_id, layout=self._model.layout), self._device)
+        if not np.isfinite(scores.scores).all():
+            response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # because all chosen responses come first
+            raise UserError(
+                f"{batch[response % len(batch)].place}: {self._label} gives a response of this pair the score "
+                f"{scores.scores[response]}: check its weights, or give it a larger dtype"
+            )
+        return scores
 
 
 def lazy_scorer(reference: Stored, needs: frozenset[Need], run: RunContext) -> LazyScorer:

@@ -1,0 +1,47 @@
+"""Ends a run on SIGTERM at once, on all its processes, with the exit code that a scheduler expects."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+
+class Terminated(SystemExit):
+    """Raised where the process is when SIGTERM arrives; it exits with 143, as a shell reports that signal."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def ending_on_sigterm(trainer: Trainer) -> Iterator[None]:
+    """Context in which SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt.
+
+    Lightning's own handler lets a run end with exit code 0, and takes part in a collective call while other ranks may
+    be in another one.
+
+    Args:
+        trainer: its processes are ended with this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    # What Lightning registers later begins with this one.
+    trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

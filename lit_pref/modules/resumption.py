@@ -1,0 +1,185 @@
+"""What happens to each setting that a resumed run has and its checkpoint has not."""
+
+import json
+from enum import StrEnum
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lit_pref.errors import UserError
+from lit_pref.modules.distributed import say
+
+
+class OnResume(StrEnum):
+    """What happens to a setting that was changed."""
+
+    APPLIED = "applied, printed, and recorded in later checkpoints and the model card"
+    REFUSED = "refused"
+    CONTENT = "refused where it changes the data, the references or the layout; else without effect"
+    FREE = "free to change: it does not decide what the rest of the run trains"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TABLE: dict[OnResume, tuple[str, ...]] = {
+    OnResume.APPLIED: _names(
+        "model.optimizer.lr model.optimizer.weight_decay model.objective model.policy.dropout model.policy.attention "
+        "model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs trainer.max_steps "
+        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator trainer.strategy "
+        "trainer.devices trainer.num_nodes data.val data.val_fraction"
+    ),
+    OnResume.REFUSED: _names(
+        "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
+        "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
+        "data.global_batch"
+    ),
+    OnResume.CONTENT: _names(
+        "model.references model.layout model.policy.tokenizer model.policy.vocabulary model.policy.revision "
+        "model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping data.selection "
+        "data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length data.special_text "
+        "data.columns data.token_columns data.on_swap data.group_column data.ties data.bad_rows"
+    ),
+    OnResume.FREE: _names(
+        "model.margin_bins model.reference_store data.val_batch data.max_refused data.workers trainer.logger "
+        "trainer.callbacks trainer.fast_dev_run trainer.min_epochs trainer.min_steps trainer.max_time "
+        "trainer.limit_val_batches trainer.limit_test_batches trainer.limit_predict_batches "
+        "trainer.val_check_interval trainer.check_val_every_n_epoch trainer.num_sanity_val_steps "
+        "trainer.log_every_n_steps trainer.enable_checkpointing trainer.enable_progress_bar "
+        "trainer.enable_model_summary trainer.accumulate_grad_batches trainer.deterministic trainer.benchmark "
+        "trainer.inference_mode trainer.use_distributed_sampler trainer.profiler trainer.detect_anomaly "
+        "trainer.barebones trainer.plugins trainer.sync_batchnorm trainer.reload_dataloaders_every_n_epochs "
+        "trainer.default_root_dir trainer.enable_autolog_hparams trainer.model_registry run_dir stop_at_step "
+        "print_summary ckpt_path weights_only"
+    ),
+}
+"""Every setting of a run. `trainer.max_epochs` and `max_steps` are refused where they change a schedule's rates."""
+
+TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
+ARCHITECTURE = "model.policy (its config.json)."
+OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile")
+NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
+
+
+class Resumption:
+    """The settings of a run as its checkpoints record them, and what a resumed run changed."""
+
+    def __init__(self) -> None:
+        self.changes: list[str] = []
+        """A line for each change since the beginning, with the optimizer step at which it was made."""
+        self._optimizer: dict[str, Any] = {}
+        self._reset = False
+
+    def configured(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the optimizer, whose settings are kept before a schedule or a checkpoint changes them."""
+        self._optimizer = optimizer_settings(optimizer)
+        return optimizer
+
+    def info(self, module: Any) -> dict[str, Any]:
+        """Return what a checkpoint records."""
+        return {"settings": self._settings(module), "changes": self.changes}
+
+    def check(self, module: Any, saved: dict[str, Any], step: int) -> None:
+        """Compare the settings of a training with those of the checkpoint that it resumes, and print what changed.
+
+        Args:
+            module: of the run; its model is built.
+            saved: the information in the checkpoint.
+            step: the optimizer step of the checkpoint.
+
+        Raises:
+            UserError: a setting differs that decides what the rest of the run trains.
+        """
+        if module.trainer.state.fn != "fit":
+            return
+        self.changes = list(saved.get("changes", []))
+        if "settings" not in saved:
+            say("note        the checkpoint does not record its settings: changed ones are not noticed")
+            return
+        trainable = [parameter for parameter in module.scorer.parameters() if parameter.requires_grad]
+        self.configured(module.optimizer(trainable))
+        before, now = saved["settings"], self._settings(module)
+        for name in [*before, *(name for name in now if name not in before)]:
+            old, new = before.get(name), now.get(name)
+            if old == new:
+                continue
+            if not _is_applied(name, old, new, module, step):
+                raise UserError(
+                    f"the checkpoint was trained with {name} {old} and this run has {new}, which cannot change when a "
+                    f"run resumes: set it to {old}, or export the checkpoint and start a new run from that folder"
+                )
+            self._reset |= name in ("model.optimizer.lr", "model.optimizer.weight_decay")
+            self.changes.append(f"from step {step} with {name} {new} instead of {old}")
+            say(f"resumed     {self.changes[-1]}")
+
+    def apply(self, module: Any) -> None:
+        """Give the restored optimizer the run's own rates, and end a run that early stopping had ended."""
+        trainer: Trainer = module.trainer
+        if self._reset:
+            optimizer = trainer.optimizers[0]
+            for name in ("lr", "weight_decay"):
+                for group, value in zip(
+                    optimizer.param_groups, self._optimizer[f"model.optimizer.{name}"], strict=True
+                ):
+                    group[name] = value
+            for config in trainer.lr_scheduler_configs:
+                schedule: Any = config.scheduler
+                schedule.base_lrs = [group["lr"] for group in optimizer.param_groups]
+                for group in optimizer.param_groups:
+                    group["initial_lr"] = group["lr"]
+                for group, rate in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+                    group["lr"] = rate
+                schedule._last_lr = schedule.get_lr()
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        if any(callback.wait_count >= max(1, callback.patience) for callback in stopping):
+            trainer.should_stop = True
+
+    def _settings(self, module: Any) -> dict[str, Any]:
+        """Return the settings that are in effect, whatever they were configured with."""
+        trainer = module.trainer
+        names = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches", "overfit_batches")
+        settings = {f"trainer.{name}": _plain(getattr(trainer, name)) for name in names}
+        settings |= {f"trainer.{name}": type(getattr(trainer, name)).__name__ for name in ("accelerator", "strategy")}
+        settings |= {f"model.policy.{name}": getattr(module.spec, name) for name in OF_THE_SPEC}
+        settings |= {
+            "trainer.devices": trainer.world_size,
+            "seed_everything": module.seed,
+            "data.val": module.trainer.datamodule.val_pairs.fingerprint,
+            "model.objective": repr(module.objective),
+            "model.schedule": None if module.schedule is None else repr(module.schedule),
+            TOTAL: module.total_steps,
+        }
+        if module.spec.lora is None:
+            config = json.loads(module.scorer.model.config.to_json_string(use_diff=False))
+            kept = {k: v for k, v in config.items() if not any(part in k for part in NOT_ARCHITECTURE)}
+            settings |= {f"{ARCHITECTURE}{name}": value for name, value in kept.items()}
+        return settings | self._optimizer
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the class of an optimizer, and the values of each setting in its groups of parameters."""
+    settings: dict[str, Any] = {"model.optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"}
+    names = {name: None for group in optimizer.param_groups for name in group}
+    for name in names.keys() - {"params", "param_names", "initial_lr"}:
+        settings[f"model.optimizer.{name}"] = [_plain(group.get(name)) for group in optimizer.param_groups]
+    return settings
+
+
+def _is_applied(name: str, old: Any, new: Any, module: Any, step: int) -> bool:
+    if name == TOTAL and module.schedule is not None:
+        factor = module.schedule.factor
+        return all(factor(k, old) == factor(k, new) for k in range(step, min(old, new)))
+    return name == TOTAL or name in TABLE[OnResume.APPLIED]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a checkpoint can hold it without running code when it is read."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,160 @@
+"""A setting that differs from the checkpoint's is applied and recorded, or refused, and never ignored."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, make_policy, write_pairs
+from training_runs import Ran, Run, differences, fit, trained
+
+from lit_pref.errors import UserError
+from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.resumption import TABLE
+from lit_pref.modules.schedules import Cosine, Flat, Linear
+from lit_pref.objectives.dpo import DPO
+from lit_pref.references.reference import Pretrained
+from lit_pref.run.config import run_parser
+from lit_pref.run.export import export, read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def adamw(**more: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.AdamW(parameters, **{"lr": 0.01, "weight_decay": 0.1, **more})
+
+
+@pytest.fixture(scope="module")
+def run(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    train = write_pairs(tmp_path_factory.mktemp("pairs") / "train.jsonl", 32)
+    return Run(
+        policy={"path": str(policy_folder)},
+        data={"train": str(train), "val_fraction": 0.0, "global_batch": 8},
+        references=lambda: [Pretrained(str(policy_folder))],
+        optimizer=adamw(),
+        schedule=Cosine(warmup=1),
+        trainer={"gradient_clip_val": 1.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def part(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return fit(run, tmp_path_factory.mktemp("part"), stop_at_step=2, every=1)
+
+
+@pytest.fixture(scope="module")
+def constant(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return fit(replace(run, schedule=None), tmp_path_factory.mktemp("constant"), stop_at_step=2)
+
+
+def weights(ran: Ran) -> dict[str, Any]:
+    return trained(read_checkpoint(sorted((ran.folder / "checkpoints").glob("*.ckpt"))[-1]))["state_dict"]
+
+
+def test_a_new_rate_and_weight_decay_are_applied_from_the_next_step_on_under_the_schedule(
+    run: Run, part: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    same = fit(run, tmp_path / "same", ckpt=part.checkpoint(2))
+    assert "resumed" not in capsys.readouterr().out and same.module.resumption.changes == []
+    rate = fit(replace(run, optimizer=adamw(lr=0.001)), tmp_path / "rate", ckpt=part.checkpoint(2))
+    assert "resumed     from step 2 with model.optimizer.lr [0.001] instead of [0.01]" in capsys.readouterr().out
+    factors = [Cosine(warmup=1).factor(step, 4) for step in (2, 3)]
+    assert rate.logged.column("train/learning_rate") == pytest.approx([0.001 * factor for factor in factors])
+    decay = fit(replace(run, optimizer=adamw(weight_decay=0.5)), tmp_path / "decay", ckpt=part.checkpoint(2))
+    for other in (rate, decay):
+        assert differences(weights(other), weights(same))
+    # It is recorded, in every later checkpoint and in the model card.
+    again = fit(replace(run, optimizer=adamw(lr=0.002)), tmp_path / "again", ckpt=rate.checkpoint(4), max_epochs=1)
+    assert [change.partition(" with")[0] for change in again.module.resumption.changes] == [
+        "from step 2",
+        "from step 4",
+    ]
+    card = (export(rate.checkpoint(4), tmp_path / "hf").folder / "README.md").read_text()
+    assert "- resumed from step 2 with model.optimizer.lr [0.001] instead of [0.01]" in card
+
+
+def test_a_constant_rate_is_applied_too(run: Run, constant: Ran, tmp_path: Path):
+    other = replace(run, schedule=None, optimizer=adamw(lr=0.003))
+    assert set(fit(other, tmp_path, ckpt=constant.checkpoint(2)).logged.column("train/learning_rate")) == {0.003}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "optimizer": (
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=0.01)},
+        r"model.optimizer torch.optim.adamw.AdamW and this run has torch.optim.sgd.SGD",
+    ),
+    "betas": ({"optimizer": adamw(betas=(0.8, 0.9))}, r"model.optimizer.betas \[\[0.9, 0.999\]\] and this run has"),
+    "amsgrad": ({"optimizer": adamw(amsgrad=True)}, r"model.optimizer.amsgrad \[False\] and this run has \[True\]"),
+    "foreach": ({"optimizer": adamw(foreach=False)}, "model.optimizer.foreach"),
+    "schedule": ({"schedule": Linear(warmup=1)}, r"model.schedule Cosine\(warmup=1, .* has Linear\(warmup=1"),
+    "floor": ({"schedule": Cosine(warmup=1, floor=0.1)}, r"model.schedule Cosine"),
+    "no schedule": ({"schedule": None}, r"model.schedule Cosine\(.* and this run has None"),
+    "seed": ({"seed": 3}, "seed_everything 0 and this run has 3"),
+    "precision": ({"trainer": {"precision": "bf16-mixed", "gradient_clip_val": 1.0}}, "trainer.precision 32-true"),
+    "stretched": ({"trainer": {"max_epochs": 2, "gradient_clip_val": 1.0}}, r"in all\) 4 and this run has 8"),
+    "shortened": ({"trainer": {"max_steps": 3, "gradient_clip_val": 1.0}}, r"in all\) 4 and this run has 3"),
+    "part of an epoch": ({"trainer": {"limit_train_batches": 3, "gradient_clip_val": 1.0}}, "limit_train_batches"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_cannot_change_is_refused_before_training(run: Run, part: Ran, tmp_path: Path, change: str):
+    changed, says = REFUSED[change]
+    with pytest.raises(UserError, match=rf"trained with .*{says}.* cannot change .*: set it to .*, or export"):
+        fit(replace(run, **changed), tmp_path / "rest", ckpt=part.checkpoint(2))
+    assert not (tmp_path / "rest" / "checkpoints").exists()
+
+
+def test_weights_in_another_dtype_and_another_architecture_of_the_same_shapes_are_refused(
+    run: Run, part: Ran, tmp_path: Path
+):
+    with pytest.raises(UserError, match=r"model.policy.dtype float32 and this run has bfloat16"):
+        fit(replace(run, policy={**run.policy, "dtype": "bfloat16"}), tmp_path, ckpt=part.checkpoint(2))
+    other = make_policy(tmp_path / "other", seed=0, rms_norm_eps=1e-3)
+    with pytest.raises(UserError, match=r"config.json.*rms_norm_eps 1e-06 and this run has 0.001"):
+        fit(replace(run, policy={"path": str(other)}), tmp_path, ckpt=part.checkpoint(2))
+
+
+def test_clipping_dropout_and_the_objective_are_applied_and_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = replace(run, layout="padded")
+    part = fit(run, tmp_path / "part", stop_at_step=2)
+    policy, objective = {**run.policy, "dropout": 0.2}, lambda: DPO(beta=0.3)
+    changed = replace(run, policy=policy, objective=objective, trainer={"gradient_clip_val": 0.5})
+    fit(changed, tmp_path / "rest", ckpt=part.checkpoint(2))
+    said = capsys.readouterr().out
+    for line in (
+        "trainer.gradient_clip_val 0.5 instead of 1.0",
+        "model.policy.dropout 0.2 instead of 0.0",
+        "model.objective DPO(beta=0.3",
+    ):
+        assert f"resumed     from step 2 with {line}" in said
+
+
+def test_a_longer_run_is_resumed_where_no_rate_depends_on_its_length(
+    run: Run, constant: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    longer = fit(replace(run, schedule=None), tmp_path / "a", ckpt=constant.checkpoint(2), max_epochs=2)
+    assert longer.trainer.global_step == 8
+    assert "(optimizer steps in all) 8 instead of 4" in capsys.readouterr().out
+    flat = replace(run, schedule=Flat(warmup=1))
+    begun = fit(flat, tmp_path / "b", stop_at_step=2)
+    assert fit(flat, tmp_path / "c", ckpt=begun.checkpoint(2), max_epochs=2).trainer.global_step == 8
+
+
+def test_every_setting_of_a_run_stands_in_the_table_once_and_in_the_documentation():
+    listed = [name for names in TABLE.values() for name in names]
+    assert len(listed) == len(set(listed))
+    options = {action.dest for action in run_parser()._actions} - {"help", "config", "print_config"}
+    known = {".".join(name.split(".")[:2]) for name in options if not name.endswith(".help")}
+    known -= {"model.policy", "trainer", "model", "data"}
+    known |= {f"model.policy.{field.name}" for field in dataclasses.fields(ModelSpec)}
+    assert known - set(listed) == set()
+    assert {".".join(name.split(".")[:2]) for name in listed} - {"model.policy"} - known == set()
+    page = (ROOT / "docs" / "lightning.md").read_text()
+    for outcome, names in TABLE.items():
+        assert f"| {outcome} | {', '.join(f'`{name}`' for name in names)} |" in page

@@ -1,0 +1,111 @@
+"""Runs that are started twice in one folder, killed, or ended by SIGTERM."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_pairs
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path, policy_folder: Path) -> Iterator[Start]:
+    """Starts `fit` in the folder `run`, and kills at the end whatever still runs."""
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    begun: list[subprocess.Popen[str]] = []
+
+    def start_(*arguments: str) -> "subprocess.Popen[str]":
+        common = ["--config", str(ROOT / "configs" / "dpo.yaml"), "--model.policy.path", str(policy_folder)]
+        common += ["--data.train", "pairs.jsonl", "--data.global_batch", "8", "--data.val_fraction", "0.3"]
+        common += ["--trainer.accelerator", "cpu", "--run_dir", "run", "--print_summary", "false"]
+        common += ["--trainer.callbacks+", "lit_pref.Checkpoints", "--trainer.callbacks.every", "1"]
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "lit_pref", "fit", *common, *arguments],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return begun[-1]
+
+    yield start_
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def pausing(within: str = "training") -> list[str]:
+    return ["--trainer.callbacks+", "pausing.Pausing", "--trainer.callbacks.within", within]
+
+
+def wait_until_paused(process: "subprocess.Popen[str]", times: int = 1) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        times -= line == "paused\n"
+        if not times:
+            return seen
+    raise AssertionError(seen + (process.stderr.read() if process.stderr else ""))
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_trains_and_a_kill_leaves_no_lock(
+    start: Start, tmp_path: Path
+):
+    first = start(*pausing())
+    wait_until_paused(first)
+    second = start("--ckpt_path", "last")
+    said = second.communicate(timeout=120)[1]
+    assert second.returncode == 2
+    assert f"another run (process {first.pid} on " in said and "trains in run at this moment" in said
+    first.kill()
+    first.wait()
+    again = start("--ckpt_path", "last")
+    said = again.communicate(timeout=240)[1]
+    assert again.returncode == 0, said
+    assert (tmp_path / "run" / "hf" / "model.safetensors").exists()
+
+
+def test_two_runs_that_start_at_once_in_one_folder_are_one_run(start: Start, tmp_path: Path):
+    both = [start(), start()]
+    said = [process.communicate(timeout=240)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    assert any("trains in run at this moment" in text or "already contains a run" in text for text in said)
+
+
+@pytest.mark.parametrize("within", ["training", "validation"])
+def test_sigterm_ends_a_run_at_once_says_from_where_it_resumes_and_is_no_success(
+    start: Start, tmp_path: Path, within: str
+):
+    run = start(*pausing(within))
+    wait_until_paused(run)
+    run.terminate()
+    out, error = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, out + error
+    step = "1; --ckpt_path last resumes from step 1" if within == "training" else "3; --ckpt_path last resumes"
+    assert f"ended by SIGTERM at step {step}" in out and "Traceback" not in error
+    assert not (tmp_path / "run" / "hf").exists()
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sigterm_ends_all_processes_of_a_run(start: Start, to_all: bool):
+    run = start(*pausing(), "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    wait_until_paused(run, times=2)
+    if to_all:
+        os.killpg(run.pid, signal.SIGTERM)
+    else:
+        run.terminate()
+    out, error = run.communicate(timeout=60)  # returns when the last process has closed the pipes
+    assert run.returncode == 128 + signal.SIGTERM, out + error
+    assert "ended by SIGTERM at step 1" in out
