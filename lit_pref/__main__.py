@@ -11,7 +11,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         arguments: the command line; None takes that of this process.
     """
     from lit_pref.commands.table import program_help
-    from lit_pref.errors import UserError
+    from lit_pref.errors import UserError, visible
 
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         run(words, relaunchable=arguments is None)
     except UserError as error:
-        print(f"lit_pref: {error}", file=sys.stderr)
+        print(visible(f"lit_pref: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     sys.exit(0)
 

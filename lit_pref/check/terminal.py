@@ -7,6 +7,7 @@ from rich.text import Text
 
 from lit_pref.check.rendering import Kind, PairPieces
 from lit_pref.check.report import SEVERITIES, Finding, Report, Severity
+from lit_pref.errors import visible
 
 STYLES: dict[Severity, str] = {"stop": "bold white on red", "warning": "bold yellow", "note": "cyan", "ok": "green"}
 VERDICTS: dict[Severity, str] = {
@@ -34,7 +35,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """
     console = console or Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
     counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items() if count)
-    console.print(Text(f"{report.title}: {counts}"), style="bold", highlight=False)
+    console.print(Text(visible(f"{report.title}: {counts}")), style="bold", highlight=False)
     console.print(Text(f"{VERDICTS[report.verdict]}\n"), style=STYLES[report.verdict], highlight=False)
     for severity in SEVERITIES:
         for finding in report.of(severity):
@@ -49,10 +50,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def _line(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.severity:8}", STYLES[finding.severity])
-    console.print(line, Text(finding.says), soft_wrap=True, highlight=False, sep="")
+    console.print(line, Text(visible(finding.says)), soft_wrap=True, highlight=False, sep="")
     if finding.topic == "layout":
         for words in finding.numbers["example"].splitlines():
-            console.print(Text(f"          {words}", "dim"), soft_wrap=True, highlight=False)
+            console.print(Text(f"          {visible(words)}", "dim"), soft_wrap=True, highlight=False)
 
 
 def _legend(console: Console) -> str:
@@ -61,7 +62,7 @@ def _legend(console: Console) -> str:
 
 def _pair(console: Console, pair: PairPieces) -> None:
     margin = "no margin" if pair.margin is None else f"margin {pair.margin:.4g}"
-    console.print(Text(f"{pair.place or pair.id}, {margin}"), style="bold", highlight=False)
+    console.print(Text(visible(f"{pair.place or pair.id}, {margin}")), style="bold", highlight=False)
     for side in ("chosen", "rejected"):
         line = Text(f"  {side:9}")
         if console.is_terminal:
@@ -87,4 +88,4 @@ def plain_line(pieces: object) -> str:
 
 
 def _one_line(piece: str) -> str:
-    return piece.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return visible(piece.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥"))

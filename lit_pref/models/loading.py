@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -62,6 +63,10 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **form
         )
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of '{name}' are damaged or were not copied to their end ({first_line(error)}): get them again"
+        ) from error
     except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
         raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -33,10 +34,16 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
         whole = copy.deepcopy(model)
         _untie(whole.get_base_model())
         whole = whole.merge_and_unload()
-    with without_bars():
-        whole.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with without_bars():
+            whole.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the export cannot be written ({first_line(error)}): make room on the disk, or give another --out; "
+            "nothing half-finished is left"
+        ) from error
     return whole
 
 

@@ -128,7 +128,7 @@ class ModelSpec:
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # the tokenizers library raises bare ones for a damaged file
             raise UserError(f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer in '{folder}' has no end token (eos_token): set it in its configuration")

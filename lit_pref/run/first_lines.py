@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.errors import visible
 from lit_pref.models.experts import router_note
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.references.stored import Stored
@@ -17,7 +18,7 @@ from lit_pref.scores import COMPARING_NEEDS
 @rank_zero_only
 def say(text: str) -> None:
     """Print a text at once, on the first rank."""
-    print(text, flush=True)
+    print(visible(text), flush=True)
 
 
 class FirstLines(Callback):

@@ -310,3 +310,13 @@ def test_normalised_margins_are_said_to_be(check, tmp_path: Path):
     _, _, _, report = check(*DPO, "--data.train", "pairs.jsonl", "--data.val_fraction", "0", *scaled)
     assert find(report, "normalised")["numbers"]["scale"] == pytest.approx(0.21)
     assert find(report, "margins")["numbers"]["spread"]["max"] == pytest.approx(1.0)
+
+
+def test_escape_sequences_of_data_do_not_reach_the_terminal(check, tmp_path: Path):
+    made = rows(tmp_path / "pairs.jsonl", 30)
+    for row in made:
+        row["prompt"] = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e" + row["prompt"]
+    write(tmp_path / "pairs\x1b[2J.jsonl", made)
+    _, said, error, _ = check(*MMPO, "--data.train", "pairs\x1b[2J.jsonl", "--data.val_fraction", "0.3")
+    assert "␛]0;owned␇␛[2J\\x9b31m\\u202e" in said and "pairs␛[2J.jsonl" in said
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said + error)

@@ -331,3 +331,16 @@ def test_the_positions_of_a_folder_are_those_of_its_configuration(folder):
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(content | {"max_position_embeddings": 96}))
     assert ModelSpec(path=str(folder)).max_length() == 96
+
+
+def test_a_damaged_policy_is_refused_in_a_sentence(policy_folder, tmp_path):
+    for name, says in (
+        ("model.safetensors", "weights of .* are damaged"),
+        ("tokenizer.json", "tokenizer in .* cannot be"),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(policy_folder, folder)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=says):
+            ModelSpec(path=str(folder)).build()
