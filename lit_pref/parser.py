@@ -69,8 +69,8 @@ class Parser(ArgumentParser):
 
 
 def description(documented: Any) -> str:
-    """The docstring up to its list of arguments or errors."""
-    return re.split(r"\n(?:Args|Raises):\n", inspect.getdoc(documented) or "")[0].strip()
+    """The docstring up to its list of arguments or errors, or to formulas in TeX, as in torch."""
+    return re.split(r"\n(?:Args|Raises):\n|\n\.\. math::", inspect.getdoc(documented) or "")[0].strip()
 
 
 _REFUSED = re.compile(r"Option '([^']+)' is not accepted(?! \[)")
