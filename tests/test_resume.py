@@ -16,7 +16,7 @@ from training_runs import Ran, Run, differences, fit, trained
 from lit_pref.errors import UsageError
 from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
-from lit_pref.run.export import read_checkpoint
+from lit_pref.run.checkpoint_model import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS = 20  # windows of 8, 8 and 4 pairs: 3, 3 and 2 micro-batches

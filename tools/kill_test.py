@@ -141,7 +141,7 @@ def differences(first: Any, second: Any, at: str = "") -> list[str]:
 
 def final(folder: Path) -> dict[str, Any]:
     """Everything in the last checkpoint but Lightning's own counters and the configuration, which names the folder."""
-    from lit_pref.run.export import read_checkpoint
+    from lit_pref.run.checkpoint_model import read_checkpoint
 
     checkpoint = read_checkpoint(sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1])
     return {name: value for name, value in checkpoint.items() if name not in ("loops", "lit_pref", "callbacks")}

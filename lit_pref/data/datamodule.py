@@ -1,6 +1,6 @@
 """The LightningDataModule: loaders of prepared pairs, sliced over ranks, with accumulation and a resumable position."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -126,12 +126,10 @@ class PreferenceDataModule(RunData, LightningDataModule):
         )
         super().__init__(train, val, preparation, max_length, max_prompt_length, special_text)
         self.selection, self.group_column, self.seed, self.workers = selection, group_column, seed or 0, workers
-        self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.max_tokens, self.val_batch = max_tokens, val_batch
+        self.global_batch, self.micro_batch, self.max_tokens = global_batch, micro_batch, max_tokens
+        self.val_batch, self._epochs, self._opened_for = val_batch, 1, cast(Any, None)
         self._check_batch_options()
-        self._opened_for: Any = None
         self._budgets: dict[str, TokenBudget] = {}  # of training and validation pairs, if max_tokens is set
-        self._epochs = 1
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
 

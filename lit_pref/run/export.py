@@ -1,6 +1,5 @@
 """Makes a Hugging Face folder from any checkpoint that training writes, and compares the two."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,23 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pref.callbacks.checkpointing import check_complete
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.generation import also_stop_at, stops
-from lit_pref.models.saving import from_architecture, refuse_foreign, reopen, replacing, save_folder
-from lit_pref.models.spec import Lora, ModelSpec
-from lit_pref.modules.checkpoint_info import KEY, format_problem
+from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_folder
+from lit_pref.modules.checkpoint_info import KEY
 from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.run.checkpoint_model import AFTER_A_BREAK, PREFIX, policy_of, read_checkpoint, tokenizer_of, trained
 from lit_pref.scoring.scorer import Scorer
 
-PREFIX = "scorer.model."
 NO_TEXT = TruncatedText("", "", None, True, True)
-AFTER_A_BREAK = (
-    "take an earlier checkpoint, or train with a lower learning rate or clipped gradients (trainer.gradient_clip_val)"
-)
-
-
 PER_TOKEN = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """How far a token's log-prob in the folder may be from the checkpoint's, in nats: merging rounds to the dtype."""
 
@@ -95,8 +87,7 @@ def export(
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
     sample = [
-        PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
-        for prompt, chosen, rejected in saved["sample"][:pairs]
+        PreferencePair("", ids[0], ids[1], ids[2], None, None, {}, None, NO_TEXT) for ids in saved["sample"][:pairs]
     ]
     before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
     origin = {
@@ -124,111 +115,6 @@ def _apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair
         tokens = torch.tensor([len(ids) for ids in (pair.chosen, pair.rejected) if ids is not None])
         largest, per_token = max(largest, float(apart.max())), max(per_token, float((apart / tokens.to(apart)).max()))
     return largest, per_token
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file or of a folder of shards, on the CPU.
-
-    Raises:
-        UserError: It does not exist, is not complete, or is not from this project.
-    """
-    check_complete(path)
-    if path.is_file():
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch) / "whole.pt"
-            dcp_to_torch_save(path, whole)
-            checkpoint = torch.load(whole, map_location="cpu", weights_only=True)
-        checkpoint |= torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
-    if problem := format_problem(checkpoint):
-        raise UserError(f"{path} {problem}")
-    return checkpoint
-
-
-def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: bool) -> ModelSpec:
-    """The policy of a checkpoint, with the tokenizer in its run folder if there is one.
-
-    Args:
-        model: the fields of its `ModelSpec`.
-        checkpoint_path: of the checkpoint.
-        trust_remote_code: whether the caller trusts code that comes with the model.
-
-    Raises:
-        UserError: the model comes with code, and the caller does not trust it.
-    """
-    if model.get("trust_remote_code") and not trust_remote_code:
-        raise UserError(
-            f"{checkpoint_path}: its model comes with code of its own, which is not run on the word of a checkpoint: "
-            "add --trust_remote_code if you trust it"
-        )
-    fields = {**model, "trust_remote_code": trust_remote_code}
-    if fields.get("lora"):
-        fields["lora"] = Lora(**fields["lora"])
-    kept = checkpoint_path.parent.parent / "tokenizer"
-    if kept.is_dir():
-        fields["tokenizer"] = str(kept)
-    return ModelSpec(**fields)
-
-
-def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
-    """The policy's tokenizer.
-
-    Raises:
-        UserError: It is neither in the run folder nor in its original place.
-    """
-    try:
-        return policy.load_tokenizer()
-    except UserError as error:
-        raise UserError(
-            f"{checkpoint_path}: the tokenizer of its run is not in {checkpoint_path.parent.parent / 'tokenizer'}, and "
-            f"cannot be loaded from the policy either: {error}"
-        ) from error
-
-
-def trained(policy: ModelSpec, saved: dict[str, Any], weights: dict[str, Tensor], checkpoint_path: Path) -> nn.Module:
-    """The model with the weights of the checkpoint.
-
-    Raises:
-        UserError: They do not fit, or are not finite.
-    """
-    model = untrained(policy, saved)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    names = {name.removeprefix(PREFIX) for name in saved["trainable"]}
-    if unexpected or names & set(missing):
-        raise UserError(
-            f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"
-        )
-    broken = [name for name in sorted(names) if not torch.isfinite(weights[name]).all()]
-    if broken:
-        raise UserError(
-            f"{checkpoint_path}: {broken[0]} contains numbers that are not finite (so do {len(broken) - 1} other "
-            f"tensors): training broke the weights; {AFTER_A_BREAK}"
-        )
-    return model
-
-
-def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
-    """The model into which to load the checkpoint's tensors; its other parameters are as at the start of the run.
-
-    Raises:
-        UserError: The checkpoint needs the model that the run started from, which is missing or has changed.
-    """
-    if policy.path is not None and policy.lora is None:
-        # The checkpoint contains all weights and the architecture: the folder may be missing, or contain another model.
-        try:
-            unchanged = policy.fingerprint() == saved["policy"]
-        except UserError:
-            unchanged = False
-        return policy.build() if unchanged else from_architecture(saved["architecture"], policy)
-    if policy.fingerprint() != saved["policy"]:
-        raise UserError(
-            f"the policy ({policy.describe()}) is not the one that the run started from: its weights, configuration "
-            "or tokenizer have changed, and the checkpoint does not contain them; restore them"
-        )
-    return policy.build()
 
 
 def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder: Path) -> None:

@@ -73,7 +73,6 @@ def token_values(
     recomputes each tile, or uses the tiles of the forward pass if they are few. If only `hidden` requires a gradient
     (a frozen head, as with LoRA), the forward pass also computes its gradient,
     `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication.
-
     Both logits are upcast before they are subtracted: at ε = 0.01 the step is below the resolution of bf16.
 
     Args:

@@ -19,7 +19,7 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
 from lit_pref.pairs import PreferencePair, TruncatedText
-from lit_pref.run.export import read_checkpoint
+from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.scorer import Scorer
 

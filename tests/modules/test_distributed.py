@@ -26,7 +26,8 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.references.reference import Pretrained
-from lit_pref.run.export import export, read_checkpoint
+from lit_pref.run.checkpoint_model import read_checkpoint
+from lit_pref.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.

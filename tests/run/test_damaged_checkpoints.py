@@ -10,7 +10,8 @@ from conftest import ROOT, write_pairs
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.run import Run, build
-from lit_pref.run.export import export, read_checkpoint
+from lit_pref.run.checkpoint_model import read_checkpoint
+from lit_pref.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,8 +11,8 @@ from lit_pref.__main__ import main
 from lit_pref.commands.run_options import TOP_LEVEL
 from lit_pref.errors import UsageError, UserError
 from lit_pref.run import Run, build
+from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.config import run_parser
-from lit_pref.run.export import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MMPO = str(ROOT / "configs" / "mmpo.yaml")
