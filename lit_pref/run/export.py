@@ -86,9 +86,7 @@ def export(
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
-    sample = [
-        PreferencePair("", ids[0], ids[1], ids[2], None, None, {}, None, NO_TEXT) for ids in saved["sample"][:pairs]
-    ]
+    sample = [_pair(*ids) for ids in saved["sample"][:pairs]]
     before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
     origin = {
         "checkpoint": str(checkpoint_path.resolve()),
@@ -105,6 +103,10 @@ def export(
         exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names)
         refuse_other_scores(exported, merged=written is not model)
     return exported
+
+
+def _pair(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> PreferencePair:
+    return PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
 
 
 def _apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair]) -> tuple[float, float]:
