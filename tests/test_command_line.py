@@ -97,7 +97,7 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     ),
     ("--data.selection.help Rndom", ["data.selection: unknown class 'Rndom'", "mean Random?"]),
     ("--data.selection.keep 0.4", ["data.selection: name a class before its arguments, such as --data.selection Al"]),
-    ("--data.seed=", ["data.seed: expected a whole number, got ''"]),
+    ("--data.seed=", ["data.seed: expected a whole number or null, got ''"]),
     ("--data.global_batch 0", ["data.global_batch is 0", "at least 1"]),
     ("--data.global_batch 1.5", ["data.global_batch: expected a whole number, got '1.5'"]),
     ("--data.columns p_true", ["data.columns: expected a list (written [a, b]) or null, got 'p_true'"]),

@@ -277,7 +277,7 @@ def test_generated_pages_are_up_to_date(generator: str):
 def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     said = blocks("docs/data.md", "yaml")
-    assert len(said) == 8
+    assert len(said) == 9
     for text in said:
         text = textwrap.dedent(text)
         (tmp_path / "said.yaml").write_text(text)

@@ -45,14 +45,14 @@ class History(Callback):
             file.write(line + "\n")
 
 
-def write_pairs(path: Path, number: int) -> None:
-    """Distinct pairs of several lengths."""
+def write_pairs(path: Path, number: int, first: int = 0) -> None:
+    """Distinct pairs of several lengths, with the numbers from `first` in their prompts."""
     rng, words = random.Random(0), ["red", "green", "blue", "tin", "iron", "oak", "elm", "cat", "dog", "owl"]
     with path.open("w") as file:
         for k in range(number):
             prompt, chosen, rejected = (" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in range(3))
             row = {
-                "prompt": f"{prompt} {k} :",
+                "prompt": f"{prompt} {first + k} :",
                 "chosen": f" {chosen} good",
                 "rejected": f" {rejected} bad",
                 "margin": k + 1,
@@ -173,7 +173,7 @@ def main() -> None:
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     write_pairs(options.folder / "train.jsonl", PAIRS)
-    write_pairs(options.folder / "val.jsonl", 5)
+    write_pairs(options.folder / "val.jsonl", 5, first=PAIRS)
 
     never = options.folder / "never-killed"
     finish(start(options, never), never)

@@ -41,7 +41,8 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
         "model.references model.layout model.policy.tokenizer model.policy.vocabulary model.policy.revision "
         "model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping data.selection "
         "data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length data.special_text "
-        "data.columns data.token_columns data.on_swap data.group_column data.ties data.bad_rows"
+        "data.columns data.token_columns data.on_swap data.lost_text data.ignore_columns "
+        "data.group_column data.ties data.bad_rows"
     ),
     OnResume.FREE: _names(
         "model.margin_bins model.reference_store data.val_batch data.max_refused data.workers trainer.logger "

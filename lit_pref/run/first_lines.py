@@ -34,6 +34,8 @@ class FirstLines(Callback):
         module: Any = pl_module
         for line in module.fitted:
             say(f"fitted      {line}")
+        if note := router_note(module.policy.configuration()):
+            say(f"warning     {note}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
@@ -60,8 +62,6 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
         lines.append(
             "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
         )
-    if note := router_note(module.policy.configuration()):
-        lines.append(f"warning     {note}")
     return "\n".join(lines)
 
 

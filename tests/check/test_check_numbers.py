@@ -277,7 +277,7 @@ def test_the_end_tokens_are_named():
 def test_a_begin_token_before_every_turn_is_the_template_s_own():
     prompt, chosen, rejected = pair(0, 4, 6)
     turns = Pairs([([*prompt, BEGIN, 9, BEGIN], [*chosen[:-1], BEGIN, END], rejected)], [1.0])
-    finding = found(split_findings("train", turns, BEGIN, {END}), "tokens")
+    finding = found(split_findings("train", turns, BEGIN, ENDS), "tokens")
     assert finding.severity == "ok" and finding.numbers["further_begins"] == 0
 
 
@@ -287,7 +287,7 @@ def test_a_second_begin_token_or_a_missing_end_stops():
     finding = found(split_findings("train", doubled, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["further_begins"] == 1
     opened = Pairs([(prompt, [BEGIN, *chosen], rejected), pair(1, 4, 6)], [1.0] * 2)
-    assert found(split_findings("train", opened, BEGIN, {END}), "tokens").severity == "stop"
+    assert found(split_findings("train", opened, BEGIN, ENDS), "tokens").severity == "stop"
     endless = Pairs([(prompt, chosen[:-1], rejected), pair(1, 4, 6)], [1.0] * 2)
     finding = found(split_findings("train", endless, BEGIN, ENDS), "tokens")
     assert finding.severity == "stop" and finding.numbers["ended"] == 0.75

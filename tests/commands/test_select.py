@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from conftest import write_pairs as write_rows
 
 from lit_pref.__main__ import main
 from lit_pref.commands.written_pairs import write_pairs
@@ -202,7 +203,9 @@ def test_a_strength_that_only_some_sources_have_is_not_written_and_spans_are_rea
 def test_a_mixture_with_a_file_to_validate_on_is_not_split_by_a_column_that_it_lacks(
     select, mixture: list[str], tmp_path: Path
 ):
-    (tmp_path / "val.jsonl").write_text((tmp_path / "one.jsonl").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    others = "".join(json.dumps({**row, "prompt": f"other {row['prompt']}"}) + "\n" for row in rows)
+    (tmp_path / "val.jsonl").write_text(others)
     code, said, _ = select(*mixture, "--data.val", "val.jsonl", "--out", "best.jsonl")
     options, notes = command_of(said)
     assert code == 0 and "--data.group_column" not in options
@@ -232,7 +235,7 @@ def test_texts_and_messages_do_not_go_into_one_parquet_file(select, tmp_path: Pa
 
 @pytest.mark.parametrize("val", [[], ["--data.val", "val.jsonl"]])
 def test_margins_are_written_before_they_are_normalised_and_normalised_once(select, tmp_path: Path, val: list[str]):
-    (tmp_path / "val.jsonl").write_text((tmp_path / "pairs.jsonl").read_text())
+    write_rows(tmp_path / "val.jsonl", 10, seed=9)
     mapping = ["--data.mapping", "{margin: {normalise: zscore, scale: 2, clip: 60}}", *val]
     train = {"path": "pairs.jsonl", "name": "old", "count": 30 if val else 25}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"train": train}}))
@@ -319,7 +322,7 @@ def test_what_is_refused(select, options: list[str], code: int, sentence: str):
 
 def test_the_help_says_what_is_written(select):
     code, said, _ = select("--help")
-    assert code == 0 and said[0].startswith("usage: python -m lit_pref select --config FILE --out OUT")
+    assert code == 0 and said[0].startswith("usage: python -m lit_pref select [--config FILE] --out OUT")
 
 
 def parsed(*arguments: str | Path) -> Selection | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_pref.__main__ import main
@@ -51,7 +51,7 @@ def test_data_without_groups_have_no_split():
 
 @pytest.fixture
 def arguments(tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Options of a small run in `run`, whose held-out pairs are its training pairs."""
+    """Options of a small run in `run`, with as many held-out pairs as training pairs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     arguments = ["--config", str(ROOT / "configs" / "dpo.yaml"), "--trainer.accelerator", "cpu", "--run_dir", "run"]
@@ -61,7 +61,7 @@ def arguments(tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch
         "--data.train",
         str(pairs_file),
         "--data.val",
-        str(pairs_file),
+        str(write_pairs(tmp_path / "val.jsonl", 46, seed=9)),
     ]
     arguments += ["--model.optimizer.lr", "0.01", "--data.global_batch", "8"]
     return arguments

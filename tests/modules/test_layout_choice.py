@@ -50,9 +50,9 @@ def run_of(folder: Path, policy_folder: Path, layout: str, **changes: Any) -> Ru
 
 def short_pairs(folder: Path, number: int) -> dict[str, Any]:
     """Pairs of one word each, too short to gain by sharing."""
-    rows = [{"prompt": "red :", "chosen": f" cat {k}", "rejected": f" dog {k}", "margin": 1.0} for k in range(number)]
-    for name in ("short.jsonl", "short-val.jsonl"):
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, first in (("short.jsonl", "cat"), ("short-val.jsonl", "owl")):
+        rows = [{"prompt": "red :", "chosen": f" {first} {k}", "rejected": f" dog {k}"} for k in range(number)]
+        (folder / name).write_text("".join(json.dumps({**row, "margin": 1.0}) + "\n" for row in rows))
     return {"train": str(folder / "short.jsonl"), "val": str(folder / "short-val.jsonl"), "global_batch": 2}
 
 

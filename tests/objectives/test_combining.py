@@ -54,17 +54,17 @@ class SoftLink(Link):
     soft_targets_only = "SoftLink takes a logarithm: choose `target: Smoothed`."
 
 
-class Mix(ReferenceMix):
+class _Mix(ReferenceMix):
     def forward(self, references, policy):
         return references[0], {}
 
 
-class NoMix(Mix):
+class _NoMix(_Mix):
     requirements = Requirements(max_references=0)
 
 
-class SumMix(Mix):
-    sums_only = "SumMix counts in nats: choose `tokens: Sum`."
+class _SumMix(_Mix):
+    sums_only = "_SumMix counts in nats: choose `tokens: Sum`."
 
 
 class Divergence(Score):
@@ -153,10 +153,13 @@ class TokenTerm(Term):
         ({"link": SoftLink()}, "SoftLink takes a logarithm: choose `target: Smoothed`"),
         ({"link": SoftLink(), "target": SurelyOne()}, "SoftLink takes a logarithm"),
         ({"link": SoftLink(), "target": Improper()}, "SoftLink takes a logarithm"),
-        ({"reference": SumMix(), "tokens": Tokens()}, "SumMix counts in nats: choose `tokens: Sum`"),
+        ({"reference": _SumMix(), "tokens": Tokens()}, "_SumMix counts in nats: choose `tokens: Sum`"),
         ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic clips"),
-        ({"reference": NoMix(), "score": Divergence()}, "Divergence is a function of the ratio .* and NoMix has none"),
-        ({"reference": NoMix(), "temperature": EpsilonStep()}, "EpsilonStep needs a reference and NoMix takes none"),
+        (
+            {"reference": _NoMix(), "score": Divergence()},
+            "Divergence is a function of the ratio .* and _NoMix has none",
+        ),
+        ({"reference": _NoMix(), "temperature": EpsilonStep()}, "EpsilonStep needs a reference and _NoMix takes none"),
         ({"temperature": Two()}, "Two needs 2 references and Single takes 1: choose another part than Two or than Sin"),
         ({"score": Sideways(), "target": Half()}, "Sideways treats chosen and rejected differently"),
         ({"temperature": Bounded()}, "beta 0.1 lies outside Bounded's minimum and maximum"),
@@ -174,9 +177,9 @@ def test_a_part_of_ones_own_is_refused_by_its_flags(parts, sentence):
     [
         {"link": SteadyLink(), "temperature": Steady()},
         {"link": SoftLink(), "target": Half()},
-        {"reference": SumMix(), "tokens": SumTokens()},
-        {"reference": NoMix(), "score": Free()},
-        {"reference": Mix(), "temperature": Two()},
+        {"reference": _SumMix(), "tokens": SumTokens()},
+        {"reference": _NoMix(), "score": Free()},
+        {"reference": _Mix(), "temperature": Two()},
         {"score": Sideways(), "target": SurelyOne()},
         {"temperature": Bounded(), "beta": 0.3},
         {"temperature": ReverseOnly()},

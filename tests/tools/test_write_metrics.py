@@ -62,8 +62,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> tup
         }
         for k in range(12)
     ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "pairs.jsonl"), "global_batch": 4}
+    for name, own in (("pairs.jsonl", rows[:8]), ("val.jsonl", rows[4:])):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in own))
+    data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 4}
     data |= {"columns": ["p_true"], "group_column": "source"}
     other = make_policy(folder / "other", seed=1)
     run = Run(

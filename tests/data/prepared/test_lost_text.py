@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lit_pref.data.prepared.arrow import PreparedPairs
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.tokenization import Tokenization

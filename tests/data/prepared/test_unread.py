@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lit_pref.data.prepared.arrow import PreparedPairs
+from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source
 from lit_pref.data.sources.unread import column_belongs, key_belongs
