@@ -38,7 +38,7 @@ def verify(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, a file or a folder of shards; None if all its checksums hold."""
+    """Return the damage to a checkpoint (a file or a folder of shards) as text; None if all checksums match."""
     try:
         files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
         states = tuple((file.name, *_state(file)) for file in files)
@@ -69,7 +69,7 @@ def _damage(path: Path, states: tuple[Any, ...]) -> str | None:
 
 
 def _damage_of_archive(file: Any) -> str | None:
-    """Return what is wrong with a file that torch.save wrote: a zip archive, whose checksums torch does not verify."""
+    """Return the damage to a file written by torch.save, a zip archive whose checksums torch does not verify."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()

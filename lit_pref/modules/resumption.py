@@ -1,4 +1,4 @@
-"""What happens to each setting that a resumed run has and its checkpoint has not."""
+"""The settings of a resumed run that differ from its checkpoint's: applied, refused, or free."""
 
 import json
 from enum import StrEnum
@@ -13,7 +13,7 @@ from lit_pref.modules.distributed import say
 
 
 class OnResume(StrEnum):
-    """What happens to a setting that was changed."""
+    """The treatment of a changed setting."""
 
     APPLIED = "applied, printed, and recorded in later checkpoints and the model card"
     REFUSED = "refused"

@@ -66,7 +66,7 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
 
 
 def seeds(module: PreferenceModule, data: PreferenceDataModule) -> str:
-    """What the run's seed moves, and what has a seed of its own."""
+    """Describe which draws follow the run's seed, and which have a seed of their own."""
     spec = module.policy
     drawn = [("the order of pairs", "data.seed", data.seed)]
     if spec.config is not None or spec.lora is not None:

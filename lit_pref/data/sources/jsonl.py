@@ -101,7 +101,7 @@ def _object_of(path: Path, number: int, line: bytes) -> dict[str, Any] | Fault:
 
 
 def decoded(text: str) -> dict[str, Any] | Fault:
-    """Return the object that a text spells, or what is wrong with it.
+    """Return the object in a JSON text, or the `Fault` in it.
 
     Raises:
         json.JSONDecodeError: it is not JSON.

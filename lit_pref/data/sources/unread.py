@@ -53,7 +53,7 @@ def is_empty(value: Any) -> bool:
 
 
 def key_belongs(name: str, value: Any) -> bool:
-    """Return whether a message's key beyond role and content holds a part of what was said."""
+    """Return whether a message's key, other than role and content, is part of the conversation."""
     return not is_empty(value) and (name in PROMPT_KEYS or column_belongs(name, value))
 
 
@@ -83,7 +83,7 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def said(messages: Any) -> Any:
-    """Return messages without keys that are no part of what was said, such as a time; a text is returned unchanged."""
+    """Return messages without the keys that are not part of the conversation, such as a time; a text is unchanged."""
     if isinstance(messages, str):
         return messages
     return [
@@ -132,7 +132,7 @@ class UnreadColumns:
 
 
 def refuse_unread_keys(row: Row, field: str, unread: Mapping[str, Any], arguments: Collection[str] = ()) -> None:
-    """Refuse what is not read: `arguments` of the template, and keys of messages that belong to the conversation.
+    """Refuse unread `arguments` of the template, and unread keys of messages that belong to the conversation.
 
     Raises:
         UserError: there is such a key.
