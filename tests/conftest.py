@@ -1,4 +1,4 @@
-"""What tests share: an offline hub, one thread, a cache of their own, and small models and pairs made on the spot."""
+"""Shared fixtures: an offline hub, one thread, a temporary cache, and small models and pairs made by the tests."""
 
 import json
 import os

@@ -28,7 +28,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Memory(DummyLogger):
-    """Keeps what is logged: `steps[k]` are the numbers of optimiser step k."""
+    """A logger that keeps its metrics: `steps[k]` maps names to the values logged at optimizer step k."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class History(Callback):
 
 @dataclass
 class Run:
-    """What is trained and how; `fit` makes one run of it."""
+    """The settings of a small training run; `fit` trains it."""
 
     policy: dict[str, Any]
     data: dict[str, Any]
@@ -116,7 +116,7 @@ def fit(
 
 
 def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same of two checkpoints, to the last bit: weights, objective, optimiser, schedule, position."""
+    """Return the parts of a checkpoint that must be bit-identical: weights, optimizer, schedule, position."""
     position = next(value for name, value in checkpoint.items() if name.endswith("PreferenceDataModule"))
     optimizers = [value for name, value in sorted(checkpoint.items()) if name.startswith("optimizer")]
     names = ("state_dict", "lr_schedulers", "global_step")

@@ -69,7 +69,7 @@ def record(root: Path, names: list[str], keep: Path | None = None) -> tuple[dict
 
 
 def run_case(case: Case, root: Path, inputs: Path, place: Path) -> dict[str, Any]:
-    """What the commands of a case leave and say."""
+    """Run the commands of a case; return the numbers in their output and in the files they write."""
     environment = {**os.environ, "PYTHONPATH": str(root), "LIT_PREF_CACHE": str(place / "cache")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -211,7 +211,7 @@ def first_difference(before: Any, after: Any) -> str | None:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[tuple[str, str]], bool]:
-    """What became of each case, in words, and whether all are identical.
+    """Return the verdict on each case as text, and whether all cases are identical.
 
     >>> compare({"dpo": {"loss": 0.5}}, {"dpo": {"loss": 0.5}})
     ([('dpo', 'identical')], True)
@@ -230,7 +230,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[tuple[s
 
 
 def made(root: Path) -> dict[str, Any]:
-    """What a recording depends on beside the code."""
+    """Return the commit, the kind of machine and the library versions that a recording depends on."""
     from importlib.metadata import version
 
     libraries = {name: version(name) for name in ("torch", "transformers", "lightning", "peft", "numpy")}

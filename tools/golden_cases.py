@@ -27,7 +27,7 @@ SENTENCES = ("says", "checked", "layout", "example", "rule", "what")
 
 @dataclass
 class Case:
-    """Commands of the package and what is read of them.
+    """Commands of the package, and the outputs to compare.
 
     Args:
         commands: from the folder with inputs and the folder of the case to arguments of `python -m lit_pref`, one

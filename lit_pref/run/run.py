@@ -199,7 +199,7 @@ class Run:
         try:
             self._call(self.trainer.fit)
         except WorkDone:
-            pass
+            return  # the Trainer has no other way to end a fit before its model is built
         except UserError as error:
             if refused is None:
                 raise

@@ -14,7 +14,7 @@ from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores
 
 @dataclass
 class Step:
-    """What metrics are given of one micro-batch."""
+    """The inputs of metrics from one micro-batch."""
 
     pairs: PairData
     policy: PairScores

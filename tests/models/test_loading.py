@@ -48,7 +48,7 @@ def test_a_class_for_another_task_is_refused(name: str):
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"])
 def test_language_models_are_not(name: str):
-    refuse_other_task("model", AutoConfig.for_model("llama", architectures=[name]))
+    assert refuse_other_task("model", AutoConfig.for_model("llama", architectures=[name])) is None
 
 
 def test_other_weights_that_are_left_out_are_warned_of():

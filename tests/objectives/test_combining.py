@@ -186,7 +186,8 @@ def test_a_part_of_ones_own_is_refused_by_its_flags(parts, sentence):
     ],
 )
 def test_the_flag_that_answers_it_allows_it(parts):
-    Pairwise(**parts)
+    objective = Pairwise(**parts)
+    assert all(getattr(objective, name) is part for name, part in parts.items() if name != "terms")
 
 
 def test_a_margin_that_acts_twice_is_warned_of_whatever_the_parts_are_called():
