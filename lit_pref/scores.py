@@ -52,7 +52,12 @@ class TopOne:
     """Number of response tokens that are the arg max of their distribution, ties included; (B,). Needs no reference."""
 
 
-Need = TokenLogps | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
+@dataclass(frozen=True)
+class TokenRewards:
+    """The scalar head's output at every response token; a zero-padded (B, T) tensor. For reward models only."""
+
+
+Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
 COMPARING_NEEDS = (Tilt, TiltSlope, Kl)
 """Needs that compare whole distributions, and so require a live reference with the policy's vocabulary."""
 
@@ -71,11 +76,15 @@ class SequenceScores:
 
 @dataclass
 class PairScores:
-    """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read."""
+    """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read.
+
+    `log_probs` is False for the scores of a reward model, which are not log-probs.
+    """
 
     chosen: SequenceScores
     rejected: SequenceScores | None
     extra_response: SequenceScores | None = None
+    log_probs: bool = True
 
 
 @dataclass

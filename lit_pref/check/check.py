@@ -18,7 +18,7 @@ from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
 from lit_pref.models.experts import router_note
 from lit_pref.modules.fitting import fit_objective
-from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.base import PairModule
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Check:
         self._devices = Devices(config.trainer.devices, config.trainer.num_nodes)
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 
-    def run(self, module: PreferenceModule) -> None:
+    def run(self, module: PairModule) -> None:
         """Check the data of a run, and its models if `model` is set.
 
         Args:
@@ -72,7 +72,7 @@ class Check:
             except UserError as error:
                 self._add_refusal(error)
 
-    def refused(self, module: PreferenceModule, error: UserError) -> None:
+    def refused(self, module: PairModule, error: UserError) -> None:
         """Report an error with which the run would stop, and check the data if they can be read."""
         self._add_refusal(error)
         data = module.data
@@ -111,10 +111,10 @@ class Check:
     def _add_refusal(self, error: UserError) -> None:
         self.report.findings.append(Finding("refused", "stop", f"the run would stop with this error: {error}"))
 
-    def _check_data(self, module: PreferenceModule) -> None:
+    def _check_data(self, module: PairModule) -> None:
         data = module.data
         splits = {"train": data.train_pairs, "val": data.val_pairs}
-        tokenizer = module.policy.load_tokenizer()
+        tokenizer = module.spec.load_tokenizer()
         added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - {tokenizer.bos_token_id}
         added.add(tokenizer.eos_token_id)
         ends = {number: str(tokenizer.convert_ids_to_tokens(number)) for number in sorted(added)}
@@ -140,7 +140,7 @@ class Check:
         words = "check reads with data.bad_rows lenient and data.max_refused 1, to find all faulty records at once"
         return Finding("read", "ok", f"{words}; the run itself uses {configured}")
 
-    def _selection(self, module: PreferenceModule) -> Iterator[Finding]:
+    def _selection(self, module: PairModule) -> Iterator[Finding]:
         """The finding on whether the numbers are those before or after data.selection."""
         data = module.data
         numbers = {"pairs": len(data.train_pairs), "of": len(data.unselected)}
@@ -153,9 +153,9 @@ class Check:
             yield Finding("selection", "warning", words, "train", numbers=numbers)
 
 
-def _router(module: PreferenceModule) -> Iterator[Finding]:
+def _router(module: PairModule) -> Iterator[Finding]:
     """The finding that the router loss of a mixture of experts is off."""
-    if note := router_note(module.policy.configuration()):
+    if note := router_note(module.spec.configuration()):
         yield Finding("router", "warning", note)
 
 

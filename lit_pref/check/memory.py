@@ -113,7 +113,7 @@ def _state_per_byte(probe: Probe, trained: list[nn.Parameter]) -> float:
 def _kept_per_token(probe: Probe) -> float:
     """The number of bytes that autograd saves per token in a forward pass of the policy."""
     module = probe.module
-    tokenizer = module.policy.load_tokenizer()
+    tokenizer = module.spec.load_tokenizer()
     extra_response = "extra_response" in module.objective.requirements.sides
     batch = collate(
         probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, extra_response=extra_response

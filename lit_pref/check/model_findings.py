@@ -14,7 +14,7 @@ from lit_pref.check.memory import Devices, memory
 from lit_pref.check.probe import PAIRS, Probe
 from lit_pref.check.report import Finding, Severity, percent
 from lit_pref.check.statistics import evenly
-from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.base import PairModule
 from lit_pref.references.prepare import tolerance_of
 from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored
@@ -34,7 +34,7 @@ COARSE_LOSS = 0.05
 """The same below fp32."""
 
 
-def model_findings(module: PreferenceModule, devices: Devices) -> list[Finding]:
+def model_findings(module: PairModule, devices: Devices) -> list[Finding]:
     """Build the models of a run and check their scores of up to `PAIRS` training pairs.
 
     Args:
@@ -67,15 +67,17 @@ def stored_scores(probe: Probe) -> Iterator[Finding]:
 
 def repeated_passes(probe: Probe) -> Iterator[Finding]:
     """Compare two passes of the policy and of each live reference."""
+    name = "policy" if probe.module.spec.outputs is None else "reward model"
     first, second = (probe.policy_scores().numpy() for _ in range(2))
-    finding = _same("policy", "two passes over the same pairs", first, second, SAME)
-    policy = probe.module.policy
+    finding = _same(name, "two passes over the same pairs", first, second, SAME)
+    policy = probe.module.spec
     if finding.severity != "ok" and (policy.dropout or (policy.lora is not None and policy.lora.dropout)):
         with evaluating(probe.scorer):
             first, second = (probe.policy_scores().numpy() for _ in range(2))
-        without = _same("policy", "two passes without dropout", first, second, SAME)
-        words = f"policy: two passes differ by up to {finding.numbers['largest']:.1e} nats because dropout is on, so "
-        words += "policy and reference differ before training; set dropout to 0 to avoid that"
+        without = _same(name, "two passes without dropout", first, second, SAME)
+        words = f"{name}: two passes differ by up to {finding.numbers['largest']:.1e}{probe.unit} because dropout is "
+        words += "on" + (", so policy and reference differ before training" if probe.unit else "")
+        words += "; set dropout to 0 to avoid that"
         finding = Finding("twice", "warning", words, numbers=finding.numbers) if without.severity == "ok" else without
     yield finding
     for k, reference in enumerate(probe.module.references):
@@ -91,7 +93,7 @@ def _same(name: str, what: str, first: Any, second: Any, allowed: tuple[float, f
     finite = bool(np.isfinite(first).all() and np.isfinite(second).all())
     fits = finite and bool((apart <= base + share * np.abs(first)).all())
     largest = float(apart.max(initial=0.0)) if finite else float("nan")
-    words = f"{name}: {what} differ by at most {largest:.1e} nats"
+    words = f"{name}: {what} differ by at most {largest:.1e}"
     if not finite:
         words = f"{name}: some scores are not finite"
     elif not fits:
@@ -106,12 +108,16 @@ def layouts(probe: Probe) -> Iterator[Finding]:
         yield Finding("layouts", "ok", words, numbers={"shared": False})
         return
     with evaluating(probe.scorer):
-        padded, shared = (probe.policy_scores(layout, tokens=True) for layout in ("padded", "prefix_shared"))
+        padded, shared = (
+            probe.policy_scores(layout, tokens=probe.token_need is not None) for layout in ("padded", "prefix_shared")
+        )
     apart = (padded - shared).abs()
     largest, mean = float(apart.max()), float(apart.mean())
     allowed = PER_TOKEN.get(probe.dtype)
     fits = largest <= allowed if allowed is not None else mean <= COARSE_PER_TOKEN
-    words = f"the log-probs of {len(apart)} tokens differ by at most {largest:.1e} nats between the padded and the "
+    what = "log-probs" if probe.unit else "rewards"
+    what = f"the {what} of {len(apart)} {'tokens' if probe.token_need is not None else 'responses'}"
+    words = f"{what} differ by at most {largest:.1e}{probe.unit} between the padded and the "
     words += f"prefix-shared layout (mean {mean:.1e}, "
     words += f"allowed {allowed:g})" if allowed is not None else f"allowed mean {COARSE_PER_TOKEN:g})"
     words += "" if fits else ": set model.layout to padded, and report this with the policy's architecture"
@@ -137,7 +143,7 @@ def first_loss(probe: Probe) -> Iterator[Finding]:
     logged: dict[str, list[Tensor]] = {}
     for batch, policy, references, output in probe.outputs:
         actual.append(output.losses)
-        known = policy if itself else _scores_from_logits(probe, batch, policy)
+        known = policy if itself else _own_scores(probe, batch, policy)
         expected.append(module.objective(known, [known] if itself else references, batch.pairs).losses)
         for name, values in output.logged.items():
             if name.startswith(("reference_weights/", "clipped")):
@@ -147,10 +153,11 @@ def first_loss(probe: Probe) -> Iterator[Finding]:
     allowed = CLOSE.get(probe.dtype, COARSE_LOSS)
     fits = math.isfinite(found) and abs(found - must) <= allowed * max(1.0, abs(must))
     severity: Severity = "ok" if fits else "stop"
-    why = "the policy is its own reference" if itself else "from the policy's logits, one response at a time"
+    own = "policy's logits" if probe.unit else "reward model's own forward"
+    why = "the policy is its own reference" if itself else f"from the {own}, one response at a time"
     value = "ln 2 = 0.6931" if abs(must - math.log(2)) < 1e-4 else f"{must:.4f}"
     words = f"the mean loss of {len(probe.pairs)} pairs before training is {found:.4f} nats; expected: {value} ({why})"
-    words += "" if fits else ": the scores of policy or references are wrong"
+    words += "" if fits else ": the scores of the model or of references are wrong"
     numbers: dict[str, Any] = {"actual": found, "expected": must, "policy_is_reference": itself}
     numbers |= {"pairs": len(probe.pairs)}
     numbers |= {"mean_target": float(torch.cat(targets).mean())} if targets else {}
@@ -175,7 +182,10 @@ def accuracies(probe: Probe) -> Iterator[Finding]:
     """The share of pairs in which the policy, or a reference, scores the chosen response higher; a tie counts half."""
     if probe.module.objective.requirements.sides == ("chosen",):
         return
-    names = ["the policy", *(f"reference {k} ({r.label})" for k, r in enumerate(probe.module.references))]
+    names = [
+        "the policy" if probe.unit else "the reward model",
+        *(f"reference {k} ({r.label})" for k, r in enumerate(probe.module.references)),
+    ]
     gaps: list[list[Tensor]] = [[] for _ in names]
     for _, policy, references, _ in probe.outputs:
         for gap, scores in zip(gaps, [policy, *references], strict=True):
@@ -184,7 +194,7 @@ def accuracies(probe: Probe) -> Iterator[Finding]:
         every = torch.cat(gap).double()
         accuracy = float(((every > 0) + 0.5 * (every == 0)).mean())
         words = f"{name} scores the chosen response higher in {percent(accuracy)} of {len(every)} pairs; the median "
-        words += f"difference is {float(every.median()):.4g} nats"
+        words += f"difference is {float(every.median()):.4g}{probe.unit}"
         numbers = {"what": name, "accuracy": accuracy, "median_nats": float(every.median()), "pairs": len(every)}
         yield Finding("alone", "ok", words, numbers=numbers)
 
@@ -198,8 +208,13 @@ def _is_own_reference(probe: Probe) -> bool:
 
 
 @torch.no_grad()
-def _scores_from_logits(probe: Probe, batch: PreferenceBatch, scores: PairScores) -> PairScores:
-    """Replace the sums in `scores` by sums over the model's own logits; other statistics are kept."""
+def _own_scores(probe: Probe, batch: PreferenceBatch, scores: PairScores) -> PairScores:
+    """Replace the scores by those of the model's own forward, one response at a time; other statistics are kept.
+
+    Those of a policy are sums over its logits. A preference embedding has none of its own, and keeps the scores.
+    """
+    if probe.module.spec.embedding is not None:
+        return scores
     rows = as_padded(batch).rows
     model = probe.scorer.model
     sums = []
@@ -209,6 +224,9 @@ def _scores_from_logits(probe: Probe, batch: PreferenceBatch, scores: PairScores
             assert rows.attention_mask is not None
             width = int(rows.attention_mask[row].sum())
             logits = model(input_ids=rows.input_ids[row : row + 1, :width], use_cache=False).logits[0]
+            if not probe.unit:
+                sums.append(logits.squeeze().to(scores.chosen.scores.dtype))
+                continue
             places = rows.predictors[mine] - row * rows.input_ids.shape[1]
             logps = logits[places].to(scores.chosen.scores.dtype).log_softmax(-1)
             sums.append(logps.gather(1, rows.targets[mine][:, None]).sum())

@@ -11,9 +11,9 @@ from torch import Tensor
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
-from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.base import PairModule
 from lit_pref.references.prepare import ReferencePreparation, prepare_references
-from lit_pref.scores import ObjectiveOutput, PairScores, TokenLogps
+from lit_pref.scores import Need, ObjectiveOutput, PairScores, TokenLogps, TokenRewards
 from lit_pref.scoring.layout import Layout
 
 PAIRS, COMPARED, BATCH = 64, 16, 8
@@ -28,7 +28,7 @@ class Probe:
         indices: the indices of the training pairs to score.
     """
 
-    def __init__(self, module: PreferenceModule, indices: Sequence[int]) -> None:
+    def __init__(self, module: PairModule, indices: Sequence[int]) -> None:
         self.module, self.indices = module, list(indices)
         self.data = module.data
         self.pairs = [self.data.train_pairs[k] for k in indices]
@@ -43,7 +43,7 @@ class Probe:
         splits = [(self.data.train_pairs, np.array(self.indices))]
         module = self.module
         for preparation in prepare_references(
-            module.references, module.policy, module.objective, splits, module.run_context
+            module.references, module.spec, module.objective, splits, module.run_context
         ):
             preparation.open()
             stored, again = preparation.differences(COMPARED // 2, seed=0)
@@ -64,7 +64,20 @@ class Probe:
 
     @cached_property
     def prefix_sharing_obstacle(self) -> str | None:
-        return prefix_sharing_obstacle(self.module.policy)
+        return prefix_sharing_obstacle(self.module.spec)
+
+    @property
+    def token_need(self) -> Need | None:
+        """The statistic with one value for each token; a preference embedding has none."""
+        spec = self.module.spec
+        if spec.outputs is None:
+            return TokenLogps()
+        return TokenRewards() if spec.embedding is None else None
+
+    @property
+    def unit(self) -> str:
+        """The unit of scores, to follow a number in a sentence; rewards have none."""
+        return " nats" if self.module.spec.outputs is None else ""
 
     @property
     def scorer(self) -> Any:
@@ -85,7 +98,7 @@ class Probe:
             most: the number of pairs.
             layout: the layout of the rows; None takes the layout of the run.
         """
-        tokenizer, objective = self.module.policy.load_tokenizer(), self.module.objective
+        tokenizer, objective = self.module.spec.load_tokenizer(), self.module.objective
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         for start in range(0, min(most, len(self.pairs)), BATCH):
             yield collate(
@@ -108,14 +121,14 @@ class Probe:
 
         Args:
             layout: the layout of the rows; None takes the layout of the run.
-            tokens: return the log-probs of all tokens instead.
+            tokens: return the log-probs, or the rewards, of all tokens instead.
         """
-        needs = frozenset({TokenLogps()}) if tokens else frozenset()
+        need = self.token_need if tokens else None
         found = []
         for batch in self.batches(COMPARED, layout):
             with self.module.trainer.precision_plugin.forward_context():
-                scores = self.scorer(batch, needs)
-            found.append(_flat(scores, tokens))
+                scores = self.scorer(batch, frozenset() if need is None else frozenset({need}))
+            found.append(_flat(scores, need))
         return torch.cat(found)
 
     @torch.no_grad()
@@ -125,20 +138,20 @@ class Probe:
         for batch in self.batches(COMPARED):
             with self.module.trainer.precision_plugin.forward_context():
                 scores = self.module.references[k].score(batch)
-            found.append(_flat(scores, False))
+            found.append(_flat(scores, None))
         return torch.cat(found)
 
 
-def _flat(scores: PairScores, tokens: bool) -> Tensor:
-    """Concatenate the scores, or the log-probs of the tokens without padding, of both sides."""
+def _flat(scores: PairScores, need: Need | None) -> Tensor:
+    """Concatenate the scores, or a statistic of the tokens without padding, of both sides."""
     found = []
     for side in (scores.chosen, scores.rejected):
         if side is None:
             continue
         values = side.scores
-        if tokens:
-            logps = side.statistics[TokenLogps()]
-            places = torch.arange(logps.shape[1], device=logps.device)
-            values = logps[places < side.lengths[:, None]]
+        if need is not None:
+            tokens = side.statistics[need]
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            values = tokens[places < side.lengths[:, None]]
         found.append(values)
     return torch.cat(found).double().cpu()

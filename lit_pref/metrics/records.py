@@ -58,14 +58,15 @@ def pair_values(
     values = {
         "loss": output.losses.detach(),
         "chosen_reward": output.chosen_rewards,
-        "chosen_logp": chosen,
+        **({"chosen_logp": chosen} if policy.log_probs else {}),
         "chosen_length": policy.chosen.lengths,
     }
     if output.rejected_rewards is not None:
         values["rejected_reward"] = output.rejected_rewards
         values["z"] = output.chosen_rewards - output.rejected_rewards
     if policy.rejected is not None:
-        values["rejected_logp"] = policy.rejected.scores.detach()
+        if policy.log_probs:
+            values["rejected_logp"] = policy.rejected.scores.detach()
         values["rejected_length"] = policy.rejected.lengths
     if references:
         first = references[0]

@@ -12,12 +12,15 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
-from lit_pref.models.spec import DTYPES, ModelSpec
+from lit_pref.models.reward import draw_reward_model
+from lit_pref.models import embedding_reader
+from lit_pref.models.spec import DTYPES, Embedding, ModelSpec
 
 MARKER = "lit_pref.json"
 """The file that marks a folder as an export; it records the origin and the files that were written."""
@@ -47,8 +50,17 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     return whole
 
 
+def save_embedding(folder: Path, embedding: Embedding, gate: Tensor | None) -> None:
+    """Write the settings and the gate of a preference embedding, and the module that reads them."""
+    settings = json.dumps(dataclasses.asdict(embedding), indent=2) + "\n"
+    (folder / embedding_reader.SETTINGS).write_text(settings, encoding="utf-8")
+    if gate is not None:
+        save_file({"weight": gate.detach().cpu().contiguous()}, folder / embedding_reader.GATE)
+    shutil.copyfile(embedding_reader.__file__, folder / "embedding_reader.py")
+
+
 def _untie(model: Any) -> None:
-    """Give the head weights of its own if an adapter on it or on the embeddings would be merged into both."""
+    """Give the output head weights of its own if an adapter on it or on the embeddings would be merged into both."""
     parts = model.get_input_embeddings(), model.get_output_embeddings()
     plain: list[Any] = [part.get_base_layer() if isinstance(part, BaseTunerLayer) else part for part in parts]
     if plain[1] is None or plain[0].weight is not plain[1].weight or plain == list(parts):
@@ -63,10 +75,9 @@ def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     trusted = policy.trust_remote_code
     AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     if (folder / "config.json").exists():
+        task = AutoModelForCausalLM if policy.outputs is None else AutoModelForSequenceClassification
         with without_bars():
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted
-            )
+            return task.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted)
     plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
@@ -86,7 +97,9 @@ def from_architecture(architecture: dict[str, Any], policy: ModelSpec) -> nn.Mod
         ) from error
     form = {} if policy.attention is None else {"attn_implementation": policy.attention}
     with building(policy.seed or 0):
-        return draw_weights(config, DTYPES[policy.dtype], form)
+        if policy.outputs is None:
+            return draw_weights(config, DTYPES[policy.dtype], form)
+        return draw_reward_model(config, policy.outputs, DTYPES[policy.dtype], form)
 
 
 def refuse_foreign(folder: Path) -> None:

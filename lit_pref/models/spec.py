@@ -22,10 +22,12 @@ from lit_pref.models.loading import (
     refuse_other_task,
     set_dropout,
 )
+from lit_pref.models.reward import draw_reward_model, load_reward_model
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
-__all__ = ["Corpus", "Lora", "ModelSpec"]
+__all__ = ["Corpus", "Embedding", "Lora", "ModelSpec"]
 
+HEADS = ("lm", "scalar")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -49,8 +51,33 @@ class Lora:
 
 
 @dataclass
+class Embedding:
+    """A preference embedding v(x, y) of 2k dimensions, as the head of a reward model (GPM).
+
+    A pair of responses has the score s = sum_b lambda_b (v_w[2b] v_l[2b+1] - v_w[2b+1] v_l[2b]), which changes sign
+    when they are exchanged, and can represent preferences that are cyclic.
+
+    **Source** GPM, arXiv 2410.02197, and general-preference/general-preference-model. Its training code leaves
+    `normalise` off and its example code has it on; its code fails with the gate on.
+
+    Args:
+        dimensions: 2k, even.
+        gate: lambda = softmax(W h_x) over the k blocks, h_x the hidden state at the prompt end; else lambda = 1.
+        normalise: divide v by its norm, so that s is in [-1, 1] without a gate.
+    """
+
+    dimensions: int = 2
+    gate: bool = False
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 2 or self.dimensions % 2:
+            raise UsageError(f"embedding.dimensions is {self.dimensions}: it must be even and at least 2")
+
+
+@dataclass
 class ModelSpec:
-    """A causal language model, from a folder, from the hub, or with random weights from a configuration.
+    """A language model or a reward model, from a folder, from the hub, or with random weights from a configuration.
 
     Args:
         path: a local folder or a hub name, with weights in safetensors. Give either this or `config`.
@@ -69,6 +96,10 @@ class ModelSpec:
         trust_remote_code: run code that comes with the model.
         seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state
             is neither read nor changed.
+        head: `lm`, the output head of a language model, or `scalar`, the head of a reward model: one number in fp32.
+            For `scalar`, `path` may be a language model, whose head is replaced by a random one, or a sequence
+            classifier, whose head is kept.
+        embedding: with `head: scalar`, a preference embedding in place of the one number.
 
     Raises:
         UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
@@ -90,6 +121,8 @@ class ModelSpec:
     revision: str | None = None
     trust_remote_code: bool = False
     seed: int | None = None
+    head: str = "lm"
+    embedding: Embedding | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -101,6 +134,10 @@ class ModelSpec:
             raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
+        if self.head not in HEADS:
+            raise UsageError(f"policy.head is {self.head!r}: it must be one of {', '.join(HEADS)}")
+        if self.embedding is not None and self.head == "lm":
+            raise UsageError("policy.embedding belongs to a reward model: set policy.head to scalar as well")
         self.seed = self.seed or 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -156,26 +193,39 @@ class ModelSpec:
             if self.path is not None:
                 folder = model_folder(self.path, self.revision)
                 form["trust_remote_code"] = self.trust_remote_code
-                model = load_weights(self.path, folder, config, DTYPES[self.dtype], form)
-            else:
+                if self.outputs is None:
+                    model = load_weights(self.path, folder, config, DTYPES[self.dtype], form)
+                else:
+                    model = load_reward_model(self.path, folder, config, self.outputs, DTYPES[self.dtype], form)
+            elif self.outputs is None:
                 model = draw_weights(config, DTYPES[self.dtype], form)
+            else:
+                model = draw_reward_model(config, self.outputs, DTYPES[self.dtype], form)
             if self.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             if self.lora is not None:
-                model = self._with_adapters(model, self.lora)
+                model = self._with_adapters(model, self.lora, self.outputs)
         if self.compile is not None:
             compile_blocks(model, self.compile)
         return model.train()
 
+    @property
+    def outputs(self) -> int | None:
+        """The number of outputs of a reward model's head; None for a language model."""
+        if self.head == "lm":
+            return None
+        return 1 if self.embedding is None else self.embedding.dimensions
+
     def describe(self) -> str:
-        """Return a one-line description: source, dtype, adapters."""
+        """Return a one-line description: source, dtype, adapters, head."""
         if self.path is not None:
             source = self.path if self.revision is None else f"{self.path} at {self.revision}"
         else:
             assert self.config is not None
             source = f"{self.config['model_type']} with random weights (seed {self.seed})"
         adapters = "" if self.lora is None else f", LoRA of rank {self.lora.r}"
-        return f"{source}, {self.dtype}{adapters}"
+        head = "" if self.head == "lm" else ", scalar head" if self.embedding is None else f", {self.embedding!r}"
+        return f"{source}, {self.dtype}{adapters}{head}"
 
     def base(self) -> "ModelSpec":
         """Return the spec of the frozen initial model: without adapters and options that concern training only."""
@@ -193,6 +243,8 @@ class ModelSpec:
             content: Any = {file.name: file_digest(file) for file in files}
         else:
             content = {"config": self._arguments(), "seed": self.seed}
+        if self.outputs is not None:
+            content = {**content, "head": [repr(self.embedding), self.seed]}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def max_length(self) -> int | None:
@@ -216,7 +268,8 @@ class ModelSpec:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
             except (ValueError, KeyError, OSError) as error:
                 raise UserError(f"the config.json of '{self.path}' cannot be used: {first_line(error)}") from error
-            refuse_other_task(self.path, config)
+            if self.head == "lm":
+                refuse_other_task(self.path, config)
         else:
             try:
                 config = AutoConfig.for_model(**self._arguments())
@@ -232,7 +285,7 @@ class ModelSpec:
         return {**self.config, "vocab_size": len(tokenizer), **special}
 
     @staticmethod
-    def _with_adapters(model: Any, lora: Lora) -> Any:
+    def _with_adapters(model: Any, lora: Lora, outputs: int | None) -> Any:
         import peft  # imported here because it is slow to import, and most runs have no adapters
 
         settings = peft.LoraConfig(
@@ -240,7 +293,8 @@ class ModelSpec:
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
+            # For a sequence classifier, peft trains and saves the head as well.
+            task_type="CAUSAL_LM" if outputs is None else "SEQ_CLS",
         )
         try:
             return peft.get_peft_model(model, settings)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
-from lit_pref.models.generation import also_stop_at, end_tokens
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import (
@@ -48,7 +47,6 @@ from lit_pref.objectives.base import Objective
 from lit_pref.run_context import RunContext
 from lit_pref.scores import ObjectiveOutput, PairScores
 from lit_pref.scoring.layout import Layout
-from lit_pref.scoring.scorer import Scorer
 
 Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
 """Scores of the trained model, scores of each reference, and the objective's output."""
@@ -57,7 +55,7 @@ Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
 class PairModule(LightningModule, ABC):
     """Base class of the modules that train a model on the scores of pairs.
 
-    A subclass implements `scores`.
+    A subclass implements `build_scorer` and `scores`.
 
     Args:
         spec: The model to train.
@@ -90,7 +88,7 @@ class PairModule(LightningModule, ABC):
         self.seed = 0
         self.stop_at_step: int | None = None
         self.plain_config: dict[str, Any] = {}  # the configuration of the run, if it has one
-        self.scorer: Scorer | None = None
+        self.scorer: Any = None
         self.references: Sequence[Any] = ()  # frozen models, in modules that compare with some
         self.fitted: list[str] = []  # lines about parameters of the objective fitted to the training pairs
         self.selected: str | None = None  # a line about the selection of training pairs, if there is one
@@ -110,8 +108,12 @@ class PairModule(LightningModule, ABC):
         """Return the indices of the training pairs that `data.selection` keeps, in modules that can select."""
         raise UsageError(f"{type(self).__name__} cannot select training pairs: leave out data.selection")
 
-    def on_scorer_built(self, scorer: Scorer) -> None:
+    def on_scorer_built(self, scorer: Any) -> None:
         """Hook: the model has its initial weights, is not sharded yet, and no checkpoint has been restored."""
+
+    @abstractmethod
+    def build_scorer(self) -> Any:
+        """Build the model with its initial weights on the CPU, in the module that strategies wrap or shard."""
 
     @property
     def run_context(self) -> RunContext:
@@ -143,13 +145,10 @@ class PairModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if self.scorer is not None:
             return
-        pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
-        ends = end_tokens(pairs, self.spec.load_tokenizer())
-        scorer = Scorer(also_stop_at(self.spec.build(), ends))
+        scorer = self.build_scorer()
         if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
             # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
             enable_prefix_sharing(scorer.model)
-        scorer.probe()
         self.on_scorer_built(scorer)
         if (shard := self.run_context.shard) is not None:
             shard(scorer)

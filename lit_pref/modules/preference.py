@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.selection import Choice, Pool, Selection
+from lit_pref.models.generation import also_stop_at, end_tokens
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.checkpoint_info import check_references, reference_info
@@ -64,6 +65,12 @@ class PreferenceModule(PairModule):
     def policy(self) -> ModelSpec:
         """The spec of the trained model."""
         return self.spec
+
+    def build_scorer(self) -> Scorer:
+        ends = end_tokens(self.data.train_pairs, self.policy.load_tokenizer())
+        scorer = Scorer(also_stop_at(self.policy.build(), ends))
+        scorer.probe()
+        return scorer
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None

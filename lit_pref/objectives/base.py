@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_pref.batch import PairData
 from lit_pref.objectives.component import Component
 from lit_pref.objectives.requirements import Requirements
-from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores
+from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores, TokenRewards
 
 Faithfulness = Literal["code", "derived", "reconstruction"]
 """How a method was checked: against the authors' code, derived from the paper's equations, or reconstructed."""
@@ -56,7 +56,7 @@ class Objective(Component, ABC):
     def log_prob_parts(self) -> list[str]:
         """Return the names of the classes that need log-probs of tokens, which a reward model does not give."""
         asked = self.requirements
-        reads = self.log_probs_only or asked.statistics or asked.reference_statistics
+        reads = self.log_probs_only or asked.statistics - {TokenRewards()} or asked.reference_statistics
         return [type(self).__name__] if reads else []
 
     def check_inputs(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> None:

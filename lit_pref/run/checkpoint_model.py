@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_pref.callbacks.checkpointing import check_complete
 from lit_pref.errors import UserError
 from lit_pref.models.saving import from_architecture
-from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.models.spec import Embedding, Lora, ModelSpec
 from lit_pref.modules.checkpoint_info import format_problem
 
 PREFIX = "scorer.model."
@@ -61,6 +61,8 @@ def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: b
     fields = {**model, "trust_remote_code": trust_remote_code}
     if fields.get("lora"):
         fields["lora"] = Lora(**fields["lora"])
+    if fields.get("embedding"):
+        fields["embedding"] = Embedding(**fields["embedding"])
     kept = checkpoint_path.parent.parent / "tokenizer"
     if kept.is_dir():
         fields["tokenizer"] = str(kept)
@@ -90,7 +92,7 @@ def trained(policy: ModelSpec, saved: dict[str, Any], weights: dict[str, Tensor]
     """
     model = untrained(policy, saved)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    names = {name.removeprefix(PREFIX) for name in saved["trainable"]}
+    names = {name.removeprefix(PREFIX) for name in saved["trainable"] if name.startswith(PREFIX)}
     if unexpected or names & set(missing):
         raise UserError(
             f"{checkpoint_path}: its tensors do not fit the policy in its configuration: {[*unexpected, *missing][:4]}"

@@ -17,7 +17,9 @@ from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection import criteria  # noqa: F401
 from lit_pref.errors import UsageError, UserError
+from lit_pref.modules.base import PairModule
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.reward import RewardModule
 from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed
 
@@ -40,7 +42,7 @@ class RunParser(Parser, LightningArgumentParser):
         return super().add_class_arguments(*args, **kwargs)
 
 
-def run_parser(command: str = "fit") -> RunParser:
+def run_parser(command: str = "fit", module: type[PairModule] = PreferenceModule) -> RunParser:
     """The parser of a run; the command affects little more than the name in the help."""
     parser = RunParser(
         prog=f"python -m lit_pref {command}",
@@ -53,7 +55,7 @@ def run_parser(command: str = "fit") -> RunParser:
     )
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
-    parser.add_lightning_class_args(PreferenceModule, "model")
+    parser.add_lightning_class_args(module, "model")
     parser.add_lightning_class_args(PreferenceDataModule, "data")
     parser.add_argument("--run_dir", type=str | None, help="Run folder; null: runs/ and the config file's name.")
     parser.add_argument("--testbed", type=Testbed | None, help="Make this testbed first; it fills in policy and data.")
@@ -72,7 +74,22 @@ def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
     Raises:
         UsageError: an option or a file cannot be read.
     """
-    return run_parser(command).parse_args(list(arguments))
+    config = run_parser(command).parse_args(list(arguments))
+    module = module_of(config)
+    if module is PreferenceModule:
+        return config
+    for name in ("references", "reference_store"):
+        if config.model[name] is not None:
+            raise UsageError(
+                f"model.{name} is set, and a reward model (model.policy.head: {config.model.policy.head}) has no "
+                "references: leave it out"
+            )
+    return run_parser(command, module).parse_args([*arguments])
+
+
+def module_of(config: Namespace) -> type[PairModule]:
+    """The module of a configuration: `RewardModule` if the trained model has the head of a reward model."""
+    return PreferenceModule if config.model.policy.head == "lm" else RewardModule
 
 
 def instantiate(parser: RunParser, config: Namespace) -> Namespace:

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.generation import also_stop_at, stops
-from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_folder
+from lit_pref.models.embedding_reader import PreferenceModel
+from lit_pref.models.reward import set_padding
+from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_embedding, save_folder
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import KEY
+from lit_pref.modules.reward import reward_scorer
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.checkpoint_model import AFTER_A_BREAK, PREFIX, policy_of, read_checkpoint, tokenizer_of, trained
 from lit_pref.scoring.scorer import Scorer
@@ -19,6 +23,9 @@ from lit_pref.scoring.scorer import Scorer
 NO_TEXT = TruncatedText("", "", None, True, True)
 PER_TOKEN = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """How far a token's log-prob in the folder may be from the checkpoint's, in nats: merging rounds to the dtype."""
+
+REWARD = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+"""How far a reward in the folder may be from the checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Exported:
         per_token: the same, nats a token.
         pairs: how many pairs were scored.
         dtype: of the weights.
-        stops: names of the tokens at which its generation settings stop.
+        stops: names of the tokens at which its generation settings stop; none for a reward model.
+        reward: whether it is a reward model, whose scores have no unit.
     """
 
     folder: Path
@@ -40,17 +48,27 @@ class Exported:
     pairs: int
     dtype: str
     stops: list[str]
+    reward: bool = False
 
     @property
     def judgement(self) -> str:
         """How far the scores are apart, and what that means."""
-        words = f"opened again, the scores of {self.pairs} pairs differ by at most {self.largest_difference:.1e} nats"
-        if self.per_token == 0:
+        unit = "" if self.reward else " nats"
+        words = f"opened again, the scores of {self.pairs} pairs differ by at most {self.largest_difference:.1e}{unit}"
+        if self.largest_difference == 0:
             return words
-        return (
-            f"{words}, {self.per_token:.1e} a token: rounding in {self.dtype}, of which {PER_TOKEN[self.dtype]:g} is "
-            "accepted"
-        )
+        accepted = f"rounding in {self.dtype}, of which {self.accepted:g} is accepted"
+        return f"{words}: {accepted}" if self.reward else f"{words}, {self.per_token:.1e} a token: {accepted}"
+
+    @property
+    def accepted(self) -> float:
+        """The largest accepted difference: of a reward, or of a log-prob per token."""
+        return REWARD[self.dtype] if self.reward else PER_TOKEN[self.dtype]
+
+    @property
+    def excess(self) -> bool:
+        """Whether the difference is larger than rounding explains."""
+        return not (self.largest_difference if self.reward else self.per_token) <= self.accepted
 
 
 def export(
@@ -86,8 +104,12 @@ def export(
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
+    gate = checkpoint["state_dict"].get("scorer.gate.weight")
     sample = [_pair(*ids) for ids in saved["sample"][:pairs]]
-    before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
+    reading = _scorer(policy, model, gate)
+    before = [_scores(reading, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
+    if policy.outputs is not None:
+        set_padding(model, tokenizer, _last_tokens(sample, tokenizer))
     origin = {
         "checkpoint": str(checkpoint_path.resolve()),
         "step": checkpoint["global_step"],
@@ -96,11 +118,14 @@ def export(
     }
     with replacing(folder, origin) as unfinished:
         written = save_folder(model, tokenizer, unfinished, model_card(saved, checkpoint_path), merge)
+        if policy.embedding is not None:
+            save_embedding(unfinished, policy.embedding, gate)
         opened = reopen(unfinished, policy)
         refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
-        after = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
-        names = tokenizer.convert_ids_to_tokens(stops(model))
-        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names)
+        after = _scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
+        reward = policy.outputs is not None
+        names = [] if reward else tokenizer.convert_ids_to_tokens(stops(model))
+        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names, reward)
         refuse_other_scores(exported, merged=written is not model)
     return exported
 
@@ -140,8 +165,7 @@ def refuse_other_scores(exported: Exported, merged: bool) -> None:
     Raises:
         UserError: The scores are further apart than rounding explains.
     """
-    allowed = PER_TOKEN[exported.dtype]
-    if exported.per_token <= allowed:
+    if not exported.excess:
         return
     if not merged:
         cause = "the model that transformers opens computes something else than the trained one; report this with the "
@@ -152,10 +176,12 @@ def refuse_other_scores(exported: Exported, merged: bool) -> None:
     else:
         cause = "the adapter cannot be merged into this model: write it alone (--merge false), and report this with "
         cause += "the name of the policy's architecture"
+    apart = f"{exported.largest_difference:.1e}"
+    if not exported.reward:
+        apart += f" nats a response, {exported.per_token:.1e} a token"
     raise UserError(
-        f"the scores of the model in the folder differ from the checkpoint's by {exported.largest_difference:.1e} nats "
-        f"a response, {exported.per_token:.1e} a token where {allowed:g} is accepted, so {exported.folder} was not "
-        f"written; {cause}"
+        f"the scores of the model in the folder differ from the checkpoint's by {apart} where {exported.accepted:g} is "
+        f"accepted, so {exported.folder} was not written; {cause}"
     )
 
 
@@ -189,9 +215,51 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     )
 
 
+def _scorer(policy: ModelSpec, model: nn.Module, gate: Tensor | None) -> Any:
+    """The scorer of a model, with the gate of its preference embedding, if there is one."""
+    if policy.outputs is None:
+        return Scorer(model.eval())
+    scorer = reward_scorer(policy, model.eval())
+    if gate is not None:
+        scorer.gate.weight.data.copy_(gate)  # type: ignore[union-attr, operator]
+    return scorer
+
+
+def _last_tokens(sample: list[PreferencePair], tokenizer: Any) -> set[int]:
+    responses = [ids for pair in sample for ids in (pair.chosen, pair.rejected) if ids]
+    return {ids[-1] for ids in responses} | {tokenizer.eos_token_id}
+
+
 @torch.no_grad()
-def _scores(model: nn.Module, pair: PreferencePair, pad: int, where: Path) -> Tensor:
-    scores = Scorer(model.eval())(collate([pair], pad))
+def _scores_of_folder(
+    opened: Any, policy: ModelSpec, folder: Path, sample: list[PreferencePair], pad: int, where: Path
+) -> list[Tensor]:
+    """The scores that a user of the folder gets: those of a reward model are computed by transformers alone."""
+    if policy.outputs is None:
+        return [_scores(Scorer(opened.eval()), pair, pad, where) for pair in sample]
+    if policy.embedding is not None:
+        reader = PreferenceModel(folder, dtype=policy.dtype) if (folder / "config.json").exists() else None
+        if reader is None:
+            return [_scores(_scorer(policy, opened, None), pair, pad, where) for pair in sample]
+        halves = [reader.score(pair.prompt, pair.chosen, pair.rejected or []) / 2 for pair in sample]
+        return [torch.tensor([half, -half]) for half in halves]
+    opened.eval()
+    scores = []
+    for pair in sample:
+        rows = [pair.prompt + ids for ids in (pair.chosen, pair.rejected) if ids is not None]
+        if opened.config.pad_token_id is None:  # an adapter takes this from its base model
+            scores.append(torch.cat([opened(input_ids=torch.tensor([row])).logits.float().flatten() for row in rows]))
+            continue
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        scores.append(opened(input_ids=ids, attention_mask=mask).logits.float().flatten())
+    return scores
+
+
+@torch.no_grad()
+def _scores(scorer: nn.Module, pair: PreferencePair, pad: int, where: Path) -> Tensor:
+    scores = scorer(collate([pair], pad))
     sides = [scores.chosen] + ([scores.rejected] if scores.rejected is not None else [])
     found = torch.cat([side.scores for side in sides])
     if not torch.isfinite(found).all():

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import visible
 from lit_pref.models.experts import router_note
-from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.base import PairModule
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
@@ -34,14 +34,14 @@ class FirstLines(Callback):
         module: Any = pl_module
         for line in module.fitted:
             say(f"fitted      {line}")
-        if note := router_note(module.policy.configuration()):
+        if note := router_note(module.spec.configuration()):
             say(f"warning     {note}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
 
 
-def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> str:
+def first_lines(module: PairModule, trainer: Trainer, run_dir: Path) -> str:
     """Lines with the run folder, the policy, the references, the objective with all its values, and the devices."""
     asked = module.plain_config["trainer"]
     nodes = f" on each of {asked['num_nodes']} nodes" if asked["num_nodes"] > 1 else ""
@@ -49,14 +49,14 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     lines = [
         f"run folder  {run_dir}",
-        f"policy      {module.policy.describe()}",
+        f"{'policy' if module.spec.head == 'lm' else 'model':<11} {module.spec.describe()}",
         *(f"reference {k} {_reference(module, k)}" for k in range(len(module.references))),
         f"objective   {module.objective!r}",
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
     if module.objective.requirements.max_references is None and len(module.references) == 1:
         lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
-    if not module.references:
+    if not module.references and module.spec.head == "lm":
         lines.insert(2, "reference   none")
     if trainer.precision == "bf16-true":
         lines.append(
@@ -65,9 +65,9 @@ def first_lines(module: PreferenceModule, trainer: Trainer, run_dir: Path) -> st
     return "\n".join(lines)
 
 
-def seeds(module: PreferenceModule, data: PreferenceDataModule) -> str:
+def seeds(module: PairModule, data: PreferenceDataModule) -> str:
     """Describe which draws follow the run's seed, and which have a seed of their own."""
-    spec = module.policy
+    spec = module.spec
     drawn = [("the order of pairs", "data.seed", data.seed)]
     if spec.config is not None or spec.lora is not None:
         what = "random weights" if spec.lora is None else "the adapters' first weights"
@@ -80,7 +80,7 @@ def seeds(module: PreferenceModule, data: PreferenceDataModule) -> str:
     return f"seed_everything {module.seed} decides {', '.join(moved) or 'nothing here'}; set apart: {', '.join(apart)}"
 
 
-def _reference(module: PreferenceModule, k: int) -> str:
+def _reference(module: PairModule, k: int) -> str:
     """The name of a reference, and where its scores come from."""
     reference = module.references[k]
     if isinstance(reference, Stored):

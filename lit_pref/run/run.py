@@ -22,8 +22,8 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
-from lit_pref.modules.preference import PreferenceModule
-from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.modules.base import PairModule
+from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folder_lock import locked
@@ -53,7 +53,7 @@ class Run:
     """
 
     trainer: Trainer
-    module: PreferenceModule
+    module: PairModule
     data: PreferenceDataModule
     run_dir: Path
     config_text: str
@@ -109,7 +109,7 @@ class Run:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return None
         newest = complete_checkpoints(checkpoint_folder(self.trainer, self.run_dir))[-1]
-        exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.policy.trust_remote_code)
+        exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.spec.trust_remote_code)
         if self.options.print_summary:
             if self.testbed is not None:
                 say("writing responses before and after training ...")
@@ -161,7 +161,7 @@ class Run:
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None
-        trusted = self.module.policy.trust_remote_code
+        trusted = self.module.spec.trust_remote_code
         return export(checkpoint, out or self.run_dir / "hf", merge, pairs, trusted)
 
     def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
@@ -181,8 +181,8 @@ class Run:
 
     def before_training(
         self,
-        work: Callable[[PreferenceModule], None],
-        refused: Callable[[PreferenceModule, UserError], None] | None = None,
+        work: Callable[[Any], None],
+        refused: Callable[[Any, UserError], None] | None = None,
     ) -> None:
         """Prepare the data as `fit` would, and call `work` on every rank before any model exists; nothing is trained.
 
@@ -270,7 +270,7 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
     if testbed is not None:
         fill_in_testbed(config, testbed)
-    parser = run_parser(command)
+    parser = run_parser(command, module_of(config))
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
     text = parser.dump(alone, skip_unset=False)

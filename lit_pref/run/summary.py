@@ -16,7 +16,7 @@ from lit_pref.metrics.calibration import reliability_bins
 from lit_pref.metrics.pair_metrics import per_pair, prompt_intervals
 from lit_pref.metrics.records import Records
 from lit_pref.modules.evaluation import Evaluation
-from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.base import PairModule
 from lit_pref.option_split import without_options
 from lit_pref.run.export import Exported
 
@@ -34,7 +34,7 @@ HELD_OUT = {
 }
 
 
-def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported: Exported, arguments: list[str]) -> str:
+def summary(module: PairModule, run_dir: Path, checkpoint: Path, exported: Exported, arguments: list[str]) -> str:
     """Summarise the held-out metrics before and after, the paths of the results, and a command to run next.
 
     Args:
@@ -52,7 +52,7 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
             [
                 f"checkpoint   {checkpoint}",
                 f"HF folder    {exported.folder}  ({exported.judgement})",
-                f"ends at      {', '.join(exported.stops)}",
+                *([f"ends at      {', '.join(exported.stops)}"] if exported.stops else []),
                 f"config       {run_dir / 'config.yaml'}  (repeats the run)",
                 *records,
                 f"TensorBoard  tensorboard --logdir {run_dir}",
@@ -63,13 +63,18 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
     return "\n\n".join(parts)
 
 
-def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) -> str:
+def next_steps(module: PairModule, run_dir: Path, arguments: list[str]) -> str:
     """A command to run next: the same run with another objective that works with these references and data."""
     if module.objective.requirements.sides == ("chosen",):
         return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
     has_margins = module.data.train_pairs[0].margin is not None
-    if len(module.references) > 1:
+    if module.spec.outputs is not None:
+        change = ["--model.objective", "BradleyTerry"]
+        if method == "BradleyTerry":
+            change = ["--model.objective", "MMPO", "--model.objective.beta", "1"]
+            change += ["--model.objective.reference", "NoReference"]
+    elif len(module.references) > 1:
         change = ["--model.objective", "MRPO" if method != "MRPO" else "DPO"]
         change += [] if method != "MRPO" else ["--model.objective.reference", "Geometric"]
     else:
@@ -108,7 +113,8 @@ def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
 COVERS = (
     "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds. The\n"
     "calibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
-    "reference says one half of every pair, which has no error and no use: judge by the log-loss."
+    "reference says one half of every pair, as a new reward model nearly does, which has no error and no use: judge by\n"
+    "the log-loss."
 )
 
 

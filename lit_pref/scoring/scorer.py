@@ -51,7 +51,7 @@ def _scores(
 def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
     """Return the hidden states that predict the response tokens of a batch, and the output head; computes no logits."""
     body, head = _body_and_head(model)
-    with _read(batch) as inputs:
+    with reading(batch) as inputs:
         hidden = body(**inputs).last_hidden_state  # (R, T, H)
     # index_select is used because the gradient of indexing is several times slower on a CPU.
     return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
@@ -157,7 +157,7 @@ def _body_and_head(model: nn.Module) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _read(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
+def reading(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
     """Yield the arguments with which a model reads the batch, inside this context only."""
     inputs: dict[str, Any] = {"input_ids": batch.rows.input_ids, "use_cache": False}
     if batch.rows.segments is None:
@@ -185,7 +185,7 @@ def _with_head(head: Any, body: Any, hidden: Tensor) -> Readout:
 
 
 def _full_logits(model: nn.Module, batch: PreferenceBatch) -> Readout:
-    with _read(batch) as inputs:
+    with reading(batch) as inputs:
         logits = model(**inputs).logits
     return Readout(logits.flatten(0, 1).index_select(0, batch.rows.predictors), weight=None)
 

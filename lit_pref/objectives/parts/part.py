@@ -7,7 +7,7 @@ from torch import Tensor
 from lit_pref.batch import PairData
 from lit_pref.errors import UserError
 from lit_pref.objectives.component import Component
-from lit_pref.scores import PairScores
+from lit_pref.scores import PairScores, TokenRewards
 
 Sides = tuple[Tensor, Tensor]
 """A value of the chosen and of the rejected response of every pair, each (B,)."""
@@ -26,9 +26,9 @@ class Part(Component, ABC):
 
     @property
     def reads_log_probs(self) -> bool:
-        """True if it is for log-probs only, or requires statistics, which exist only for log-probs."""
+        """True if it is for log-probs only, or requires statistics that exist only for log-probs."""
         asked = self.requirements
-        return self.log_probs_only or bool(asked.statistics or asked.reference_statistics)
+        return self.log_probs_only or bool(asked.statistics - {TokenRewards()} or asked.reference_statistics)
 
     def read(self, field: str, policy: PairScores, pairs: PairData) -> Tensor:
         """Return the `margin`, the `probability` or the column `field` of every pair, (B,), in the scores' dtype.

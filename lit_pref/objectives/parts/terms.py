@@ -50,3 +50,13 @@ class Anchor(Term):
 
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -F.logsigmoid(rewards[0])
+
+
+class Center(Term):
+    """(r_w + r_l)^2: holds the mean reward near 0, which a loss on differences leaves free. For reward models.
+
+    **Source**: Eisenstein et al., arXiv 2312.09244, equation 2; TRL's `center_rewards_coefficient`.
+    """
+
+    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+        return (rewards[0] + rewards[1]).square()
