@@ -17,8 +17,8 @@ from lit_pref.check.strength_findings import Strength, strength_of, target_findi
 from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
 from lit_pref.models.experts import router_note
-from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.base import PairModule
+from lit_pref.modules.fitting import fit_objective
 
 
 @dataclass

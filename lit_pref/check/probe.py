@@ -56,8 +56,8 @@ class Probe:
         with plugin.module_init_context():
             module.configure_model()
         if self.prefix_sharing_obstacle is None:
-            enable_prefix_sharing(module.scorer.model)  # type: ignore[union-attr]
-        module.scorer = cast(Any, plugin.convert_module(module.scorer)).to(self.device)  # type: ignore[arg-type]
+            enable_prefix_sharing(module.scorer.model)
+        module.scorer = cast(Any, plugin.convert_module(module.scorer)).to(self.device)
         module.objective.to(self.device).eval()
         for reference in module.references:
             reference.to(self.device)

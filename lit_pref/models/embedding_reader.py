@@ -1,4 +1,4 @@
-"""Reads an exported preference embedding: needs torch, transformers and safetensors only, and is copied into the folder.
+"""Reads an exported preference embedding; a copy of this file lies in the folder, and needs no lit_pref.
 
 from embedding_reader import PreferenceModel
 model = PreferenceModel(".")

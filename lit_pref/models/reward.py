@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,38 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.models.loading import first_line, refuse_lost_quantization
 
 HEAD = "score"
 """The name of the head in transformers' sequence classifiers of decoder models."""
 LANGUAGE_HEADS = ("lm_head.", "embed_out.", "output_layer.")
 """The beginnings of the names of a language model's head, which a reward model has no use for."""
+
+
+@dataclass
+class Embedding:
+    """A preference embedding v(x, y) of 2k dimensions, as the head of a reward model (GPM).
+
+    A pair of responses has the score s = sum_b lambda_b (v_w[2b] v_l[2b+1] - v_w[2b+1] v_l[2b]), which changes sign
+    when they are exchanged, and can represent preferences that are cyclic.
+
+    **Source** GPM, arXiv 2410.02197, and general-preference/general-preference-model. Its training code leaves
+    `normalise` off and its example code has it on; its code fails with the gate on.
+
+    Args:
+        dimensions: 2k, even.
+        gate: lambda = softmax(W h_x) over the k blocks, h_x the hidden state at the prompt end; else lambda = 1.
+        normalise: divide v by its norm, so that s is in [-1, 1] without a gate.
+    """
+
+    dimensions: int = 2
+    gate: bool = False
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 2 or self.dimensions % 2:
+            raise UsageError(f"embedding.dimensions is {self.dimensions}: it must be even and at least 2")
 
 
 def load_reward_model(
@@ -134,7 +160,7 @@ def _without_report() -> Iterator[None]:
 def _outputs(config: PretrainedConfig) -> int | None:
     """The number of outputs of the head that a folder holds; None for a language model."""
     classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    return int(config.num_labels) if classifier else None
+    return len(config.id2label) if classifier else None
 
 
 def _draw_head(model: Any, outputs: int) -> None:

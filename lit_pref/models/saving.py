@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models import embedding_reader
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
 from lit_pref.models.reward import draw_reward_model
-from lit_pref.models import embedding_reader
 from lit_pref.models.spec import DTYPES, Embedding, ModelSpec
 
 MARKER = "lit_pref.json"

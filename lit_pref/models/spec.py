@@ -22,7 +22,7 @@ from lit_pref.models.loading import (
     refuse_other_task,
     set_dropout,
 )
-from lit_pref.models.reward import draw_reward_model, load_reward_model
+from lit_pref.models.reward import Embedding, draw_reward_model, load_reward_model
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
 __all__ = ["Corpus", "Embedding", "Lora", "ModelSpec"]
@@ -48,31 +48,6 @@ class Lora:
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
-
-
-@dataclass
-class Embedding:
-    """A preference embedding v(x, y) of 2k dimensions, as the head of a reward model (GPM).
-
-    A pair of responses has the score s = sum_b lambda_b (v_w[2b] v_l[2b+1] - v_w[2b+1] v_l[2b]), which changes sign
-    when they are exchanged, and can represent preferences that are cyclic.
-
-    **Source** GPM, arXiv 2410.02197, and general-preference/general-preference-model. Its training code leaves
-    `normalise` off and its example code has it on; its code fails with the gate on.
-
-    Args:
-        dimensions: 2k, even.
-        gate: lambda = softmax(W h_x) over the k blocks, h_x the hidden state at the prompt end; else lambda = 1.
-        normalise: divide v by its norm, so that s is in [-1, 1] without a gate.
-    """
-
-    dimensions: int = 2
-    gate: bool = False
-    normalise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dimensions < 2 or self.dimensions % 2:
-            raise UsageError(f"embedding.dimensions is {self.dimensions}: it must be even and at least 2")
 
 
 @dataclass

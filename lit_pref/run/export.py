@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.generation import also_stop_at, stops
 from lit_pref.models.embedding_reader import PreferenceModel
+from lit_pref.models.generation import also_stop_at, stops
 from lit_pref.models.reward import set_padding
 from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_embedding, save_folder
 from lit_pref.models.spec import ModelSpec

@@ -21,8 +21,8 @@ from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.base import PairModule
+from lit_pref.modules.distributed import check_devices
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say

@@ -15,8 +15,8 @@ from torch.nn.functional import softplus
 from lit_pref.metrics.calibration import reliability_bins
 from lit_pref.metrics.pair_metrics import per_pair, prompt_intervals
 from lit_pref.metrics.records import Records
-from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.base import PairModule
+from lit_pref.modules.evaluation import Evaluation
 from lit_pref.option_split import without_options
 from lit_pref.run.export import Exported
 
@@ -113,8 +113,8 @@ def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
 COVERS = (
     "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds. The\n"
     "calibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
-    "reference says one half of every pair, as a new reward model nearly does, which has no error and no use: judge by\n"
-    "the log-loss."
+    "reference, or a new reward model, says about one half of every pair, which has no error and no use: judge by the\n"
+    "log-loss."
 )
 
 

@@ -57,7 +57,7 @@ class EmbeddingScorer(RewardScorer):
     s is a score of the pair, so that the chosen response has s / 2 and the rejected one -s / 2: objectives and metrics
     read their difference.
 
-    **Source** GPM, arXiv 2410.02197; see `lit_pref.models.spec.Embedding`.
+    **Source** GPM, arXiv 2410.02197; see `lit_pref.models.reward.Embedding`.
 
     Args:
         model: a Hugging Face sequence classifier of 2k outputs, or a PeftModel of one.

@@ -20,6 +20,7 @@ from lit_pref.modules.reward import RewardModule, reward_scorer
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import NoReference
+from lit_pref.objectives.parts.terms import ChosenNLL
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry
 from lit_pref.objectives.reward.pcrm import TokenPCRM
 from lit_pref.objectives.sft import SFT
@@ -242,7 +243,7 @@ def test_an_embedding_is_exported_with_the_module_that_reads_it(tmp_path, policy
     [
         (DPO(), "has none: add `reference: NoReference`"),
         (SFT(), "SFT reads log-probs of tokens"),
-        (BradleyTerry(terms=[__import__("lit_pref.objectives.parts.terms", fromlist=["x"]).ChosenNLL()]), "ChosenNLL"),
+        (BradleyTerry(terms=[ChosenNLL()]), "ChosenNLL"),
     ],
 )
 def test_objectives_that_a_reward_model_cannot_serve_are_refused(policy_folder, objective, words):
@@ -252,11 +253,11 @@ def test_objectives_that_a_reward_model_cannot_serve_are_refused(policy_folder, 
 
 
 def test_a_head_and_a_module_that_do_not_fit_are_refused(policy_folder):
-    with pytest.raises(UsageError, match="set model.policy.head to scalar"):
+    with pytest.raises(UsageError, match=r"set model\.policy\.head to scalar"):
         RewardModule(ModelSpec(path=str(policy_folder)), BradleyTerry())
     with pytest.raises(UsageError, match=r"must be one of lm, scalar"):
         ModelSpec(path=str(policy_folder), head="regression")
-    with pytest.raises(UsageError, match="set policy.head to scalar"):
+    with pytest.raises(UsageError, match=r"set policy\.head to scalar"):
         ModelSpec(path=str(policy_folder), embedding=Embedding())
     with pytest.raises(UsageError, match="must be even"):
         Embedding(dimensions=3)

@@ -133,7 +133,7 @@ def test_token_form_of_pcrm_is_the_mean_over_tokens_and_ignores_padding():
     tokens = [[0.0, 1.0, 1.0], [0.0, 1.0]]
 
     def losses(padding):
-        values = [[chosen + [padding] * 2], [rejected + [padding]]]
+        values = [[chosen + [padding] * 2], [[*rejected, padding]]]
         marks = [[tokens[0] + [0.0] * 2], [tokens[1] + [0.0]]]
         scores = scored([0.9], [-0.2], lengths=[[3], [2]], tokens=values)
         return TokenPCRM()(scores, [], pairs(1, tokens=marks)).losses
