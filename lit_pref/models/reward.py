@@ -160,7 +160,7 @@ def _without_report() -> Iterator[None]:
 def _outputs(config: PretrainedConfig) -> int | None:
     """The number of outputs of the head that a folder holds; None for a language model."""
     classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    return len(config.id2label) if classifier else None
+    return len(config.id2label or ()) if classifier else None
 
 
 def _draw_head(model: Any, outputs: int) -> None:
