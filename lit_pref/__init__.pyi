@@ -69,6 +69,7 @@ from lit_pref.objectives.parts.temperature import Constant as Constant
 from lit_pref.objectives.parts.temperature import EpsilonStep as EpsilonStep
 from lit_pref.objectives.parts.temperature import Temperature as Temperature
 from lit_pref.objectives.parts.terms import Anchor as Anchor
+from lit_pref.objectives.parts.terms import Center as Center
 from lit_pref.objectives.parts.terms import ChosenNLL as ChosenNLL
 from lit_pref.objectives.parts.terms import Term as Term
 from lit_pref.objectives.parts.tokens import EditWeighted as EditWeighted
@@ -81,6 +82,15 @@ from lit_pref.objectives.parts.weight import ColumnWeight as ColumnWeight
 from lit_pref.objectives.parts.weight import NoWeight as NoWeight
 from lit_pref.objectives.parts.weight import Weight as Weight
 from lit_pref.objectives.requirements import Requirements as Requirements
+from lit_pref.objectives.reward.bradley_terry import BradleyTerry as BradleyTerry
+from lit_pref.objectives.reward.gpm import GPM as GPM
+from lit_pref.objectives.reward.pcrm import Cap as Cap
+from lit_pref.objectives.reward.pcrm import CosineColumn as CosineColumn
+from lit_pref.objectives.reward.pcrm import LengthRatio as LengthRatio
+from lit_pref.objectives.reward.pcrm import PCRM as PCRM
+from lit_pref.objectives.reward.pcrm import Similarity as Similarity
+from lit_pref.objectives.reward.pcrm import TokenPCRM as TokenPCRM
+from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression
 from lit_pref.objectives.selm import SELM as SELM
 from lit_pref.objectives.sft import SFT as SFT
 from lit_pref.references.reference import AdapterOff as AdapterOff

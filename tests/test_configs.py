@@ -68,7 +68,8 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
         given = objective.arguments[name]
         if isinstance(value, dict) and "class_path" in value:
             assert type(given).__name__ == value["class_path"]
-            assert {k: given.arguments[k] for k in value["init_args"]} == value["init_args"]
+            given_arguments = value.get("init_args", {})
+            assert {k: given.arguments[k] for k in given_arguments} == given_arguments
         else:
             assert given == value and f"{name}={value}" in repr(objective)
 

@@ -34,6 +34,7 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
+        "model.policy.head model.policy.embedding "
         "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
         "data.global_batch"
     ),
@@ -61,7 +62,7 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
 
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
-OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile")
+OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile", "head")
 NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
 
 
@@ -147,6 +148,7 @@ class Resumption:
         settings |= {f"trainer.{name}": type(getattr(trainer, name)).__name__ for name in ("accelerator", "strategy")}
         settings |= {f"model.policy.{name}": getattr(module.spec, name) for name in OF_THE_SPEC}
         settings |= {
+            "model.policy.embedding": None if module.spec.embedding is None else repr(module.spec.embedding),
             "trainer.devices": trainer.world_size,
             "seed_everything": module.seed,
             "data.val": module.trainer.datamodule.val_pairs.fingerprint,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives import Objective
-from lit_pref.scores import Need, ObjectiveOutput, PairScores, SequenceScores, TokenLogps
+from lit_pref.scores import Need, ObjectiveOutput, PairScores, SequenceScores, TokenLogps, TokenRewards
 
+PER_TOKEN = frozenset({TokenLogps(), TokenRewards()})
 CHOSEN, REJECTED = 10, 12  # tokens of every response of a fabricated batch
 
 
@@ -79,11 +80,13 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
         lengths = torch.randint(5, 30, (size,), generator=generator)
         scores = -2.0 * lengths + normal(1.0)
         # Around zero, so that every epsilon step s occurs.
-        statistics: dict[Need, Tensor] = {need: normal(2.0) for need in sorted(needs - {TokenLogps()}, key=repr)}
+        statistics: dict[Need, Tensor] = {need: normal(2.0) for need in sorted(needs - PER_TOKEN, key=repr)}
         scores.requires_grad_(trained)
         if TokenLogps() in needs:
             shares = torch.rand(size, tokens, generator=generator, dtype=torch.float64)
             statistics[TokenLogps()] = scores[:, None] * shares / shares.sum(1, keepdim=True)
+        if TokenRewards() in needs:
+            statistics[TokenRewards()] = scores[:, None] + torch.arange(tokens)
         return SequenceScores(scores, lengths, statistics)
 
     def pair(needs: frozenset[Need], trained: bool = False) -> PairScores:

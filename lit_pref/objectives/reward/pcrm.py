@@ -91,14 +91,16 @@ class Cap(Term):
         b1: numerator, > 0.
         b2: addition to the similarity, > 0.
         b3: addition to the whole.
-        similarity: s in [0, 1].
+        similarity: s in [0, 1]; default `LengthRatio`.
     """
 
-    def __init__(self, b1: float, b2: float, b3: float, similarity: Similarity) -> None:
+    def __init__(
+        self, b1: float = 20.0, b2: float = 0.001, b3: float = -15.0, similarity: Similarity | None = None
+    ) -> None:
         super().__init__()
         if not (b1 > 0 and b2 > 0 and math.isfinite(b1 + b2 + b3)):
             raise UsageError(f"PCRM: b1 and b2 must be positive and all of b1, b2, b3 finite, got {b1}, {b2}, {b3}.")
-        self.b1, self.b2, self.b3, self.similarity = b1, b2, b3, similarity
+        self.b1, self.b2, self.b3, self.similarity = b1, b2, b3, similarity or LengthRatio()
 
     @torch.no_grad()
     def delta(self, policy: PairScores, pairs: PairData) -> Tensor:
@@ -145,7 +147,7 @@ class PCRM(Pairwise):
         terms: list[Term] | None = None,
         **parts: Any,
     ) -> None:
-        cap = Cap(b1, b2, b3, similarity or LengthRatio())
+        cap = Cap(b1, b2, b3, similarity)
         super().__init__(beta=beta, terms=[cap, *(terms or [])], **parts)
 
 
@@ -175,7 +177,7 @@ class TokenPCRM(Objective):
         self, b1: float = 20.0, b2: float = 0.001, b3: float = -15.0, similarity: Similarity | None = None
     ) -> None:
         super().__init__()
-        self.cap = Cap(b1, b2, b3, similarity or LengthRatio())
+        self.cap = Cap(b1, b2, b3, similarity)
 
     @property
     def requirements(self) -> Requirements:
