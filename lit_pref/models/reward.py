@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.embedding_reader import GATE
+from lit_pref.models.folder import model_folder
 from lit_pref.models.loading import first_line, refuse_lost_quantization
+from lit_pref.scoring.reward import EmbeddingScorer, RewardScorer
 
 HEAD = "score"
 """The name of the head in transformers' sequence classifiers of decoder models."""
@@ -131,6 +135,24 @@ def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase, ends: set[int]) 
         )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = free[0]
+
+
+def reward_scorer(model: Any, embedding: Embedding | None, path: str | None = None) -> RewardScorer:
+    """Return the scorer of a built reward model.
+
+    Args:
+        model: what `ModelSpec.build` returns for `head: scalar`.
+        embedding: its preference embedding, if it has one.
+        path: the folder or hub name that it was built from; the gate of an exported embedding is read from there.
+    """
+    head: Any = head_of(model)
+    if embedding is None:
+        return RewardScorer(model, head)
+    width = model.config.get_text_config().hidden_size
+    scorer = EmbeddingScorer(model, head, embedding.gate, embedding.normalise, width)
+    if scorer.gate is not None and path is not None and (file := model_folder(path) / GATE).exists():
+        scorer.gate.weight.data.copy_(load_file(file)["weight"])
+    return scorer
 
 
 def head_of(model: Any) -> nn.Module:

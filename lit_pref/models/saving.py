@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models import embedding_reader
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
-from lit_pref.models.reward import draw_reward_model
-from lit_pref.models.spec import DTYPES, Embedding, ModelSpec
+from lit_pref.models.reward import Embedding, draw_reward_model
+from lit_pref.models.spec import DTYPES, ModelSpec
 
 MARKER = "lit_pref.json"
 """The file that marks a folder as an export; it records the origin and the files that were written."""

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
-from lit_pref.models.reward import head_of
+from lit_pref.models.reward import reward_scorer
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.schedules import Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.scores import TokenRewards
-from lit_pref.scoring.reward import EmbeddingScorer, RewardScorer
+from lit_pref.scoring.reward import RewardScorer
 
 
 class RewardModule(PairModule):
@@ -62,7 +62,7 @@ class RewardModule(PairModule):
         return []
 
     def build_scorer(self) -> RewardScorer:
-        return reward_scorer(self.spec, self.spec.build())
+        return reward_scorer(self.spec.build(), self.spec.embedding, self.spec.path)
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None
@@ -72,16 +72,6 @@ class RewardModule(PairModule):
         output.logged["reward_mean"] = _mean(rewards)
         output.logged["reward_square"] = _mean([reward.square() for reward in rewards])
         return scores, [], output
-
-
-def reward_scorer(spec: ModelSpec, model: Any) -> RewardScorer:
-    """Return the scorer of a built reward model."""
-    head: Any = head_of(model)
-    if spec.embedding is None:
-        return RewardScorer(model, head)
-    return EmbeddingScorer(
-        model, head, spec.embedding.gate, spec.embedding.normalise, model.config.get_text_config().hidden_size
-    )
 
 
 def check_objective(objective: Objective, spec: ModelSpec) -> None:

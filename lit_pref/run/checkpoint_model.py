@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lit_pref.callbacks.checkpointing import check_complete
 from lit_pref.errors import UserError
+from lit_pref.models.reward import Embedding
 from lit_pref.models.saving import from_architecture
-from lit_pref.models.spec import Embedding, Lora, ModelSpec
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.checkpoint_info import format_problem
 
 PREFIX = "scorer.model."

@@ -11,11 +11,10 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.embedding_reader import PreferenceModel
 from lit_pref.models.generation import also_stop_at, stops
-from lit_pref.models.reward import set_padding
+from lit_pref.models.reward import reward_scorer, set_padding
 from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_embedding, save_folder
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import KEY
-from lit_pref.modules.reward import reward_scorer
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.checkpoint_model import AFTER_A_BREAK, PREFIX, policy_of, read_checkpoint, tokenizer_of, trained
 from lit_pref.scoring.scorer import Scorer
@@ -219,7 +218,7 @@ def _scorer(policy: ModelSpec, model: nn.Module, gate: Tensor | None) -> Any:
     """The scorer of a model, with the gate of its preference embedding, if there is one."""
     if policy.outputs is None:
         return Scorer(model.eval())
-    scorer = reward_scorer(policy, model.eval())
+    scorer = reward_scorer(model.eval(), policy.embedding)
     if gate is not None:
         scorer.gate.weight.data.copy_(gate)  # type: ignore[union-attr, operator]
     return scorer

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.models.reward import Embedding, reward_scorer
 from lit_pref.models.saving import MARKER
-from lit_pref.models.spec import Embedding, Lora, ModelSpec
-from lit_pref.modules.reward import RewardModule, reward_scorer
+from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.reward import RewardModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import NoReference
@@ -45,7 +46,7 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def scorer(policy_folder):
     spec = ModelSpec(path=str(policy_folder), head="scalar", seed=1)
-    built = reward_scorer(spec, spec.build().eval())
+    built = reward_scorer(spec.build().eval(), spec.embedding)
     torch.nn.init.normal_(built.parameters_of_head()[0], std=0.1, generator=torch.Generator().manual_seed(0))
     enable_prefix_sharing(built.model)
     return built
@@ -110,7 +111,7 @@ def test_the_head_computes_in_fp32_under_autocast(scorer, precision):
 
 def embedding_scorer(folder, **settings):
     spec = ModelSpec(path=str(folder), head="scalar", embedding=Embedding(dimensions=4, **settings), seed=1)
-    built = reward_scorer(spec, spec.build().eval())
+    built = reward_scorer(spec.build().eval(), spec.embedding)
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(built.parameters_of_head()[0], generator=generator)
     if built.gate is not None:
