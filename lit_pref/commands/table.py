@@ -38,7 +38,7 @@ class Command:
 COMMANDS = (
     Command(
         "fit",
-        "train a policy",
+        "train a policy or a reward model",
         "lit_pref.commands.trainer:fit",
         True,
         "fit --config configs/quickstart.yaml",
@@ -85,6 +85,13 @@ COMMANDS = (
         "lit_pref.commands.select:select",
         True,
         "select --config FILE --out best.jsonl",
+    ),
+    Command(
+        "judge",
+        "score responses by a model, and make pairs of them",
+        "lit_pref.commands.judge:judge",
+        False,
+        "judge --texts responses.jsonl --out FOLDER --model FOLDER",
     ),
     Command(
         "export",

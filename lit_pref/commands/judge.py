@@ -1,0 +1,190 @@
+"""`python -m lit_pref judge`: scores of responses, written beside the texts, and pairs with margins made of them."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+from lit_pref.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from lit_pref.judging.texts import Answered
+
+
+def judge(
+    texts: str,
+    out: Path,
+    model: str | None = None,
+    reference: str | None = None,
+    per_token: bool = False,
+    given: str | None = None,
+    testbed: bool = False,
+    pairs: Literal["best_worst", "all", "adjacent"] | None = None,
+    min_margin: float = 0.0,
+    best: PositiveInt | None = None,
+    prompt: str = "prompt",
+    response: str = "response",
+    column: str = "score",
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+    max_length: PositiveInt = 2048,
+    max_tokens: PositiveInt = 16384,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Score responses with a judge, and write the scores beside the texts.
+
+    The judge is one of --model, --given and --testbed. OUT/judged.jsonl has every row of the file with its score;
+    with --pairs, OUT/pairs.jsonl has pairs with margins, which `fit` reads as they are; with --best N,
+    OUT/best.jsonl has for each prompt the response with the highest score among the first N.
+
+    Args:
+        texts: a file with prompts and responses, as `generate` writes it: one response or a list of them in each row.
+        out: the folder to write; it must not exist, or be empty.
+        model: a folder, a run folder (its hf/ is taken) or a hub name: a reward model, or a policy, whose score is the
+            log-prob of the response.
+        reference: a policy's reference: the score is then the log-ratio, the implicit reward without beta.
+        per_token: divide a policy's score by the number of tokens.
+        given: a column that has the scores already.
+        testbed: the testbed's gold reward, for responses to its prompts.
+        pairs: which two responses to a prompt make a pair: the best and the worst, all, or neighbours by score.
+        min_margin: leave out pairs whose margin is not above this.
+        best: write the best of the first N responses to each prompt.
+        prompt: column of the prompt.
+        response: column of the response or responses.
+        column: name of the new column.
+        dtype: dtype of the weights.
+        max_length: the most tokens of prompt and response; longer ones are cut, and their number is printed.
+        max_tokens: the most tokens of a forward pass.
+        device: cpu, cuda, or auto.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UsageError: not exactly one judge is named, or the folder is in use.
+        UserError: a text cannot be read or scored.
+    """
+    judges = {"--model": model is not None, "--given": given is not None, "--testbed": testbed}
+    if sum(judges.values()) != 1:
+        named = ", ".join(name for name, there in judges.items() if there) or "none"
+        raise UsageError(f"judge needs exactly one of {', '.join(judges)}; given: {named}")
+    if model is None and (reference is not None or per_token):
+        raise UsageError("--reference and --per_token belong to --model FOLDER of a policy")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty, and judge overwrites nothing: name another --out")
+    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered
+
+    every = read_answered(texts, prompt, response)
+    number = sum(len(answered.responses) for answered in every)
+    print(f"texts       {number} responses to {len(every)} prompts of {texts}", flush=True)
+    if given is not None:
+        _take_given(every, given)
+    elif testbed:
+        _gold(every)
+    else:
+        options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        lengths = {"max_length": max_length, "max_tokens": max_tokens}
+        _by_model(every, str(model), reference, per_token, options, lengths, device)
+    out.mkdir(parents=True, exist_ok=True)
+    written = [_write(out / "judged.jsonl", judged_rows(every, column))]
+    if pairs is not None:
+        made = [pair for answered in every for pair in pairs_of(answered, pairs, min_margin)]
+        if not made:
+            raise UserError("no two responses to a prompt have different scores, so there are no pairs to write")
+        written.append(_write(out / "pairs.jsonl", made))
+    if best is not None:
+        written.append(_write(out / "best.jsonl", (_best(answered, best_of(answered, best)) for answered in every)))
+    print("\n".join(written))
+    if pairs is not None:
+        print(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
+    elif any(len(answered.responses) > 1 for answered in every):
+        print("Next: make pairs of them with --pairs best_worst, or take the best with --best N")
+
+
+def _by_model(
+    every: "list[Answered]",
+    model: str,
+    reference: str | None,
+    per_token: bool,
+    options: dict[str, Any],
+    lengths: dict[str, int],
+    device: str,
+) -> None:
+    import torch
+
+    from lit_pref.judging.model_judge import ModelJudge, judge_spec
+
+    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    spec = judge_spec(_folder(model), **options)
+    compared = None if reference is None else judge_spec(_folder(reference), **options)
+    judge = ModelJudge(spec, compared, per_token, device=where, **lengths)
+    print(f"judge       {judge.describe()}", flush=True)
+    found = judge.scores([(answered.prompt, answered.responses) for answered in every], _progress())
+    for answered, scores in zip(every, found, strict=True):
+        answered.scores = scores
+    if judge.cut:
+        print(f"warning     {judge.cut} texts were cut to --max_length {lengths['max_length']}")
+
+
+def _folder(name: str) -> str:
+    """The model of a run folder, or the name itself."""
+    exported = Path(name) / "hf"
+    return str(exported) if (exported / "config.json").exists() else name
+
+
+def _take_given(every: "list[Answered]", name: str) -> None:
+    for answered in every:
+        seen: dict[tuple[str, int], int] = {}
+        for row in answered.rows:
+            value = row.values.get(name)
+            k = seen.get((row.file, row.line), 0)
+            seen[row.file, row.line] = k + 1
+            value = value[k] if isinstance(value, list) and k < len(value) else value
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+                raise UserError(f"{row.place}: `{name}` has no number for a response ({value!r})")
+            answered.scores.append(float(value))
+
+
+def _gold(every: "list[Answered]") -> None:
+    from lit_pref.testbed.world import Prompt, gold_reward, split_words
+
+    for answered in every:
+        try:
+            asked = Prompt.parse(str(answered.prompt))
+        except ValueError as error:
+            raise UserError(
+                f"{answered.rows[0].place}: the gold reward is of the testbed's prompts: {error}"
+            ) from error
+        answered.scores = [gold_reward(asked, split_words(str(text))) for text in answered.responses]
+
+
+def _best(answered: "Answered", k: int) -> dict[str, Any]:
+    return {"prompt": answered.prompt, "response": answered.responses[k], "score": answered.scores[k]}
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
+    unfinished = path.with_name(path.name + ".unfinished")
+    count = 0
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    unfinished.rename(path)
+    return f"{path.stem:<11} {path}  ({count} rows)"
+
+
+def _progress() -> Callable[[int, int], None]:
+    import sys
+    import time
+
+    began = time.monotonic()
+    shown = [began]
+
+    def show(done: int, of: int) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - shown[0] > 30 or done == of:
+            shown[0] = now
+            left = (now - began) / done * (of - done)
+            print(f"scored      {done} of {of}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show

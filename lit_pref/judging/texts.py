@@ -1,0 +1,122 @@
+"""Responses to be judged, read from JSONL, Parquet or CSV, with their rows; and pairs made of the judged ones."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lit_pref.data.sources.reading import read_source
+from lit_pref.data.sources.row import BadRow, Row
+from lit_pref.data.sources.source import Source
+from lit_pref.errors import UserError
+from lit_pref.hints import did_you_mean
+from lit_pref.pairs import Text
+
+Pairing = Literal["best_worst", "all", "adjacent"]
+
+
+@dataclass
+class Answered:
+    """A prompt and its responses, each with the row that it comes from and, once it is judged, its score."""
+
+    prompt: Text
+    responses: list[Text] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
+def read_answered(path: str, prompt: str = "prompt", response: str = "response") -> list[Answered]:
+    """Read the responses of a file, in the order in which their prompts appear first.
+
+    A row has one response, as `generate` writes it, or a list of responses.
+
+    Args:
+        path: a source as training reads it.
+        prompt: the column of the prompt: a text or a list of messages.
+        response: the column of the response or responses; a response is a text or a list of messages.
+
+    Raises:
+        UserError: a row cannot be read, or lacks a column or a text.
+    """
+    found: dict[str, Answered] = {}
+    for row in read_source(Source(path)):
+        if isinstance(row, BadRow):
+            raise row
+        for name in (prompt, response):
+            if row.values.get(name) is None:
+                known = ", ".join(sorted(row.values))
+                raise UserError(
+                    f"{row.place}: there is no `{name}` (columns: {known}){did_you_mean(name, row.values)}; name the "
+                    "columns with --prompt and --response"
+                )
+        asked, given = row.values[prompt], row.values[response]
+        one = not isinstance(given, list) or (bool(given) and isinstance(given[0], dict))
+        for text in [given] if one else given:
+            _check_text(row, response, text)
+            key = json.dumps(asked, sort_keys=True)
+            answered = found.setdefault(key, Answered(asked))
+            answered.responses.append(text)
+            answered.rows.append(row)
+    if not found:
+        raise UserError(f"{path} has no responses")
+    return list(found.values())
+
+
+def pairs_of(answered: Answered, pairing: Pairing, least: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Return pairs of the judged responses to a prompt, as rows that training reads: margin = difference of scores.
+
+    Args:
+        answered: a prompt with judged responses.
+        pairing: `best_worst` is one pair, `adjacent` pairs neighbours in the order of scores, `all` every two.
+        least: leave out pairs whose margin is not above it; ties are always left out.
+    """
+    order = sorted(range(len(answered.responses)), key=lambda k: -answered.scores[k])
+    if pairing == "best_worst":
+        chosen = [(order[0], order[-1])]
+    elif pairing == "adjacent":
+        chosen = list(itertools.pairwise(order))
+    else:
+        chosen = list(itertools.combinations(order, 2))
+    for w, l in chosen:  # noqa: E741
+        margin = answered.scores[w] - answered.scores[l]
+        if margin > least and answered.responses[w] != answered.responses[l]:
+            yield {
+                "prompt": answered.prompt,
+                "chosen": answered.responses[w],
+                "rejected": answered.responses[l],
+                "score_chosen": answered.scores[w],
+                "score_rejected": answered.scores[l],
+                "margin": margin,
+            }
+
+
+def best_of(answered: Answered, n: int | None = None) -> int:
+    """Return the index of the response with the highest score, among the first `n`; the earliest of equal ones."""
+    scores = answered.scores[:n]
+    return scores.index(max(scores))
+
+
+def judged_rows(every: Sequence[Answered], name: str) -> Iterator[dict[str, Any]]:
+    """Return the rows of the file with the score of each response in the column `name`, in the file's order.
+
+    A row with a list of responses gets the list of their scores.
+    """
+    scores: dict[tuple[str, int], list[float]] = {}
+    rows: dict[tuple[str, int], Row] = {}
+    for answered in every:
+        for row, score in zip(answered.rows, answered.scores, strict=True):
+            scores.setdefault((row.file, row.line), []).append(score)
+            rows[row.file, row.line] = row
+    for place in sorted(rows):
+        values = rows[place].values
+        if name in values:
+            raise UserError(f"{rows[place].place}: there is a column `{name}` already; name another with --column")
+        found = scores[place]
+        yield {**values, name: found if len(found) > 1 else found[0]}
+
+
+def _check_text(row: Row, column: str, text: Any) -> None:
+    messages = isinstance(text, list) and text and all(isinstance(m, dict) and m.get("content") for m in text)
+    if not messages and not (isinstance(text, str) and text):
+        raise UserError(f"{row.place}: `{column}` must be a text or a list of messages, and none may be empty")

@@ -1,0 +1,83 @@
+"""`python -m lit_pref judge` as a user runs it."""
+
+import json
+
+import pytest
+import torch
+from conftest import run_command
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_pref.commands.judge import judge
+from lit_pref.errors import UsageError, UserError
+from lit_pref.testbed.world import Prompt, gold_reward, split_words
+
+ROWS = [
+    {"prompt": "red green :", "response": " blue good", "sample": 0},
+    {"prompt": "red green :", "response": " tin bad iron", "sample": 1},
+    {"prompt": "elm :", "response": " cat dog owl", "sample": 0},
+]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return tmp_path / "responses.jsonl"
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_scores_pairs_and_best_are_written_and_the_pairs_train(tmp_path, texts, policy_folder):
+    folder = tmp_path / "reward"
+    model = AutoModelForSequenceClassification.from_pretrained(policy_folder, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(folder)
+    ran = run_command(
+        *("judge", "--texts", texts, "--out", tmp_path / "judged", "--model", folder),
+        *("--pairs", "best_worst", "--best", "2"),
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = read(tmp_path / "judged" / "judged.jsonl")
+    assert [{k: v for k, v in row.items() if k != "score"} for row in rows] == ROWS
+    (pair,) = read(tmp_path / "judged" / "pairs.jsonl")
+    scores = {row["response"]: row["score"] for row in rows}
+    assert pair["margin"] == pytest.approx(scores[pair["chosen"]] - scores[pair["rejected"]]) and pair["margin"] > 0
+    best = read(tmp_path / "judged" / "best.jsonl")
+    assert [row["prompt"] for row in best] == ["red green :", "elm :"] and best[0]["response"] == pair["chosen"]
+    assert "reward of" in ran.stdout and "--data.train" in ran.stdout
+    checked = run_command(
+        *("check", "--data.train", tmp_path / "judged" / "pairs.jsonl", "--model.objective", "MMPO"),
+        *("--model.policy.path", policy_folder, "--data.val_fraction", "0"),
+        cwd=tmp_path,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_given_scores_and_gold_rewards(tmp_path, capsys):
+    prompt = Prompt.numbered(77)
+    rows = [{"prompt": prompt.text, "response": [" lead", " gold tin"], "votes": [0.25, 0.75]}]
+    (tmp_path / "r.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    judge(str(tmp_path / "r.jsonl"), tmp_path / "given", given="votes", pairs="all")
+    assert read(tmp_path / "given" / "pairs.jsonl")[0]["margin"] == 0.5
+    judge(str(tmp_path / "r.jsonl"), tmp_path / "gold", testbed=True)
+    expected = [gold_reward(prompt, split_words(text)) for text in rows[0]["response"]]
+    assert read(tmp_path / "gold" / "judged.jsonl")[0]["score"] == expected
+    with pytest.raises(UserError, match="has no number"):
+        judge(str(tmp_path / "r.jsonl"), tmp_path / "none", given="prompt")
+
+
+def test_refusals(tmp_path, texts):
+    with pytest.raises(UsageError, match="exactly one of"):
+        judge(str(texts), tmp_path / "out")
+    with pytest.raises(UsageError, match="exactly one of"):
+        judge(str(texts), tmp_path / "out", given="a", testbed=True)
+    with pytest.raises(UsageError, match="belong to --model"):
+        judge(str(texts), tmp_path / "out", given="a", per_token=True)
+    with pytest.raises(UsageError, match="overwrites nothing"):
+        judge(str(texts), tmp_path, given="a")
+    with pytest.raises(UserError, match="testbed's prompts"):
+        judge(str(texts), tmp_path / "out", testbed=True)
+    assert not (tmp_path / "out").exists()

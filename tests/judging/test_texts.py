@@ -1,0 +1,70 @@
+"""Tests for `lit_pref.judging.texts`: responses from files, and pairs of judged ones."""
+
+import json
+
+import pytest
+
+from lit_pref.errors import UserError
+from lit_pref.judging.texts import Answered, best_of, judged_rows, pairs_of, read_answered
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rows_of_one_response_and_of_lists_are_grouped_by_prompt(tmp_path):
+    file = write(
+        tmp_path / "texts.jsonl",
+        {"prompt": "a", "response": "x", "sample": 0},
+        {"prompt": "b", "response": ["y", "z"]},
+        {"prompt": "a", "response": "w", "sample": 1},
+    )
+    first, second = read_answered(file)
+    assert (first.prompt, first.responses) == ("a", ["x", "w"]) and (second.prompt, second.responses) == (
+        "b",
+        ["y", "z"],
+    )
+    first.scores, second.scores = [1.0, 2.0], [3.0, 4.0]
+    assert list(judged_rows([first, second], "score")) == [
+        {"prompt": "a", "response": "x", "sample": 0, "score": 1.0},
+        {"prompt": "b", "response": ["y", "z"], "score": [3.0, 4.0]},
+        {"prompt": "a", "response": "w", "sample": 1, "score": 2.0},
+    ]
+    with pytest.raises(UserError, match="a column `sample` already"):
+        list(judged_rows([first, second], "sample"))
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"prompt": "a", "answer": "x"}, "no `response`"),
+        ({"prompt": "a", "response": ""}, "none may be empty"),
+        ({"prompt": "a", "response": ["x", ""]}, "none may be empty"),
+        ({"prompt": "a", "response": 3}, "must be a text"),
+    ],
+)
+def test_rows_without_text_are_refused(tmp_path, row, words):
+    with pytest.raises(UserError, match=words):
+        read_answered(write(tmp_path / "texts.jsonl", row))
+
+
+def judged():
+    return Answered("p", ["a", "b", "c", "d"], [None] * 4, [1.0, 3.0, 3.0, 0.5])
+
+
+def margins(pairing, least=0.0):
+    return [(row["chosen"], row["rejected"], row["margin"]) for row in pairs_of(judged(), pairing, least)]
+
+
+def test_pairs_of_judged_responses():
+    assert margins("best_worst") == [("b", "d", 2.5)]
+    assert margins("adjacent") == [("c", "a", 2.0), ("a", "d", 0.5)]
+    assert margins("all") == [("b", "a", 2.0), ("b", "d", 2.5), ("c", "a", 2.0), ("c", "d", 2.5), ("a", "d", 0.5)]
+    assert margins("adjacent", least=1.0) == [("c", "a", 2.0)]
+    (row,) = pairs_of(judged(), "best_worst")
+    assert row["margin"] == row["score_chosen"] - row["score_rejected"]
+
+
+def test_the_best_is_the_first_of_equal_ones():
+    assert best_of(judged()) == 1 and best_of(judged(), 1) == 0
