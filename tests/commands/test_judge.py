@@ -50,7 +50,7 @@ def test_scores_pairs_and_best_are_written_and_the_pairs_train(tmp_path, texts, 
     assert "reward of" in ran.stdout and "--data.train" in ran.stdout
     checked = run_command(
         *("check", "--data.train", tmp_path / "judged" / "pairs.jsonl", "--model.objective", "MMPO"),
-        *("--model.policy.path", policy_folder, "--data.val_fraction", "0"),
+        *("--model.policy.path", policy_folder, "--data.val_fraction", "0", "--run_dir", "run"),
         cwd=tmp_path,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
