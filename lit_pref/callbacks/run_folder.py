@@ -101,22 +101,31 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the repository in the working directory, and whether it has changes; None outside a repository."""
+    """The commit of the repository in the working directory, and its number of changed files; None outside of one.
 
-    def git(*arguments: str) -> str | None:
+    The repository may be somebody else's: nothing that its own configuration names is run. Changed files are not
+    counted where it names filters, because git compares files by running them.
+    """
+    # No watcher of files, no writing of the index (which calls a hook), no fetching of objects.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+
+    def git(*arguments: str) -> tuple[int, str]:
+        command = ["git", "-c", "core.fsmonitor=", *arguments]
         try:
-            # Without the program that a foreign repository may name as its watcher of files.
-            done = subprocess.run(
-                ["git", "-c", "core.fsmonitor=", *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=environment)
         except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            return -1, ""
+        return done.returncode, done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
-    return (
-        None if commit is None else {"commit": commit, "changed_files": len((git("status", "-s") or "").splitlines())}
-    )
+    code, commit = git("rev-parse", "HEAD")
+    if code != 0:
+        return None
+    code, filters = git("config", "--show-scope", "--includes", "--get-regexp", r"^filter\..*\.(clean|process)$")
+    if code not in (0, 1) or any(line.startswith(("local", "worktree")) for line in filters.splitlines()):
+        return {"commit": commit, "changed_files": None, "note": "not counted: its configuration names filters"}
+    # Submodules have configurations of their own.
+    code, changed = git("status", "--short", "--ignore-submodules=all")
+    return {"commit": commit, "changed_files": len(changed.splitlines()) if code == 0 else None}
 
 
 def digest_of(text: str | dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from lit_pref.errors import UserError
 from lit_pref.models.experts import router_note
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.step_lines import steps_of
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Check:
             module: a module that is attached to its Trainer, with prepared data.
         """
         self._check_data(module)
+        self.report.findings += [Finding("steps", "warning", line) for line in steps_of(module).warnings()]
         if self.model:
             try:
                 self.report.findings += model_findings(module, self._devices)

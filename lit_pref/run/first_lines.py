@@ -10,6 +10,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import visible
 from lit_pref.models.experts import router_note
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.step_lines import steps_of
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
@@ -37,6 +38,11 @@ class FirstLines(Callback):
         if note := router_note(module.policy.configuration()):
             say(f"warning     {note}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
+        steps = steps_of(module)
+        for line in steps.warnings():
+            say(f"warning     {line}")
+        say(f"steps       {'; '.join(steps.lines())}")
+        say(f"validation  {steps.validation()}")
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
 

@@ -143,19 +143,36 @@ class Validations(Callback):
         self.at.append((trainer.global_step, len([p for p in module.scorer.parameters() if p.grad is not None])))
 
 
-@pytest.mark.parametrize("interval, steps", [(1.0, [3, 6]), (0.5, [1, 2, 4, 5]), (3, [1, 2, 4, 5]), (6, [2, 5])])
-def test_validation_in_mid_epoch_comes_at_window_ends(run: Run, tmp_path: Path, interval, steps):
-    # 3 + 3 + 2 micro-batches an epoch
+@pytest.mark.parametrize(
+    "interval, steps", [(1.0, [3, 6]), (0.5, [1, 2, 3, 4, 5, 6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 5]), (3, [3, 6])]
+)
+@pytest.mark.parametrize(
+    "cut", [{"micro_batch": 8}, {"micro_batch": 3}, {"micro_batch": None, "max_tokens": 120}], ids=str
+)
+def test_validation_interval_counts_optimizer_steps(run: Run, tmp_path: Path, interval, steps, cut):
+    # 1, or 3 + 3 + 2, or by tokens some other number of micro-batches an epoch
     seen = Validations()
-    fit(micro(run, 3), tmp_path, max_epochs=2, val_check_interval=interval, callbacks=[seen])
+    cut_run = replace(run, data={**run.data, **cut})
+    ran = fit(cut_run, tmp_path, max_epochs=2, val_check_interval=interval, callbacks=[seen])
+    assert (ran.trainer.accumulate_grad_batches > 1) == (cut["micro_batch"] != 8)
     assert [step for step, _ in seen.at] == steps
     assert all(gradients == 0 for _, gradients in seen.at)
+
+
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_validation_interval_counts_steps_across_epochs_also_after_a_resume(run: Run, tmp_path: Path, micro_batch):
+    options = {"max_epochs": 4, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    seen, rest = Validations(), Validations()
+    whole = fit(micro(run, micro_batch), tmp_path / "whole", every=1, callbacks=[seen], **options)
+    assert [step for step, _ in seen.at] == [4, 8, 12]
+    fit(micro(run, micro_batch), tmp_path / "rest", ckpt=whole.checkpoint(5), callbacks=[rest], **options)
+    assert [step for step, _ in rest.at] == [8, 12]
 
 
 def test_validation_in_mid_epoch_changes_nothing(run: Run, tmp_path: Path):
     run = replace(run, policy={**run.policy, "dropout": 0.1}, objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05))
     without = fit(micro(run, 3), tmp_path / "a", max_epochs=2, limit_val_batches=0)
-    often = fit(micro(run, 3), tmp_path / "b", max_epochs=2, val_check_interval=3)
+    often = fit(micro(run, 3), tmp_path / "b", max_epochs=2, val_check_interval=1)
     assert torch.equal(weights(without), weights(often))
     assert without.module.objective.progress == often.module.objective.progress
 
