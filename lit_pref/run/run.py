@@ -29,6 +29,7 @@ from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
+from lit_pref.run.lost_process import one_sentence_for_a_lost_process
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
@@ -222,7 +223,8 @@ class Run:
         refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
         with lightning_errors(), ending_on_sigterm(self.trainer):
             try:
-                method(self.module, datamodule=self.data, **arguments)
+                with one_sentence_for_a_lost_process(self.trainer, self.run_dir):
+                    method(self.module, datamodule=self.data, **arguments)
             except (UserError, Terminated):
                 # The first process reports why and ends; the processes that it started would wait for it.
                 if isinstance(launcher, _SubprocessScriptLauncher):
