@@ -115,8 +115,7 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | Terminated) and trainer.is_global_zero:
-            newest = newest_step(self.where(trainer))
-            kept = "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
+            kept = words_for_resuming(self.where(trainer))
             how = "ended by SIGTERM" if isinstance(exception, Terminated) else "interrupted"
             print(f"{how} at step {trainer.global_step}; {kept}", flush=True)
 
@@ -202,6 +201,12 @@ def newest_step(folder: Path) -> int | None:
     """The step of the newest complete checkpoint in `folder`; None if there is none."""
     complete = complete_checkpoints(folder)
     return step_of(complete[-1]) if complete else None
+
+
+def words_for_resuming(folder: Path) -> str:
+    """Say from which step a run resumes whose checkpoints are in `folder`."""
+    newest = newest_step(folder)
+    return "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
 
 
 def is_complete(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -162,10 +163,14 @@ def _router(module: PreferenceModule) -> Iterator[Finding]:
 
 
 def _write(path: Path, content: str) -> None:
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     except OSError as error:
+        if is_new:  # an unfinished page would look like a finished one
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
 
 

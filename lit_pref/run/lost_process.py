@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
-from lit_pref.callbacks.checkpointing import checkpoint_folder, newest_step
+from lit_pref.callbacks.checkpointing import checkpoint_folder, words_for_resuming
 from lit_pref.errors import UserError
 
 _LOST = re.compile(
@@ -30,7 +30,7 @@ _GRACE = 20.0  # seconds in which a waiting collective notices by itself that a 
 
 
 @contextmanager
-def one_sentence_for_a_lost_process(trainer: Trainer, run_dir: Path) -> Iterator[None]:
+def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
     """Context in which the loss of one process of a run ends the others with a sentence, as a failed exit.
 
     By itself, a collective raises an error about its connection, or Lightning kills the first process without a word.
@@ -103,7 +103,6 @@ def _has_waiting_parent(trainer: Trainer, parent: int) -> bool:
 
 
 def _sentence(trainer: Trainer, run_dir: Path, reason: str) -> str:
-    newest = newest_step(checkpoint_folder(trainer, run_dir))
-    step = f"at step {trainer.global_step}"
-    kept = "nothing was saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
-    return f"{reason}, so the run was ended {step}; {kept} (a process that ran out of memory is killed by SIGKILL)"
+    kept = words_for_resuming(checkpoint_folder(trainer, run_dir))
+    hint = "a process that ran out of memory is killed by SIGKILL"
+    return f"{reason}, so the run was ended at step {trainer.global_step}; {kept} ({hint})"

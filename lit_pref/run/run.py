@@ -24,12 +24,13 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run.disk_faults import disk_faults
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
-from lit_pref.run.lost_process import one_sentence_for_a_lost_process
+from lit_pref.run.lost_process import one_sentence
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
@@ -223,7 +224,7 @@ class Run:
         refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
         with lightning_errors(), ending_on_sigterm(self.trainer):
             try:
-                with one_sentence_for_a_lost_process(self.trainer, self.run_dir):
+                with one_sentence(self.trainer, self.run_dir), disk_faults(self.trainer, self.run_dir):
                     method(self.module, datamodule=self.data, **arguments)
             except (UserError, Terminated):
                 # The first process reports why and ends; the processes that it started would wait for it.

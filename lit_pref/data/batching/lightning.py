@@ -104,6 +104,11 @@ def _validate_in_steps(trainer: Any) -> None:
     The steps are those of an epoch, or those of the run where `trainer.check_val_every_n_epoch` is null. No number of
     micro-batches would do, because the last step of an epoch may have fewer.
     """
+    for callback in trainer.callbacks:
+        # Lightning's callbacks take an interval of 1 for 1.0, a whole epoch, and would not look at its validations.
+        for name in ("_check_on_train_epoch_end", "_save_on_train_epoch_end"):
+            if isinstance(trainer.val_check_interval, int) and getattr(callback, name, False) is None:
+                setattr(callback, name, False)
     loop = trainer.fit_loop.epoch_loop
     ask_lightning = type(loop)._should_check_val_fx
 
