@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.callbacks.termination import Terminated
@@ -56,7 +57,8 @@ class Checkpoints(Checkpoint):
 
     It keeps no state in checkpoints: the newest one is found in the folder when training starts. A checkpoint is saved
     after the validation that follows its step, and at the end of an epoch after everything else that belongs to the
-    epoch, such as early stopping: work since the last checkpoint is repeated on resume.
+    epoch, such as early stopping: work since the last checkpoint is repeated on resume. Folders of shards are verified
+    before they are loaded, as `AtomicCheckpointIO` verifies files.
 
     Args:
         every: Optimizer steps between two checkpoints.
@@ -73,6 +75,18 @@ class Checkpoints(Checkpoint):
         self._seen_step = 0
         self._saved_step: int | None = None
         self._due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Folders of shards are not read through the plugin that verifies files.
+        strategy: Any = trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            load = type(strategy).load_checkpoint
+
+            def verified(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+                verify(Path(checkpoint_path))
+                return load(strategy, checkpoint_path, *args, **kwargs)
+
+            strategy.load_checkpoint = verified
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step

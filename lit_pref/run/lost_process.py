@@ -1,5 +1,6 @@
 """Ends a run on several processes with one sentence when one of them is killed or fails."""
 
+import atexit
 import os
 import re
 import signal
@@ -12,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from lit_pref.callbacks.checkpointing import checkpoint_folder, words_for_resuming
 from lit_pref.errors import UserError
+from lit_pref.run.trainer import WorkDone
 
 _LOST = re.compile(
     "connection (closed|reset|refused)|broken pipe|(socket|application) timeout|timed out waiting"
@@ -49,7 +52,12 @@ def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
     lightnings = subprocess_script._launch_process_observer
     subprocess_script._launch_process_observer = watch.start
     try:
-        yield
+        try:
+            yield
+        except WorkDone:
+            atexit.register(_close_group)
+            raise
+        atexit.register(_close_group)
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
@@ -59,6 +67,17 @@ def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
     finally:
         watch.over.set()
         subprocess_script._launch_process_observer = lightnings
+
+
+def _close_group() -> None:
+    """Join the threads of the process group, which Lightning does for NCCL alone.
+
+    A thread of gloo that frees a Python object while the interpreter ends is ended by the interpreter, which C++
+    answers with an abort ("terminate called without an active exception"). After a failed run the group stays
+    open, because closing it would wait for calls whose other ends are gone.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Watch:
