@@ -128,7 +128,16 @@ def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run
 
 
 def test_resuming_with_workers_under_kill_is_exact(tmp_path: Path):
-    assert killed(tmp_path, "--kills", "1", "--devices", "1", "--workers", "2", "--epochs", "2")["lost"] == 0
+    options = ["--devices", "1", "--workers", "2", "--epochs", "2", "--objectives", "EpsilonDPO"]
+    assert killed(tmp_path, "--kills", "1", *options, "--moments", "training")["lost"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["validation", "saving", "filling", "export"])
+def test_a_run_that_was_killed_within_something_leaves_what_the_whole_run_leaves(tmp_path: Path, moment: str):
+    options = ["--devices", "1", "--workers", "0", "--epochs", "2", "--objectives", "MMPO", "--moments", moment]
+    result = killed(tmp_path, "--kills", "2", *options)
+    assert result["lost"] == 0 and result["moments"] == {moment: 2}
 
 
 @pytest.mark.slow
