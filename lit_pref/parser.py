@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from lit_pref.errors import UsageError
 from lit_pref.hints import did_you_mean, nearest_names, unknown_option
-from lit_pref.yaml_limits import refuse_alias_bomb
+from lit_pref.yaml_limits import limited, refuse_alias_bomb
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
@@ -32,16 +32,7 @@ def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any)
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments_of_the_old_class
-_load_yaml = jsonargparse.get_loader("yaml")
-
-
-def load_yaml(text: str) -> Any:
-    """The content of a file or of a value, which jsonargparse would copy with all that its aliases stand for."""
-    refuse_alias_bomb(text, f"the value that begins with {_short(text, 40)!r}")
-    return _load_yaml(text)
-
-
-jsonargparse.set_loader("yaml", load_yaml)
+jsonargparse.set_loader("yaml", limited(jsonargparse.get_loader("yaml")))
 
 
 class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

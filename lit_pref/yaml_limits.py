@@ -1,6 +1,8 @@
 """Refuses YAML whose aliases stand for more values than any configuration holds, before it is built or copied."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import yaml
 
@@ -32,6 +34,16 @@ def refuse_alias_bomb(text: str, place: str) -> None:
             f"{place}: its YAML aliases (*NAME) stand for more than {MOST_VALUES} values; write out the values that "
             "are meant, without aliases of aliases"
         )
+
+
+def limited(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a function that reads YAML as `load` does, once its aliases are known to be few."""
+
+    def load_limited(text: str) -> Any:
+        refuse_alias_bomb(text, f"the value that begins with {text.strip()[:40]!r}")
+        return load(text)
+
+    return load_limited
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:
