@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
                 verify(Path(checkpoint_path))
                 return load(strategy, checkpoint_path, *args, **kwargs)
 
-            strategy.load_checkpoint = verified
+            strategy.load_checkpoint = verified  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step

@@ -50,7 +50,7 @@ def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
         return
     watch, parent = _Watch(trainer, run_dir), os.getppid()
     lightnings = subprocess_script._launch_process_observer
-    subprocess_script._launch_process_observer = watch.start
+    subprocess_script._launch_process_observer = watch.start  # type: ignore[assignment]
     try:
         try:
             yield
