@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from lit_pref.errors import UsageError
@@ -32,7 +33,7 @@ def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any)
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments_of_the_old_class
-jsonargparse.set_loader("yaml", limited(jsonargparse.get_loader("yaml")))
+jsonargparse.set_loader("yaml", limited(jsonargparse.get_loader("yaml")), (yaml.YAMLError,))
 
 
 class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

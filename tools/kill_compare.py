@@ -37,8 +37,15 @@ def outcome(folder: Path) -> dict[str, Any]:
         "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
         "records": records(folder),
         "logged": logged(folder),
-        "hf": {path.name: path.read_bytes() for path in (folder / "hf").iterdir() if path.suffix != ".md"},
+        "hf": {path.name: content(path) for path in (folder / "hf").iterdir() if path.suffix != ".md"},
     }
+
+
+def content(path: Path) -> Any:
+    """The content of an exported file, without the path of the checkpoint."""
+    if path.name != "lit_pref.json":
+        return path.read_bytes()
+    return {name: value for name, value in json.loads(path.read_text()).items() if name != "checkpoint"}
 
 
 def records(folder: Path) -> dict[str, Any]:

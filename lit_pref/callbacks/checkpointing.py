@@ -127,6 +127,11 @@ class Checkpoints(Checkpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was killed between its last save and this has kept one more, and takes no step when it is resumed.
+        if not trying_out(trainer):
+            self._delete_old(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | Terminated) and trainer.is_global_zero:
             kept = words_for_resuming(self.where(trainer))
@@ -143,8 +148,11 @@ class Checkpoints(Checkpoint):
         folder = self.where(trainer)
         self._saved_step, self._due = trainer.global_step, False
         trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
+        self._delete_old(trainer)
+
+    def _delete_old(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.keep is not None:
-            for path in complete_checkpoints(folder)[: -self.keep]:
+            for path in complete_checkpoints(self.where(trainer))[: -self.keep]:
                 trainer.strategy.remove_checkpoint(path)
 
 
