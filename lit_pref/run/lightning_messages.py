@@ -1,6 +1,7 @@
 """Turns Lightning's errors into sentences, and hides its hints that do not apply here."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,28 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(as_sentence(error)) from error
+
+
+def as_sentence(error: Exception) -> str:
+    """The text of Lightning's error in one line, with the setting that it speaks of and a remedy where it has none."""
+    text = " ".join(str(error).split())
+    return next((f"{name}: {text}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text)
+
+
+_REMEDIES = (
+    (
+        "No supported gpu backend|can not run on your system|torch_xla",
+        "trainer.accelerator",
+        "leave the option out, as `auto` takes what this machine has, or set it to cpu; a GPU needs a driver and a "
+        "build of torch that finds it (torch.cuda.is_available())",
+    ),
+    (
+        r"`devices` selected with|Trainer\(devices=|requested gpu",
+        "trainer.devices",
+        "`auto` takes all that this machine has; on a CPU it is a number of processes, such as 1",
+    ),
+)
 
 
 def hide_hints() -> None:
