@@ -1,4 +1,4 @@
-"""Turns Lightning's errors into sentences, and hides its hints that do not apply here."""
+"""Turns Lightning's errors into sentences, and hides hints of libraries that do not apply here."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ def lightning_errors() -> Iterator[None]:
 def as_sentence(error: Exception) -> str:
     """The text of Lightning's error in one line, with the setting that it speaks of and a remedy where it has none."""
     text = " ".join(str(error).split())
-    return next((f"{name}: {text}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text)
+    return next((f"{name}: {text.rstrip('.!')}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text)
 
 
 _REMEDIES = (
@@ -42,7 +42,7 @@ _REMEDIES = (
 
 
 def hide_hints() -> None:
-    """Hide the hints of Lightning that do not apply here."""
+    """Hide the hints of Lightning and of transformers that do not apply here."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -53,5 +53,7 @@ def hide_hints() -> None:
         ".*predict returned None if it was on purpose.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*is smaller than the logging interval.*",
+        # Of transformers; the new name is younger than the oldest version that this package supports.
+        ".*gradient_checkpointing.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

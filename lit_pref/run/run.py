@@ -99,7 +99,12 @@ class Run:
             # Logs that a killed run wrote after its last checkpoint are written again.
             first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
             self.trainer.logger = TensorBoardLogger(
-                self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
+                # Directly in the run folder: TensorBoard calls a run by the name of the folder of its events.
+                self.run_dir.parent,
+                name=self.run_dir.name,
+                version="",
+                default_hp_metric=False,
+                purge_step=first_step,
             )
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
