@@ -71,11 +71,11 @@ def place_of(key: str, leaf: str | None, configs: Sequence[str], options: Iterab
     for config in reversed(configs):
         if not Path(config).is_file() or not isinstance(root := _composed(Path(config)), MappingNode):
             continue
-        node, line = root, None
+        node, line = root, 1
         for part in key.split("."):
             if (found := next(_below(node, part), None)) is None:
                 break
-            (name, node), line = found, found[0].start_mark.line + 1
+            node, line = found[1], found[0].start_mark.line + 1
         else:
             inner = next((name for name, _ in _anywhere(node) if leaf is not None and name.value == leaf), None)
             return f"{config}, line {line if inner is None else inner.start_mark.line + 1}: "
@@ -97,7 +97,9 @@ def _composed(path: Path) -> Node | None:
 
 def _syntax_sentence(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
     problem = " ".join(str(error.problem or error.context).split())
-    unfinished = error.context_mark is not None and re.search("could not find expected ':'|',' or|quoted", problem)
+    unfinished = error.context_mark is not None and re.search(
+        "could not find expected ':'|',' or|quoted scalar", f"{problem} {error.context}"
+    )
     mark = error.context_mark if unfinished else error.problem_mark
     assert mark is not None
     place = f"{path}, line {mark.line + 1}, column {mark.column + 1}"

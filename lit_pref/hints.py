@@ -1,4 +1,4 @@
-"""The nearest known names to a mistyped one, the names that other libraries use, and the sentence for an unknown one."""
+"""Sentences for unknown names, with the nearest known ones or the names that other libraries use."""
 
 import difflib
 import re

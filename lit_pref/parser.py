@@ -104,7 +104,9 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
         return f"a configuration file contains no `name: value`, but {_short(detail)!r}"
     if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
         return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
-    if found := re.search(r'key "([\w.]+)":\s+- Expected a path.*: (\w+)\(.*\)\s*$', message, flags=re.DOTALL):
+    if found := re.search(
+        r'key "([\w.]+)":\s+- Expected a path.*Unexpected import path format: (\w+)\(', message, flags=re.DOTALL
+    ):
         return "{0}: arguments are written apart from their class: --{0} {1} --{0}.NAME VALUE".format(*found.groups())
     message = _first_reading(message)
     return _help_sentence(message) or _class_sentence(message) or _value_sentence(message) or _short(message, 350)
@@ -192,7 +194,11 @@ def _value_sentence(message: str) -> str | None:
         words.append(", ".join(classes))
         choices += classes
     infinity = "float" in types and value.strip("+-").lower() in ("inf", "infinity")
-    end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else did_you_mean(_PRECISIONS.get(value, value), choices)
+    end = (
+        f"; infinity is written {'-' * value.startswith('-')}.inf"
+        if infinity
+        else did_you_mean(_PRECISIONS.get(value, value), choices)
+    )
     if value.lower() == "none" and "null" in words:
         end = "; nothing is written null"
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"

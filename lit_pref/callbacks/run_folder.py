@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.callbacks.checkpointing import trying_out
 from lit_pref.references.stored import Stored
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
@@ -32,7 +33,7 @@ class RunFolder(Callback):
         self.config = config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trying_out(trainer):
             return
         # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)

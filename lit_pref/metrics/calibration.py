@@ -28,8 +28,8 @@ BINS = 20
 CALIBRATION: dict[str, Meaning] = {
     "ece": Meaning(f"mean over {BINS} bins of equal count of |mean label - mean q|", "1"),
     "ece_if_calibrated": Meaning(
-        "the ece to expect of a calibrated model on so many pairs: mean over the bins of sqrt(2 v / (pi E)), with v the "
-        "mean of q (1 - q) and E the presentations in a bin; only against the labels",
+        "the ece to expect of a calibrated model on so many pairs: mean over bins of sqrt(2 v / (pi E)), with v the "
+        "mean of q (1 - q) and E the presentations in a bin; against the label only",
         "1",
     ),
     "brier": Meaning("mean of (q - p)²", "1"),

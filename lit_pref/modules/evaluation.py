@@ -62,7 +62,7 @@ class Evaluation:
         step = trainer.global_step if fitting else weights_step
         if fitting and trainer.sanity_checking and step > 0:
             return {}  # the pass before a resumed run is not the one before training
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not (fitting and trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The file is named after the command, so that `validate` does not overwrite the records of `fit`.
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))

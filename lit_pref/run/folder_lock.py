@@ -17,7 +17,7 @@ from lit_pref.run.folders import make_folder
 def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
     """Context in which this run alone trains in its folder; the operating system ends the lock with the process.
 
-    A run that is refused or tried out leaves no empty folder behind.
+    A run that is refused or tried out leaves no folder behind.
 
     Args:
         run_dir: the run folder; it is made.
@@ -50,9 +50,12 @@ def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        if {found.name for found in run_dir.iterdir()} <= {path.name}:
+        # Lightning opens the event file of TensorBoard before the model is built.
+        left = [found for found in run_dir.iterdir() if found != path]
+        if all(found.name.startswith("events.out.tfevents") for found in left):
             with suppress(OSError):
-                path.unlink()
+                for found in (*left, path):
+                    found.unlink()
                 run_dir.rmdir()
         lock.release()
 

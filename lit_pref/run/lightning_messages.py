@@ -23,7 +23,9 @@ def lightning_errors() -> Iterator[None]:
 def as_sentence(error: Exception) -> str:
     """The text of Lightning's error in one line, with the setting that it speaks of and a remedy where it has none."""
     text = " ".join(str(error).split())
-    return next((f"{name}: {text.rstrip('.!')}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text)
+    return next(
+        (f"{name}: {text.rstrip('.!')}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text
+    )
 
 
 _REMEDIES = (

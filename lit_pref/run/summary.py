@@ -124,7 +124,9 @@ OF_CALIBRATION = (
 
 def _intervals(records: Records) -> dict[str, str]:
     """The cells beside the numbers: intervals, and the calibration error that a calibrated model would have."""
-    values = {f"val/{name}": value for name, value in per_pair(records).items()} if records else {}
+    if not records:
+        return {}
+    values = {f"val/{name}": value for name, value in per_pair(records).items()}
     z = torch.tensor([value for value in records.get("z", []) if value is not None], dtype=torch.float64)
     if not bool(z.isfinite().all()):
         return {}

@@ -228,7 +228,7 @@ def test_records_are_calibrated_against_the_label_and_every_probability_they_hol
 
 def test_a_score_that_is_not_finite_makes_every_calibration_nan():
     metrics = calibrate({"id": ["a", "b"], "z": [1.0, math.inf]})
-    assert len(metrics) == 4 and all(math.isnan(number) for number in metrics.values())
+    assert len(metrics) == 5 and all(math.isnan(number) for number in metrics.values())
 
 
 @pytest.mark.parametrize("records", [{"id": []}, {"id": ["a"], "loss": [1.0]}])

@@ -84,8 +84,8 @@ def refuse_unread_numbers(rows: Sequence[Row], mapping: RowMapping) -> None:
             "score, signed or probability, as in data.mapping: {score: {chosen: ..., rejected: ...}}"
         )
         if len(unread) == 1:  # one column can only be a difference or a probability
-            how = f"set data.mapping to {{margin: {{column: {unread[0]}, positive_means: chosen}}}} (a difference, chosen "
-            how += f"minus rejected) or {{probability: {{column: {unread[0]}}}}} (that chosen is better)"
+            how = f"set data.mapping to {{margin: {{column: {unread[0]}, positive_means: chosen}}}} (a difference, "
+            how += f"chosen minus rejected) or {{probability: {{column: {unread[0]}}}}} (that chosen is better)"
         raise UserError(
             f"{rows[0].file} has the format {mapping.name}, which does not read {names}; if that is the strength of "
             f"the preferences, {how}; if it is not, set data.mapping to {mapping.name} (in a mapping of your own, "

@@ -165,7 +165,9 @@ class PreparationReport:
         parts = [f"{self.rows} rows, {self.pairs} pairs of {self.prompts} prompts; refused: {refused}"]
         parts += [f"left out: {skipped}"] if skipped else []
         if self.one_sided or not self.rows:
-            return "; ".join([*parts, *([f"chosen by strength among two texts {self.swapped}"] if self.swapped else [])])
+            return "; ".join(
+                [*parts, *([f"chosen by strength among two texts {self.swapped}"] if self.swapped else [])]
+            )
         parts.append(
             f"swapped {self.swapped}, ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree "
             f"{self.disagreeing}"
