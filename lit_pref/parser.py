@@ -199,8 +199,6 @@ def _value_sentence(message: str) -> str | None:
         if infinity
         else did_you_mean(_PRECISIONS.get(value, value), choices)
     )
-    if value.lower() == "none" and "null" in words:
-        end = "; nothing is written null"
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
 
 
