@@ -15,7 +15,7 @@ from lit_pref.run.folders import make_folder
 
 @contextmanager
 def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
-    """Context in which this run alone trains in its folder; the operating system ends the lock with the process.
+    """Context that holds the lock of a run folder; the operating system releases it when the process ends.
 
     A run that is refused or tried out leaves no folder behind.
 
@@ -61,7 +61,7 @@ def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
 
 
 def _holder(lock: Path) -> str:
-    """The process that took the lock last, as words in a sentence; nothing where that is not known."""
+    """Name the process that holds the lock, for use in a sentence; empty if it is unknown."""
     try:
         text = lock.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):

@@ -96,8 +96,8 @@ class Run:
         else:
             self.trainer.num_sanity_val_steps = 0  # the held-out metrics before training are already recorded
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
-            # Logs that a killed run wrote after its last checkpoint are written again. They lie in the run folder itself,
-            # because TensorBoard calls a run by the name of the folder of its events.
+            # Logs that a killed run wrote after its last checkpoint are written again. They lie in the run folder
+            # itself, because TensorBoard calls a run by the name of the folder of its events.
             first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="", default_hp_metric=False, purge_step=first_step
