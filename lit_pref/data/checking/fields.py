@@ -67,7 +67,7 @@ def messages_of(row: Row, field: str, value: list[Any], ignored: Collection[str]
     if not value:
         raise BadRow(row, field, "is an empty message list", remedy)
     if all(isinstance(message, str) for message in value):
-        raise BadRow(row, field, "is a list of strings", remedy if field == "prompt" else STRINGS)
+        raise BadRow(row, field, "is a list of strings", STRINGS)
     for message in value:
         if not isinstance(message, dict) or not message.get("role") or not isinstance(message["role"], str):
             raise BadRow(row, field, "contains a message without a role", remedy)

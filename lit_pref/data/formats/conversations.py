@@ -30,7 +30,7 @@ Named = tuple[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_START = re.compile(r"\s*Human:")
-STRINGS = "a pair takes one response, as a string or as messages (kind: list takes several)"
+STRINGS = 'write one string, or messages like {"role": "user", "content": "..."}; several responses need kind: list'
 MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 
