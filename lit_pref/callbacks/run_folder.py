@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.callbacks.checkpointing import trying_out
 from lit_pref.references.stored import Stored
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
@@ -32,7 +33,7 @@ class RunFolder(Callback):
         self.config = config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trying_out(trainer):
             return
         # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
@@ -49,7 +50,8 @@ class RunFolder(Callback):
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(flat(module.plain_config), metrics or {"train/total_steps": module.total_steps})
+                compared = compared_settings(module.plain_config)
+                logger.log_hyperparams(compared, metrics or {"train/total_steps": module.total_steps})
             else:
                 logger.log_hyperparams(flat(module.plain_config))
 
@@ -131,6 +133,42 @@ def git_state() -> dict[str, Any] | None:
 def digest_of(text: str | dict[str, str]) -> str:
     """sha256 of a text, or of named texts."""
     return hashlib.sha256((text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()).hexdigest()
+
+
+def compared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which runs are compared, for TensorBoard's HParams: objective, data, optimizer, seeds and policy.
+
+    Args:
+        config: the resolved configuration as plain data.
+    """
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    policy = model["policy"]
+    shown = _class_settings("objective", model["objective"])
+    shown["references"] = ", ".join(_name_of(part) for part in model["references"] or []) or "as the objective needs"
+    shown |= {name: data[name] for name in ("train", "val", "selection", "mapping") if data[name] is not None}
+    shown |= {name: data[name] for name in ("global_batch", "max_length", "max_prompt_length")}
+    shown |= _class_settings("optimizer", model["optimizer"]) | _class_settings("schedule", model["schedule"])
+    shown |= {name: trainer[name] for name in ("max_epochs", "max_steps", "precision", "gradient_clip_val")}
+    shown |= {"seed_everything": config["seed_everything"], "split_seed": data["split_seed"], "data.seed": data["seed"]}
+    shown |= {"policy": policy["path"] or policy["config"], "dtype": policy["dtype"], "dropout": policy["dropout"]}
+    shown |= {f"lora.{name}": value for name, value in (policy["lora"] or {}).items()}
+    unseen = {"optimizer.betas", "optimizer.eps", "optimizer.amsgrad", "optimizer.maximize", "optimizer.foreach"}
+    unseen |= {"optimizer.capturable", "optimizer.differentiable", "optimizer.fused"}
+    return flat({name: value for name, value in shown.items() if value is not None and name not in unseen})
+
+
+def _class_settings(name: str, setting: Any) -> dict[str, Any]:
+    """A configured class under its short name, and its arguments, those of parts included."""
+    if not isinstance(setting, dict) or "class_path" not in setting:
+        return {name: setting}
+    found = {name: _name_of(setting)}
+    for argument, value in (setting.get("init_args") or {}).items():
+        found |= _class_settings(f"{name}.{argument}", value)
+    return found
+
+
+def _name_of(setting: dict[str, Any]) -> str:
+    return str(setting["class_path"]).rpartition(".")[-1]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

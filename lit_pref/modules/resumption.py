@@ -70,12 +70,12 @@ class Resumption:
 
     def __init__(self) -> None:
         self.changes: list[str] = []
-        """A line for each change since the beginning, with the optimizer step at which it was made."""
+        """One line per change since the first step, with the optimizer step at which the run was resumed with it."""
         self._optimizer: dict[str, Any] = {}
         self._reset = False
 
     def configured(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Return the optimizer, whose settings are kept before a schedule or a checkpoint changes them."""
+        """Record the settings of an optimizer before a schedule or a checkpoint changes them, and return it."""
         self._optimizer = optimizer_settings(optimizer)
         return optimizer
 
@@ -140,7 +140,7 @@ class Resumption:
             trainer.should_stop = True
 
     def _settings(self, module: Any) -> dict[str, Any]:
-        """Return the settings that are in effect, whatever they were configured with."""
+        """Return the settings in effect, which may be written in several ways in a configuration."""
         trainer = module.trainer
         names = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches", "overfit_batches")
         settings = {f"trainer.{name}": _plain(getattr(trainer, name)) for name in names}
@@ -178,7 +178,7 @@ def _is_applied(name: str, old: Any, new: Any, module: Any, step: int) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a checkpoint can hold it without running code when it is read."""
+    """Convert a value to plain data, which can be loaded without running code."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if value is None or isinstance(value, bool | int | float | str):

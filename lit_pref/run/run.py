@@ -98,10 +98,11 @@ class Run:
         else:
             self.trainer.num_sanity_val_steps = 0  # the held-out metrics before training are already recorded
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
-            # Logs that a killed run wrote after its last checkpoint are written again.
+            # Logs that a killed run wrote after its last checkpoint are written again. They lie in the run folder
+            # itself, because TensorBoard calls a run by the name of the folder of its events.
             first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
             self.trainer.logger = TensorBoardLogger(
-                self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
+                self.run_dir, name="", version="", default_hp_metric=False, purge_step=first_step
             )
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)

@@ -136,7 +136,8 @@ class RowReader:
         wanted = "extra_response" in self.required
         extra, extra_own = response_of(row, "extra_response", prompt, self.ignored) if wanted else (None, {})
         if chosen == rejected and own == other:
-            raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
+            same = f"and {row.named('rejected')} are the same text"
+            raise BadRow(row, "chosen", same, "a pair needs two different responses")
         spans = {
             name: (
                 spans_of(row, f"{name}_{first}", chosen),

@@ -30,6 +30,7 @@ Named = tuple[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_START = re.compile(r"\s*Human:")
+STRINGS = 'write one string, or messages like {"role": "user", "content": "..."}; several responses need kind: list'
 MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 
@@ -124,6 +125,8 @@ def _message(row: Row, name: str, entry: Any) -> Message:
             if isinstance(speaker, str) and role is None:
                 remedy = "only human, gpt, system, user and assistant are accepted; leave the row out"
                 raise BadRow(row, name, "has a turn of another kind", remedy, f" ({speaker!r:.40})")
+    if isinstance(entry, str):
+        raise BadRow(row, name, "is a list of strings", STRINGS)
     if not isinstance(role, str) or not role:
         raise BadRow(row, name, "contains a message without a role", MESSAGES)
     text: Any = _joined(row, name, content) if isinstance(content, list) else content

@@ -3,13 +3,15 @@
 from lit_pref.data.formats.spec import SIDES, RowMapping
 
 
-def describe(mapping: RowMapping) -> str:
-    """Return one line that names the columns of texts and strength."""
+def describe(mapping: RowMapping, one_sided: bool = False) -> str:
+    """Return one line that names the columns of texts and strength; if `one_sided`, of the chosen text alone."""
     sides = [getattr(mapping, side) for side in SIDES.get(mapping.kind, ()) if getattr(mapping, side) is not None]
     texts = mapping.responses or " and ".join(sides)
     prompt = (
         f"prompt {' and '.join([mapping.prompt, *mapping.prompt_then])}" if mapping.prompt else "prompt within them"
     )
+    if one_sided and mapping.kind in ("pair", "none"):
+        return f"format {mapping.name}: text {sides[0]}, {prompt}" + (f" ({mapping.note})" if mapping.note else "")
     sentence = f"format {mapping.name}: texts {texts}, {prompt}, {strength_in_words(mapping)}"
     return f"{sentence} ({mapping.note})" if mapping.note else sentence
 

@@ -218,11 +218,15 @@ class PairStrength:
         value = number(row, path.text, path.of(row.values))
         p = (value - low) / (high - low)
         if not 0 <= p <= 1:
+            remedy = "fix it, or give its smallest and largest value as the mapping's probability.range"
+            if value in (0, -1) and value < low:  # as in older files of AlpacaEval
+                remedy = "outside the range this usually stands for a tie or a missing judgement, so write "
+                remedy += f"{(low + high) / 2:g} for a tie"
             raise BadRow(
                 row,
                 path.text,
                 f"is not between {low:g} and {high:g}",
-                "fix it, or give its smallest and largest value as the mapping's probability.range",
+                remedy,
                 f" ({value:g})",
             )
         return p if self.probability.of in (None, "chosen", "a") else 1 - p

@@ -220,7 +220,7 @@ class Preparation:
             reports[split].refused_first.setdefault(bad.kind, str(bad))
 
         for report in reports.values():
-            report.format = describe(mapping)
+            report.format = describe(mapping, self.one_sided)
         pairs = self.checked_pairs(source, mapping, refuse, reports)
         for chunk in _chunks(pairs):
             tokenized_pairs = tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk])
