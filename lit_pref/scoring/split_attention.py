@@ -51,7 +51,7 @@ class SplitAttention(torch.autograd.Function):
 
 
 def takes_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Return whether the CPU's kernel takes these dtypes, sizes and grouped heads, by torch's own choice of a kernel."""
+    """Return whether the kernel takes these dtypes, sizes and grouped heads: whether torch itself would choose it."""
     if query.device.type != "cpu":
         return False
     choice = torch._fused_sdp_choice(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
