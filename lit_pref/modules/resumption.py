@@ -29,9 +29,9 @@ def _names(text: str) -> tuple[str, ...]:
 TABLE: dict[OnResume, tuple[str, ...]] = {
     OnResume.APPLIED: _names(
         "model.optimizer.lr model.optimizer.weight_decay model.optimizer.fused model.objective model.policy.dropout "
-        "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs trainer.max_steps "
-        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator trainer.strategy "
-        "trainer.devices trainer.num_nodes data.val data.val_fraction"
+        "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs "
+        "trainer.max_steps trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator "
+        "trainer.strategy trainer.devices trainer.num_nodes data.val data.val_fraction"
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "

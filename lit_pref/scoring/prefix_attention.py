@@ -101,7 +101,7 @@ class PrefixSharedAttention:
                 continue
             k, v = (t.split([p, c], dim=2)[0] for t in (k, v))
             if split:
-                outputs.append(SplitAttention.apply(q, k, v, own_k, own_v, scale))  # type: ignore[no-untyped-call]
+                outputs.append(SplitAttention.apply(q, k, v, own_k, own_v, scale))
             else:
                 bias = self._once(f"bias {n}", query, partial(_bottom_right, r, p + r, query))
                 k, v = torch.cat([k, own_k], dim=2), torch.cat([v, own_v], dim=2)

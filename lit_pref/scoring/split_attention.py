@@ -55,4 +55,4 @@ def takes_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.device.type != "cpu":
         return False
     choice = torch._fused_sdp_choice(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
-    return choice == SDPBackend.FLASH_ATTENTION.value  # type: ignore[attr-defined]
+    return choice == SDPBackend.FLASH_ATTENTION.value

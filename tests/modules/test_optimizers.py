@@ -1,4 +1,4 @@
-"""AdamW is fused where torch supports it, unless the user says no; clipping, resuming and the first lines know of it."""
+"""AdamW is fused where torch supports it, unless the user says no; clipping, resuming and the first lines."""
 
 from collections.abc import Callable
 from dataclasses import replace
