@@ -41,6 +41,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.optimizers import build_optimizer
 from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
 from lit_pref.modules.training_log import TrainingLog
@@ -62,7 +63,7 @@ class PairModule(LightningModule, ABC):
     Args:
         spec: The model to train.
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
-        optimizer: A callable from parameters to a torch optimizer.
+        optimizer: A callable from parameters to a torch optimizer; see `build_optimizer`.
         schedule: The learning rate over optimizer steps; None is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
         layout: One of `layout_choice.LAYOUTS`.
@@ -158,7 +159,7 @@ class PairModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         assert self.scorer is not None
         refuse_tensors_outside(self, self.scorer)
-        optimizer = self.resumption.configured(self.optimizer([p for p in self.scorer.parameters() if p.requires_grad]))
+        optimizer = self.resumption.configured(build_optimizer(self))
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.over(optimizer, self.total_steps)

@@ -31,7 +31,8 @@ class PreferenceModule(PairModule):
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
         references: Frozen models; the first one is the anchor. Null takes the references that the objective needs:
             none, or the policy as it was before training (under LoRA: the policy with its adapter switched off).
-        optimizer: A callable from parameters to a torch optimizer.
+        optimizer: A callable from parameters to a torch optimizer. Adam and AdamW are fused where torch supports it,
+            unless `fused` is set to false.
         schedule: The learning rate over optimizer steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
         layout: `prefix_shared` reads a prompt once for both responses and has no padding, `padded` gives each response

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_pref.errors import UserError
 from lit_pref.modules.distributed import say
+from lit_pref.modules.optimizers import build_optimizer, set_fused
 
 
 class OnResume(StrEnum):
@@ -27,10 +28,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 TABLE: dict[OnResume, tuple[str, ...]] = {
     OnResume.APPLIED: _names(
-        "model.optimizer.lr model.optimizer.weight_decay model.objective model.policy.dropout model.policy.attention "
-        "model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs trainer.max_steps "
-        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator trainer.strategy "
-        "trainer.devices trainer.num_nodes data.val data.val_fraction"
+        "model.optimizer.lr model.optimizer.weight_decay model.optimizer.fused model.objective model.policy.dropout "
+        "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs "
+        "trainer.max_steps trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator "
+        "trainer.strategy trainer.devices trainer.num_nodes data.val data.val_fraction"
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
@@ -59,6 +60,7 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
 }
 """Every setting of a run. `trainer.max_epochs` and `max_steps` are refused where they change a schedule's rates."""
 
+FUSED = "model.optimizer.fused"
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
 OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile")
@@ -72,7 +74,7 @@ class Resumption:
         self.changes: list[str] = []
         """One line per change since the first step, with the optimizer step at which the run was resumed with it."""
         self._optimizer: dict[str, Any] = {}
-        self._reset = False
+        self._reset: set[str] = set()
 
     def configured(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Record the settings of an optimizer before a schedule or a checkpoint changes them, and return it."""
@@ -100,8 +102,7 @@ class Resumption:
         if "settings" not in saved:
             say("note        the checkpoint does not record its settings: changed ones are not noticed")
             return
-        trainable = [parameter for parameter in module.scorer.parameters() if parameter.requires_grad]
-        self.configured(module.optimizer(trainable))
+        self.configured(build_optimizer(module))
         before, now = saved["settings"], self._settings(module)
         for name in [*before, *(name for name in now if name not in before)]:
             old, new = before.get(name), now.get(name)
@@ -112,14 +113,16 @@ class Resumption:
                     f"the checkpoint was trained with {name} {old} and this run has {new}, which cannot change when a "
                     f"run resumes: set it to {old}, or export the checkpoint and start a new run from that folder"
                 )
-            self._reset |= name in ("model.optimizer.lr", "model.optimizer.weight_decay")
+            self._reset |= {name} & {"model.optimizer.lr", "model.optimizer.weight_decay", FUSED}
             self.changes.append(f"from step {step} with {name} {new} instead of {old}")
             say(f"resumed     {self.changes[-1]}")
 
     def apply(self, module: Any) -> None:
         """Give the restored optimizer the run's own rates, and end a run that early stopping had ended."""
         trainer: Trainer = module.trainer
-        if self._reset:
+        if FUSED in self._reset:
+            set_fused(trainer.optimizers[0], self._optimizer[FUSED])
+        if self._reset - {FUSED}:
             optimizer = trainer.optimizers[0]
             for name in ("lr", "weight_decay"):
                 for group, value in zip(

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import visible
 from lit_pref.models.experts import router_note
+from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.references.stored import Stored
@@ -37,6 +38,7 @@ class FirstLines(Callback):
             say(f"fitted      {line}")
         if note := router_note(module.policy.configuration()):
             say(f"warning     {note}")
+        say(f"optimizer   {describe_optimizer(trainer.optimizers[0], trainer.strategy.root_device)}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         steps = steps_of(module)
         for line in steps.warnings():

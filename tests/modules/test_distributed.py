@@ -110,6 +110,7 @@ def two_processes(folder: Path) -> None:
             case = replace(case, policy=policy, optimizer=adamw, layout="auto")
             at = f"resumed-{name}-{strategy}"
             whole = run("", strategy, case, at, every=2)
+            results[f"fused {name} {strategy}"] = [g["fused"] for g in whole.trainer.optimizers[0].param_groups]
             for step in (2, 4):
                 run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
     for strategy in ("ddp", "fsdp"):
@@ -236,7 +237,8 @@ def test_two_processes_within_a_token_budget_take_the_steps_of_one_without(seen,
 
 @pytest.mark.parametrize("name", ["plain", "lora"])
 @pytest.mark.parametrize("strategy", strategies())
-def test_two_resumed_processes_end_with_the_same_bits(folder, name, strategy):
+def test_two_resumed_processes_end_with_the_same_bits(folder, seen, name, strategy):
+    assert seen[f"fused {name} {strategy}"] == [True]
     whole = trained(final(folder, f"resumed-{name}-{strategy}"))
     for step in (2, 4):
         assert differences(trained(final(folder, f"resumed-{name}-{strategy}-{step}")), whole) == []
