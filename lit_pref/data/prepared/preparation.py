@@ -1,7 +1,6 @@
 """Preparation of a source: its rows are read, converted, checked, filtered, split, tokenized and written."""
 
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from lit_pref.data.prepared.arrow import PairWriter
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
 from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
+from lit_pref.data.sources.first_rows import first_rows
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
@@ -31,7 +31,6 @@ from lit_pref.errors import UsageError, UserError
 
 FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
 CHUNK, CHUNK_TEXT = 256, 2**20  # pairs that are tokenized together, and the characters after which no more are added
-FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
 """A function that is called with each faulty row and its split."""
@@ -109,9 +108,7 @@ class Preparation:
             UserError: the format cannot be recognised, or the mapping has an error.
         """
         given = self.mapping if source.mapping is None else source.mapping
-        return mapping_of(
-            given, lambda: [r for r in itertools.islice(read_source(source), FIRST) if isinstance(r, Row)]
-        )
+        return mapping_of(given, lambda: [row for row in first_rows(read_source(source)) if isinstance(row, Row)])
 
     def prepare(self, source: Source, tokenization: Tokenization) -> Path:
         """Return the folder with the prepared splits of a source, after building it if it does not exist.
