@@ -18,6 +18,7 @@ from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.prepared.arrow import PairWriter
+from lit_pref.data.prepared.garbage import collecting, collection_paused
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
 from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
@@ -26,7 +27,7 @@ from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.sources.unread import UnreadColumns
-from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.data.tokenizing.tokenization import Tokenization, TokenizedPair
 from lit_pref.errors import UsageError, UserError
 
 FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
@@ -219,9 +220,8 @@ class Preparation:
         for report in reports.values():
             report.format = describe(mapping)
         pairs = self.checked_pairs(source, mapping, refuse, reports)
-        for chunk in _chunks(pairs):
-            tokenized_pairs = tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk])
-            for pair, tokenized in zip(chunk, tokenized_pairs, strict=True):
+        with collection_paused():
+            for pair, tokenized in _tokenized(pairs, tokenization):
                 if isinstance(tokenized, BadRow):
                     refuse(tokenized, pair.split)
                     continue
@@ -231,8 +231,8 @@ class Preparation:
                     self._check_lost(report.lost_first, tokenized.lost)
                 report.example = report.example or example_of(mapping, pair.text, pair.row)
                 splits[pair.split].add(pair, tokenized)
-        for writer in splits.values():
-            writer.close()
+            for writer in splits.values():
+                writer.close()
 
     def _check_outcome(self, path: str, reports: list[PreparationReport]) -> None:
         rows = sum(report.rows for report in reports)
@@ -265,6 +265,14 @@ class Preparation:
                 "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
                 "user's message, or accept it by data.lost_text: accept."
             )
+
+
+def _tokenized(
+    pairs: Iterable[CheckedPair], tokenization: Tokenization
+) -> Iterator[tuple[CheckedPair, TokenizedPair | BadRow]]:
+    """Yield each pair with its ids, or with the reason why it has none."""
+    for chunk in collecting(_chunks(pairs)):
+        yield from zip(chunk, tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk]), strict=True)
 
 
 def _chunks(pairs: Iterable[CheckedPair]) -> Iterator[list[CheckedPair]]:
