@@ -73,7 +73,9 @@ class Beginnings:
             return False
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         model = state["model"]
-        if model["type"] != "BPE" or any(map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))):
+        if model["type"] != "BPE" or any(
+            map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        ):
             return False
         added = {*self._encoding.names.names, *(token.content for token in tokenizer.added_tokens_decoder.values())}
         if any(map(_SPANNING.search, added)) or not all(map(_keeps_blanks, _parts(state["normalizer"]))):

@@ -29,7 +29,7 @@ def collection_paused() -> Iterator[None]:
 
 
 def collecting(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items unchanged, and collect garbage after every few of them, because errors of rows refer to themselves."""
+    """Yield items unchanged, and collect garbage after every few of them: errors of rows refer to themselves."""
     for k, item in enumerate(items, start=1):
         yield item
         if k % EVERY == 0:
