@@ -80,10 +80,8 @@ class Beginnings:
         added = {*self._encoding.names.names, *(token.content for token in tokenizer.added_tokens_decoder.values())}
         if any(map(_SPANNING.search, added)) or not all(map(_keeps_blanks, _parts(state["normalizer"]))):
             return False
-        splits = [_splits(part) for part in _parts(state["pre_tokenizer"])]
-        if None in splits:
-            return False
-        return any(splits) or not any(map(_SPANNING.search, model["vocab"]))
+        splits = _splits(_parts(state["pre_tokenizer"]), blank="▁" if state["normalizer"] else " ")
+        return splits is True or (splits is False and not any(map(_SPANNING.search, model["vocab"])))
 
 
 def _parts(component: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -102,14 +100,28 @@ def _keeps_blanks(normalizer: dict[str, Any]) -> bool:
     return kind in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend")
 
 
-def _splits(pre_tokenizer: dict[str, Any]) -> bool | None:
-    """Return whether a pre-tokenizer splits between a letter and a blank; None if it is not known."""
-    kind = pre_tokenizer["type"]
-    if kind == "ByteLevel":
-        return bool(pre_tokenizer.get("use_regex", True))
-    if kind == "Metaspace":
-        return bool(pre_tokenizer.get("split", True))
-    if kind == "Split":
-        known = pre_tokenizer["pattern"].get("Regex") in _PATTERNS
-        return True if known and pre_tokenizer["behavior"] == "Isolated" and not pre_tokenizer["invert"] else None
-    return {"Digits": False, "WhitespaceSplit": True, "Whitespace": True, "BertPreTokenizer": True}.get(kind)
+def _splits(pre_tokenizers: list[dict[str, Any]], blank: str) -> bool | None:
+    """Return whether pre-tokenizers split between a letter and a blank; None if one of them is not known.
+
+    Args:
+        pre_tokenizers: the parts in order.
+        blank: the character that they may see in place of a blank.
+    """
+    splits = in_bytes = False
+    for part in pre_tokenizers:
+        kind = part["type"]
+        if kind == "ByteLevel":  # writes a blank as a letter
+            splits |= bool(part.get("use_regex", True)) and not in_bytes
+            in_bytes = True
+        elif kind == "Metaspace":
+            splits |= bool(part.get("split", True)) and part["replacement"] == "▁" and not in_bytes
+            blank = "▁"
+        elif kind == "Split":
+            if part["pattern"].get("Regex") not in _PATTERNS or part["behavior"] != "Isolated" or part["invert"]:
+                return None
+            splits |= not in_bytes
+        elif kind in ("WhitespaceSplit", "Whitespace", "BertPreTokenizer"):
+            splits |= blank == " " and not in_bytes
+        elif kind != "Digits":
+            return None
+    return splits

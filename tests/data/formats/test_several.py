@@ -18,7 +18,8 @@ VOTES = {"column": ["v1", "v2", "v3"], "a": 1, "b": 2, "tie": 0}
 
 def rows(values, mapping, file="some.jsonl"):
     row = Row(file, 3, {"q": "2+2=", "x": "4", "y": "5"} | values)
-    return list(Conversion(mapping_of(mapping, lambda: [row])).canonical_rows([row]))
+    first = Row(file, 1, row.values | ({"v": [1]} if "v" in values else {}))
+    return list(Conversion(mapping_of(mapping, lambda: [first])).canonical_rows([row]))
 
 
 def pair(values, file="some.jsonl", **mapping):
@@ -84,7 +85,7 @@ def test_numbers_of_several_annotators_are_averaged():
 @pytest.mark.parametrize(
     "values, mapping, sentence",
     [
-        (voted(1, 1), {"label": VOTES}, r"v3 is not one of the labels 1, 2, 0 \(None\); give its meaning"),
+        (voted(1, 1, None), {"label": VOTES}, r"v3 is not one of the labels 1, 2, 0 \(None\); give its meaning"),
         (voted(1, 3, 1), {"label": VOTES}, r"v2 is not one of the labels 1, 2, 0 \(3\)"),
         ({"v": []}, {"label": VOTES | {"column": "v[]"}}, "v.. is not a list with values; give one for each annotator"),
         (
@@ -197,7 +198,7 @@ def test_one_chosen_text_is_paired_with_several_rejected_ones():
 
 
 def test_faults_of_one_entry_are_named_and_leave_the_others():
-    first, bad, *_ = canonical(BENCH | {"rejected": ["5", [{"role": "x", "content": "y"}]]})
+    first, bad, *_ = canonical(BENCH | {"rejected": ["5", [{"role": "x", "content": "y"}]]}, "rm_bench")
     assert first.values["combination"] == "0-0"
     assert str(bad).startswith("some.jsonl, line 3: rejected[1] does not end with the assistant's turn")
     assert bad.kind == "rejected[] does not end with the assistant's turn"
@@ -207,7 +208,7 @@ def test_faults_of_one_entry_are_named_and_leave_the_others():
         (bad,) = canonical(BENCH | {"rejected": rejected}, "rm_bench")
         assert "rejected[] is not a list of responses; give one entry for each response" in str(bad)
     (bad,) = canonical(BENCH | {"chosen": ["4"] * 40, "rejected": ["5"] * 40})
-    assert "chosen[] and rejected are more than can be paired (1600 pairs); give lists of at most 1000" in str(bad)
+    assert "chosen and rejected are more than can be paired (1600 pairs); give lists of at most 1000" in str(bad)
 
 
 def test_a_list_of_texts_under_another_mapping_is_told_how_to_be_read():
