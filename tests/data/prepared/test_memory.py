@@ -2,12 +2,20 @@
 
 import gc
 import json
+import random
 import subprocess
 import sys
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lit_pref.data.prepared.garbage import collecting, collection_paused
+from lit_pref.data.prepared.preparation import Preparation
+from lit_pref.data.sources.source import Source
+from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.models.beginnings import Beginnings
+from lit_pref.models.encoding import Encoding
 
 PREPARE = """
 import resource, sys
@@ -42,6 +50,44 @@ def test_texts_of_megabytes_take_little_more_memory_than_themselves(tmp_path, po
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout.split()[-1]) < 80
+
+
+def test_prepared_pairs_are_the_same_without_any_shortcut(tmp_path, cache, monkeypatch):
+    rng, words = random.Random(0), ["red", "oak", "elm's", "12", "é", "😀", "\n", "</s>"]
+
+    def said(length):
+        return " ".join(rng.choices(words, weights=[9, 9, 9, 3, 3, 1, 1, 0.02], k=length))
+
+    rows = [
+        {"prompt": said(5), "chosen": f" {said(rng.choice([5, 3000]))}", "rejected": f" {said(9)} {k}"}
+        for k in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator([row["chosen"] for row in rows], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+    def prepared(folder):
+        monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / folder))
+        return Preparation().prepare(Source(str(tmp_path / "pairs.jsonl")), Tokenization(tokenizer, 64))
+
+    short, cut = prepared("short"), []
+    whole = Beginnings._cut
+    monkeypatch.setattr(
+        Beginnings, "_cut", lambda self, text, needed: cut.append(whole(self, text, needed) != text) or text
+    )
+    monkeypatch.setattr(
+        Encoding,
+        "_encode_fast",
+        lambda self, texts, plain: self.tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)[
+            "input_ids"
+        ],
+    )
+    for file in ("train.arrow", "train.json"):
+        assert (prepared("whole") / file).read_bytes() == (short / file).read_bytes()
+    assert 5 < sum(cut) < 35
 
 
 def test_collection_is_off_meanwhile_and_as_before_afterwards():
