@@ -86,6 +86,9 @@ class Dialogues:
         if isinstance(value, list):
             if self.format in ("text", "hh"):
                 raise BadRow(row, name, "is a message list", "the mapping's format says text; set it to auto")
+            if alone and value and all(isinstance(entry, str) for entry in value):
+                remedy = f"write `{name}[]` in the mapping to pair every chosen with every rejected text"
+                raise BadRow(row, name, "is a list of texts, not of messages", remedy)
             return messages_in(row, name, value)
         if isinstance(value, str):
             refuse_written_messages(row, name, value)

@@ -112,8 +112,9 @@ def _value(hint: Any, value: Any, place: str, key: str, base: Any) -> Any:
         options = tuple(option for option in options if option is not type(None))
         if len(options) == 1:
             return _value(options[0], value, place, key, base)
-        origin = dict if isinstance(value, Mapping) else str
-        return _value(next(o for o in options if (typing.get_origin(o) or o) is origin), value, place, key, base)
+        origin = dict if isinstance(value, Mapping) else list if isinstance(value, list) else str
+        option = next((o for o in options if (typing.get_origin(o) or o) is origin), options[0])
+        return _value(option, value, place, key, base)
     if is_dataclass(hint):
         return _built(typing.cast(type, hint), value, place, key, base)
     if origin is typing.Literal:
