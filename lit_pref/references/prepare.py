@@ -47,7 +47,7 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
             f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
             f"list as many as it takes, or leave model.references out{several}"
         )
-    if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
+    if any(isinstance(reference, AdapterOff) for reference in references) and policy.adapters is None:
         raise UsageError(
             "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
         )
