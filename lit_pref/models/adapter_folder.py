@@ -84,7 +84,7 @@ class AdapterFolder:
             settings.inference_mode, settings.task_type = False, "CAUSAL_LM"
             settings.lora_dropout = dropout
             model = peft.get_peft_model(model, settings)
-            result = peft.set_peft_model_state_dict(model, load_file(self.folder / WEIGHTS))
+            result: Any = peft.set_peft_model_state_dict(model, load_file(self.folder / WEIGHTS))
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"the adapter in '{self.name}' is damaged or was not copied to its end ({first_line(error)}): get it "
