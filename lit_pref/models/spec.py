@@ -231,7 +231,7 @@ class ModelSpec:
     def without_adapters(self) -> "ModelSpec":
         """Return the spec of the frozen model under the adapters that are trained, new ones or those in `path`."""
         bare = self.base()
-        if self.adapter is not None and not self.merge_adapter:
+        if self.lora is None and not self.merge_adapter and self.adapter is not None:
             tokenizer = self.load_tokenizer()
             bare.path, bare.revision = self.source
             bare.base_model, bare._adapter = None, [None]
