@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lit_pref.cache import file_digest
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.adapter_folder import AdapterFolder, adapter_folder
+from lit_pref.models.experts import router_weight
 from lit_pref.models.folder import has_tokenizer, model_folder, tokenizer_folder
 from lit_pref.models.loading import (
     building,
@@ -269,7 +270,11 @@ class ModelSpec:
         return None if unbounded or limit is None or limit < 1 else int(limit)
 
     def configuration(self) -> PretrainedConfig:
-        """Return the configuration of the architecture, with the requested dropout."""
+        """Return the configuration of the architecture, with the requested dropout.
+
+        Raises:
+            UserError: it cannot be used, or it has no loss for `router_loss` to weigh.
+        """
         if self.path is not None:
             name, folder = self.source[0], model_folder(*self.source)
             try:
@@ -282,6 +287,7 @@ class ModelSpec:
                 config = AutoConfig.for_model(**self._arguments())
             except (ValueError, TypeError) as error:
                 raise UserError(f"policy.config cannot be used: {first_line(error)}") from error
+        router_weight(config, self.router_loss)  # refuses a weight that the model has no loss for
         set_dropout(config, self.dropout)
         return config
 

@@ -126,7 +126,7 @@ def test_zero_is_off_and_references_and_validation_have_none(experts: Path, tmp_
     assert len(lora.logged.column("train/router_loss")) == 1
 
 
-def test_the_weight_is_that_of_the_configuration_or_as_asked():
+def test_the_weight_is_that_of_the_configuration_or_as_asked(policy_folder: Path):
     mixtral = AutoConfig.for_model("mixtral", output_router_logits=True, router_aux_loss_coef=0.25)
     assert router_weight(mixtral, None) == 0.25 and router_weight(mixtral, 0.0) == 0 and router_weight(mixtral, 2) == 2
     assert router_weight(AutoConfig.for_model("mixtral"), None) == 0
@@ -136,6 +136,9 @@ def test_the_weight_is_that_of_the_configuration_or_as_asked():
         router_weight(AutoConfig.for_model("llama"), 1.0)
     with pytest.raises(UsageError, match=r"transformers computes no router loss for a deepseek_v3: set it to 0"):
         router_weight(AutoConfig.for_model("deepseek_v3"), 1.0)
+    llama = {"model_type": "llama", "hidden_size": 8}
+    with pytest.raises(UsageError, match=r"a llama has no experts"):
+        ModelSpec(config=llama, tokenizer=str(policy_folder), router_loss=1.0).configuration()
     with pytest.raises(UsageError, match=r"policy\.router_loss is -1: it must be 0 or above"):
         ModelSpec("nowhere", router_loss=-1)
 
