@@ -136,7 +136,7 @@ def test_the_weight_is_that_of_the_configuration_or_as_asked(policy_folder: Path
         router_weight(AutoConfig.for_model("llama"), 1.0)
     with pytest.raises(UsageError, match=r"transformers computes no router loss for a deepseek_v3: set it to 0"):
         router_weight(AutoConfig.for_model("deepseek_v3"), 1.0)
-    llama = {"model_type": "llama", "hidden_size": 8}
+    llama = {"model_type": "llama"}
     with pytest.raises(UsageError, match=r"a llama has no experts"):
         ModelSpec(config=llama, tokenizer=str(policy_folder), router_loss=1.0).configuration()
     with pytest.raises(UsageError, match=r"policy\.router_loss is -1: it must be 0 or above"):
