@@ -17,7 +17,7 @@ from lit_pref.check.report import Arrays, Finding, Report
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
-from lit_pref.models.experts import router_note
+from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.step_lines import steps_of
@@ -157,9 +157,10 @@ class Check:
 
 
 def _router(module: PreferenceModule) -> Iterator[Finding]:
-    """The finding that the router loss of a mixture of experts is off."""
-    if note := router_note(module.policy.configuration()):
-        yield Finding("router", "warning", note)
+    """The finding that the router loss of a mixture of experts is on or off."""
+    config, asked = module.policy.configuration(), module.policy.router_loss
+    if line := router_line(config, asked):
+        yield Finding("router", "ok" if router_weight(config, asked) else "warning", line)
 
 
 def _write(path: Path, content: str) -> None:

@@ -29,20 +29,22 @@ def _names(text: str) -> tuple[str, ...]:
 TABLE: dict[OnResume, tuple[str, ...]] = {
     OnResume.APPLIED: _names(
         "model.optimizer.lr model.optimizer.weight_decay model.optimizer.fused model.objective model.policy.dropout "
+        "model.policy.router_loss "
         "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs "
         "trainer.max_steps trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator "
         "trainer.strategy trainer.devices trainer.num_nodes data.val data.val_fraction"
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
+        "model.policy.merge_adapter "
         "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
         "data.global_batch"
     ),
     OnResume.CONTENT: _names(
-        "model.references model.layout model.policy.tokenizer model.policy.vocabulary model.policy.revision "
-        "model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping data.selection "
-        "data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length data.special_text "
-        "data.columns data.token_columns data.on_swap data.lost_text data.ignore_columns "
+        "model.references model.layout model.policy.base_model model.policy.tokenizer model.policy.vocabulary "
+        "model.policy.revision model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping "
+        "data.selection data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length "
+        "data.special_text data.columns data.token_columns data.on_swap data.lost_text data.ignore_columns "
         "data.group_column data.ties data.bad_rows"
     ),
     OnResume.FREE: _names(
@@ -63,7 +65,7 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
 FUSED = "model.optimizer.fused"
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
-OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile")
+OF_THE_SPEC = ("dtype", "dropout", "router_loss", "attention", "gradient_checkpointing", "compile")
 NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
 
 
@@ -157,7 +159,7 @@ class Resumption:
             "model.schedule": None if module.schedule is None else repr(module.schedule),
             TOTAL: module.total_steps,
         }
-        if module.spec.lora is None:
+        if module.spec.adapters is None:
             config = json.loads(module.scorer.model.config.to_json_string(use_diff=False))
             kept = {k: v for k, v in config.items() if not any(part in k for part in NOT_ARCHITECTURE)}
             settings |= {f"{ARCHITECTURE}{name}": value for name, value in kept.items()}

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import write_pairs
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, fit
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
@@ -19,6 +21,7 @@ from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.references.reference import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS, GLOBAL = 20, 8  # windows of 8, 8 and 4 pairs
@@ -258,3 +261,22 @@ def test_weights_that_explode_in_the_last_step_are_found_by_validation(run: Run,
     run = replace(run, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
     with pytest.raises(UserError, match="is not finite"):
         fit(run, tmp_path, max_steps=1)
+
+
+@pytest.mark.parametrize("padded", ["policy", "reference"])
+def test_a_padded_vocabulary_serves_epsilon_dpo(run: Run, padded: str, policy_folder: Path, tmp_path: Path, capsys):
+    wide: Any = AutoModelForCausalLM.from_pretrained(policy_folder)
+    wide.resize_token_embeddings(wide.config.vocab_size + 8, mean_resizing=False)
+    wide.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(tmp_path / "wide")
+    policy, other = (policy_folder, tmp_path / "wide") if padded == "reference" else (tmp_path / "wide", policy_folder)
+    run = replace(
+        run,
+        policy={"path": str(policy), "dtype": "float64"},
+        objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
+        references=lambda: [Pretrained(str(other), dtype="float64")],
+    )
+    ran = fit(run, tmp_path / "run")
+    steps = ran.logged.column("train/epsilon_step")
+    assert steps and all(math.isfinite(step) for step in steps)
+    assert "next-token distributions are compared over the first" in capsys.readouterr().out
