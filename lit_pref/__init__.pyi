@@ -15,7 +15,7 @@ from lit_pref.data.selection.selection import Selection as Selection
 from lit_pref.data.sources.source import Source as Source
 from lit_pref.errors import UsageError as UsageError
 from lit_pref.errors import UserError as UserError
-from lit_pref.models.spec import Lora as Lora
+from lit_pref.models.lora import Lora as Lora
 from lit_pref.models.spec import ModelSpec as ModelSpec
 from lit_pref.modules.preference import PreferenceModule as PreferenceModule
 from lit_pref.modules.schedules import Cosine as Cosine
@@ -84,10 +84,10 @@ from lit_pref.objectives.parts.weight import Weight as Weight
 from lit_pref.objectives.requirements import Requirements as Requirements
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry as BradleyTerry
 from lit_pref.objectives.reward.gpm import GPM as GPM
-from lit_pref.objectives.reward.pcrm import PCRM as PCRM
 from lit_pref.objectives.reward.pcrm import Cap as Cap
 from lit_pref.objectives.reward.pcrm import CosineColumn as CosineColumn
 from lit_pref.objectives.reward.pcrm import LengthRatio as LengthRatio
+from lit_pref.objectives.reward.pcrm import PCRM as PCRM
 from lit_pref.objectives.reward.pcrm import Similarity as Similarity
 from lit_pref.objectives.reward.pcrm import TokenPCRM as TokenPCRM
 from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression

@@ -8,13 +8,11 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
-from lit_pref.models.reward import reward_scorer
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.schedules import Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.scores import TokenRewards
-from lit_pref.scoring.reward import RewardScorer
 
 
 class RewardModule(PairModule):
@@ -60,9 +58,6 @@ class RewardModule(PairModule):
     def reference_preparations(self, stage: str) -> list[Any]:
         """Return none: a reward model has no references."""
         return []
-
-    def build_scorer(self) -> RewardScorer:
-        return reward_scorer(self.spec.build(), self.spec.embedding, self.spec.path)
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None

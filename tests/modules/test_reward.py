@@ -294,3 +294,19 @@ def test_lora_trains_and_saves_the_head(policy_folder):
     spec = ModelSpec(path=str(policy_folder), head="scalar", lora=Lora(r=2))
     trained = [name for name, p in spec.build().named_parameters() if p.requires_grad]
     assert [name for name in trained if "lora" not in name] == ["base_model.model.score.modules_to_save.default.weight"]
+
+
+def test_an_exported_adapter_of_a_reward_model_is_trained_further(tmp_path, policy_folder):
+    model = ModelSpec(path=str(policy_folder), head="scalar", lora=Lora(r=2), seed=1).build()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    again = ModelSpec(path=str(tmp_path / "adapter"), head="scalar", base_model=str(policy_folder), seed=9)
+    torch.testing.assert_close(again.build().eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    assert [n for n, p in again.build().named_parameters() if p.requires_grad and "score" in n]
+    with pytest.raises(UserError, match="has the adapter of a reward model"):
+        ModelSpec(path=str(tmp_path / "adapter"), base_model=str(policy_folder)).build()
