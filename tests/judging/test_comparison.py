@@ -120,7 +120,7 @@ def test_records_of_two_models_are_matched_by_id():
     first, second, left_out = matched(a, b)
     assert first == {"id": ["x", "z"], "z": [1.0, 3.0]} and second == {"id": ["x", "z"], "z": [10.0, 30.0]}
     assert left_out == 2
-    with pytest.raises(UserError, match="no item in common.*'x'.*'q'.*same file"):
+    with pytest.raises(UserError, match=r"no item in common.*'x'.*'q'.*same file"):
         matched(a, {"id": ["q"], "z": [0.0]})
     with pytest.raises(UserError, match="'x' occurs twice"):
         matched({"id": ["x", "x"], "z": [0.0, 1.0]}, b)
