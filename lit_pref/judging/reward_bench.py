@@ -35,7 +35,7 @@ SECTIONS: dict[str, dict[str, int]] = {
     "Reasoning": {"math-prm": 984}
     | {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
 }
-"""Section -> subset -> its weight: the number of its pairs, except for math-prm, whose 447 pairs count like all code."""
+"""Section -> subset -> its weight: the number of its pairs, but 984 for math-prm's 447, so that it counts like code."""
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 """The preference test sets that count; their unweighted mean has half the weight of a section."""
 OTHER_PRIOR_SETS = ("anthropic_harmless", "mtbench_gpt4", "mtbench_human")

@@ -47,8 +47,8 @@ def reward_bench2(items: Sequence[BenchmarkItem], scores: Scores) -> RewardBench
     them, else 0, and a subset is the mean over its items.
 
     In Ties each number N has an item `tied:N` with several correct answers, of which none is better, and an item
-    `ref:N` with one. For an item let spread = highest - lowest score of its correct answers, and gap = lowest score of a
-    correct - highest score of an incorrect answer. Then
+    `ref:N` with one. For an item let spread = highest - lowest score of its correct answers, and gap = lowest score of
+    a correct - highest score of an incorrect answer. Then
 
         Ties = 0.3 tied + 0.3 ref + 0.2 margin + 0.2 margin_hard + 0.01 bonus,
         tied, ref = share of such items with gap > 0,
