@@ -169,12 +169,14 @@ class _Fit:
         for _ in range(200):
             gradient, curvature = penalty * self.gradient(w), penalty * self.curvature(w)
             step = _quadratic_minimum(w, gradient, curvature + 1e-9 * np.eye(len(w))) - w
-            expected = gradient @ step + np.abs(w + step).sum() - np.abs(w).sum()
-            if expected > -1e-12 * max(1.0, value):
+            if np.abs(step).max() <= 1e-9 * max(1.0, np.abs(w).max()):
                 break
-            size = 1.0
-            while (new := self._objective(w + size * step, penalty)) > value + 1e-4 * size * expected and size > 1e-9:
+            expected = gradient @ step + np.abs(w + step).sum() - np.abs(w).sum()
+            size, rounding = 1.0, 1e-13 * value
+            while (new := self._objective(w + size * step, penalty)) > value + 1e-4 * size * expected + rounding:
                 size /= 2
+                if size < 1e-6:  # no step lowers the objective by more than its rounding
+                    return w
             w, value = w + size * step, new
         return w
 
