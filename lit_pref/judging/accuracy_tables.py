@@ -45,8 +45,8 @@ def accuracy_by_quantile(
 ) -> list[AccuracyGroup]:
     """Return the accuracy of groups of about equal count by a number of each pair, the smallest numbers first.
 
-    Equal numbers are in one group, so that there are fewer groups if many are tied. A group is named by the smallest
-    and the largest number in it, e.g. "0.5 to 1"; pairs without a number come last, as "none".
+    Equal numbers are in one group, that of their mean rank, so that there are fewer groups if many are tied. A group is
+    named by the smallest and the largest number in it, e.g. "0.5 to 1"; pairs without a number come last, as "none".
 
     Args:
         values: (n,) e.g. margins, or differences of lengths; NaN for a pair without one.
@@ -56,10 +56,12 @@ def accuracy_by_quantile(
         prompts: (n,) the prompt of each pair.
     """
     array = np.asarray(values, dtype=np.float64)
-    known = array[~np.isnan(array)]
-    edges = np.unique(np.quantile(known, np.arange(1, count) / count)) if len(known) else known
-    index = np.where(np.isnan(array), len(edges) + 1, np.searchsorted(edges, array))
-    names = [_range(array[index == k]) for k in range(len(edges) + 1)]
+    known = np.isfinite(array)
+    levels, level, tied = np.unique(array[known], return_inverse=True, return_counts=True)
+    middle = (np.cumsum(tied) - tied / 2) / max(1, int(known.sum()))  # the mean rank of equal values, in (0, 1)
+    index = np.full(len(array), count)
+    index[known] = (middle * count).astype(int)[level] if len(levels) else 0
+    names = [_range(array[index == k]) for k in range(count)]
     return _accuracies(index, [*names, "none"], right, confidence, prompts)
 
 
@@ -71,8 +73,10 @@ def _accuracies(
     inside = np.asarray(index)[:, None] == present
     values = np.where(inside, np.asarray(right, dtype=np.float64)[:, None], np.nan)
     found = []
-    for k, own, interval in zip(present, inside.T, PromptBootstrap(prompts).intervals(mean_of(values)), strict=True):
-        prompts_here = len({prompts[row] for row in np.flatnonzero(own)})
+    for k, own, interval in zip(
+        present.tolist(), inside.T, PromptBootstrap(prompts).intervals(mean_of(values)), strict=True
+    ):
+        prompts_here = len({prompts[row] for row in np.flatnonzero(own).tolist()})
         mean = float(np.asarray(confidence)[own].mean())
         found.append(AccuracyGroup(names[k], int(own.sum()), prompts_here, interval, mean))
     return found
@@ -82,4 +86,4 @@ def _range(values: Array) -> str:
     if not len(values):
         return ""
     low, high = float(values.min()), float(values.max())
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

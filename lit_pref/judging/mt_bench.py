@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -213,5 +214,5 @@ def _rows(source: str) -> Iterator[Row]:
         yield row
 
 
-def _are_texts(value: object) -> bool:
+def _are_texts(value: object) -> TypeGuard[Sequence[str]]:
     return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)

@@ -118,18 +118,12 @@ def _reliability(axes: "Axes", evaluation: PairEvaluation) -> None:
     groups = [group for group in evaluation.reliability if np.isfinite(group.accuracy.value)]
     x = [group.confidence for group in groups]
     axes.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
-    _with_bars(axes, x, groups, GOOD, "share that agrees, 95 % over prompts")
-    of = evaluation.calibration
-    text = (
-        f"ECE, equal count {of.equal_mass.value:.3f} ({of.equal_mass.if_calibrated:.3f} if calibrated)\n"
-        f"ECE, equal width {of.equal_width.value:.3f} ({of.equal_width.if_calibrated:.3f})\n"
-        f"log-loss {of.log_loss.value:.3f}, smallest possible {of.entropy:.3f}\n"
-        f"temperature {of.temperature.value:.3g}{f' ({of.boundary})' if of.boundary else ''}"
-    )
-    axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=8)
+    error = evaluation.calibration.equal_mass
+    label = f"observed, 95 % over prompts; ECE {error.value:.3f} ({error.if_calibrated:.3f} if calibrated)"
+    _with_bars(axes, x, groups, GOOD, label)
     lowest = min([0.5, *(group.accuracy.low for group in groups if np.isfinite(group.accuracy.low))])
     axes.set(xlabel="confidence max(q, 1 - q), q = sigmoid(z)", ylabel="agreement with the labels")
-    axes.set(xlim=(0.49, 1.01), ylim=(max(0, lowest - 0.02), 1.02))
+    axes.set(xlim=(0.49, 1.01), ylim=(max(0, lowest - 0.02), 1.14))
     axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
@@ -139,7 +133,7 @@ def _groups(axes: "Axes", groups: Sequence[AccuracyGroup], label: str) -> None:
     axes.axhline(0.5, color=NEUTRAL, linewidth=1, linestyle=":")
     _with_bars(axes, places, known, GOOD, "accuracy, 95 % over prompts", line="")
     axes.plot(places, [group.confidence for group in known], "_", color=MARK, markersize=14, label="mean confidence")
-    names = ["\n".join([*group.name.split(" to "), f"n = {group.pairs}"]) for group in known]
+    names = [group.name.replace(" to ", " to\n") + f"\nn = {group.pairs}" for group in known]
     axes.set_xticks(places, names, fontsize=8)
     axes.set(xlabel=label, ylim=(0, 1.02), xlim=(-0.5, len(known) - 0.5))
     axes.legend(frameon=False, loc="lower right", fontsize=8)
@@ -157,8 +151,11 @@ def _with_bars(
 def _scores(axes: "Axes", pairs: Sequence[JudgedPair]) -> None:
     z = np.array([pair.z for pair in pairs])
     bound = max(float(np.quantile(np.abs(z), 0.99)), 1e-9)
-    bins = np.linspace(-bound, bound, 41)
-    axes.hist(np.clip(z[z > 0], -bound, bound), bins=bins.tolist(), color=GOOD, alpha=0.75, label="chosen scores higher")
-    axes.hist(np.clip(z[z <= 0], -bound, bound), bins=bins.tolist(), color=BAD, alpha=0.75, label="not higher")
-    axes.set(xlabel="z = score of chosen - score of rejected (the outer 1 % in the last bins)", ylabel="pairs")
+    bins = np.linspace(-bound, bound, 41)  # the outer 1 % are in the last bins
+    axes.hist(
+        np.clip(z[z > 0], -bound, bound), bins=bins.tolist(), color=GOOD, alpha=0.75, label="chosen scores higher"
+    )
+    lower = np.clip(z[z <= 0], -bound, -1e-9 * bound)  # ties are not higher, so they belong left of 0
+    axes.hist(lower, bins=bins.tolist(), color=BAD, alpha=0.75, label="not higher")
+    axes.set(xlabel="z = score of chosen - score of rejected", ylabel="pairs")
     axes.legend(frameon=False, fontsize=8)
