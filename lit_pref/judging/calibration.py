@@ -33,9 +33,10 @@ class Calibration:
     """How well q = sigma(z) agrees with the labels p; intervals are over prompts.
 
     `accuracy` is over the pairs whose label is not 1/2, with 1/2 for z = 0. `entropy` is the mean of -p log p -
-    (1 - p) log(1 - p), the smallest possible log-loss. `equal_mass` and `equal_width` are calibration errors over bins
-    of equal count and of equal width. `temperature` is the T of the smallest log-loss of sigma(z / T), above 1 for an
-    overconfident judge; `boundary` says why it is 0, infinite or NaN (`metrics.calibration.FittedTemperature`).
+    (1 - p) log(1 - p), the smallest possible log-loss, and `kl` = log-loss - entropy the mean of KL(p || q).
+    `equal_mass` and `equal_width` are calibration errors over bins of equal count and of equal width. `temperature` is
+    the T of the smallest log-loss of sigma(z / T), above 1 for an overconfident judge; `boundary` says why it is 0,
+    infinite or NaN (`metrics.calibration.FittedTemperature`).
 
     The calibration errors have no interval: resampling adds noise to the bins and so shifts the error upwards. Compare
     them with `if_calibrated` instead, and judges with each other by log-loss or Brier score.
@@ -47,6 +48,7 @@ class Calibration:
     brier: Interval
     log_loss: Interval
     entropy: float
+    kl: Interval
     equal_mass: CalibrationError
     equal_width: CalibrationError
     temperature: Interval
@@ -78,9 +80,9 @@ def calibration(
     z_torch, p_torch = torch.from_numpy(z), torch.from_numpy(p)
     mass = reliability_bins(z_torch, p_torch, 2 * bins)  # over both orders, which is `bins` bins of the confidence
     bootstrap = PromptBootstrap(prompts)
-    accuracy, brier, log_loss = bootstrap.intervals(
-        mean_of(np.stack([agreement(z, p), (sigmoid(z) - p) ** 2, cross_entropy(z, p)], axis=1))
-    )
+    loss = cross_entropy(z, p)
+    columns = [agreement(z, p), (sigmoid(z) - p) ** 2, loss, loss - entropy(p)]
+    accuracy, brier, log_loss, kl = bootstrap.intervals(mean_of(np.stack(columns, axis=1)))
     fitted = fit_temperature(z_torch, p_torch)
     temperature = Interval(fitted.value, math.nan, math.nan)
     if not fitted.boundary:
@@ -93,6 +95,7 @@ def calibration(
         brier,
         log_loss,
         float(entropy(p).mean()),
+        kl,
         CalibrationError(mass.error, mass.error_if_calibrated / math.sqrt(votes)),
         equal_width_error(z, p, votes, bins),
         temperature,

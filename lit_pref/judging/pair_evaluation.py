@@ -1,4 +1,4 @@
-"""The evaluation of a judge on pairs: calibration, accuracy by group, rank correlations, and one record per pair."""
+"""The evaluation of a judge on pairs, with one record per pair, and the comparison of two judges."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from lit_pref.errors import UserError
 from lit_pref.judging.accuracy_tables import AccuracyGroup, accuracy_by, accuracy_by_quantile
 from lit_pref.judging.calibration import BINS, Calibration, agreement, calibration, cross_entropy, entropy, sigmoid
-from lit_pref.judging.comparison import Array, Interval, PromptBootstrap
+from lit_pref.judging.comparison import (
+    Array,
+    Comparison,
+    Interval,
+    PromptBootstrap,
+    Statistic,
+    compare,
+    matched,
+    mean_of,
+)
 from lit_pref.judging.rank_correlation import kendall_of, spearman_of
 from lit_pref.metrics.records import Records
 from lit_pref.pages.html import plain
@@ -126,3 +136,29 @@ def records_of(pairs: Sequence[JudgedPair]) -> Records:
     records["loss"] = cross_entropy(z, label).tolist()
     records["excess_loss"] = losses(pairs).tolist()
     return records
+
+
+def compare_judges(a: Records, b: Records, names: tuple[str, str] = ("A", "B")) -> list[Comparison]:
+    """Return the paired differences of two judges in accuracy and log-loss, from their records (`records_of`).
+
+    Pairs are matched by id; those that only one judge has are left out.
+
+    Raises:
+        UserError: the two have no pair in common, or different labels for one pair.
+    """
+    a, b, _ = matched(a, b)
+    for item, label, other in zip(a["id"], a["label"], b["label"], strict=True):
+        if label != other:
+            raise UserError(
+                f"The pair {item} has the label {label} in one evaluation and {other} in the other: evaluate both "
+                "judges on the same file."
+            )
+    bootstrap = PromptBootstrap(a["prompt"])
+
+    def of(records: Records, column: str) -> Statistic:
+        return mean_of([math.nan if value is None else value for value in records[column]])
+
+    return [
+        compare(of(a, "agreement"), of(b, "agreement"), bootstrap, "accuracy", names),
+        compare(of(a, "loss"), of(b, "loss"), bootstrap, "log-loss", names, higher_is_better=False),
+    ]

@@ -80,6 +80,7 @@ def numbers(evaluation: PairEvaluation) -> dict[str, str]:
         "accuracy": interval(of.accuracy),
         "log-loss, nats": interval(of.log_loss),
         "smallest possible log-loss": number(of.entropy),
+        "KL(label || q), nats": interval(of.kl),
         "Brier score": interval(of.brier),
         "calibration error, bins of equal count": number(of.equal_mass.value),
         "to expect if calibrated, equal count": number(of.equal_mass.if_calibrated),

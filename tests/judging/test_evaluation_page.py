@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_pref.errors import UserError
 from lit_pref.judging.comparison import Interval
-from lit_pref.judging.pair_evaluation import JudgedPair, evaluate_pairs, losses, records_of
+from lit_pref.judging.pair_evaluation import JudgedPair, compare_judges, evaluate_pairs, losses, records_of
 from lit_pref.judging.report import headline, page
 from lit_pref.metrics.records import read_parquet, write_parquet
 
@@ -107,3 +108,13 @@ def test_the_page_is_self_contained_and_shows_the_worst_pairs_as_text():
 )
 def test_the_headline_says_how_sure_the_judge_may_be(scale: float, says: str):
     assert says in headline(evaluate_pairs(judged(400, scale)))
+
+
+def test_two_judges_are_compared_on_the_pairs_that_both_have():
+    good, sure = records_of(judged(300)), records_of(judged(300, scale=4.0)[20:])
+    accuracy, loss = compare_judges(good, sure, ("calibrated", "too sure"))
+    assert accuracy.difference == (0, 0, 0) and accuracy.winner is None, "the order of the scores is the same"
+    assert loss.winner == "calibrated" and loss.sentence.startswith("calibrated is better than too sure: log-loss ")
+    assert loss.a.value == pytest.approx(np.mean(good["loss"][20:])) and loss.prompts == 140
+    with pytest.raises(UserError, match=r"pair 25 has the label 0.\d+ in one evaluation and 2.0 in the other"):
+        compare_judges(good, sure | {"label": [*sure["label"][:5], 2.0, *sure["label"][6:]]})

@@ -60,6 +60,7 @@ def test_the_numbers_of_a_judge_are_their_formulas():
     assert found.brier.value == pytest.approx(np.mean((q - label) ** 2))
     assert found.log_loss.value == pytest.approx(-np.mean(label * np.log(q) + (1 - label) * np.log(1 - q)))
     assert found.entropy == pytest.approx(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2)) * 56 / 60 + math.log(2) * 4 / 60)
+    assert found.kl.value == pytest.approx(found.log_loss.value - found.entropy) and found.kl.low > 0
     right = [0.5 if a == 0 else float((a > 0) == (p > 0.5)) for a, p in zip(z, label, strict=True) if p != 0.5]
     assert found.accuracy.value == pytest.approx(np.mean(right)) and len(right) == 56
     assert (found.pairs, found.prompts) == (60, 30)
