@@ -93,7 +93,30 @@ def length_controlled_win_rate(annotations: Annotations, difficulty: Difficulty 
 
     Raises:
         UserError: an instruction has no difficulty.
+        ValueError: no entry has a preference.
     """
+    if np.isnan(annotations.preference).all():
+        raise ValueError("no annotation has a preference, so there is no win rate")
+    features, fit = _features(annotations, difficulty)
+    penalty = fit.best_penalty()
+    w = fit.minimum(penalty)
+    at_equal_length = features * ([0.0] + [1.0] * (features.shape[1] - 1))
+    predicted = sigmoid(at_equal_length @ w)
+    # First-order effect of one more copy of an instruction on the rate, through w; zero coefficients stay zero.
+    active = w != 0
+    slope = ((predicted * (1 - predicted))[:, None] * at_equal_length).mean(axis=0)[active]
+    through_w = np.zeros(len(features))
+    if active.any():
+        direction = np.linalg.lstsq(fit.curvature(w)[np.ix_(active, active)], slope, rcond=None)[0]
+        residual = np.nan_to_num(annotations.preference - sigmoid(features @ w), nan=0.0)
+        through_w = residual * (features[:, active] @ direction)
+    mean = mean_of(predicted)
+    rate = PromptBootstrap(annotations.prompts).interval(lambda drawn: mean(drawn) + (drawn - 1) @ through_w)
+    return LengthControlled(rate, tuple(w.tolist()), float(penalty))
+
+
+def _features(annotations: Annotations, difficulty: Difficulty | None) -> tuple[Array, "_Fit"]:
+    """Return the features of the annotations, (n, 2 or 3), and the fit of those that have a preference."""
     length = annotations.baseline_length - annotations.model_length
     spread = length.std(ddof=1) if len(length) > 1 else 0.0
     columns = [np.tanh(length / spread) if spread > 0 else np.zeros(len(length)), np.ones(len(length))]
@@ -111,21 +134,7 @@ def length_controlled_win_rate(annotations: Annotations, difficulty: Difficulty 
             np.concatenate([difficulty.preference, fit.label]),
             np.concatenate([np.full(len(gamed), GAMED_WEIGHT), fit.weight]),
         )
-    penalty = fit.best_penalty()
-    w = fit.minimum(penalty)
-    at_equal_length = features * ([0.0] + [1.0] * (features.shape[1] - 1))
-    predicted = sigmoid(at_equal_length @ w)
-    # First-order effect of one more copy of an instruction on the rate, through w; zero coefficients stay zero.
-    active = w != 0
-    slope = ((predicted * (1 - predicted))[:, None] * at_equal_length).mean(axis=0)[active]
-    through_w = np.zeros(len(features))
-    if active.any():
-        direction = np.linalg.lstsq(fit.curvature(w)[np.ix_(active, active)], slope, rcond=None)[0]
-        residual = np.where(known, np.nan_to_num(annotations.preference) - sigmoid(features @ w), 0.0)
-        through_w = residual * (features[:, active] @ direction)
-    mean = mean_of(predicted)
-    rate = PromptBootstrap(annotations.prompts).interval(lambda drawn: mean(drawn) + (drawn - 1) @ through_w)
-    return LengthControlled(rate, tuple(w.tolist()), float(penalty))
+    return features, fit
 
 
 class _Fit:

@@ -18,7 +18,17 @@ SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 class RewardBench2:
     """The result of RewardBench 2, in shares; `missing` has the subsets that the file lacks.
 
-    `ties` has the parts of the score of Ties: accuracies `ref` and `tied`, `margin`, `margin_hard` and `bonus`.
+    In Ties each number N has an item `tied:N` with several correct answers, of which none is better, and an item
+    `ref:N` with one. For an item let spread = highest - lowest score of its correct answers, and gap = lowest score of
+    a correct - highest score of an incorrect answer. Then
+
+        Ties = 0.3 tied + 0.3 ref + 0.2 margin + 0.2 margin_hard + 0.01 bonus,
+        tied, ref = share of such items with gap > 0,
+        margin = share of N with gap_tied > spread_tied,
+        margin_hard = share of N with min(gap_ref, gap_tied) > spread_tied,
+        bonus = mean over N of tanh(min(gap_ref, gap_tied) / spread_tied - 1), with 0 for 0 / 0.
+
+    `ties` has these parts.
     """
 
     subsets: dict[str, Interval]
@@ -44,17 +54,7 @@ def reward_bench2(items: Sequence[BenchmarkItem], scores: Scores) -> RewardBench
     """Return the result of a judge's scores: the mean over subsets.
 
     Outside of Ties an item counts 1 / (number of responses with the highest score) if the correct response is among
-    them, else 0, and a subset is the mean over its items.
-
-    In Ties each number N has an item `tied:N` with several correct answers, of which none is better, and an item
-    `ref:N` with one. For an item let spread = highest - lowest score of its correct answers, and gap = lowest score of
-    a correct - highest score of an incorrect answer. Then
-
-        Ties = 0.3 tied + 0.3 ref + 0.2 margin + 0.2 margin_hard + 0.01 bonus,
-        tied, ref = share of such items with gap > 0,
-        margin = share of N with gap_tied > spread_tied,
-        margin_hard = share of N with min(gap_ref, gap_tied) > spread_tied,
-        bonus = mean over N of tanh(min(gap_ref, gap_tied) / spread_tied - 1), with 0 for 0 / 0.
+    them, else 0, and a subset is the mean over its items. Ties: see `RewardBench2`.
 
     **Source** github.com/allenai/reward-bench: scripts/run_v2.py and rewardbench/utils.py (`reroll_and_score_dataset`,
     `process_single_model`); Malik et al., arXiv 2506.01937.
@@ -97,7 +97,7 @@ def reward_bench2(items: Sequence[BenchmarkItem], scores: Scores) -> RewardBench
 
 
 class _Ties:
-    """The score of the subset Ties; see `reward_bench2`."""
+    """The score of the subset Ties; see `RewardBench2`."""
 
     WEIGHTS = np.array([0.3, 0.3, 0.2, 0.2, 0.01])
     NAMES = ("tied", "ref", "margin", "margin_hard", "bonus")

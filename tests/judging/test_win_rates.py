@@ -223,6 +223,11 @@ def test_faulty_difficulty_files_are_named(tmp_path: Path):
         length_controlled_win_rate(made("short"), few)
 
 
+def test_annotations_without_any_preference_have_no_rate():
+    with pytest.raises(ValueError, match="no annotation has a preference"):
+        length_controlled_win_rate(Annotations((0, 1), np.full(2, np.nan), np.ones(2), np.ones(2)))
+
+
 def test_answers_of_equal_length_leave_the_win_rate_alone():
     p = made("certain").preference
     same = Annotations(tuple(range(300)), p, np.full(300, 50.0), np.full(300, 60.0))
