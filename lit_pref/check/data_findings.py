@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from lit_pref.check import counts, statistics
-from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.report import Finding, Severity
 from lit_pref.check.statistics import Pairs
 from lit_pref.check.strength_findings import margins, orientation, shortcuts
 from lit_pref.check.text_findings import lost, prompt_texts, unread
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
+from lit_pref.pages.html import percent
 
 SIDES = ("prompt", "chosen", "rejected")
 

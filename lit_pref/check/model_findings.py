@@ -12,9 +12,10 @@ from torch import Tensor
 from lit_pref.batch import PreferenceBatch
 from lit_pref.check.memory import Devices, memory
 from lit_pref.check.probe import PAIRS, Probe
-from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.report import Finding, Severity
 from lit_pref.check.statistics import evenly
 from lit_pref.modules.base import PairModule
+from lit_pref.pages.html import percent
 from lit_pref.references.prepare import tolerance_of
 from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored

@@ -1,6 +1,5 @@
 """The findings of `check`: one sentence each, with its numbers and severity, and the report that collects them."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_pref.check.rendering import PairPieces
+from lit_pref.pages.html import plain
 
 Severity = Literal["stop", "warning", "note", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("stop", "warning", "note", "ok")
@@ -104,29 +104,3 @@ class Report:
             "findings": [finding.to_json() for finding in self.findings],
             "pairs": [plain(vars(pair)) for pair in self.rendered],
         }
-
-
-def plain(value: Any) -> Any:
-    """Convert a value to one that JSON can represent: no numpy types, no infinity or NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def percent(share: float) -> str:
-    """Format a share as a percentage; only exact values are shown as 0 % or 100 %.
-
-    >>> percent(0.773), percent(0.0004), percent(0.0), percent(1.0), percent(0.99996)
-    ('77.3 %', '0.04 %', '0 %', '100 %', '99.996 %')
-    """
-    for digits in (1, 2, 3):
-        text = f"{100 * share:.{digits}f}"
-        if share in (0.0, 1.0):
-            return f"{round(100 * share)} %"
-        if float(text) not in (0.0, 100.0):
-            return f"{text} %"
-    return f"{100 * share:.1g} %" if share < 0.5 else "over 99.999 %"

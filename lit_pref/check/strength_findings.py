@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from lit_pref.check import statistics
-from lit_pref.check.report import Finding, Severity, percent
+from lit_pref.check.report import Finding, Severity
 from lit_pref.check.statistics import Margins, Pairs
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.target import Target
+from lit_pref.pages.html import percent
 
 RULE = 0.65
 """The accuracy from which a rule that ignores quality causes a warning."""

@@ -43,7 +43,7 @@ class ModelSpec:
     Args:
         path: a local folder or a hub name, with weights in safetensors. Give either this or `config`. It may hold a
             LoRA adapter instead of a whole model: training then continues that adapter.
-        config: arguments of `AutoConfig.for_model`, including `model_type`; the size of the vocabulary and the special
+        config: arguments of `AutoConfig.for_model`, `model_type` among them; the vocabulary's size and the special
             tokens come from the tokenizer, the weights from `seed`.
         tokenizer: folder or hub name of a tokenizer other than the one in `path`.
         vocabulary: tokens of the tokenizer that is trained on the data if there is `config` and no `tokenizer`.

@@ -11,7 +11,7 @@ import torch
 from lit_pref.check import counts, statistics
 from lit_pref.check.data_findings import overlap, split_findings
 from lit_pref.check.rendering import examples, render
-from lit_pref.check.report import Finding, Report, percent
+from lit_pref.check.report import Finding, Report
 from lit_pref.check.statistics import Shortcut, shortcuts
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import plain_line
@@ -20,6 +20,7 @@ from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.link import Hinge, MarginLink
 from lit_pref.objectives.parts.target import Target
 from lit_pref.objectives.parts.tokens import Mean
+from lit_pref.pages.html import percent
 from lit_pref.pairs import PreferencePair, TruncatedText
 
 BEGIN, END = 1, 2

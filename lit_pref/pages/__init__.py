@@ -1,0 +1,1 @@
+"""What HTML pages of results share: the base template, formatting, figures."""
