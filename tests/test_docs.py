@@ -41,6 +41,10 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
     (tmp_path / "FOLDER").symlink_to(policy_folder)
     make_policy(tmp_path / "OTHER_FOLDER", seed=1)
     write_pairs(tmp_path / "pairs.jsonl", 46)
+    answers = [
+        {"prompt": "red tin :", "response": f" {word} good", "sample": k} for k, word in enumerate(["oak", "elm"])
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     mine, three = blocks("README.md", "yaml")
     (tmp_path / "my.yaml").write_text(mine)
     (tmp_path / "three.yaml").write_text(three)
@@ -54,6 +58,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
         assert ended.value.code in (0, None), command
     assert (tmp_path / "runs" / "first" / "hf" / "model.safetensors").exists()
     assert (tmp_path / "exported" / "README.md").exists()
+    assert (tmp_path / "judged" / "pairs.jsonl").exists()
     assert "MarginTarget" in (tmp_path / "runs" / "three" / "config.yaml").read_text()
 
 
