@@ -19,6 +19,7 @@ from lit_pref.models.sampling import Sampling
 from lit_pref.pairs import TEMPLATE_ARGUMENTS
 
 LONGEST_WAIT = 60.0  # seconds between two attempts
+AT_ONCE = ("empty", "refusal")  # what the model, and not the server, is to blame for
 STOPPED = "the command was stopped"
 
 
@@ -108,6 +109,8 @@ class Endpoint(Engine):
                 ) from error
             if failure.kind == "key":
                 raise UserError(_key_refused(failure)) from error
+            if failure.kind == "not found" and not self.url.rstrip("/").endswith("/v1"):
+                raise UserError(f"{self.url} has no /models: such addresses usually end in /v1") from error
             names = []  # the list of models is an optional part of the interface
         if self.name is None:
             if len(names) != 1:
@@ -159,11 +162,12 @@ class Endpoint(Engine):
                 self.failed[failure.kind] += 1
             self._refuse_hopeless(failure)
             if isinstance(failure, Rejected) or attempt == self.retries:
-                return Answer.failed(f"{failure.kind}: {failure}")
-            wait = failure.wait if failure.wait is not None else self.wait * 2**attempt * (0.5 + random.random())
-            self._stop.wait(min(wait, LONGEST_WAIT))
+                return Answer.failed(f"{failure.kind}: {failure}", failure.kind not in AT_ONCE)
+            if failure.kind not in AT_ONCE:
+                doubled = self.wait * 2**attempt * (0.5 + random.random())
+                self._stop.wait(min(doubled if failure.wait is None else failure.wait, LONGEST_WAIT))
             attempt += 1
-        return Answer.failed(STOPPED)
+        return Answer.failed(STOPPED, of_server=True)
 
     def _ask(self, task: Task, limit: str) -> Answer:
         prompt, sample = task

@@ -24,6 +24,7 @@ class Answer:
         logprob: log-prob of the tokens in nats, or None if a server does not give it.
         tokens: number of tokens with the end token, or None if a server does not give it.
         error: why there is no response.
+        of_server: whether that is a failure of the server, which may have ended, and not of the model.
     """
 
     response: str
@@ -31,11 +32,12 @@ class Answer:
     logprob: float | None = None
     tokens: int | None = None
     error: str | None = None
+    of_server: bool = False
 
     @classmethod
-    def failed(cls, error: str) -> "Answer":
+    def failed(cls, error: str, of_server: bool) -> "Answer":
         """Return the error in place of a response."""
-        return cls("", ERROR, error=error)
+        return cls("", ERROR, error=error, of_server=of_server)
 
     def row(self, task: Task, seed: int) -> dict[str, Any]:
         """Return the row of the file of responses."""

@@ -69,14 +69,14 @@ def _complete(engine: Engine, blocks: Blocks, block: Block, seed: int, progress:
         for k, answer in zip(open_, answers, strict=True):
             rows[k] = answer.row(tasks[k], seed)
         blocks.write(block, [row for row in rows if row is not None])
-        progress.finish(len(tasks), sum(answer.tokens or 0 for answer in answers))
+        progress.finish(len(open_))
         progress.shared(blocks.number_written() * len(tasks))
     _refuse_all_failed(answers, block)
     return True
 
 
 def _refuse_all_failed(answers: Sequence[Answer], block: Block) -> None:
-    if answers and all(answer.error is not None for answer in answers):
+    if answers and all(answer.of_server for answer in answers):
         raise UserError(
             f"all {len(answers)} requests of block {block.number} failed ({answers[0].error}); what other blocks have "
             "is kept: fix the cause and run the same command again, which asks for the missing responses alone"

@@ -23,7 +23,6 @@ class Progress:
         self.total, self.done, self.most = total, done, most
         self.tokens = 0
         self._clock, self._start, self._before = clock, clock(), done
-        self._own = self._own_tokens = 0
         self._terminal = sys.stdout.isatty()
         self._shown = self._start
 
@@ -32,10 +31,8 @@ class Progress:
         self.tokens += tokens
         self._show()
 
-    def finish(self, responses: int, tokens: int) -> None:
-        """Count finished responses with all their tokens."""
-        self._own += responses
-        self._own_tokens += tokens
+    def finish(self, responses: int) -> None:
+        """Count finished responses."""
         self.done = min(self.total, self.done + responses)
         self._show()
 
