@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_generate import generating
 from bench_goals import (
     COMPACT,
     COMPACT_LIVE,
@@ -160,7 +161,7 @@ def _cells() -> list[Cell]:
     cells.append(Cell("epochs", epochs, work, (STORED_EPOCHS, LIVE_EPOCHS), timed=3))
     cells.append(Cell("processes", processes, work, (OURS, COMPACT, INSTALLED, INSTALLED_STORED), timed=2))
     cells.append(Cell("short", steps, Work("short", "testbed", 104, 32), (OURS, PADDED), timed=60))
-    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5)]
+    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5), Cell("generate", generating)]
     cells.append(Cell("profile", profile, WORKS["a-s-32k"]))
     cells.append(Cell("profile-128k", profile, WORKS["a-s-128k"]))
     cells.append(Cell("profile-c", profile, WORKS["c-s-32k"]))
