@@ -1,5 +1,6 @@
 """`python -m lit_pref generate`: responses of a model or a server to prompts, as JSONL."""
 
+import inspect
 import json
 import shlex
 from pathlib import Path
@@ -96,7 +97,7 @@ def generate(
         UserError: a prompt or the model cannot be read, or some requests failed.
         UsageError: options that exclude each other, or a folder with other settings.
     """
-    refuse(model, endpoint, model_name, samples, temperature)
+    refuse(dict(locals()))
     stops = stop_strings(stop)
     from lit_pref.generating.endpoint import Endpoint
     from lit_pref.generating.local_model import LocalModel, folder_of_model
@@ -125,21 +126,43 @@ def generate(
     write(engine, file, out, settings)
 
 
-def refuse(model: str | None, endpoint: str | None, model_name: str | None, samples: int, temperature: float) -> None:
-    """Refuse options that exclude each other.
+OF_MODEL = (
+    "tokenizer",
+    "revision",
+    "trust_remote_code",
+    "dtype",
+    "device",
+    "batch_tokens",
+    "lost_text",
+    "special_text",
+)
+OF_ENDPOINT = ("model_name", "concurrency", "timeout", "retries", "endpoint_logprobs")
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Refuse options that exclude each other, or that nothing would read.
+
+    Args:
+        options: all options of `generate`.
 
     Raises:
-        UsageError: they do.
+        UsageError: there are some.
     """
+    model, endpoint, samples = (options[name] for name in ("model", "endpoint", "samples"))
     if (model is None) == (endpoint is None):
         given = "neither is" if model is None else "both are"
         raise UsageError(f"generate: give either --model FOLDER or --endpoint URL; {given} given")
-    if model is not None and model_name is not None:
-        raise UsageError("generate: --model_name is the name on a server (--endpoint); leave it out with --model")
-    if samples > 1 and temperature == 0:
-        raise UsageError(
-            f"generate: {samples} samples of greedy decoding are the same text; give a --temperature, such as 1.0"
-        )
+    defaults = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
+    given_with, unread = ("--model", OF_ENDPOINT) if endpoint is None else ("--endpoint", OF_MODEL)
+    if found := [f"--{name}" for name in unread if options[name] != defaults[name]]:
+        raise UsageError(f"generate: {', '.join(found)} takes no effect with {given_with}; leave it out")
+    if options["temperature"] == 0:
+        if samples > 1:
+            raise UsageError(
+                f"generate: {samples} samples of greedy decoding are the same text; give a --temperature, such as 1.0"
+            )
+        if found := [f"--{name}" for name in ("top_p", "top_k") if options[name] != defaults[name]]:
+            raise UsageError(f"generate: {', '.join(found)} restricts sampling; give a --temperature, such as 1.0")
 
 
 def stop_strings(stop: str) -> tuple[str, ...]:

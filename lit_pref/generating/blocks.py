@@ -68,8 +68,9 @@ class Blocks:
     def rows(self, block: Block) -> list[dict[str, Any]] | None:
         """Return the rows of a complete block; None if there is no file, or not one of this block."""
         try:
-            lines = self.path(block).read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
+            # Not splitlines, which also splits at line separators of Unicode within a text.
+            lines = self.path(block).read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line]
             found = [(row["prompt_id"], row["sample"], row["finish_reason"]) for row in rows]
         except (OSError, ValueError, LookupError, TypeError):
             return None

@@ -99,7 +99,7 @@ class PromptFile:
     def describe(self, kept: int) -> list[str]:
         """Return the first lines: how the source was read, and what was left out."""
         equal = f", {self.repeated} repeat a prompt" if self.repeated else ""
-        lines = [f"prompts     {kept} of {self.path} ({self.format}; {self.rows} rows{equal})"]
+        lines = [f"prompts     {kept} of {self.path} ({self.format}; {self.rows} rows read{equal})"]
         if self.left_out:
             reasons = ", ".join(f"{count}: {kind}" for kind, count in self.left_out.most_common())
             lines.append(f"warning     {self.left_out.total()} rows are left out ({reasons})")

@@ -20,6 +20,7 @@ from lit_pref.models.sampling import Sampling, TokenChoice
 
 Finish = Literal["stop", "length", "stop_string"]
 ENDLESS = 2**62
+REPORTED = 8  # steps between two reports of progress
 CONTEXT = 8  # tokens of a prompt that decide how the first characters of its response are decoded
 
 
@@ -70,7 +71,7 @@ def respond(
         sampling: the distribution of the next token.
         ends: ids of the tokens that end a response.
         stop: texts that end a response.
-        on_step: called after each step with the number of responses that are not finished.
+        on_step: called every few steps with the number of new tokens.
 
     Raises:
         UserError: the model's logits are not finite.
@@ -82,7 +83,8 @@ def respond(
     limits = Limits(width, torch.tensor([request.most for request in requests], device=device))
     strings = StopStrings(tokenizer, stop, width, len(requests))
     criteria: list[StoppingCriteria] = [limits, *([strings] if stop else [])]
-    criteria += [Steps(width, ends, limits.most, on_step)] if on_step is not None else []
+    steps = Steps(width, ends, limits.most, on_step)
+    criteria += [steps] if on_step is not None else []
     config = GenerationConfig(
         max_new_tokens=max(request.most for request in requests),
         eos_token_id=list(ends),
@@ -99,10 +101,13 @@ def respond(
         )
     logprobs = torch.stack(choice.logprobs, 1).double().cpu()
     written = output[:, width:].tolist()
-    return [
+    responses = [
         _response(tokenizer, request, row[: min(request.most, length)], row_logprobs, ends, stop)
         for request, row, row_logprobs, length in zip(requests, written, logprobs, strings.lengths, strict=True)
     ]
+    if on_step is not None:
+        on_step(sum(len(response.ids) for response in responses) - steps.reported)
+    return responses
 
 
 def _response(
@@ -170,15 +175,24 @@ class StopStrings(StoppingCriteria):
 
 
 class Steps(StoppingCriteria):
-    """Ends nothing, and reports after each step how many rows have not reached an end token or their limit."""
+    """Ends nothing, and reports the new tokens of rows that have not reached an end token or their limit.
 
-    def __init__(self, width: int, ends: Sequence[int], most: Tensor, report: Callable[[int], None]) -> None:
+    It does so every few steps, because a GPU is waited for whenever a number is read from it.
+    """
+
+    def __init__(self, width: int, ends: Sequence[int], most: Tensor, report: Callable[[int], None] | None) -> None:
         self.width, self.most, self.report = width, most, report
         self.ends = torch.tensor(ends, device=most.device)
         self.open = torch.ones_like(most, dtype=torch.bool)
+        self.tokens = torch.zeros_like(most)
+        self.reported = 0
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        last = input_ids[:, -1]
-        self.report(int(self.open.sum()))
-        self.open &= ~torch.isin(last, self.ends) & (self.most > input_ids.shape[1] - self.width)
+        last, length = input_ids[:, -1], input_ids.shape[1] - self.width
+        self.tokens += self.open
+        self.open &= ~torch.isin(last, self.ends) & (self.most > length)
+        if length % REPORTED == 0 and self.report is not None:
+            total = int(self.tokens.sum())
+            self.report(total - self.reported)
+            self.reported = total
         return torch.zeros_like(last, dtype=torch.bool)

@@ -220,11 +220,13 @@ def test_options_that_exclude_each_other(generate: Callable[..., Any], tmp_path:
     for options, said in (
         ({}, "give either --model FOLDER or --endpoint URL; neither is given"),
         ({"model": "a", "endpoint": "http://b"}, "both are given"),
-        ({"model": "a", "model_name": "b"}, "--model_name is the name on a server"),
+        ({"model": "a", "model_name": "b", "retries": 1}, "--model_name, --retries takes no effect with --model"),
+        ({"endpoint": "http://b", "dtype": "bfloat16"}, "--dtype takes no effect with --endpoint"),
+        ({"model": "a", "top_p": 0.9}, "--top_p restricts sampling; give a --temperature"),
         ({"model": "a", "samples": 4}, "4 samples of greedy decoding are the same text"),
         ({"model": "a", "stop": '["a", ""]'}, "a JSON list of texts that are not empty"),
         ({"model": "a", "temperature": -1}, "temperature is -1"),
-        ({"model": "a", "top_p": 0}, "top_p is 0"),
+        ({"model": "a", "top_p": 0, "temperature": 1}, "top_p is 0"),
     ):
         code, _, error = generate(**common, **options)
         assert code == 2 and said in error

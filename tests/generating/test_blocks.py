@@ -26,8 +26,8 @@ PROMPTS = [Prompt(f"question {k}", f"id{k}", Row("file.jsonl", k + 1, {})) for k
 class Echo(Engine):
     """Answers at once, with a text that depends on the task; tasks in `broken` fail."""
 
-    def __init__(self, broken: set[Task] | None = None, of_server: bool = False) -> None:
-        self.broken, self.of_server = broken or set(), of_server
+    def __init__(self, broken: set[Task] | None = None, of_server: bool = False, more: str = "") -> None:
+        self.broken, self.of_server, self.more = broken or set(), of_server, more
         self.asked: list[list[Task]] = []
 
     def usable(self, prompts: Sequence[Prompt], file: Any) -> list[Prompt]:
@@ -52,7 +52,7 @@ class Echo(Engine):
     def _answer(self, id: str, sample: int) -> Answer:
         if (id, sample) in self.broken:  # type: ignore[comparison-overlap]
             return Answer.failed("timeout: no answer in time", self.of_server)
-        return Answer(f"answer to {id}, {sample}", "stop", -1.0, 3)
+        return Answer(f"answer to {id}, {sample}{self.more}", "stop", -1.0, 3)
 
 
 def run(out: Path, engine: Engine, samples: int = 2) -> Any:
@@ -100,6 +100,16 @@ def test_complete_blocks_are_kept_and_damaged_or_foreign_ones_are_written_again(
     run(tmp_path, again)
     assert [tasks[0] for tasks in again.asked] == [("id4", 0), ("id8", 0)]
     assert (tmp_path / "responses.jsonl").read_text() == whole
+    nothing = Echo()
+    run(tmp_path, nothing)
+    assert nothing.asked == []
+
+
+def test_a_text_may_hold_every_line_separator(tmp_path: Path):
+    more = "\n\r\x0b\x0c\x1c\x85\u2028\u2029\0"
+    run(tmp_path, Echo(more=more))
+    lines = (tmp_path / "responses.jsonl").read_bytes().split(b"\n")
+    assert len(lines) == 21 and all(json.loads(line)["response"].endswith(more) for line in lines[:-1])
     nothing = Echo()
     run(tmp_path, nothing)
     assert nothing.asked == []
