@@ -90,7 +90,13 @@ class Endpoint(Engine):
         return {"endpoint": self.url}
 
     def describe(self, prompts: Sequence[Prompt]) -> list[str]:
-        return [f"endpoint    {self.url}, model {self.name}, {self.concurrency} requests at a time"]
+        lines = [f"endpoint    {self.url}, model {self.name}, {self.concurrency} requests at a time"]
+        if texts := sum(isinstance(prompt.text, str) for prompt in prompts):
+            lines.append(
+                f"note        {texts} prompts are plain texts, which are sent to /completions without a chat template; "
+                "a chat model needs --mapping '{format: messages}'"
+            )
+        return lines
 
     def load(self) -> None:
         """Find the model on the server.

@@ -17,6 +17,7 @@ from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.unread import PROMPT_WORDS, UnreadColumns
 from lit_pref.errors import UsageError, UserError
 
+ALONE_NAME = "prompts"
 ALONE = ("prompt", "messages", "conversations", "conversation", "question", "instruction", "query")
 """Columns in which a file of prompts alone may have them, the first one that is there."""
 RESPONSE_WORDS = re.compile(
@@ -41,9 +42,9 @@ class PromptColumns:
 
     def describe(self) -> str:
         """Return how the source is read, for the first lines."""
-        if self.has_responses:
-            return f"format {self.mapping.name}, of which the prompts are read"
-        return f"prompts in the column {self.mapping.prompt}"
+        if self.mapping.name == ALONE_NAME:
+            return f"prompts in the column {self.mapping.prompt}"
+        return f"format {self.mapping.name}, of which the prompts are read"
 
     def canonical_rows(self, rows: Iterable[Row | BadRow], ignored: Sequence[str]) -> Iterator[Row | BadRow]:
         """Yield canonical rows, or the error of each row that has no prompt.
@@ -128,8 +129,9 @@ def _alone(given: str | dict[str, Any] | None, rows: Sequence[Row]) -> PromptCol
         columns = ", ".join(map(str, rows[0].values))
         raise UsageError(f"--mapping: `prompt` is {column}, which no row of {rows[0].file} has; it has {columns}.")
     values |= {"kind": "none", "prompt": column, "chosen": column, "id": values.get("id", "id")}
-    mapping = replace(mapping_from(values, "prompts", "The mapping of --mapping"), chosen=None)
-    return PromptColumns(mapping, has_responses=False, ends_with_response=column in ALONE[1:4])
+    mapping = replace(mapping_from(values, ALONE_NAME, "The mapping of --mapping"), chosen=None)
+    has_responses = any(_of_response(str(name)) for row in rows for name in row.values)
+    return PromptColumns(mapping, has_responses, ends_with_response=column in ALONE[1:4])
 
 
 def _responses(mapping: RowMapping) -> list[str]:

@@ -86,8 +86,9 @@ class PromptFile:
             first = [row for row in itertools.islice(read_source(source), FIRST) if isinstance(row, Row)]
             columns = columns_of(self.mapping, first, self.path)
             self.format = columns.describe()
-            unique = columns.has_responses if self.unique is None else self.unique
-            prompts = list(itertools.islice(self._prompts(columns, source, unique), self.limit))
+            if self.unique is None:
+                self.unique = columns.has_responses
+            prompts = list(itertools.islice(self._prompts(columns, source), self.limit))
             if not prompts:
                 reasons = ", ".join(f"{kind}: {count}" for kind, count in self.left_out.most_common())
                 raise UserError(
@@ -98,7 +99,8 @@ class PromptFile:
 
     def describe(self, kept: int) -> list[str]:
         """Return the first lines: how the source was read, and what was left out."""
-        equal = f", {self.repeated} repeat a prompt" if self.repeated else ""
+        what = "are left out" if self.unique else "are answered too"
+        equal = f", of which {self.repeated} repeat a prompt and {what}" if self.repeated else ""
         lines = [f"prompts     {kept} of {self.path} ({self.format}; {self.rows} rows read{equal})"]
         if self.left_out:
             reasons = ", ".join(f"{count}: {kind}" for kind, count in self.left_out.most_common())
@@ -116,7 +118,7 @@ class PromptFile:
         self.left_out[bad.kind] += 1
         self.first_left_out = self.first_left_out or str(bad)
 
-    def _prompts(self, columns: PromptColumns, source: Source, unique: bool) -> Iterator[Prompt]:
+    def _prompts(self, columns: PromptColumns, source: Source) -> Iterator[Prompt]:
         seen: Counter[str] = Counter()
         for row in columns.canonical_rows(read_source(source), self.ignore_columns):
             self.rows += 1
@@ -132,7 +134,7 @@ class PromptFile:
             seen[id] += 1
             if seen[id] > 1:
                 self.repeated += 1
-                if unique:
+                if self.unique:
                     continue
                 id = f"{id}-{seen[id] - 1}"
             yield Prompt(text, id, replace(row, values={}), own_id)

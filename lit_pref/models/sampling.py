@@ -70,7 +70,9 @@ class TokenChoice(LogitsProcessor):
         if self.sampling.temperature == 0:
             preferred = logits
         else:
-            preferred = restricted(logits / self.sampling.temperature, self.sampling)
+            # Below 0 first, so that no temperature makes two of the largest ones infinite.
+            below = logits - logits.amax(-1, keepdim=True)
+            preferred = restricted(below.div_(self.sampling.temperature), self.sampling)
             add_gumbel(preferred, step_keys(self.keys, len(self.logprobs)))
         chosen = preferred.argmax(-1, keepdim=True)
         self.logprobs.append(logits.gather(-1, chosen).squeeze(-1) - total)

@@ -265,6 +265,7 @@ def test_a_real_server_gives_the_greedy_responses_of_the_model_itself(
     assert generate(**common, model=chat_model, out=tmp_path / "here")[0] == 0
     code, out, _ = generate(**common, endpoint=serving, out=tmp_path / "there", concurrency=3)
     assert code == 0 and f"endpoint    {serving}, model {chat_model}" in out
+    assert ("6 prompts are plain texts, which are sent to /completions" in out) == ("messages" not in mapping)
     here, there = rows(tmp_path / "here"), rows(tmp_path / "there")
     assert len({row["response"] for row in here}) > 3
     # The server strips the blanks around a text.

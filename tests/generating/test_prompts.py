@@ -79,6 +79,12 @@ def test_kind_none_with_and_without_responses(tmp_path: Path):
     assert texts(path, mapping=with_responses) == ["2+2?"], "of pairs, each prompt is answered once"
     assert texts(path, mapping=with_responses, unique=False) == ["2+2?", "2+2?"]
     assert texts(path, mapping={"kind": "none", "prompt": "q"}) == ["2+2?", "2+2?"]
+    assert texts(jsonl(tmp_path, *[{"prompt": "2+2?", "completion": c} for c in "45"])) == ["2+2?"]
+    path = jsonl(tmp_path, {"q": "2+2?"}, {"q": "2+2?"})
+    file = PromptFile(path, mapping={"kind": "none", "prompt": "q"})
+    assert (
+        len(file.read()) == 2 and "2 rows read, of which 1 repeat a prompt and are answered too" in file.describe(2)[0]
+    )
     (tmp_path / "mine.yaml").write_text("prompt: q\nformat: messages\n")
     assert texts(path, mapping=str(tmp_path / "mine.yaml"), unique=True) == [[ASK]]
 

@@ -73,7 +73,7 @@ def test_top_p_sorts_all_tokens_where_the_likely_ones_are_not_enough():
 
 def test_greedy_and_a_single_candidate_take_the_most_likely_token():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    for sampling in (Sampling(), Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9)):
+    for sampling in (Sampling(), Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-9), Sampling(1e-40)):
         choice = TokenChoice(sampling, [5])
         assert [int(choice(None, logits.clone()).argmax()) for _ in range(50)] == [1] * 50
 
