@@ -19,6 +19,7 @@ _SOURCES = (
     "data/selection/criteria.py",
     "data/selection/selection.py",
     "models/spec.py",
+    "models/lora.py",
     "references/reference.py",
     "objectives/**/*.py",
     "callbacks/checkpointing.py",

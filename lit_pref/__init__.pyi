@@ -15,7 +15,7 @@ from lit_pref.data.selection.selection import Selection as Selection
 from lit_pref.data.sources.source import Source as Source
 from lit_pref.errors import UsageError as UsageError
 from lit_pref.errors import UserError as UserError
-from lit_pref.models.spec import Lora as Lora
+from lit_pref.models.lora import Lora as Lora
 from lit_pref.models.spec import ModelSpec as ModelSpec
 from lit_pref.modules.preference import PreferenceModule as PreferenceModule
 from lit_pref.modules.schedules import Cosine as Cosine

@@ -1,11 +1,14 @@
 """`python -m lit_pref`: one command of the table, its help, and the exit code."""
 
+import os
 import sys
 from typing import NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with 0 (done), 1 (refused input) or 2 (an impossible command line or configuration).
+
+    If the reader of the output ends first, as in `check | head`, the exit code is 141, as of other programs.
 
     Args:
         arguments: the command line; None takes that of this process.
@@ -21,6 +24,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from lit_pref.cli import main as run
 
         run(words, relaunchable=arguments is None)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         print(visible(f"lit_pref: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -9,14 +9,15 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse._typehints
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean, nearest_names, unknown_option
+from lit_pref.hints import did_you_mean, nearest_names, stray_word, unknown_option
+from lit_pref.yaml_limits import limited, refuse_alias_bomb
 
 
 def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any) -> None:
@@ -31,6 +32,7 @@ def forget_arguments_of_the_old_class(parser_or_action: Any, old: Any, new: Any)
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments_of_the_old_class
+jsonargparse.set_loader("yaml", limited(jsonargparse.get_loader("yaml")), (yaml.YAMLError,))
 
 
 class Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -59,6 +61,11 @@ class Parser(ArgumentParser):
             self._action_groups[-1].title = "arguments"  # in place of the first sentence of the description
         return added
 
+    def _load_config_parser_mode(self, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Any:
+        if path:
+            refuse_alias_bomb(content, f"the configuration {path}")
+        return super()._load_config_parser_mode(content, path, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = list(_option_names(self))
         if self.exit_on_error:
@@ -82,13 +89,12 @@ _ONLY_BASES = {
 _OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
 _WORDS |= {"list": "a list (written [a, b])", "dict": "a mapping", "NoneType": "null"}
+_PRECISIONS = {"fp16": "16-mixed", "float16": "16-mixed", "bfloat16": "bf16-mixed", "fp32": "32-true"}
 _WORDS |= {"PositiveInt": "a whole number above 0"}
 
 
 def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     """Turn jsonargparse's report into one sentence, with the known names and the nearest guess if a name is unknown."""
-    if path := _found(r"File does not exist: '([^']+)'", message):
-        return f"config file {path} does not exist{did_you_mean(Path(path).name, _siblings(Path(path)))}"
     if found := re.search(
         r"^(?:Group '(.+?)' does not accept option|Option) '([^']+)'(?! is not accepted \[)", message
     ):
@@ -96,7 +102,7 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
     if name := _found(r"unrecognized arguments: --(\S+)", message):
         return unknown_option(name.split("=")[0].rstrip("+"), options)
     if name := _found(r"unrecognized arguments: (\S+)", message):
-        return f"unknown word {name!r} on the command line; options begin with --"
+        return stray_word(name)
     if name := _found(r"argument (\S+): expected one argument", message):
         return f"{name.split('/')[-1]} needs a value; one that begins with - is written --NAME=VALUE"
     if detail := _found(r"Problems parsing config: (.+)", message, flags=re.DOTALL):
@@ -106,6 +112,10 @@ def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
         return f"a configuration file contains no `name: value`, but {_short(detail)!r}"
     if (names := _found(r"^the following arguments are required: ([\w, ]+)$", message)) and "config" not in options:
         return f"missing: {', '.join('--' + name for name in names.split(', '))}; --help describes them"
+    if found := re.search(
+        r'key "([\w.]+)":\s+- Expected a path.*Unexpected import path format: (\w+)\(', message, flags=re.DOTALL
+    ):
+        return "{0}: arguments are written apart from their class: --{0} {1} --{0}.NAME VALUE".format(*found.groups())
     message = _first_reading(message)
     return _help_sentence(message) or _class_sentence(message) or _value_sentence(message) or _short(message, 350)
 
@@ -137,9 +147,8 @@ def _class_sentence(message: str) -> str | None:
         name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
         form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
         guess = did_you_mean(name, [*known, *form])
-        return (
-            f"{_key(message, found.start())}: {_owner(message, found)} has no argument {name!r}{_known(known)}{guess}"
-        )
+        key, owner = _key(message, found.start()), _owner(message, found)
+        return f"{key}: {owner} has no argument {name!r}{_known(known)}{guess or _takers(name, key)}"
     if found := re.search(r"the following arguments are required: (.+)", message):
         names = [n.split(".", 1)[-1] for n in found.group(1).split(". Got value")[0].split(", ")]
         key = _key(message, found.start())
@@ -193,7 +202,11 @@ def _value_sentence(message: str) -> str | None:
         words.append(", ".join(classes))
         choices += classes
     infinity = "float" in types and value.strip("+-").lower() in ("inf", "infinity")
-    end = f"; infinity is written {'-' * value.startswith('-')}.inf" if infinity else did_you_mean(value, choices)
+    end = (
+        f"; infinity is written {'-' * value.startswith('-')}.inf"
+        if infinity
+        else did_you_mean(_PRECISIONS.get(value, value), choices)
+    )
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
 
 
@@ -215,6 +228,14 @@ def _unknown_class(name: str, key: str, message: str) -> str:
 def _class_first(key: str, base: type) -> str:
     known = known_subclasses(base)
     return f"{key}: name a class before its arguments, such as --{key} {known[0]}{_known(known)}"
+
+
+def _takers(name: str, key: str) -> str:
+    """The end of a sentence that names the classes which take this argument."""
+    if key not in _ONLY_BASES:
+        return ""
+    takers = [cls for cls in _all_subclasses(_imported(_ONLY_BASES[key])) if name in inspect.signature(cls).parameters]
+    return f"; it is one of {', '.join(sorted({cls.__name__ for cls in takers})[:4])}" if takers else ""
 
 
 def _imported(path: str) -> type:
@@ -275,10 +296,6 @@ def _option_names(parser: argparse.ArgumentParser) -> Iterator[str]:
         for option in action.option_strings:
             if option.startswith("--") and not option.endswith(("help", "+", "print_shtab")):
                 yield option[2:]
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _found(pattern: str, message: str, flags: int = 0) -> str | None:

@@ -17,8 +17,9 @@ class TokenLogps:
 class Tilt:
     """Sequence sums of log softmax((1 + epsilon) f - epsilon g)[y] - log softmax(f)[y]; (B,), nats.
 
-    f are the policy's logits and g those of the first reference. It is computed from f - g, so that it keeps its sign
-    where the policy is near the reference and the two log-probs agree in nearly all their digits.
+    f are the policy's logits and g those of the first reference, both over the ids that both models have: padding of
+    the vocabulary that one of them lacks is left out on both sides. It is computed from f - g, so that it keeps its
+    sign where the policy is near the reference and the two log-probs agree in nearly all their digits.
     """
 
     epsilon: float
@@ -54,7 +55,8 @@ class TopOne:
 
 Need = TokenLogps | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
 COMPARING_NEEDS = (Tilt, TiltSlope, Kl)
-"""Needs that compare whole distributions, and so require a live reference with the policy's vocabulary."""
+"""Needs that compare whole distributions, over the shared ids, and so require a live reference with the policy's
+tokenizer."""
 
 
 @dataclass
@@ -71,11 +73,15 @@ class SequenceScores:
 
 @dataclass
 class PairScores:
-    """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read."""
+    """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read.
+
+    `router_loss` is the load-balancing loss of a mixture of experts in training, () with gradient, if it is added.
+    """
 
     chosen: SequenceScores
     rejected: SequenceScores | None
     extra_response: SequenceScores | None = None
+    router_loss: Tensor | None = None
 
 
 @dataclass

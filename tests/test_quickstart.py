@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 SMALL = {"demonstrations": 2000, "sft_steps": 120, "pairs": 60, "held_out_pairs": 40, "eval_prompts": 12}
 OPTIONS = ["--trainer.log_every_n_steps", "2"]
@@ -39,7 +41,7 @@ def test_it_ends_with_gold_reward_held_out_numbers_samples_places_and_what_to_ru
     for place in ("checkpoints/step=00000006.ckpt", "hf", "config.yaml", "records"):
         assert f"runs/quickstart/{place}" in said
         assert (folder / "runs" / "quickstart" / place).exists()
-    assert "tensorboard --logdir runs/quickstart" in said
+    assert "tensorboard --logdir runs\n" in said
     last = said.rstrip().splitlines()[-1].strip()
     assert " -m lit_pref fit --config configs/quickstart.yaml" in last and "--model.objective DPO" in last
 
@@ -66,8 +68,10 @@ def test_the_resolved_config_runs_again_alone_to_the_same_bits(quickstart: tuple
 
 def test_tensorboard_holds_curves_figures_texts_and_the_hyperparameters_in_the_run_itself(quickstart: tuple[Path, str]):
     folder, _ = quickstart
-    board = folder / "runs" / "quickstart" / "tensorboard"
-    assert [p for p in board.iterdir() if p.is_dir()] == [], "no sub-run"
+    board = folder / "runs" / "quickstart"  # TensorBoard calls the run by this name
+    assert [p.parent for p in (folder / "runs").rglob("events.out.tfevents*") if p.parent.name == "quickstart"] == [
+        board
+    ]
     events = EventAccumulator(str(board), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
     tags = events.Tags()
     wanted = {
@@ -80,8 +84,19 @@ def test_tensorboard_holds_curves_figures_texts_and_the_hyperparameters_in_the_r
     assert {"val/reliability/label", "val/reliability/p_true"} <= set(tags["images"])
     assert any("val/samples" in tag for tag in tags["tensors"])
     assert "hparams" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name
+    compared = hyperparameters(events)
+    assert compared["objective"] == "MMPO" and compared["objective.gamma"] > 0 and compared["optimizer"] == "AdamW"
+    assert {"optimizer.lr", "schedule", "global_batch", "seed_everything", "policy", "train"} <= compared.keys()
+    assert len(compared) < 35 and not any("trainer" in name or "callbacks" in name for name in compared)
     curve = [(event.step, event.value) for event in events.Scalars("val/loss")]
     assert [step for step, _ in dict.fromkeys(curve)] == [0, 2, 4, 6], "the hyperparameters repeat the first point"
+
+
+def hyperparameters(events: EventAccumulator) -> dict[str, Any]:
+    """What the HParams tab shows of a run."""
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()}
 
 
 def test_records_and_manifest_say_what_the_numbers_were_made_of(quickstart: tuple[Path, str]):

@@ -46,7 +46,15 @@ def validated(ran: Ran) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "trainer", [{}, {"val_check_interval": 3}, {"max_steps": 5}, {"limit_val_batches": 0}], ids=str
+    "trainer",
+    [
+        {},
+        {"val_check_interval": 1},
+        {"val_check_interval": 2, "check_val_every_n_epoch": None},
+        {"max_steps": 5},
+        {"limit_val_batches": 0},
+    ],
+    ids=str,
 )
 def test_from_every_checkpoint_of_a_run_the_rest_is_the_same_to_the_last_bit(run: Run, tmp_path: Path, trainer):
     whole = fit(run, tmp_path / "whole", every=1, **trainer)
@@ -91,7 +99,7 @@ def test_a_run_that_reached_its_last_step_in_mid_epoch_goes_on_when_it_is_given_
     assert differences(last(rest), last(whole)) == []
 
 
-@pytest.mark.parametrize("interval, validated_at", [(1.0, [3, 6, 9]), (3, [1, 2, 4])])
+@pytest.mark.parametrize("interval, validated_at", [(1.0, [3, 6, 9]), (2, [2, 5, 8]), (1, [1, 2, 3])])
 def test_early_stopping_decides_the_same_after_a_resume(run: Run, tmp_path: Path, interval, validated_at):
     def stopping() -> dict:
         # The extra_response validation is the second that is not ten nats better than the first.
@@ -120,7 +128,16 @@ def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run
 
 
 def test_resuming_with_workers_under_kill_is_exact(tmp_path: Path):
-    assert killed(tmp_path, "--kills", "1", "--devices", "1", "--workers", "2", "--epochs", "2")["lost"] == 0
+    options = ["--devices", "1", "--workers", "2", "--epochs", "2", "--objectives", "EpsilonDPO"]
+    assert killed(tmp_path, "--kills", "1", *options, "--moments", "training")["lost"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["validation", "saving", "filling", "export"])
+def test_a_run_that_was_killed_within_something_leaves_what_the_whole_run_leaves(tmp_path: Path, moment: str):
+    options = ["--devices", "1", "--workers", "0", "--epochs", "2", "--objectives", "MMPO", "--moments", moment]
+    result = killed(tmp_path, "--kills", "2", *options)
+    assert result["lost"] == 0 and result["moments"] == {moment: 2}
 
 
 @pytest.mark.slow

@@ -454,6 +454,8 @@ def main(what: str, folder: Path) -> None:
         os.environ["LIT_PREF_CACHE"] = f"{cache}/{name}"
         options: dict[str, Any] = {"seconds": 0.05, "strategy": strategy, "devices": 2}
         print(f"read {len(only_fill(exact(many(folder)), run_folder, **options).pairs)}", flush=True)
+    # As `Run` does at exit: threads of gloo that outlive the interpreter abort the process.
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.references.reference import Reference
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
-from kill_test import differences
+from kill_compare import differences
 
 __all__ = ["History", "Memory", "Ran", "Run", "differences", "environment", "fit", "logps", "trained"]
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

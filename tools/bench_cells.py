@@ -29,6 +29,7 @@ from bench_goals import (
     PADDED,
     SHARED,
     STORED_EPOCHS,
+    UNFUSED,
 )
 from bench_loop import loop_overhead
 from bench_ours import Ours
@@ -51,6 +52,7 @@ CONTENDERS: dict[str, Ours | Trl] = {
     LIVE: Ours(stored=False),
     PADDED: Ours(layout="padded"),
     SHARED: Ours(layout="prefix_shared"),
+    UNFUSED: Ours(fused=False),
     LIVE_2: Ours(stored=False, references=2),
     LIVE_3: Ours(stored=False, references=3),
     COMPACT: Trl(),
@@ -161,6 +163,9 @@ def _cells() -> list[Cell]:
     cells.append(Cell("epochs", epochs, work, (STORED_EPOCHS, LIVE_EPOCHS), timed=3))
     cells.append(Cell("processes", processes, work, (OURS, COMPACT, INSTALLED, INSTALLED_STORED), timed=2))
     cells.append(Cell("short", steps, Work("short", "testbed", 104, 32), (OURS, PADDED), timed=60))
+    cells.append(Cell("optimizer", steps, work, (OURS, UNFUSED), full=True))
+    for case in ("2k", "4k", "8k"):
+        cells.append(Cell(f"row-{case}", steps, Work(case, "s", 512, 1), (SHARED, PADDED), full=True))
     cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5), Cell("generate", generating)]
     cells.append(Cell("profile", profile, WORKS["a-s-32k"]))
     cells.append(Cell("profile-128k", profile, WORKS["a-s-128k"]))

@@ -7,6 +7,7 @@ from typing import Any
 
 # The contenders' names in results and page.
 OURS, SHARED, PADDED = "lit_pref", "lit_pref, shared layout", "lit_pref, padded layout"
+UNFUSED = "lit_pref, fused: false"
 LIVE, LIVE_2, LIVE_3 = "lit_pref, live reference", "lit_pref, 2 live references", "lit_pref, 3 live references"
 STORED_EPOCHS, LIVE_EPOCHS = "3 stored references, 3 epochs", "3 live references, 3 epochs"
 COMPACT, NO_METRICS = "TRL-compact", "TRL-compact, no metrics"

@@ -29,6 +29,7 @@ class Ours:
     stored: bool = True
     epochs: int = 1
     device: Literal["cpu", "gpu"] = "cpu"
+    fused: bool | None = None  # None: the default, by which AdamW is fused
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         objective = DPO(beta=BETA) if self.references == 1 else MRPO(beta=BETA)
@@ -36,7 +37,7 @@ class Ours:
             work.policy(folder),
             objective,
             self._references(work, folder),
-            optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW, fused=True),
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW, fused=self.fused),
             layout=self.layout,
             reference_store=self.stored,
         )

@@ -44,13 +44,17 @@ CASES = {
     "b": (around(128, 0.25), around(256, 0.25)),
     "c": (lognormal(180, 0.9, 1024), lognormal(150, 0.8, 512)),
     "long": (around(4096, 0.12), around(256, 0.25)),
+    "2k": (around(1024, 0.01), around(512, 0.01)),
+    "4k": (around(2048, 0.01), around(1024, 0.01)),
+    "8k": (around(4096, 0.01), around(2048, 0.01)),
     "feedback": (lognormal(140, 0.8, 1024), lognormal(260, 0.7, 1024)),
     "short": (around(9, 0), around(11, 0.4)),
     "smoke": (around(24, 0.12), around(8, 0.25)),
 }
 """Tokens of prompts and of responses, begin and end tokens among them.
 
-`long` are conversations of several turns, `feedback` resembles UltraFeedback, `short` are the testbed's.
+`long` are conversations of several turns, `2k` to `8k` pairs of that many tokens, `feedback` resembles UltraFeedback,
+`short` are the testbed's.
 """
 
 

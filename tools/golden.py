@@ -86,8 +86,8 @@ def results_of(place: Path) -> dict[str, Any]:
     """Everything that is compared of the files in the folder of a case."""
     result: dict[str, Any] = {}
     run = place / "run"
-    if (run / "tensorboard").is_dir():
-        result["logged"] = events(run / "tensorboard")
+    if any(run.glob("events.out.tfevents*")):
+        result["logged"] = events(run)
     for file in sorted(run.glob("**/metrics.csv")):
         result["logged in double precision"] = logged_lines(file)
     for file in sorted(run.glob("records/*.parquet")):

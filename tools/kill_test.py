@@ -3,10 +3,12 @@
     python tools/kill_test.py --kills 20                                       DDP, two processes
     python tools/kill_test.py --kills 5 --strategy fsdp-distributed            FSDP2, checkpoints in shards
 
-A run is killed (SIGKILL, all its processes) some training batches and a fraction of a second after it began to train,
-at moments drawn from a seed; it is resumed with `--ckpt_path last`. When it is done it is compared bit for bit with the
-run that was not killed (weights, optimiser, objective, schedule, position), and every pair must occur once an epoch in
-the steps that count. If kills are left, a new run begins.
+A run is killed (SIGKILL, all its processes) at moments drawn from a seed: some training batches and a fraction of a
+second after it began to train, or within a validation, a save, the filling of the reference store or the export. It is
+resumed with `--ckpt_path last`. When it is done it is compared bit for bit with a run that was not killed: the last
+checkpoint (weights, optimizer, objective, schedule, position, loops, callbacks), the records and the logged values of
+all steps, and the exported model; every pair must occur once an epoch in the steps that count. If kills are left, a new
+run begins.
 """
 
 import argparse
@@ -16,12 +18,21 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kill_compare import differences, outcome, uneven
 from lightning.pytorch import Callback
+
+MOMENTS = {"validation": 0.02, "saving": 0.02, "filling": 0.05, "export": 0.15}
+"""Moments of a run, and how many seconds after their beginning a kill comes at the latest."""
+OBJECTIVES = {
+    "EpsilonDPO": ["--model.objective.epsilon=0.05", "--model.objective.beta=0.1"],  # a state, and a live reference
+    "MMPO": ["--model.objective.beta=0.1"],  # a reference from the store
+}
 
 STRATEGIES = {
     "auto": ["auto"],
@@ -29,14 +40,47 @@ STRATEGIES = {
     "fsdp": ["ModelParallelStrategy", "false"],
     "fsdp-distributed": ["ModelParallelStrategy", "true"],
 }
-PAIRS = 22  # windows of 8, 8 and 6 pairs
+PAIRS = 22  # steps of 8, 8 and 6 pairs
 
 
 class History(Callback):
-    """Appends (optimiser steps before, epoch, ids of real pairs) of every micro-batch to a file of its rank."""
+    """Appends (optimizer steps before, epoch, ids of real pairs) of every micro-batch to a file of its rank.
 
-    def __init__(self, folder: str) -> None:
+    Args:
+        folder: of the files.
+        kill: "MOMENT NUMBER SECONDS": kill this run so many seconds after that moment has come so many times.
+    """
+
+    def __init__(self, folder: str, kill: str | None = None) -> None:
         self.folder = Path(folder)
+        self.moment, number, seconds = (kill or "none 0 0").split()
+        self.left, self.seconds = int(number), float(seconds)
+        from lit_pref.references.filling import StoreFiller
+        from lit_pref.run import run
+
+        StoreFiller._compute = self._marked("filling", StoreFiller._compute)
+        run.export = self._marked("export", run.export)
+
+    def _marked(self, moment: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            self._begins(moment)
+            return function(*args, **kwargs)
+
+        return marked
+
+    def _begins(self, moment: str) -> None:
+        if moment != self.moment or os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        self.left -= 1
+        if self.left == 0:
+            (self.folder / "killed").write_text(moment)
+            threading.Timer(self.seconds, os.killpg, (os.getpgid(0), signal.SIGKILL)).start()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        trainer.save_checkpoint = self._marked("saving", trainer.save_checkpoint)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begins("validation")
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
@@ -60,8 +104,8 @@ def write_pairs(path: Path, number: int, first: int = 0) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def command(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Dropout, accumulation, a ragged window, a moving beta, AdamW, a schedule, a checkpoint every two steps."""
+def command(options: argparse.Namespace, folder: Path, objective: str, kill: str | None = None) -> list[str]:
+    """Dropout, accumulation, a ragged step, AdamW, a schedule, a checkpoint and a validation every two steps."""
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2}
     strategy, *distributed = STRATEGIES[options.strategy]
@@ -73,7 +117,7 @@ def command(options: argparse.Namespace, folder: Path) -> list[str]:
         "--model.policy.vocabulary=300",
         "--model.policy.dropout=0.1",
     ]
-    line += ["--model.objective=EpsilonDPO", "--model.objective.epsilon=0.05", "--model.objective.beta=0.1"]
+    line += [f"--model.objective={objective}", *OBJECTIVES[objective]]
     line += ["--model.optimizer=AdamW", "--model.optimizer.lr=0.01", "--model.schedule=Cosine"]
     line += ["--trainer.accelerator=cpu", f"--trainer.devices={options.devices}", f"--trainer.strategy={strategy}"]
     if distributed:
@@ -84,7 +128,10 @@ def command(options: argparse.Namespace, folder: Path) -> list[str]:
         line += [f"--trainer.strategy.save_distributed_checkpoint={distributed[0]}"]
     line += ["--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every=2"]
     line += ["--trainer.callbacks+=kill_test.History", f"--trainer.callbacks.folder={folder}"]
-    line += [f"--trainer.max_epochs={options.epochs}", "--trainer.logger=false", "--trainer.gradient_clip_val=1.0"]
+    line += [] if kill is None else [f"--trainer.callbacks.kill={kill}"]
+    line += ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    line += ["--trainer.callbacks.patience=1000", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+    line += [f"--trainer.max_epochs={options.epochs}", "--trainer.gradient_clip_val=1.0", "--print_summary=false"]
     return [str(argument) for argument in [*line, "--trainer.enable_progress_bar=false"]]
 
 
@@ -94,14 +141,17 @@ def batches(folder: Path) -> int:
     return len(history.read_text().splitlines()) if history.exists() else 0
 
 
-def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:
+def start(
+    options: argparse.Namespace, folder: Path, objective: str, kill: str | None = None
+) -> subprocess.Popen[bytes]:
     """The run, in a process group of its own, from its newest checkpoint where it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    environment["LIT_PREF_CACHE"] = str(options.folder / "cache")
+    environment["LIT_PREF_CACHE"] = str(folder / "cache")  # its own, so that each run fills a store
     log = (folder / "log.txt").open("ab")
-    return subprocess.Popen(command(options, folder), env=environment, stdout=log, stderr=log, start_new_session=True)
+    line = command(options, folder, objective, kill)
+    return subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def kill_at(process: subprocess.Popen[bytes], folder: Path, more_batches: int, seconds: float) -> bool:
@@ -124,45 +174,43 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
         sys.exit(f"the run failed ({process.returncode}):\n" + (folder / "log.txt").read_text()[-3000:])
 
 
-def differences(first: Any, second: Any, at: str = "") -> list[str]:
-    """Return the paths at which two nested structures differ, to the last bit of every tensor."""
-    import torch
-
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return [] if first.dtype == second.dtype and torch.equal(first, second) else [at]
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            return [f"{at}: other keys"]
-        return [d for key in first for d in differences(first[key], second[key], f"{at}/{key}")]
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
-        return [d for k, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{at}/{k}")]
-    return [] if first == second else [at]
-
-
-def final(folder: Path) -> dict[str, Any]:
-    """Everything in the last checkpoint but Lightning's own counters and the configuration, which names the folder."""
-    from lit_pref.run.checkpoint_model import read_checkpoint
-
-    checkpoint = read_checkpoint(sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1])
-    return {name: value for name, value in checkpoint.items() if name not in ("loops", "lit_pref", "callbacks")}
+def kill_once(options: argparse.Namespace, folder: Path, objective: str, rng: random.Random) -> str | None:
+    """Start or resume the run and kill it; return the moment, or None if the run was done before."""
+    moments = [name for name in options.moments if name != "filling" or objective == "MMPO"]
+    moment, seconds = rng.choice(moments), rng.uniform(0, 1)
+    if moment == "training":
+        process = start(options, folder, objective)
+        more = rng.randint(0 if batches(folder) else 1, 8)
+        return "training" if kill_at(process, folder, more, 0.3 * seconds) else finish(process, folder)
+    number = 1 if moment in ("filling", "export") else rng.randint(1, 3)
+    (folder / "killed").unlink(missing_ok=True)
+    process = start(options, folder, objective, f"{moment} {number} {seconds * MOMENTS[moment]:.5f}")
+    if process.wait() == -signal.SIGKILL and (folder / "killed").exists():
+        return moment
+    return finish(process, folder)
 
 
-def uneven(folder: Path, devices: int, epochs: int) -> int:
-    """Pairs that do not occur exactly once an epoch in the steps that count: of a step taken twice, the later one."""
-    counted: Counter[tuple[int, str]] = Counter()
-    for rank in range(devices):
-        lines = (folder / f"history-{rank}.jsonl").read_text().splitlines()
-        taken: dict[tuple[int, int], tuple[int, list[str]]] = {}
-        for step, epoch, batch, ids in map(json.loads, lines):
-            taken[epoch, batch] = (step, ids)
-        counted.update((epoch, name) for (epoch, _), (_, ids) in taken.items() for name in ids)
-    return epochs * PAIRS - sum(count == 1 for count in counted.values()) + sum(count > 1 for count in counted.values())
+def killed_run(options: argparse.Namespace, folder: Path, objective: str, rng: random.Random, kills: int) -> list[str]:
+    """Kill a run at most so many times until it is done; return the moments."""
+    moments: list[str] = []
+    while len(moments) < kills:
+        moment = kill_once(options, folder, objective, rng)
+        if moment is None:
+            return moments
+        moments.append(moment)
+        left = sorted(path.name for path in (folder / "checkpoints").glob("step=*.ckpt"))
+        print(f"  {moment:10}  after {batches(folder):3} batches  {left[-1] if left else '-'}", flush=True)
+    finish(start(options, folder, objective), folder)
+    return moments
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--strategy", choices=STRATEGIES)
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--moments", nargs="+", choices=["training", *MOMENTS], default=["training", *MOMENTS])
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
@@ -171,41 +219,34 @@ def main() -> None:
     options = parser.parse_args()
     options.strategy = options.strategy or ("ddp" if options.devices > 1 else "auto")
     options.folder = options.folder.resolve()
+    return options
+
+
+def main() -> None:
+    options = parsed()
     options.folder.mkdir(parents=True, exist_ok=True)
     write_pairs(options.folder / "train.jsonl", PAIRS)
     write_pairs(options.folder / "val.jsonl", 5, first=PAIRS)
-
-    never = options.folder / "never-killed"
-    finish(start(options, never), never)
-    whole, rng, kills, rounds = final(never), random.Random(options.seed), 0, 0
-    rows, lost = [], uneven(never, options.devices, options.epochs)
-    print(
-        f"{options.strategy}, {options.devices} process(es), never killed: {batches(never)} batches a rank", flush=True
-    )
-    print("run  kill  after batches  after s  checkpoint left", flush=True)
-    while kills < options.kills:
-        rounds += 1
-        folder = options.folder / f"killed-{rounds}"
-        while kills < options.kills:
-            process = start(options, folder)
-            more, seconds = rng.randint(0 if batches(folder) else 1, 8), rng.uniform(0, 0.3)
-            if not kill_at(process, folder, more, seconds):
-                break
-            kills += 1
-            left = sorted(path.name for path in (folder / "checkpoints").glob("step=*.ckpt"))
-            print(
-                f"{rounds:3}  {kills:4}  {batches(folder):13}  {seconds:7.3f}  {left[-1] if left else '-'}", flush=True
-            )
-        else:
-            process = start(options, folder)
-        finish(process, folder)
-        differ, missed = differences(final(folder), whole), uneven(folder, options.devices, options.epochs)
+    whole = {}
+    for objective in options.objectives:
+        never = options.folder / f"never-killed-{objective}"
+        finish(start(options, never, objective), never)
+        whole[objective] = outcome(never)
+        print(f"{objective}, {options.strategy}, never killed: {batches(never)} batches a rank", flush=True)
+    rng, moments, rows, lost = random.Random(options.seed), list[str](), list[dict[str, Any]](), 0
+    while len(moments) < options.kills:
+        number = len(rows) + 1
+        folder, objective = options.folder / f"killed-{number}", options.objectives[number % len(options.objectives)]
+        moments += killed_run(options, folder, objective, rng, options.kills - len(moments))
+        differ = differences(outcome(folder), whole[objective])
+        missed = uneven(folder, options.devices, options.epochs, PAIRS)
         lost += len(differ) + missed
-        rows.append({"run": rounds, "different": differ, "pairs not once an epoch": missed})
-        print(f"{rounds:3}  done: {len(differ)} differences {differ[:3]}, {missed} pairs not once an epoch", flush=True)
-    result = {"kills": kills, "strategy": options.strategy, "devices": options.devices, "lost": lost, "runs": rows}
+        rows.append({"run": number, "objective": objective, "different": differ, "pairs not once an epoch": missed})
+        print(f"{number}: {len(differ)} differences {differ[:8]}, {missed} pairs not once an epoch", flush=True)
+    result = {"kills": len(moments), "moments": {name: moments.count(name) for name in sorted(set(moments))}}
+    result |= {"strategy": options.strategy, "devices": options.devices, "lost": lost, "runs": rows}
     (options.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{kills} kills in {rounds} run(s): {'nothing lost' if lost == 0 else f'{lost} LOST'}")
+    print(f"{result['moments']} in {len(rows)} run(s): {'nothing lost' if lost == 0 else f'{lost} LOST'}")
     sys.exit(0 if lost == 0 else 1)
 
 

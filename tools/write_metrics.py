@@ -54,7 +54,8 @@ def means() -> dict[str, Meaning]:
 def calibration() -> dict[str, Meaning]:
     """Return the meaning of each calibration tag."""
     against_label = {f"val/calibration/{name}": meaning for name, meaning in CALIBRATION.items()}
-    return against_label | {f"val/calibration@COLUMN/{name}": meaning for name, meaning in CALIBRATION.items()}
+    others = {name: meaning for name, meaning in CALIBRATION.items() if name != "ece_if_calibrated"}
+    return against_label | {f"val/calibration@COLUMN/{name}": meaning for name, meaning in others.items()}
 
 
 def tags() -> set[str]:

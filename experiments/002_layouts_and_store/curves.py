@@ -15,7 +15,7 @@ COMPARED = (*DRAWN, "train/gradient_norm", "train/rewards/accuracies", "val/rewa
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in COMPARED}
 

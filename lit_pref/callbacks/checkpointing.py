@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.callbacks.termination import Terminated
@@ -56,7 +57,8 @@ class Checkpoints(Checkpoint):
 
     It keeps no state in checkpoints: the newest one is found in the folder when training starts. A checkpoint is saved
     after the validation that follows its step, and at the end of an epoch after everything else that belongs to the
-    epoch, such as early stopping: work since the last checkpoint is repeated on resume.
+    epoch, such as early stopping: work since the last checkpoint is repeated on resume. Folders of shards are verified
+    before they are loaded, as `AtomicCheckpointIO` verifies files.
 
     Args:
         every: Optimizer steps between two checkpoints.
@@ -73,6 +75,18 @@ class Checkpoints(Checkpoint):
         self._seen_step = 0
         self._saved_step: int | None = None
         self._due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Folders of shards are not read through the plugin that verifies files.
+        strategy: Any = trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            load = type(strategy).load_checkpoint
+
+            def verified(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+                verify(Path(checkpoint_path))
+                return load(strategy, checkpoint_path, *args, **kwargs)
+
+            strategy.load_checkpoint = verified  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
@@ -113,10 +127,14 @@ class Checkpoints(Checkpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was killed between its last save and this has kept one more, and takes no step when it is resumed.
+        if not trying_out(trainer):
+            self._delete_old(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | Terminated) and trainer.is_global_zero:
-            newest = newest_step(self.where(trainer))
-            kept = "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
+            kept = words_for_resuming(self.where(trainer))
             how = "ended by SIGTERM" if isinstance(exception, Terminated) else "interrupted"
             print(f"{how} at step {trainer.global_step}; {kept}", flush=True)
 
@@ -130,8 +148,11 @@ class Checkpoints(Checkpoint):
         folder = self.where(trainer)
         self._saved_step, self._due = trainer.global_step, False
         trainer.save_checkpoint(folder / f"step={trainer.global_step:08d}.ckpt")
+        self._delete_old(trainer)
+
+    def _delete_old(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.keep is not None:
-            for path in complete_checkpoints(folder)[: -self.keep]:
+            for path in complete_checkpoints(self.where(trainer))[: -self.keep]:
                 trainer.strategy.remove_checkpoint(path)
 
 
@@ -202,6 +223,12 @@ def newest_step(folder: Path) -> int | None:
     """The step of the newest complete checkpoint in `folder`; None if there is none."""
     complete = complete_checkpoints(folder)
     return step_of(complete[-1]) if complete else None
+
+
+def words_for_resuming(folder: Path) -> str:
+    """Say from which step a run resumes whose checkpoints are in `folder`."""
+    newest = newest_step(folder)
+    return "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
 
 
 def is_complete(path: Path) -> bool:

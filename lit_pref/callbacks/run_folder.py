@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_pref.callbacks.checkpointing import trying_out
 from lit_pref.references.stored import Stored
 
 LIBRARIES = ("lit_pref", "torch", "lightning", "transformers", "tokenizers", "peft", "jsonargparse", "pyarrow", "numpy")
@@ -32,7 +33,7 @@ class RunFolder(Callback):
         self.config = config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trying_out(trainer):
             return
         # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
@@ -49,7 +50,8 @@ class RunFolder(Callback):
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(flat(module.plain_config), metrics or {"train/total_steps": module.total_steps})
+                compared = compared_settings(module.plain_config)
+                logger.log_hyperparams(compared, metrics or {"train/total_steps": module.total_steps})
             else:
                 logger.log_hyperparams(flat(module.plain_config))
 
@@ -101,27 +103,72 @@ def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the repository in the working directory, and whether it has changes; None outside a repository."""
+    """The commit of the repository in the working directory, and its number of changed files; None outside of one.
 
-    def git(*arguments: str) -> str | None:
+    The repository may be somebody else's: nothing that its own configuration names is run. Changed files are not
+    counted where it names filters, because git compares files by running them.
+    """
+    # No watcher of files, no writing of the index (which calls a hook), no fetching of objects.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+
+    def git(*arguments: str) -> tuple[int, str]:
+        command = ["git", "-c", "core.fsmonitor=", *arguments]
         try:
-            # Without the program that a foreign repository may name as its watcher of files.
-            done = subprocess.run(
-                ["git", "-c", "core.fsmonitor=", *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=environment)
         except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            return -1, ""
+        return done.returncode, done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
-    return (
-        None if commit is None else {"commit": commit, "changed_files": len((git("status", "-s") or "").splitlines())}
-    )
+    code, commit = git("rev-parse", "HEAD")
+    if code != 0:
+        return None
+    code, filters = git("config", "--show-scope", "--includes", "--get-regexp", r"^filter\..*\.(clean|process)$")
+    if code not in (0, 1) or any(line.startswith(("local", "worktree")) for line in filters.splitlines()):
+        return {"commit": commit, "changed_files": None, "note": "not counted: its configuration names filters"}
+    # Submodules have configurations of their own.
+    code, changed = git("status", "--short", "--ignore-submodules=all")
+    return {"commit": commit, "changed_files": len(changed.splitlines()) if code == 0 else None}
 
 
 def digest_of(text: str | dict[str, str]) -> str:
     """sha256 of a text, or of named texts."""
     return hashlib.sha256((text if isinstance(text, str) else json.dumps(text, sort_keys=True)).encode()).hexdigest()
+
+
+def compared_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which runs are compared, for TensorBoard's HParams: objective, data, optimizer, seeds and policy.
+
+    Args:
+        config: the resolved configuration as plain data.
+    """
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    policy = model["policy"]
+    shown = _class_settings("objective", model["objective"])
+    shown["references"] = ", ".join(_name_of(part) for part in model["references"] or []) or "as the objective needs"
+    shown |= {name: data[name] for name in ("train", "val", "selection", "mapping") if data[name] is not None}
+    shown |= {name: data[name] for name in ("global_batch", "max_length", "max_prompt_length")}
+    shown |= _class_settings("optimizer", model["optimizer"]) | _class_settings("schedule", model["schedule"])
+    shown |= {name: trainer[name] for name in ("max_epochs", "max_steps", "precision", "gradient_clip_val")}
+    shown |= {"seed_everything": config["seed_everything"], "split_seed": data["split_seed"], "data.seed": data["seed"]}
+    shown |= {"policy": policy["path"] or policy["config"], "dtype": policy["dtype"], "dropout": policy["dropout"]}
+    shown |= {f"lora.{name}": value for name, value in (policy["lora"] or {}).items()}
+    unseen = {"optimizer.betas", "optimizer.eps", "optimizer.amsgrad", "optimizer.maximize", "optimizer.foreach"}
+    unseen |= {"optimizer.capturable", "optimizer.differentiable", "optimizer.fused"}
+    return flat({name: value for name, value in shown.items() if value is not None and name not in unseen})
+
+
+def _class_settings(name: str, setting: Any) -> dict[str, Any]:
+    """A configured class under its short name, and its arguments, those of parts included."""
+    if not isinstance(setting, dict) or "class_path" not in setting:
+        return {name: setting}
+    found = {name: _name_of(setting)}
+    for argument, value in (setting.get("init_args") or {}).items():
+        found |= _class_settings(f"{name}.{argument}", value)
+    return found
+
+
+def _name_of(setting: dict[str, Any]) -> str:
+    return str(setting["class_path"]).rpartition(".")[-1]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 
 class Terminated(SystemExit):
-    """Raised where the process is when SIGTERM arrives; it exits with 143, as a shell reports that signal."""
+    """Raised when SIGTERM arrives; the process exits with 143, the code by which shells report that signal."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)

@@ -24,7 +24,7 @@ ALLOWED = {
     *(("torch.distributed.checkpoint.metadata", name) for name in (*index_classes.__all__, "_MEM_FORMAT_ENCODING")),
     *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
 }
-"""What the index of a folder of shards is made of, by module and name."""
+"""The classes that torch writes into the index of a folder of shards, by module and name."""
 
 
 def verify(path: Path) -> None:
@@ -81,7 +81,7 @@ def _damage_of_archive(file: Any) -> str | None:
 
 
 def _damage_of_headers(file: Path) -> str | None:
-    """Return whether torch stumbles over the headers of an archive, of which it reads more than zipfile does."""
+    """Return whether torch cannot parse an archive's headers, of which it reads more fields than zipfile does."""
     try:
         torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # no tensor is read
     except RuntimeError:
@@ -92,7 +92,7 @@ def _damage_of_headers(file: Path) -> str | None:
 
 
 def read_index(folder: Path) -> Any:
-    """Return the index of a folder of shards, which is a pickle: classes that torch does not write there are refused.
+    """Read the index of a folder of shards, a pickle, and refuse classes that torch does not write there.
 
     Raises:
         UserError: it holds another class, or cannot be read.

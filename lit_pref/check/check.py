@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +17,10 @@ from lit_pref.check.report import Arrays, Finding, Report
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import print_report
 from lit_pref.errors import UserError
-from lit_pref.models.experts import router_note
+from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.step_lines import steps_of
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Check:
             module: a module that is attached to its Trainer, with prepared data.
         """
         self._check_data(module)
+        self.report.findings += [Finding("steps", "warning", line) for line in steps_of(module).warnings()]
         if self.model:
             try:
                 self.report.findings += model_findings(module, self._devices)
@@ -154,16 +157,21 @@ class Check:
 
 
 def _router(module: PreferenceModule) -> Iterator[Finding]:
-    """The finding that the router loss of a mixture of experts is off."""
-    if note := router_note(module.policy.configuration()):
-        yield Finding("router", "warning", note)
+    """The finding that the router loss of a mixture of experts is on or off."""
+    config, asked = module.policy.configuration(), module.policy.router_loss
+    if line := router_line(config, asked):
+        yield Finding("router", "ok" if router_weight(config, asked) else "warning", line)
 
 
 def _write(path: Path, content: str) -> None:
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     except OSError as error:
+        if is_new:  # an unfinished page would look like a finished one
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
 
 

@@ -93,7 +93,7 @@ def overlap(train: Pairs, val: Pairs) -> Overlap:
 
 
 def _prompt_and_lengths(pairs: Pairs) -> Array:
-    """Keys that identical pairs share, (pairs,): the prompt's id and the lengths of the responses."""
+    """A key per pair, (pairs,), made of the prompt's id and the response lengths; identical pairs have equal keys."""
     named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
     return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
 

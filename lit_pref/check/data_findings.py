@@ -136,7 +136,8 @@ def source(split: str, part: SourcePairs) -> Finding:
     columns = {"ties": "tie", "swapped": "swapped", "chosen_cut": "chosen_cut", "rejected_cut": "rejected_cut"}
     numbers |= {name: statistics.share(view.column(column)) for name, column in columns.items()}
     words = f"{split} {part.source}: {numbers['pairs']} pairs of {numbers['prompts']} prompts"
-    words += f"; the chosen response is longer in {percent(numbers['chosen_longer'])}"
+    if not part.pairs.report.one_sided:
+        words += f"; the chosen response is longer in {percent(numbers['chosen_longer'])}"
     return Finding("source", "ok", words, split, part.source, numbers)
 
 
@@ -168,7 +169,13 @@ def split_findings(split: str, pairs: Pairs, bos: int | None, ends: dict[int, st
             return [Finding("pairs", "note", "val: no validation pairs, so no validation metrics", split)]
         return [Finding("pairs", "stop", "train: no pairs to train on", split)]
     found = [prompts(split, pairs), *repeated(split, pairs), lengths(split, pairs), truncation(split, pairs)]
-    return [*found, tokens(split, pairs, bos, ends), *margins(split, pairs), *shortcuts(split, pairs)]
+    found.append(tokens(split, pairs, bos, ends))
+    return found if _one_sided(pairs) else [*found, *margins(split, pairs), *shortcuts(split, pairs)]
+
+
+def _one_sided(pairs: Pairs) -> bool:
+    """Whether the pairs have no rejected response, as for SFT."""
+    return not pairs.lengths[:, 2].any()
 
 
 def prompts(split: str, pairs: Pairs) -> Finding:
@@ -222,10 +229,13 @@ def overlap(train: Pairs, val: Pairs) -> list[Finding]:
 def lengths(split: str, pairs: Pairs) -> Finding:
     """The distribution of token lengths of prompt, chosen, rejected, and prompt with the longer response."""
     columns = dict(zip(SIDES, pairs.lengths.T, strict=True))
+    if _one_sided(pairs):
+        del columns["rejected"]
     columns["whole"] = pairs.lengths[:, 0] + pairs.lengths[:, 1:].max(1)
     spreads = {name: statistics.spread(values) for name, values in columns.items()}
+    whole = "prompt and response" if _one_sided(pairs) else "prompt and longer response"
     words = "; ".join(
-        f"{name.replace('whole', 'prompt and longer response')} {s['median']:.0f} ({s['5 %']:.0f} to {s['95 %']:.0f})"
+        f"{name.replace('whole', whole)} {s['median']:.0f} ({s['5 %']:.0f} to {s['95 %']:.0f})"
         for name, s in spreads.items()
     )
     words = f"{split}: median tokens (5 % to 95 %): {words}; longest {spreads['whole']['max']:.0f}"
@@ -237,9 +247,9 @@ def truncation(split: str, pairs: Pairs) -> Finding:
     cut = {side: statistics.share(pairs.column(f"{side}_cut")) for side in SIDES}
     gap = cut["chosen"] - cut["rejected"]
     severity: Severity = "warning" if max(cut.values()) >= 0.1 else "note" if max(cut.values()) >= 0.01 else "ok"
-    words = ", ".join(f"{side} {percent(share)}" for side, share in cut.items())
+    words = ", ".join(f"{side} {percent(cut[side])}" for side in (SIDES[:2] if _one_sided(pairs) else SIDES))
     words = f"{split}: truncated to data.max_length or data.max_prompt_length: {words}"
-    if abs(gap) >= 0.05:
+    if abs(gap) >= 0.05 and not _one_sided(pairs):
         severity = "warning"
         more, less = ("chosen", "rejected") if gap > 0 else ("rejected", "chosen")
         words += f"; the {more} response is truncated more often than the {less} one, so a missing eos token gives it "

@@ -27,7 +27,7 @@ become e^25 times likelier than it is, and the other one that much less likely. 
 
 def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs) -> list[Finding]:
     """Report swapped pairs, contradicting strengths and ties."""
-    if not report.pairs:
+    if not report.pairs or (report.one_sided and not report.swapped and not report.disagreeing):
         return []
     where, share = f"{split} {source}", report.share
     # In formats with two texts and a label, the better text is second in half of the records, so swaps mean nothing.

@@ -61,9 +61,10 @@ def _legend(console: Console) -> str:
 
 
 def _pair(console: Console, pair: PairPieces) -> None:
-    margin = "no margin" if pair.margin is None else f"margin {pair.margin:.4g}"
-    console.print(Text(visible(f"{pair.place or pair.id}, {margin}")), style="bold", highlight=False)
-    for side in ("chosen", "rejected"):
+    margin = ", no margin" if pair.margin is None else f", margin {pair.margin:.4g}"
+    title = f"{pair.place or pair.id}{margin if pair.rejected else ''}"
+    console.print(Text(visible(title)), style="bold", highlight=False)
+    for side in ("chosen", "rejected") if pair.rejected else ("chosen",):
         line = Text(f"  {side:9}")
         if console.is_terminal:
             for kind, piece in getattr(pair, side):

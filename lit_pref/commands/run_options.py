@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_pref.config_files import refuse_mistakes
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean, nearest_names, unknown_option
+from lit_pref.hints import nearest_names, stray_word, unknown_option
 from lit_pref.option_split import values_of, without_options
 
 if TYPE_CHECKING:
@@ -65,17 +66,20 @@ class RunOptions:
         """Refuse options from which no run could be built, without importing torch.
 
         Raises:
-            UsageError: an option does not exist, a file is missing, or there is neither a file nor an objective.
+            UsageError: an option does not exist, a file is missing or has a mistake, or there is neither a file nor an
+                objective.
         """
         self.refuse_unknown()
         names = self._names()
         if {"-h", "--help"} & {*names, *self.arguments} or self.asks_for_help_of_a_class:
             return
-        for config in self.configs:
-            path = Path(config)
-            if path.suffix in (".yaml", ".yml", ".json") and not path.exists():
-                siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-                raise UsageError(f"config file {path} does not exist{did_you_mean(path.name, siblings)}")
+        if self.arguments and not self.arguments[0].startswith("-"):
+            raise UsageError(stray_word(self.arguments[0]))
+        for word, before in zip(self.arguments, ("", *self.arguments), strict=False):
+            name, _, value = word.partition("=")
+            if value == "None" or (word == "None" and before.startswith("--")):
+                raise UsageError(f"{name if value else before} None: None is a text here; write null for nothing")
+        refuse_mistakes(self.configs)
         if not self.configs and not any(name.startswith("--model.objective") for name in names):
             raise UsageError("missing: --model.objective; give it in a file (--config FILE) or as an option")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean
+from lit_pref.hints import command_meant
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def command_named(name: str) -> Command:
     """
     names = [command.name for command in COMMANDS]
     if name not in names:
-        raise UsageError(f"unknown command {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
+        raise UsageError(f"unknown command {name!r}; known: {', '.join(names)}{command_meant(name, names)}")
     return COMMANDS[names.index(name)]
 
 

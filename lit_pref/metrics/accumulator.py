@@ -43,10 +43,14 @@ class TrainAccumulator:
     ) -> None:
         """Add the real pairs of a micro-batch; fillers are not counted.
 
+        The router loss of the micro-batch counts once for each pair, which is its weight in the training loss.
+
         Raises:
             ValueError: as `pair_values` and `measures`.
         """
         values = measures(pair_values(policy, references, output, len(pairs)))
+        if policy.router_loss is not None:
+            values["router_loss"] = policy.router_loss.detach().expand(len(pairs))
         columns = [value if value.is_floating_point() else value.float() for value in values.values()]
         rows = torch.stack([*columns, torch.ones_like(columns[0])])
         sums = torch.where(pairs.is_real, rows, 0).sum(

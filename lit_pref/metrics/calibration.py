@@ -27,6 +27,11 @@ BINS = 20
 
 CALIBRATION: dict[str, Meaning] = {
     "ece": Meaning(f"mean over {BINS} bins of equal count of |mean label - mean q|", "1"),
+    "ece_if_calibrated": Meaning(
+        "the ece to expect of a calibrated model on so many pairs: mean over bins of sqrt(2 v / (pi E)), with v the "
+        "mean of q (1 - q) and E the presentations in a bin; against the label only",
+        "1",
+    ),
     "brier": Meaning("mean of (q - p)²", "1"),
     "log_loss": Meaning("mean of -p log q - (1 - p) log(1 - q)", "nats"),
     "temperature": Meaning("the T that minimises the log-loss of sigmoid(z / T); above 1 is overconfident", "1"),
@@ -171,8 +176,9 @@ def fit_temperature(z: Tensor, label: Tensor | None = None) -> FittedTemperature
 def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, prefix: str = "val") -> dict[str, float]:
     """Return the calibration of sigma(z) over merged records.
 
-    The names are `prefix/calibration/{ece,brier,log_loss,temperature}`, against the label that chosen is better, and
-    `prefix/calibration@NAME/...`, against each column in `against` that the records have.
+    The names are `prefix/calibration/{ece,ece_if_calibrated,brier,log_loss,temperature}`, against the label that chosen
+    is better, and `prefix/calibration@NAME/...`, against each column in `against` that the records have (without
+    `ece_if_calibrated`, which is the noise of labels).
 
     Pairs without a z or without the probability are left out; if any z is not finite, every number is NaN. Records
     without pairs give no numbers. For the temperatures 0, infinity and NaN see `FittedTemperature`.
@@ -193,12 +199,16 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
         z, label = torch.tensor(rows, dtype=torch.float64).T
         numbers = dict.fromkeys(CALIBRATION, math.nan)
         if z.isfinite().all() and label.isfinite().all():
+            reliability = reliability_bins(z, label, bins)
             numbers = {
-                "ece": reliability_bins(z, label, bins).error,
+                "ece": reliability.error,
+                "ece_if_calibrated": reliability.error_if_calibrated,
                 "brier": brier_score(z, label),
                 "log_loss": log_loss(z, label),
                 "temperature": fit_temperature(z, label).value,
             }
+        if key != "calibration":
+            del numbers["ece_if_calibrated"]  # holds for labels that are 0 or 1
         metrics.update((f"{prefix}/{key}/{name}", number) for name, number in numbers.items())
     return metrics
 

@@ -38,6 +38,11 @@ TRAINING: dict[str, Meaning] = {
     "train/gradient_norm": Meaning(
         "L2 norm of the gradient in the logged optimizer step, before clipping", "loss per weight"
     ),
+    "train/router_loss": Meaning(
+        "load-balancing loss of a mixture of experts as the model computes it, without its weight; not in train/loss "
+        "(`model.policy.router_loss`)",
+        "1",
+    ),
     "train/learning_rate": Meaning("learning rate of the first parameter group in that step", "1"),
     "train/state/beta": Meaning(
         "the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"

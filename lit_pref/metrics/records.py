@@ -184,8 +184,11 @@ def write_parquet(records: Records, path: Path | str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".unfinished")
-    pq.write_table(pa.table(records), unfinished)
-    os.replace(unfinished, target)
+    try:
+        pq.write_table(pa.table(records), unfinished)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_parquet(path: Path | str) -> Records:

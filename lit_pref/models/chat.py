@@ -11,6 +11,7 @@ import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lit_pref.models.special_text import EncodableText, Span, SpecialNames, unused
+from lit_pref.models.template_limits import limited_rendering
 from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -168,15 +169,16 @@ class Chat:
     def _render(self, turns: list[Message], asks: bool = False) -> tuple[str, list[Span]]:
         arguments: dict[str, Any] = turns[0].get(TEMPLATE_ARGUMENTS, {}) if turns else {}
         turns = [{key: value for key, value in turn.items() if key != TEMPLATE_ARGUMENTS} for turn in turns]
-        if asks or not self._has_blocks:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks, **arguments)
-            return str(text), []
-        rendered: Any = render_jinja_template(
-            conversations=[turns],
-            chat_template=self.tokenizer.get_chat_template(),
-            return_assistant_tokens_mask=True,
-            **{**self.tokenizer.special_tokens_map, **arguments},
-        )
+        with limited_rendering(self.tokenizer.name_or_path or "the tokenizer"):
+            if asks or not self._has_blocks:
+                render = self.tokenizer.apply_chat_template
+                return str(render(turns, tokenize=False, add_generation_prompt=asks, **arguments)), []
+            rendered: Any = render_jinja_template(
+                conversations=[turns],
+                chat_template=self.tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **arguments},
+            )
         (text,), (blocks,) = rendered
         return str(text), blocks
 

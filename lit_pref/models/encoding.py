@@ -12,6 +12,9 @@ from lit_pref.models.chat import TEMPLATE_ERRORS as TEMPLATE_ERRORS
 from lit_pref.models.chat import Chat
 from lit_pref.models.special_text import EncodableText, PlainReader, Span, SpecialNames, unused
 
+TOGETHER = 2**20
+"""Characters that are encoded in one call: an encoding takes about 40 times their memory."""
+
 
 class Unreadable(Exception):
     """The tokenizer cannot encode a text; the message says why."""
@@ -117,8 +120,9 @@ class Encoding:
             return self.eos
 
     def _encode_alike(self, texts: list[str], plain: bool, spans: bool) -> list[Encoded]:
-        if not texts:
-            return []
+        return [encoded for part in _parts_of(texts) for encoded in self._encode_part(part, plain, spans)]
+
+    def _encode_part(self, texts: list[str], plain: bool, spans: bool) -> list[Encoded]:
         if plain and not self.tokenizer.is_fast:
             # With `split_special_tokens`, tokenizers written in Python would also split ordinary added words.
             return [self._encode_slow(EncodableText(text, ())) for text in texts]
@@ -143,10 +147,12 @@ class Encoding:
         # Reset the settings that an earlier call may have left behind.
         backend.no_padding()
         backend.no_truncation()
+        # The fast version does not compute the places of tokens; older versions of tokenizers lack it.
+        encode_batch = getattr(backend, "encode_batch_fast", backend.encode_batch)
         before, backend.encode_special_tokens = backend.encode_special_tokens, plain
         try:
             with _as_unreadable():
-                return [encoded.ids for encoded in backend.encode_batch(texts, add_special_tokens=False)]
+                return [encoded.ids for encoded in encode_batch(texts, add_special_tokens=False)]
         finally:
             backend.encode_special_tokens = before
 
@@ -202,6 +208,20 @@ class Encoding:
     @cached_property
     def _special(self) -> set[int]:
         return set(self.tokenizer.convert_tokens_to_ids(self.names.names))
+
+
+def _parts_of(texts: list[str]) -> Iterator[list[str]]:
+    """Yield the texts in order, as many at a time as have `TOGETHER` characters, or one that is longer."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > TOGETHER:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
 
 
 def common_prefix_length(lists: Sequence[Sequence[Any]]) -> int:

@@ -13,6 +13,8 @@ HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer; from_pretrained would wait a minute on a machine without network."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of an adapter."""
 _NOT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 
@@ -29,13 +31,13 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     """
     folder = _locate(name, revision, [*_NOT_WEIGHTS, "*.safetensors"])
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+        if (folder / SETTINGS).is_file():
             raise UserError(
-                f"'{name}' contains a LoRA adapter and no config.json: merge it into its base model "
-                "(PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained), and give that"
+                f"'{name}' contains a LoRA adapter, and a whole model is needed here, such as the base of another "
+                "adapter: merge it into its base model first"
             )
         raise UserError(f"'{name}' has no config.json, so it is not a model folder: give the folder that contains it")
-    if (folder / "adapter_config.json").is_file():
+    if (folder / SETTINGS).is_file():
         raise UserError(
             f"'{name}' contains both a model and a LoRA adapter, of which transformers would train neither: merge the "
             "adapter into the model, or move adapter_config.json and adapter_model.safetensors away"
@@ -50,10 +52,21 @@ def model_folder(name: str, revision: str | None = None) -> Path:
     return folder
 
 
+def adapter_path(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of an adapter; None if there is a whole model, or nothing that can be used."""
+    folder = _locate(name, revision, [*_NOT_WEIGHTS, "*.safetensors"])
+    return folder if (folder / SETTINGS).is_file() and not (folder / "config.json").is_file() else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder contains a tokenizer."""
+    return any((folder / file).is_file() for file in TOKENIZER_FILES)
+
+
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     """Return the folder of a tokenizer; see `model_folder`."""
     folder = _locate(name, revision, _NOT_WEIGHTS)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise UserError(f"'{name}' contains no tokenizer: set `tokenizer` to a folder or hub name that does")
     return folder
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
+from lit_pref.models.lora import merged
 from lit_pref.models.spec import DTYPES, ModelSpec
 
 MARKER = "lit_pref.json"
@@ -31,9 +31,7 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     whole: Any = model
     if isinstance(model, PeftModel) and merge:
         # A copy, because merging changes the base weights of a model that the caller still uses.
-        whole = copy.deepcopy(model)
-        _untie(whole.get_base_model())
-        whole = whole.merge_and_unload()
+        whole = merged(copy.deepcopy(model))
     try:
         with without_bars():
             whole.save_pretrained(folder)
@@ -47,17 +45,6 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
     return whole
 
 
-def _untie(model: Any) -> None:
-    """Give the head weights of its own if an adapter on it or on the embeddings would be merged into both."""
-    parts = model.get_input_embeddings(), model.get_output_embeddings()
-    plain: list[Any] = [part.get_base_layer() if isinstance(part, BaseTunerLayer) else part for part in parts]
-    if plain[1] is None or plain[0].weight is not plain[1].weight or plain == list(parts):
-        return
-    plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
-
-
 def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     """Open the model in a folder that `save_folder` wrote, as a user would."""
     trusted = policy.trust_remote_code
@@ -67,7 +54,7 @@ def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
             return AutoModelForCausalLM.from_pretrained(
                 folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted
             )
-    plain = dataclasses.replace(policy, lora=None, tokenizer=str(folder)).build()
+    plain = dataclasses.replace(policy.without_adapters(), tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
 

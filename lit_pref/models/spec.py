@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from lit_pref.cache import file_digest
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.folder import model_folder, tokenizer_folder
+from lit_pref.models.adapter_folder import AdapterFolder, adapter_folder
+from lit_pref.models.experts import router_weight
+from lit_pref.models.folder import has_tokenizer, model_folder, tokenizer_folder
 from lit_pref.models.loading import (
     building,
     compile_blocks,
@@ -22,6 +25,7 @@ from lit_pref.models.loading import (
     refuse_other_task,
     set_dropout,
 )
+from lit_pref.models.lora import Lora, merged, name_base, with_adapters
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
 __all__ = ["Corpus", "Lora", "ModelSpec"]
@@ -30,30 +34,12 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 
 @dataclass
-class Lora:
-    """Low-rank adapters: `W + (alpha / r) B A` with A (r, in), B (out, r) trained, B zero at the start, W frozen.
-
-    **Source** Hu et al., LoRA, arXiv 2106.09685, equation 3; by `peft`.
-
-    Args:
-        r: rank, >= 1.
-        alpha: scale of the adapter, > 0.
-        dropout: dropout probability of the adapter's input, in [0, 1).
-        target_modules: names of the linear layers that get an adapter; `all-linear` is all but the output head.
-    """
-
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
-
-
-@dataclass
 class ModelSpec:
     """A causal language model, from a folder, from the hub, or with random weights from a configuration.
 
     Args:
-        path: a local folder or a hub name, with weights in safetensors. Give either this or `config`.
+        path: a local folder or a hub name, with weights in safetensors. Give either this or `config`. It may hold a
+            LoRA adapter instead of a whole model: training then continues that adapter.
         config: arguments of `AutoConfig.for_model`, including `model_type`; the size of the vocabulary and the special
             tokens come from the tokenizer, the weights from `seed`.
         tokenizer: folder or hub name of a tokenizer other than the one in `path`.
@@ -64,8 +50,15 @@ class ModelSpec:
         compile: backend of `torch.compile` (`inductor`) for each transformer block, with dynamic lengths; attention is
             not compiled. Off by default: on a CPU it saved 5 % of the time, after seconds of compiling.
         dropout: the probability of every dropout in the model, in [0, 1).
-        lora: train adapters instead of the weights.
-        revision: branch, tag or commit on the hub.
+        router_loss: for a mixture of experts: the weight of its load-balancing loss in the training loss; 0 is off,
+            null takes `router_aux_loss_coef` of a configuration that sets `output_router_logits`, and else 0.
+            An optimizer step takes the mean over its pairs, each with the loss of its micro-batch, which is computed
+            over the real tokens of prompts and responses.
+        lora: train new adapters instead of the weights.
+        base_model: folder or hub name of the model that an adapter in `path` is for; the one it names by default.
+        merge_adapter: merge an adapter in `path` into its base model first, and train the merged weights, or with
+            `lora` new adapters on them.
+        revision: branch, tag or commit on the hub, of `path`.
         trust_remote_code: run code that comes with the model.
         seed: seed of random weights and adapters; null is `seed_everything` in a run, else 0. The global random state
             is neither read nor changed.
@@ -86,7 +79,10 @@ class ModelSpec:
     gradient_checkpointing: bool = False
     compile: str | None = None
     dropout: float = 0.0
+    router_loss: float | None = None
     lora: Lora | None = None
+    base_model: str | None = None
+    merge_adapter: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
     seed: int | None = None
@@ -101,8 +97,46 @@ class ModelSpec:
             raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
+        if self.router_loss is not None and not 0 <= self.router_loss < float("inf"):
+            raise UsageError(f"policy.router_loss is {self.router_loss}: it must be 0 or above, or null")
         self.seed = self.seed or 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._adapter: list[AdapterFolder | None] = []  # what was found in `path`, once it was looked at
+
+    @property
+    def adapter(self) -> AdapterFolder | None:
+        """The adapter in `path`, if it holds one instead of a whole model.
+
+        Raises:
+            UserError: there is nothing in `path`, or an adapter that cannot be used as these settings say.
+        """
+        if not self._adapter:
+            found = None if self.path is None else adapter_folder(self.path, self.revision)
+            if found is None and (self.base_model is not None or self.merge_adapter):
+                raise UserError(
+                    f"policy.base_model and policy.merge_adapter are for a policy.path with an adapter, and "
+                    f"'{self.path}' has none: leave them out"
+                )
+            if found is not None and self.lora is not None and not self.merge_adapter:
+                raise UserError(
+                    f"'{self.path}' has an adapter, and policy.lora asks for a new one: leave policy.lora out to "
+                    "continue that adapter, or set policy.merge_adapter to train the new one on the merged model"
+                )
+            self._adapter = [found]
+        return self._adapter[0]
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters that are trained instead of the weights: new ones, or those in `path`."""
+        if self.lora is not None or self.merge_adapter or self.adapter is None:
+            return self.lora
+        return self.adapter.lora()
+
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """The name and the revision of the weights that are not an adapter's; only with `path`."""
+        assert self.path is not None
+        return (self.path, self.revision) if self.adapter is None else self.adapter.base(self.base_model)
 
     def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
         """Return the tokenizer of `tokenizer` or else of `path`, or train one on `corpus`; loaded once.
@@ -118,8 +152,9 @@ class ModelSpec:
         if self.tokenizer is not None:
             folder = tokenizer_folder(self.tokenizer)
         elif self.path is not None:
-            model_folder(self.path, self.revision)  # refuses a folder that contains no model at all
-            folder = tokenizer_folder(self.path, self.revision)
+            model_folder(*self.source)  # refuses a folder that contains no model at all
+            own = self.adapter is not None and has_tokenizer(self.adapter.folder)
+            folder = self.adapter.folder if own and self.adapter else tokenizer_folder(*self.source)
         elif corpus is not None:
             folder = train_tokenizer(corpus, self.vocabulary)
         else:
@@ -154,15 +189,19 @@ class ModelSpec:
         form: dict[str, Any] = {} if self.attention is None else {"attn_implementation": self.attention}
         with building(self.seed or 0):
             if self.path is not None:
-                folder = model_folder(self.path, self.revision)
                 form["trust_remote_code"] = self.trust_remote_code
-                model = load_weights(self.path, folder, config, DTYPES[self.dtype], form)
+                model = load_weights(self.source[0], model_folder(*self.source), config, DTYPES[self.dtype], form)
             else:
                 model = draw_weights(config, DTYPES[self.dtype], form)
             if self.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
+            if self.adapter is not None:
+                model = self.adapter.put_on(model, self.dropout)
+                model = merged(model).requires_grad_() if self.merge_adapter else model
             if self.lora is not None:
-                model = self._with_adapters(model, self.lora)
+                model = with_adapters(model, self.lora)
+            if self.path is not None and self.adapters is not None:
+                name_base(model, *self.source)
         if self.compile is not None:
             compile_blocks(model, self.compile)
         return model.train()
@@ -171,6 +210,9 @@ class ModelSpec:
         """Return a one-line description: source, dtype, adapters."""
         if self.path is not None:
             source = self.path if self.revision is None else f"{self.path} at {self.revision}"
+            if Path(self.path).expanduser().is_dir() and self.adapter is not None:
+                how = "merged into" if self.merge_adapter else "on"
+                source += f" (adapter of rank {self.adapter.lora().r} {how} {self.source[0]})"
         else:
             assert self.config is not None
             source = f"{self.config['model_type']} with random weights (seed {self.seed})"
@@ -178,19 +220,38 @@ class ModelSpec:
         return f"{source}, {self.dtype}{adapters}"
 
     def base(self) -> "ModelSpec":
-        """Return the spec of the frozen initial model: without adapters and options that concern training only."""
+        """Return the spec of the frozen initial model: without new adapters and options that concern training only.
+
+        An adapter in `path` belongs to the initial model.
+        """
         base = copy.copy(self)
         base.lora, base.dropout, base.gradient_checkpointing, base.compile = None, 0.0, False, None
+        base.router_loss = None
         return base
 
+    def without_adapters(self) -> "ModelSpec":
+        """Return the spec of the frozen model under the adapters that are trained, new ones or those in `path`."""
+        bare = self.base()
+        if self.lora is None and not self.merge_adapter and self.adapter is not None:
+            tokenizer = self.load_tokenizer()
+            bare.path, bare.revision = self.source
+            bare.base_model, bare._adapter = None, [None]
+            bare.tokenizer = self.tokenizer or str(tokenizer.name_or_path)
+        return bare
+
     def fingerprint(self) -> str:
-        """Return the sha256 of the initial weights: of safetensors and config.json, or of configuration and seed."""
+        """Return the sha256 of the initial weights: of safetensors and config.json, or of configuration and seed.
+
+        That of an adapter in `path` is included, and whether it is merged, which rounds.
+        """
         if self.path is not None:
-            folder = model_folder(self.path, self.revision)
+            folder = model_folder(*self.source)
             files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
             # Code that comes with the model affects its numbers as much as its weights do.
             files += sorted(folder.glob("*.py")) if self.trust_remote_code else []
             content: Any = {file.name: file_digest(file) for file in files}
+            if self.adapter is not None:
+                content["adapter"] = {**self.adapter.content(), "merged": self.merge_adapter}
         else:
             content = {"config": self._arguments(), "seed": self.seed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -209,19 +270,24 @@ class ModelSpec:
         return None if unbounded or limit is None or limit < 1 else int(limit)
 
     def configuration(self) -> PretrainedConfig:
-        """Return the configuration of the architecture, with the requested dropout."""
+        """Return the configuration of the architecture, with the requested dropout.
+
+        Raises:
+            UserError: it cannot be used, or it has no loss for `router_loss` to weigh.
+        """
         if self.path is not None:
-            folder = model_folder(self.path, self.revision)
+            name, folder = self.source[0], model_folder(*self.source)
             try:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
             except (ValueError, KeyError, OSError) as error:
-                raise UserError(f"the config.json of '{self.path}' cannot be used: {first_line(error)}") from error
-            refuse_other_task(self.path, config)
+                raise UserError(f"the config.json of '{name}' cannot be used: {first_line(error)}") from error
+            refuse_other_task(name, config)
         else:
             try:
                 config = AutoConfig.for_model(**self._arguments())
             except (ValueError, TypeError) as error:
                 raise UserError(f"policy.config cannot be used: {first_line(error)}") from error
+        router_weight(config, self.router_loss)  # refuses a weight that the model has no loss for
         set_dropout(config, self.dropout)
         return config
 
@@ -230,19 +296,3 @@ class ModelSpec:
         assert self.config is not None
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         return {**self.config, "vocab_size": len(tokenizer), **special}
-
-    @staticmethod
-    def _with_adapters(model: Any, lora: Lora) -> Any:
-        import peft  # imported here because it is slow to import, and most runs have no adapters
-
-        settings = peft.LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            return peft.get_peft_model(model, settings)
-        except ValueError as error:
-            raise UserError(f"policy.lora cannot be applied: {first_line(error)}") from error

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
-from lit_pref.models.generation import also_stop_at, end_tokens
-from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.building import build_scorer
 from lit_pref.modules.checkpoint_info import (
     FORMAT,
     KEY,
@@ -41,6 +40,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.optimizers import build_optimizer
 from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
 from lit_pref.modules.training_log import TrainingLog
@@ -62,7 +62,7 @@ class PairModule(LightningModule, ABC):
     Args:
         spec: The model to train.
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
-        optimizer: A callable from parameters to a torch optimizer.
+        optimizer: A callable from parameters to a torch optimizer; see `build_optimizer`.
         schedule: The learning rate over optimizer steps; None is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
         layout: One of `layout_choice.LAYOUTS`.
@@ -99,8 +99,6 @@ class PairModule(LightningModule, ABC):
         self.logged_step, self.training_numbers = 0, dict[str, float]()  # logged last, and at which step
         self.resumption = Resumption()
         self._log, self._guard = TrainingLog(), NonfiniteGuard()
-        # Under LoRA, checkpoints contain the adapters only: the base weights come from the spec.
-        self.strict_loading = spec.lora is None
 
     @abstractmethod
     def scores(self, batch: PreferenceBatch) -> Scored:
@@ -143,13 +141,10 @@ class PairModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if self.scorer is not None:
             return
+        # With adapters, checkpoints contain these only: the base weights come from the spec.
+        self.strict_loading = self.spec.adapters is None
         pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
-        ends = end_tokens(pairs, self.spec.load_tokenizer())
-        scorer = Scorer(also_stop_at(self.spec.build(), ends))
-        if self.layout != "padded" and prefix_sharing_obstacle(self.spec) is None:
-            # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
-            enable_prefix_sharing(scorer.model)
-        scorer.probe()
+        scorer = build_scorer(self.spec, pairs, self.layout)
         self.on_scorer_built(scorer)
         if (shard := self.run_context.shard) is not None:
             shard(scorer)
@@ -158,7 +153,7 @@ class PairModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         assert self.scorer is not None
         refuse_tensors_outside(self, self.scorer)
-        optimizer = self.resumption.configured(self.optimizer([p for p in self.scorer.parameters() if p.requires_grad]))
+        optimizer = self.resumption.configured(build_optimizer(self))
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.over(optimizer, self.total_steps)
@@ -173,12 +168,16 @@ class PairModule(LightningModule, ABC):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         policy, references, output = self.scores(batch)
-        self._guard.add(output.losses, batch.pairs)
+        losses = output.losses
+        if policy.router_loss is not None:
+            # Each pair has the router loss of its micro-batch, so that a step takes the mean over its pairs.
+            losses = losses + self.scorer.router_weight * policy.router_loss  # type: ignore[union-attr]
+        self._guard.add(losses, batch.pairs)
         self._log.pairs.add(output, policy, references, batch.pairs)
         # Lightning divides by the accumulation, and strategies divide by the ranks; this factor makes the result the
         # mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes.
         scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
-        return (output.losses * batch.pairs.is_real).sum() * scale
+        return (losses * batch.pairs.is_real).sum() * scale
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         seed_batch(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank, self.device)
@@ -285,7 +284,7 @@ class PairModule(LightningModule, ABC):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)
-        return state if self.spec.lora is None else without_frozen(state, self)
+        return state if self.spec.adapters is None else without_frozen(state, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.checkpoint_info()

@@ -38,7 +38,7 @@ def class_path(instance: Any) -> str:
     """The import path of an object's class.
 
     >>> class_path(Lora())
-    'lit_pref.models.spec.Lora'
+    'lit_pref.models.lora.Lora'
     """
     return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
@@ -49,12 +49,12 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
     If the checkpoint contains all weights, the architecture is the content of config.json, and the model's folder is
     not needed.
     """
-    whole = spec.lora is None
+    whole = spec.adapters is None
     return {
         "model": asdict(spec),
         "policy": spec.fingerprint(),
         "policy_text": spec.describe(),
-        "lora": _settings(spec.lora),
+        "lora": _settings(spec.adapters),
         "end_tokens": stops(model),
         "architecture": json.loads(model.config.to_json_string(use_diff=False)) if whole else None,
     }
@@ -118,8 +118,8 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
         UserError: It is from other adapters, another base model, or an objective with other state.
     """
     # Adapters are checked before the base model: a checkpoint of whole weights has none, whatever its model is.
-    lora = _settings(spec.lora)
-    if saved["lora"] != lora:
+    lora = _settings(spec.adapters)
+    if (saved["lora"] and asdict(Lora(**saved["lora"]))) != lora:
         raise UserError(
             f"the adapters of the checkpoint have the settings {saved['lora']} and model.policy.lora of this run is "
             f"{lora}; give the run the checkpoint's settings, or start a new run from an exported folder"

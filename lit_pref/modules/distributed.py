@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
@@ -123,10 +124,13 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     Raises:
         UserError: see `refuse`.
     """
+    module: Any = trainer.lightning_module
+    remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
+    remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
     refuse(
         trainer,
         f"the loss of {len(pairs)} pair(s) is not finite at step {trainer.global_step}: {'; '.join(pairs[:8])}; "
-        "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at these pairs",
+        f"{remedy}",
     )
 
 

@@ -28,6 +28,7 @@ class Evaluation:
         self.before: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.records: Records = {}  # of the last pass, merged
+        self.records_before: Records = {}  # of the pass before training
         self._records = PairRecords()
 
     def begin(self, columns: Sequence[str]) -> None:
@@ -61,7 +62,7 @@ class Evaluation:
         step = trainer.global_step if fitting else weights_step
         if fitting and trainer.sanity_checking and step > 0:
             return {}  # the pass before a resumed run is not the one before training
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not (fitting and trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The file is named after the command, so that `validate` does not overwrite the records of `fit`.
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))
@@ -71,7 +72,7 @@ class Evaluation:
             refuse_nonfinite(trainer, [places[name] for name in bad])
         self.last, self.records = self.measure(records, stage), records
         if trainer.sanity_checking:
-            self.before = self.last
+            self.before, self.records_before = self.last, records
         if stage != "predict":
             # Metrics are logged directly, because Lightning does not log the pass before training, which is the
             # baseline of every curve, and logs every later pass one step too early.
@@ -97,7 +98,8 @@ class Evaluation:
         """Read the metrics before training, for a run that is resumed."""
         file = record_file(folder, "val", 0)
         if file.exists():
-            self.before = self.measure(read_parquet(file), "val")
+            self.records_before = read_parquet(file)
+            self.before = self.measure(self.records_before, "val")
 
     @staticmethod
     def _targets(records: Records) -> list[str]:

@@ -31,7 +31,8 @@ class PreferenceModule(PairModule):
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
         references: Frozen models; the first one is the anchor. Null takes the references that the objective needs:
             none, or the policy as it was before training (under LoRA: the policy with its adapter switched off).
-        optimizer: A callable from parameters to a torch optimizer.
+        optimizer: A callable from parameters to a torch optimizer. Adam and AdamW are fused where torch supports it,
+            unless `fused` is set to false.
         schedule: The learning rate over optimizer steps; null is constant.
         margin_bins: Validation metrics are split into this many equal-count bins of the margin; 0 is off.
         layout: `prefix_shared` reads a prompt once for both responses and has no padding, `padded` gives each response
@@ -134,6 +135,9 @@ class PreferenceModule(PairModule):
         # References are attached before a checkpoint is restored, so that they cannot drift when a run resumes.
         for reference in self.references:
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
+        compared = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics)
+        if compared and self.references[0].note is not None:
+            self.run_context.say(f"note        {self.references[0].note}")
 
     def on_fit_start(self) -> None:
         for reference in self.references:

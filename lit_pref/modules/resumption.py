@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_pref.errors import UserError
 from lit_pref.modules.distributed import say
+from lit_pref.modules.optimizers import build_optimizer, set_fused
 
 
 class OnResume(StrEnum):
@@ -27,21 +28,23 @@ def _names(text: str) -> tuple[str, ...]:
 
 TABLE: dict[OnResume, tuple[str, ...]] = {
     OnResume.APPLIED: _names(
-        "model.optimizer.lr model.optimizer.weight_decay model.objective model.policy.dropout model.policy.attention "
-        "model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs trainer.max_steps "
-        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator trainer.strategy "
-        "trainer.devices trainer.num_nodes data.val data.val_fraction"
+        "model.optimizer.lr model.optimizer.weight_decay model.optimizer.fused model.objective model.policy.dropout "
+        "model.policy.router_loss "
+        "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs "
+        "trainer.max_steps trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator "
+        "trainer.strategy trainer.devices trainer.num_nodes data.val data.val_fraction"
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
+        "model.policy.merge_adapter "
         "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
         "data.global_batch"
     ),
     OnResume.CONTENT: _names(
-        "model.references model.layout model.policy.tokenizer model.policy.vocabulary model.policy.revision "
-        "model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping data.selection "
-        "data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length data.special_text "
-        "data.columns data.token_columns data.on_swap data.lost_text data.ignore_columns "
+        "model.references model.layout model.policy.base_model model.policy.tokenizer model.policy.vocabulary "
+        "model.policy.revision model.policy.trust_remote_code model.policy.seed testbed data.train data.mapping "
+        "data.selection data.split_seed data.micro_batch data.max_tokens data.max_length data.max_prompt_length "
+        "data.special_text data.columns data.token_columns data.on_swap data.lost_text data.ignore_columns "
         "data.group_column data.ties data.bad_rows"
     ),
     OnResume.FREE: _names(
@@ -59,9 +62,10 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
 }
 """Every setting of a run. `trainer.max_epochs` and `max_steps` are refused where they change a schedule's rates."""
 
+FUSED = "model.optimizer.fused"
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
-OF_THE_SPEC = ("dtype", "dropout", "attention", "gradient_checkpointing", "compile")
+OF_THE_SPEC = ("dtype", "dropout", "router_loss", "attention", "gradient_checkpointing", "compile")
 NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
 
 
@@ -70,12 +74,12 @@ class Resumption:
 
     def __init__(self) -> None:
         self.changes: list[str] = []
-        """A line for each change since the beginning, with the optimizer step at which it was made."""
+        """One line per change since the first step, with the optimizer step at which the run was resumed with it."""
         self._optimizer: dict[str, Any] = {}
-        self._reset = False
+        self._reset: set[str] = set()
 
     def configured(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Return the optimizer, whose settings are kept before a schedule or a checkpoint changes them."""
+        """Record the settings of an optimizer before a schedule or a checkpoint changes them, and return it."""
         self._optimizer = optimizer_settings(optimizer)
         return optimizer
 
@@ -100,8 +104,7 @@ class Resumption:
         if "settings" not in saved:
             say("note        the checkpoint does not record its settings: changed ones are not noticed")
             return
-        trainable = [parameter for parameter in module.scorer.parameters() if parameter.requires_grad]
-        self.configured(module.optimizer(trainable))
+        self.configured(build_optimizer(module))
         before, now = saved["settings"], self._settings(module)
         for name in [*before, *(name for name in now if name not in before)]:
             old, new = before.get(name), now.get(name)
@@ -112,14 +115,16 @@ class Resumption:
                     f"the checkpoint was trained with {name} {old} and this run has {new}, which cannot change when a "
                     f"run resumes: set it to {old}, or export the checkpoint and start a new run from that folder"
                 )
-            self._reset |= name in ("model.optimizer.lr", "model.optimizer.weight_decay")
+            self._reset |= {name} & {"model.optimizer.lr", "model.optimizer.weight_decay", FUSED}
             self.changes.append(f"from step {step} with {name} {new} instead of {old}")
             say(f"resumed     {self.changes[-1]}")
 
     def apply(self, module: Any) -> None:
         """Give the restored optimizer the run's own rates, and end a run that early stopping had ended."""
         trainer: Trainer = module.trainer
-        if self._reset:
+        if FUSED in self._reset:
+            set_fused(trainer.optimizers[0], self._optimizer[FUSED])
+        if self._reset - {FUSED}:
             optimizer = trainer.optimizers[0]
             for name in ("lr", "weight_decay"):
                 for group, value in zip(
@@ -140,7 +145,7 @@ class Resumption:
             trainer.should_stop = True
 
     def _settings(self, module: Any) -> dict[str, Any]:
-        """Return the settings that are in effect, whatever they were configured with."""
+        """Return the settings in effect, which may be written in several ways in a configuration."""
         trainer = module.trainer
         names = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches", "overfit_batches")
         settings = {f"trainer.{name}": _plain(getattr(trainer, name)) for name in names}
@@ -154,7 +159,7 @@ class Resumption:
             "model.schedule": None if module.schedule is None else repr(module.schedule),
             TOTAL: module.total_steps,
         }
-        if module.spec.lora is None:
+        if module.spec.adapters is None:
             config = json.loads(module.scorer.model.config.to_json_string(use_diff=False))
             kept = {k: v for k, v in config.items() if not any(part in k for part in NOT_ARCHITECTURE)}
             settings |= {f"{ARCHITECTURE}{name}": value for name, value in kept.items()}
@@ -178,7 +183,7 @@ def _is_applied(name: str, old: Any, new: Any, module: Any, step: int) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a checkpoint can hold it without running code when it is read."""
+    """Convert a value to plain data, which can be loaded without running code."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if value is None or isinstance(value, bool | int | float | str):

@@ -47,11 +47,19 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
             f"{type(objective).__name__} takes {takes} reference(s), model.references has {given}; "
             f"list as many as it takes, or leave model.references out{several}"
         )
-    if policy.lora is None and any(isinstance(reference, AdapterOff) for reference in references):
+    if any(isinstance(reference, AdapterOff) for reference in references) and not _has_adapters(policy):
         raise UsageError(
-            "references: AdapterOff needs a policy with LoRA (model.policy.lora); use InitialPolicy without it"
+            "references: AdapterOff needs a policy with LoRA (model.policy.lora, or a model.policy.path with an "
+            "adapter); use InitialPolicy without it"
         )
     return references
+
+
+def _has_adapters(policy: ModelSpec) -> bool:
+    try:
+        return policy.adapters is not None
+    except UserError:  # what is wrong with the policy's folder is said when it is loaded
+        return False
 
 
 def through_store(

@@ -22,10 +22,12 @@ from lit_pref.scoring.scorer import Scorer, evaluating
 class Reference(ABC):
     """A frozen scorer: `score(y|x) = Σ_t log π_ref(y_t | x, y_<t)` in nats, without gradient and in eval mode.
 
-    `label` names the reference in tables and in the checkpoint.
+    `label` names the reference in tables and in the checkpoint; `note` says how its distributions are compared with the
+    policy's, if that is worth a line.
     """
 
     label: str
+    note: str | None = None
 
     def __init__(self) -> None:
         # A Reference is not an nn.Module, so that a LightningModule does not register the model.
@@ -146,7 +148,12 @@ class AdapterOff(Reference):
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
         self._model = policy
-        return policy.base()
+        return policy.without_adapters()
+
+    def fingerprint(self) -> str:
+        if self._model is None:
+            return super().fingerprint()
+        return self._model.without_adapters().fingerprint()
 
     def to(self, device: torch.device | str) -> None:
         """Do nothing: the weights are the policy's and move with it."""
@@ -170,11 +177,12 @@ class Pretrained(Reference):
     then only sums of its log-probs can be compared with the policy's.
 
     Args:
-        path: a local folder or a hub name; weights in safetensors.
+        path: a local folder or a hub name; weights in safetensors, of a model or of a LoRA adapter.
         revision: branch, tag or commit on the hub.
         dtype: dtype of the weights: float32, bfloat16, float16 or float64.
         attention: attention implementation of transformers; the model's own by default.
         trust_remote_code: run code that comes with the model.
+        base_model: folder or hub name of the model that an adapter in `path` is for; the one it names by default.
 
     >>> Pretrained("runs/sft").describe()
     'runs/sft, float32'
@@ -187,17 +195,24 @@ class Pretrained(Reference):
         dtype: str = "float32",
         attention: str | None = None,
         trust_remote_code: bool = False,
+        base_model: str | None = None,
     ) -> None:
         super().__init__()
         self.label = path if revision is None else f"{path}@{revision}"
         self._source = ModelSpec(
-            path=path, revision=revision, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+            path=path,
+            base_model=base_model,
+            revision=revision,
+            dtype=dtype,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
         )
         self._model = self._source
         self._tokenizer: Any = None  # the reference's own, if it is not the policy's
         self._positions: int | None = None
         self._shares = False
         self._refusal: str | None = None
+        self._shared_ids: int | None = None  # the ids that are compared, if the policy has another number
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         own = self._source.load_tokenizer()
@@ -211,7 +226,7 @@ class Pretrained(Reference):
             self._tokenizer, self._positions = own, self._source.max_length()
             self._refusal = "has a tokenizer of its own"
         elif size != policy_size:
-            self._refusal = f"gives logits for {size} tokens, the policy for {policy_size}"
+            self._share_ids(size, policy_size, max(tokenizer.get_vocab().values()) + 1)
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
         """See `Reference.score`.
@@ -248,7 +263,21 @@ class Pretrained(Reference):
                 f"EpsilonStep compares the policy with '{self.label}' token by token, and that model cannot read the "
                 "rows in which the policy reads a prompt once: set model.layout to padded"
             )
-        return super().readout(batch)
+        readout = super().readout(batch)
+        return readout if self._shared_ids is None else readout.first(self._shared_ids)
+
+    def _share_ids(self, size: int, policy_size: int, used: int) -> None:
+        """Compare distributions over the ids that both models have, unless the tokenizer uses more of them."""
+        shared = min(size, policy_size)
+        if used > shared:
+            self._refusal = f"gives logits for {size} ids, the policy for {policy_size}, and the tokenizer uses {used}"
+            return
+        self._shared_ids = shared
+        self.note = (
+            f"the reference '{self.label}' has {size} ids and the policy {policy_size}, of which the tokenizer uses "
+            f"{used}: next-token distributions are compared over the first {shared}, given that the token is one of "
+            "them"
+        )
 
     def describe(self) -> str:
         return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")

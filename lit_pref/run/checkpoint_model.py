@@ -110,7 +110,7 @@ def untrained(policy: ModelSpec, saved: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: The checkpoint needs the model that the run started from, which is missing or has changed.
     """
-    if policy.path is not None and policy.lora is None:
+    if policy.path is not None and saved["lora"] is None:
         # The checkpoint contains all weights and the architecture: the folder may be missing, or contain another model.
         try:
             unchanged = policy.fingerprint() == saved["policy"]

@@ -14,10 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_pref.callbacks.checkpointing import Checkpoints  # noqa: F401  short names resolve once they are imported
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401
+from lit_pref.config_files import place_of, refuse_mistakes
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection import criteria  # noqa: F401
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.option_split import values_of
 from lit_pref.parser import Parser
 from lit_pref.testbed.make import Testbed
 
@@ -70,9 +72,19 @@ def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
     """The whole configuration that follows from the options, with every default.
 
     Raises:
-        UsageError: an option or a file cannot be read.
+        UsageError: an option or a file cannot be read; the message gives the file and line of a faulty key.
     """
-    return run_parser(command).parse_args(list(arguments))
+    try:
+        return run_parser(command).parse_args(list(arguments))
+    except UsageError as error:
+        found = re.match(r"([a-z][\w.]*): |unknown key '([\w.]+)'", str(error))
+        if found is None:
+            raise
+        key = re.sub(r"\.(class_path|init_args)\b", "", found[1] or found[2])
+        leaf = re.search(r"has no argument '(\w+)'", str(error))
+        options = [word.partition("=")[0].lstrip("-").rstrip("+") for word in arguments if word.startswith("--")]
+        place = place_of(key, leaf and leaf[1], values_of(arguments, "-c", "--config"), options)
+        raise UsageError(f"{place}{error}") from error.__cause__
 
 
 def instantiate(parser: RunParser, config: Namespace) -> Namespace:
@@ -88,6 +100,10 @@ def instantiate(parser: RunParser, config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
+        if package := re.search(r"class_path '[\w.]*?(\w+)':\s+Requirement '(\w+)", str(error)):
+            raise UsageError(
+                f"{package[1]} needs the package {package[2]}, which is not installed: pip install {package[2]}"
+            ) from None
         # If one member is not a class, only the text of the error is available.
         texts = re.findall(r"^\s*- (?!Expected|Not a valid|a )(.+)$", str(error), flags=re.MULTILINE)
         if cause is None and not texts:
@@ -129,12 +145,13 @@ def as_arguments(
     ['--config=a.yaml', '--trainer.max_steps=3', '--data.val=null']
 
     Raises:
-        UsageError: an override has no value.
+        UsageError: an override has no value, or a file has a mistake.
     """
     if isinstance(config, Mapping):
         files = [yaml.safe_dump(dict(config), sort_keys=False)]
     else:
         files = [str(config)] if isinstance(config, str | Path) else [str(file) for file in config]
+        refuse_mistakes(files)
     return [*(f"--config={file}" for file in files), *_overrides(overrides)]
 
 

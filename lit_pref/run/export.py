@@ -83,6 +83,11 @@ def export(
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run started from; give another --out")
+    if not merge and policy.lora is not None and policy.merge_adapter:
+        raise UsageError(
+            "--merge false would write an adapter for a model that is nowhere on the disk, because "
+            "model.policy.merge_adapter merged another adapter into it: export with --merge true"
+        )
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))

@@ -8,8 +8,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import visible
-from lit_pref.models.experts import router_note
+from lit_pref.models.experts import router_line, router_weight
+from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.step_lines import steps_of
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
@@ -34,9 +36,16 @@ class FirstLines(Callback):
         module: Any = pl_module
         for line in module.fitted:
             say(f"fitted      {line}")
-        if note := router_note(module.policy.configuration()):
-            say(f"warning     {note}")
+        config, asked = module.policy.configuration(), module.policy.router_loss
+        if line := router_line(config, asked):
+            say(f"{'note   ' if router_weight(config, asked) else 'warning'}     {line}")
+        say(f"optimizer   {describe_optimizer(trainer.optimizers[0], trainer.strategy.root_device)}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
+        steps = steps_of(module)
+        for line in steps.warnings():
+            say(f"warning     {line}")
+        say(f"steps       {'; '.join(steps.lines())}")
+        say(f"validation  {steps.validation()}")
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
 

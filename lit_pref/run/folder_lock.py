@@ -15,9 +15,9 @@ from lit_pref.run.folders import make_folder
 
 @contextmanager
 def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
-    """Context in which this run alone trains in its folder; the operating system ends the lock with the process.
+    """Context that holds the lock of a run folder; the operating system releases it when the process ends.
 
-    A run that is refused or tried out leaves no empty folder behind.
+    A run that is refused or tried out leaves no folder behind.
 
     Args:
         run_dir: the run folder; it is made.
@@ -50,15 +50,18 @@ def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        if {found.name for found in run_dir.iterdir()} <= {path.name}:
+        # Lightning opens the event file of TensorBoard before the model is built.
+        left = [found for found in run_dir.iterdir() if found != path]
+        if all(found.name.startswith("events.out.tfevents") for found in left):
             with suppress(OSError):
-                path.unlink()
+                for found in (*left, path):
+                    found.unlink()
                 run_dir.rmdir()
         lock.release()
 
 
 def _holder(lock: Path) -> str:
-    """The process that took the lock last, as words in a sentence; nothing where that is not known."""
+    """Name the process that holds the lock, for use in a sentence; empty if it is unknown."""
     try:
         text = lock.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):

@@ -68,7 +68,7 @@ def refuse_used(run_dir: Path, begun: bool = False) -> None:
 
 
 def newest_checkpoint(folder: Path, or_start: bool) -> str | None:
-    """The newest checkpoint in a folder whose checksums hold; None where there is none and a run may start without.
+    """The newest undamaged checkpoint in a folder; None if there is none and the run may start from the beginning.
 
     Damaged ones are named. Where a run resumes they are renamed, so that it can write its own in their place.
 
@@ -99,7 +99,7 @@ def newest_checkpoint(folder: Path, or_start: bool) -> str | None:
 
 
 def check_checkpoint(path: str | None) -> str | None:
-    """The path, once it is known to be a complete checkpoint whose checksums hold.
+    """Return the path of a checkpoint after checking that it is complete and undamaged.
 
     Raises:
         UserError: it cannot be loaded.
@@ -110,7 +110,7 @@ def check_checkpoint(path: str | None) -> str | None:
 
 
 def refuse_shards(path: str | None, strategy: Strategy) -> None:
-    """Refuse a folder of shards where the strategy reads files alone.
+    """Refuse a folder of shards if the strategy can read only single files.
 
     Raises:
         UsageError: the strategy cannot read it.

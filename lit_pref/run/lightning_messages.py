@@ -1,6 +1,7 @@
-"""Turns Lightning's errors into sentences, and hides its hints that do not apply here."""
+"""Turns Lightning's errors into sentences, and hides hints of libraries that do not apply here."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,34 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(as_sentence(error)) from error
+
+
+def as_sentence(error: Exception) -> str:
+    """The text of Lightning's error in one line, with the setting that it speaks of and a remedy where it has none."""
+    text = " ".join(str(error).split())
+    return next(
+        (f"{name}: {text.rstrip('.!')}; {remedy}" for sign, name, remedy in _REMEDIES if re.search(sign, text)), text
+    )
+
+
+_REMEDIES = (
+    (
+        "No supported gpu backend|can not run on your system|torch_xla",
+        "trainer.accelerator",
+        "leave the option out, as `auto` takes what this machine has, or set it to cpu; a GPU needs a driver and a "
+        "build of torch that finds it (torch.cuda.is_available())",
+    ),
+    (
+        r"`devices` selected with|Trainer\(devices=|requested gpu",
+        "trainer.devices",
+        "`auto` takes all that this machine has; on a CPU it is a number of processes, such as 1",
+    ),
+)
 
 
 def hide_hints() -> None:
-    """Hide the hints of Lightning that do not apply here."""
+    """Hide the hints of Lightning and of transformers that do not apply here."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -31,5 +55,7 @@ def hide_hints() -> None:
         ".*predict returned None if it was on purpose.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*is smaller than the logging interval.*",
+        # Of transformers; the new name is younger than the oldest version that this package supports.
+        ".*gradient_checkpointing.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

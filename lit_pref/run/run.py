@@ -24,11 +24,13 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
+from lit_pref.run.disk_faults import disk_faults
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, say
 from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
+from lit_pref.run.lost_process import one_sentence
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
@@ -96,10 +98,11 @@ class Run:
         else:
             self.trainer.num_sanity_val_steps = 0  # the held-out metrics before training are already recorded
         if self.options.trainer.logger in (None, True) and not trying_out(self.trainer):
-            # Logs that a killed run wrote after its last checkpoint are written again.
+            # Logs that a killed run wrote after its last checkpoint are written again. They lie in the run folder
+            # itself, because TensorBoard calls a run by the name of the folder of its events.
             first_step = 0 if checkpoint is None else step_in(Path(checkpoint)) + 1
             self.trainer.logger = TensorBoardLogger(
-                self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=first_step
+                self.run_dir, name="", version="", default_hp_metric=False, purge_step=first_step
             )
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
@@ -222,7 +225,8 @@ class Run:
         refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
         with lightning_errors(), ending_on_sigterm(self.trainer):
             try:
-                method(self.module, datamodule=self.data, **arguments)
+                with one_sentence(self.trainer, self.run_dir), disk_faults(self.trainer, self.run_dir):
+                    method(self.module, datamodule=self.data, **arguments)
             except (UserError, Terminated):
                 # The first process reports why and ends; the processes that it started would wait for it.
                 if isinstance(launcher, _SubprocessScriptLauncher):

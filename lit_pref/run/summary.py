@@ -55,12 +55,17 @@ def summary(module: PreferenceModule, run_dir: Path, checkpoint: Path, exported:
                 f"ends at      {', '.join(exported.stops)}",
                 f"config       {run_dir / 'config.yaml'}  (repeats the run)",
                 *records,
-                f"TensorBoard  tensorboard --logdir {run_dir}",
+                f"TensorBoard  tensorboard --logdir {_logdir(run_dir)}",
             ]
         )
     )
     parts.append(next_steps(module, run_dir, arguments))
     return "\n\n".join(parts)
+
+
+def _logdir(run_dir: Path) -> Path:
+    """The folder of all runs, which TensorBoard compares by their names; the run's own if it lies in no such folder."""
+    return run_dir.parent if run_dir.parent.name else run_dir
 
 
 def next_steps(module: PreferenceModule, run_dir: Path, arguments: list[str]) -> str:
@@ -92,42 +97,49 @@ def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
         before: the metrics before training; empty if there are none.
         evaluation: after the last pass.
     """
-    after, intervals, table = evaluation.last, _intervals(evaluation.records), Table(title="Held-out pairs")
+    # Of `test`, the names begin with test/.
+    after = {f"val/{key.partition('/')[2]}": number for key, number in evaluation.last.items()}
+    labels = HELD_OUT if "val/kl_to_target" in after else {"loss (nats)": "val/loss", **HELD_OUT}
+    columns = [(before, _intervals(evaluation.records_before))] if before else []
+    columns.append((after, _intervals(evaluation.records)))
+    table = Table(title="Held-out pairs")
     table.title_justify = "left"
-    for name in ("", *(("before", "after") if before else ("value",)), "95 % over prompts"):
-        table.add_column(name, justify="right" if name else "left")
-    for label, key in HELD_OUT.items():
-        # Of `test`, the names begin with test/.
-        number = after.get(key, after.get(key.replace("val/", "test/"), math.nan))
-        if not math.isnan(number):
-            earlier = [f"{before[key]:.3f}" if key in before else ""] if before else []
-            table.add_row(label, *earlier, f"{number:.3f}", intervals.get(key, ""))
-    return f"{as_text(table)}\n{COVERS}"
+    table.add_column("")
+    for name in ("before", "after") if before else ("value",):
+        table.add_column(name, justify="right")
+        table.add_column("95 % over prompts", justify="right")
+    for label, key in labels.items():
+        if not math.isnan(after.get(key, math.nan)):
+            cells = [(f"{of[key]:.3f}", intervals.get(key, "")) if key in of else ("", "") for of, intervals in columns]
+            table.add_row(label, *(cell for pair in cells for cell in pair))
+    return f"{as_text(table)}\n{COVERS}" + (OF_CALIBRATION if "val/calibration/ece" in after else "")
 
 
-COVERS = (
-    "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds. The\n"
-    "calibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
+COVERS = "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds."
+OF_CALIBRATION = (
+    " The\ncalibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
     "reference says one half of every pair, which has no error and no use: judge by the log-loss."
 )
 
 
 def _intervals(records: Records) -> dict[str, str]:
-    """The cells of the last column: intervals, and the calibration error that a calibrated model would have."""
-    if "z" not in records or None in records["z"] or not records["z"]:
-        return {}
-    z = torch.tensor(records["z"], dtype=torch.float64)
-    if not bool(z.isfinite().all()):
+    """The cells beside the numbers: intervals, and the calibration error that a calibrated model would have."""
+    if not records:
         return {}
     values = {f"val/{name}": value for name, value in per_pair(records).items()}
-    values |= {"val/calibration/log_loss": softplus(-z), "val/calibration/brier": (z.sigmoid() - 1).square()}
-    found = prompt_intervals(records, {key: values[key] for key in HELD_OUT.values() if key in values})
-    cells = {key: f"{low:.3f} to {high:.3f}" for key, (low, high) in found.items()}
-    return cells | {"val/calibration/ece": f"{reliability_bins(z).error_if_calibrated:.3f} if calibrated"}
+    z = torch.tensor([value for value in records.get("z", []) if value is not None], dtype=torch.float64)
+    if not bool(z.isfinite().all()):
+        return {}
+    if known := 0 < len(z) == len(records["z"]):
+        values |= {"val/calibration/log_loss": softplus(-z), "val/calibration/brier": (z.sigmoid() - 1).square()}
+    shown = {key: values[key] for key in (*HELD_OUT.values(), "val/loss") if key in values}
+    cells = {key: f"{low:.3f} to {high:.3f}" for key, (low, high) in prompt_intervals(records, shown).items()}
+    floor = {"val/calibration/ece": f"{reliability_bins(z).error_if_calibrated:.3f} if calibrated"} if known else {}
+    return cells | floor
 
 
 def as_text(table: Table) -> str:
     """Format a table as plain text, which looks the same on a terminal and in a log."""
     out = StringIO()
-    Console(file=out, width=100, force_terminal=False).print(table)
+    Console(file=out, width=120, force_terminal=False).print(table)
     return out.getvalue().rstrip()

@@ -13,6 +13,7 @@ from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.errors import UsageError
 from lit_pref.modules.distributed import refuse_fsdp1
 from lit_pref.run.first_lines import FirstLines
+from lit_pref.run.lightning_messages import as_sentence
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -52,8 +53,8 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
     refuse_fsdp1(config.strategy)
     try:
         return Trainer(**{**arguments, "callbacks": callbacks})
-    except (ValueError, TypeError) as error:  # raised for impossible combinations of settings
-        raise UsageError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError) as error:  # raised for impossible combinations of settings
+        raise UsageError(as_sentence(error)) from error
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -37,6 +37,12 @@ class Readout:
         wide = torch.float64 in (self.hidden.dtype, self.hidden.dtype if self.weight is None else self.weight.dtype)
         return torch.float64 if wide else torch.float32
 
+    def first(self, ids: int) -> "Readout":
+        """Return the readout of the first ids alone, as views."""
+        if self.weight is None:
+            return replace(self, hidden=self.hidden[:, :ids])
+        return replace(self, weight=self.weight[:ids], bias=None if self.bias is None else self.bias[:ids])
+
     def over(self, columns: slice) -> "Readout":
         """Return the readout of some columns of the logits, with weight and bias upcast, once for all rows."""
         bias = None if self.bias is None else self.bias[columns].to(self.dtype)
@@ -75,11 +81,15 @@ def token_values(
     `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication.
     Both logits are upcast before they are subtracted: at ε = 0.01 the step is below the resolution of bf16.
 
+    `against` may have fewer ids than `readout`, whose last ones are then padding that no tokenizer gives. Tilt,
+    TiltSlope and Kl compare the two distributions given that the token is one of the shared ids: their sums over v and
+    their p are those of the shared ids. `log p_y` and the other statistics are over all ids of `readout`.
+
     Args:
         readout: N tokens of the policy.
         targets: (N,) int64.
         needs: statistics to compute in the same pass.
-        against: the same N tokens of the reference; its hidden size may differ, its vocabulary may not.
+        against: the same N tokens of the reference; its hidden size may differ, its vocabulary may be smaller.
 
     Returns:
         (N,) log-probs in nats, and one (N,) tensor for each need.
@@ -101,7 +111,7 @@ def token_values(
     if comparisons:
         if against is None:
             raise ValueError(f"{comparisons[0]} compares the policy with a reference, and none was given as `against`")
-        if len(against.hidden) != n or against.vocabulary != readout.vocabulary:
+        if len(against.hidden) != n or against.vocabulary > readout.vocabulary:
             raise ValueError(
                 f"the policy has {n} tokens over a vocabulary of {readout.vocabulary}, "
                 f"the reference {len(against.hidden)} over {against.vocabulary}"
@@ -186,7 +196,10 @@ def _gather(
             e = workspace("e", position) if aside else f
             fade = logps.add(f, position, out=e)
             if statistics.needs:
-                g = None if other is None else other.tile(rows, out=reference_workspace("g", position)).to(f.dtype)
+                g = None
+                if other is not None and other.vocabulary:
+                    both = position.narrow(other.vocabulary)
+                    g = other.tile(rows, out=reference_workspace("g", both)).to(f.dtype)
                 statistics.add(f, e, fade, g, position, workspace)
             if unit is not None and part.weight is not None:
                 if cap is not None:

@@ -1,15 +1,17 @@
-"""Attention over prefix-shared rows, `[prompt | chosen | rejected]` pair after pair. Depends on torch only."""
+"""Attention over prefix-shared rows, `[prompt | chosen | rejected]` pair after pair."""
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from lit_pref.scoring.split_attention import SplitAttention, takes_split
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -32,9 +34,11 @@ class PrefixSharedAttention:
     sequences of queries, `[prompt | chosen]` over itself and `rejected` over `[prompt | rejected]`, and nothing is
     computed for masked pairs of tokens.
 
-    On a CPU these are two calls per pair. On CUDA it is one call of a kernel for sequences of different lengths; in
-    fp32, which that kernel does not support, one call with an additive T x T mask, or two calls per pair if the mask
-    would be large. The CUDA paths have been tested on a CPU only, against the documented behaviour of the kernel.
+    On a CPU each pair takes a causal call for the first, and `SplitAttention` for the second, so no mask is built and
+    memory grows linearly with T; where its kernel does not support the sizes, the second is a call with a mask. On CUDA
+    it is one call of a kernel for sequences of different lengths; in fp32, which that kernel does not support, one call
+    with an additive T x T mask, or two calls per pair if the mask would be large. The CUDA paths have been tested on a
+    CPU only, against the documented behaviour of the kernel.
 
     Args:
         segments: tokens of (prompt, chosen, rejected) of each pair, in the order of the row.
@@ -88,14 +92,19 @@ class PrefixSharedAttention:
         # `split` is used instead of slices, because each slice's gradient would be a zero tensor as large as the whole
         # row.
         queries, keys, values = (iter(t.split(sizes, dim=2)) for t in (query, key, value))
-        biases = self._once("biases", query, lambda: [_bottom_right(r, p + r, query) for p, _, r in self.segments])
-        outputs = []
-        for (p, c, r), bias in zip(self.segments, biases, strict=True):
+        split, outputs = takes_split(query, key, value), []
+        for n, (p, c, r) in enumerate(self.segments):
             q, k, v = next(queries), next(keys), next(values)
             outputs.append(_attend(q, k, v, scale, causal=True))
             q, own_k, own_v = next(queries), next(keys), next(values)
-            if r:
-                k, v = (torch.cat([t.split([p, c], dim=2)[0], own], dim=2) for t, own in ((k, own_k), (v, own_v)))
+            if not r:
+                continue
+            k, v = (t.split([p, c], dim=2)[0] for t in (k, v))
+            if split:
+                outputs.append(SplitAttention.apply(q, k, v, own_k, own_v, scale))
+            else:
+                bias = self._once(f"bias {n}", query, partial(_bottom_right, r, p + r, query))
+                k, v = torch.cat([k, own_k], dim=2), torch.cat([v, own_v], dim=2)
                 outputs.append(_attend(q, k, v, scale, bias))
         return torch.cat(outputs, dim=2)
 

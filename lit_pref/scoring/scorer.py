@@ -48,11 +48,21 @@ def _scores(
     return scores
 
 
-def readout(model: nn.Module, batch: PreferenceBatch) -> Readout:
-    """Return the hidden states that predict the response tokens of a batch, and the output head; computes no logits."""
+def readout(model: nn.Module, batch: PreferenceBatch, router_losses: list[Tensor] | None = None) -> Readout:
+    """Return the hidden states that predict the response tokens of a batch, and the output head; computes no logits.
+
+    Args:
+        model: a Hugging Face causal LM, or a PeftModel of one.
+        batch: B pairs in any layout; in the padded one if router losses are asked for.
+        router_losses: a list to which the router loss of the forward pass is added.
+    """
     body, head = _body_and_head(model)
     with _read(batch) as inputs:
-        hidden = body(**inputs).last_hidden_state  # (R, T, H)
+        if router_losses is None:
+            hidden = body(**inputs).last_hidden_state  # (R, T, H)
+        else:
+            hidden, loss = _hidden_and_router_loss(model, body, inputs)
+            router_losses.append(loss)
     # index_select is used because the gradient of indexing is several times slower on a CPU.
     return _with_head(head, body, hidden.flatten(0, 1).index_select(0, batch.rows.predictors))
 
@@ -99,6 +109,8 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self.full_logits = False
+        self.router_weight = 0.0
+        """The weight of the model's router loss in the training loss; scores in training contain it unless it is 0."""
 
     def forward(
         self,
@@ -107,8 +119,14 @@ class Scorer(nn.Module):
         against: Readout | None = None,
         only_readout: bool = False,
     ) -> PairScores | Readout:
-        read = partial(_full_logits if self.full_logits else readout, self.model)
-        return read(batch) if only_readout else _scores(read, batch, needs, against)
+        router_losses: list[Tensor] | None = [] if self.router_weight and self.training and not only_readout else None
+        read = partial(_full_logits if self.full_logits else readout, self.model, router_losses=router_losses)
+        if only_readout:
+            return read(batch)
+        scores = _scores(read, batch, needs, against)
+        if router_losses:
+            scores.router_loss = router_losses[0]  # a second one is that of the extra responses
+        return scores
 
     def readout(self, batch: PreferenceBatch) -> Readout:
         """Return this model's readout of a batch, as `against` for another scorer; call it under `no_grad`."""
@@ -184,9 +202,20 @@ def _with_head(head: Any, body: Any, hidden: Tensor) -> Readout:
     return Readout(hidden, head.weight, getattr(head, "bias", None), float(scale), softcap)
 
 
-def _full_logits(model: nn.Module, batch: PreferenceBatch) -> Readout:
+def _hidden_and_router_loss(model: Any, body: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the hidden states (R, T, H) and the router loss () that the model itself computes, over real tokens."""
+    states: list[Tensor] = []
+    with body.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state)):
+        output = model(**inputs, output_router_logits=True, logits_to_keep=1)
+    return states[0], output.aux_loss
+
+
+def _full_logits(model: nn.Module, batch: PreferenceBatch, router_losses: list[Tensor] | None = None) -> Readout:
     with _read(batch) as inputs:
-        logits = model(**inputs).logits
+        output = model(**inputs, **({} if router_losses is None else {"output_router_logits": True}))
+    logits = output.logits
+    if router_losses is not None:
+        router_losses.append(output.aux_loss)
     return Readout(logits.flatten(0, 1).index_select(0, batch.rows.predictors), weight=None)
 
 

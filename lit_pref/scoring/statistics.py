@@ -72,6 +72,11 @@ class Differences:
             excess[rows] = excess[rows] * fade * shift.exp() + before * shift.expm1() + tile
         self.mean[rows], self.total[rows] = mean, total
 
+    def pass_over(self, fade: Tensor, rows: slice) -> None:
+        """Add a tile of ids that the reference lacks, which changes only what the sums are relative to."""
+        for sums in (self.total, self.weighted, *self.excess.values()):
+            sums[rows] *= fade
+
     def slope(self) -> Tensor:
         """Return `d'_y` (N,), the derivative of `change` at ε = 0."""
         return self.picked - self.mean
@@ -96,16 +101,27 @@ class Statistics:
     def add(
         self, f: Tensor, e: Tensor, fade: Tensor, g: Tensor | None, position: TilePosition, workspace: Workspace
     ) -> None:
-        """Add a tile: f, `e = exp(f - top)` as written by `policy.add`, and g, which is overwritten."""
+        """Add a tile: f, `e = exp(f - top)` as written by `policy.add`, and g, which is overwritten.
+
+        g may have fewer columns than f, or be None, where the reference lacks ids; no later tile has any then.
+        """
         scratch = workspace("scratch", position)
         if Entropy() in self.sums:
             self._add(Entropy(), torch.mul(e, f, out=scratch), fade, position)
         if SumSquares() in self.sums:
             self._add(SumSquares(), torch.mul(e, e, out=scratch), fade.square(), position)
-        if g is None or not self.compares:
+        if not self.compares:
             return
+        if g is None:
+            self.differences.pass_over(fade, position.rows)
+            return
+        total = self.policy.total[position.rows]
+        if g.shape[1] < position.columns:
+            position = position.narrow(g.shape[1])
+            f, e, scratch = (tile[:, : g.shape[1]] for tile in (f, e, scratch))
+            total = self.differences.total[position.rows] * fade + e.sum(1)
         d = torch.sub(f, g, out=workspace("d", position))
-        self.differences.add(d, e, fade, position, self.policy.total[position.rows], scratch)
+        self.differences.add(d, e, fade, position, total, scratch)
         if Kl() in self.needs:
             self.reference.add(g, position, out=g)
 
@@ -125,7 +141,8 @@ class Statistics:
             case SumSquares():
                 return self.sums[need] / self.policy.total.square()
             case Kl():
-                return self.differences.mean - (self.policy.lse() - self.reference.lse())
+                shared = self.policy.top + self.differences.total.log()  # log Σ_v exp(f_v) over the ids of both
+                return self.differences.mean - (shared - self.reference.lse())
             case TopOne():
                 return (self.policy.picked == self.policy.top).to(self.policy.total.dtype)
         raise TypeError(f"{need} is not a statistic of single tokens")

@@ -58,6 +58,13 @@ class TilePosition:
         index = targets[rows] - columns.start
         return cls(rows, size, (index >= 0) & (index < size), index.clamp(0, size - 1)[:, None])
 
+    def narrow(self, columns: int) -> "TilePosition":
+        """Return the position of the tile's first columns."""
+        if columns == self.columns:
+            return self
+        inside = self.inside & (self.index[:, 0] < columns)
+        return TilePosition(self.rows, columns, inside, self.index.clamp(max=columns - 1))
+
 
 class Workspace:
     """Memory for tiles, allocated at first use and reused by every later tile, because new memory costs page faults."""

@@ -172,3 +172,12 @@ def test_it_refuses_to_go_on_behind_newer_checkpoints(tmp_path: Path):
 def test_it_refuses_to_save_never_or_keep_nothing(wrong: dict[str, int]):
     with pytest.raises(UsageError, match="both must be at least 1"):
         Checkpoints(**wrong)
+
+
+def test_old_checkpoints_that_a_kill_has_left_are_deleted_by_a_run_that_takes_no_further_step(tmp_path: Path):
+    for step in (6, 8, 9):
+        AtomicCheckpointIO().save_checkpoint({"global_step": step}, tmp_path / f"step={step:08d}.ckpt")
+    remove = SimpleNamespace(remove_checkpoint=lambda path: path.unlink())
+    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=0, strategy=remove)
+    Checkpoints(keep=2, folder=str(tmp_path)).on_fit_end(trainer, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step=00000008.ckpt", "step=00000009.ckpt"]

@@ -5,13 +5,15 @@ import os
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, check_complete, is_complete
+from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints, check_complete, is_complete
 from lit_pref.callbacks.verification import damage, verify
 from lit_pref.errors import UserError
 
@@ -128,3 +130,13 @@ def test_a_save_on_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path
     with pytest.raises(UserError, match=r"step=00000002.ckpt cannot be written .*No space left.*make room"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "step=00000002.ckpt")
     assert list(tmp_path.iterdir()) == [before] and damage(before) is None
+
+
+def test_shards_are_verified_before_a_trainer_of_ones_own_loads_them(tmp_path: Path):
+    folder = sharded(tmp_path / "step=00000003.ckpt")
+    shard = next(folder.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-200])
+    strategy = ModelParallelStrategy(1, 1)
+    Checkpoints().setup(SimpleNamespace(strategy=strategy), None, "fit")
+    with pytest.raises(UserError, match=r"step=00000003.ckpt is damaged: .* is cut off; take another one"):
+        strategy.load_checkpoint(folder)

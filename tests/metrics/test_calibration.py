@@ -220,6 +220,8 @@ def test_records_are_calibrated_against_the_label_and_every_probability_they_hol
         "val/calibration@target",
     }
     assert metrics["val/calibration/ece"] == pytest.approx(0.0, abs=1e-12)
+    assert metrics["val/calibration/ece_if_calibrated"] == reliability_bins(torch.tensor(z)).error_if_calibrated > 0
+    assert not any("if_calibrated" in name for name in metrics if "@" in name), "probabilities have no noise of labels"
     assert metrics["val/calibration/brier"] == pytest.approx(0.1875)
     assert metrics["val/calibration/temperature"] == pytest.approx(1.0)
     assert metrics["val/calibration@p_true/brier"] == pytest.approx(0.0, abs=1e-15)  # the three pairs that have one
@@ -228,7 +230,7 @@ def test_records_are_calibrated_against_the_label_and_every_probability_they_hol
 
 def test_a_score_that_is_not_finite_makes_every_calibration_nan():
     metrics = calibrate({"id": ["a", "b"], "z": [1.0, math.inf]})
-    assert len(metrics) == 4 and all(math.isnan(number) for number in metrics.values())
+    assert len(metrics) == 5 and all(math.isnan(number) for number in metrics.values())
 
 
 @pytest.mark.parametrize("records", [{"id": []}, {"id": ["a"], "loss": [1.0]}])

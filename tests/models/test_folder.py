@@ -53,7 +53,7 @@ def test_a_file_is_no_folder(folder):
     ("missing", "extra", "sentence"),
     [
         ("config.json", "x", "has no config.json, so it is not a model folder"),
-        ("config.json", "adapter_config.json", "contains a LoRA adapter and no config.json"),
+        ("config.json", "adapter_config.json", "contains a LoRA adapter, and a whole model is needed here"),
         ("tokenizer.json", "adapter_config.json", "contains both a model and a LoRA adapter"),
         ("model.safetensors", "x", "a config.json but no weights in safetensors"),
         ("model.safetensors", "pytorch_model.bin", "are pickled files, which can run code when read"),

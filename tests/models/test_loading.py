@@ -3,18 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import make_policy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_pref.check.check import _router
 from lit_pref.errors import UserError
-from lit_pref.models.experts import router_note
 from lit_pref.models.loading import refuse_lost_heads, refuse_other_task
 from lit_pref.models.spec import ModelSpec
-from lit_pref.run.first_lines import FirstLines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
 
@@ -69,19 +65,3 @@ def test_random_weights_are_not_quantized_either(policy_folder: Path):
     spec = ModelSpec(config={**config, "quantization_config": {"quant_method": "fp8"}}, tokenizer=str(policy_folder))
     with pytest.raises(UserError, match=r"asks for quantization \(fp8\), which was not applied"):
         spec.build()
-
-
-def test_the_first_lines_and_check_say_that_the_router_loss_is_off(
-    policy_folder: Path, capsys: pytest.CaptureFixture[str]
-):
-    config = {"model_type": "mixtral", "router_aux_loss_coef": 50.0, "output_router_logits": True}
-    module = SimpleNamespace(policy=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
-    module.batch_layout, module.layout_reason = "padded", "as asked"
-    options = SimpleNamespace(split_seed=0)
-    trainer = SimpleNamespace(accumulate_grad_batches=1, datamodule=SimpleNamespace(seed=0, options=options))
-    words = "its router loss is off (its configuration has router_aux_loss_coef 50)"
-    FirstLines().on_fit_start(trainer, module)  # type: ignore[arg-type]
-    assert words in capsys.readouterr().out
-    (finding,) = _router(module)  # type: ignore[arg-type]
-    assert finding.severity == "warning" and words in finding.says
-    assert router_note(AutoConfig.for_model("llama")) is None

@@ -73,6 +73,7 @@ def cases(folder: Path) -> dict[str, Run]:
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
+        "experts": replace(single, policy={"path": str(folder / "experts")}, data={**data, "micro_batch": 2}),
         "bf16": replace(rounded, trainer={**single.trainer, "precision": "bf16-mixed"}, layout="prefix_shared"),
     }
 
@@ -110,6 +111,7 @@ def two_processes(folder: Path) -> None:
             case = replace(case, policy=policy, optimizer=adamw, layout="auto")
             at = f"resumed-{name}-{strategy}"
             whole = run("", strategy, case, at, every=2)
+            results[f"fused {name} {strategy}"] = [g["fused"] for g in whole.trainer.optimizers[0].param_groups]
             for step in (2, 4):
                 run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
     for strategy in ("ddp", "fsdp"):
@@ -133,6 +135,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     make_policy(folder / "tied", seed=0, tie_word_embeddings=True)
     make_policy(folder / "other", seed=5)
+    routed = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    make_policy(folder / "experts", 0, model_type="mixtral", output_router_logits=True, **routed)
     write_pairs(folder / "train.jsonl", 17)
     write_pairs(folder / "more.jsonl", 40, seed=2)
     write_pairs(folder / "val.jsonl", 5, seed=1)
@@ -179,7 +183,15 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
     return read_checkpoint(sorted((folder / ran / "checkpoints").glob("*.ckpt"))[-1])
 
 
-RELATIVE = {"plain": 1e-10, "lora": 1e-10, "tokens": 1e-10, "chosen": 1e-10, "single": 1e-4, "bf16": 3e-2}
+RELATIVE = {
+    "plain": 1e-10,
+    "lora": 1e-10,
+    "tokens": 1e-10,
+    "chosen": 1e-10,
+    "single": 1e-4,
+    "experts": 1e-4,
+    "bf16": 3e-2,
+}
 COMBINED = [
     (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
 ]
@@ -236,7 +248,8 @@ def test_two_processes_within_a_token_budget_take_the_steps_of_one_without(seen,
 
 @pytest.mark.parametrize("name", ["plain", "lora"])
 @pytest.mark.parametrize("strategy", strategies())
-def test_two_resumed_processes_end_with_the_same_bits(folder, name, strategy):
+def test_two_resumed_processes_end_with_the_same_bits(folder, seen, name, strategy):
+    assert seen[f"fused {name} {strategy}"] == [True]
     whole = trained(final(folder, f"resumed-{name}-{strategy}"))
     for step in (2, 4):
         assert differences(trained(final(folder, f"resumed-{name}-{strategy}-{step}")), whole) == []

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import make_policy, write_pairs
 from training_runs import Ran, Run, fit
+from transformers import LlamaConfig
 
 from lit_pref.__main__ import main
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Lora, ModelSpec
-from lit_pref.modules.layout_choice import decide_layout
+from lit_pref.modules.layout_choice import attention_saved, decide_layout, microseconds_saved, tokens_saved
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -127,6 +128,17 @@ def test_auto_is_a_matter_of_lengths_and_configuration(policy_folder: Path):
     assert layout == "padded" and "short" in reason
     assert decide_layout("prefix_shared", policy, TEN)[0] == "prefix_shared"
     assert decide_layout("padded", policy, LONG)[0] == "padded"
+
+
+def test_attention_counts_where_rows_are_long():
+    """Long responses to short prompts: few tokens are saved, and the mask of padded rows costs more than all tokens."""
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4)
+    equal, uneven = numpy.array([[2, 1000, 1000]] * 2), numpy.array([[2, 1000, 998], [2, 998, 1000]])
+    assert microseconds_saved(equal, config) < 0, "nothing is masked, and 2 tokens are saved"
+    assert microseconds_saved(uneven, config) > 1000, "causal rows with padding need a mask, and nothing is skipped"
+    assert attention_saved(equal) == 1002**2 - (1002**2 / 2 + 2 * 1000 + 1000**2 / 2)
+    one_sided = numpy.array([[2, 10, 0], [2, 10, 0]])
+    assert attention_saved(one_sided) == 0.0 and tokens_saved(one_sided) == 0.0
 
 
 def test_a_wide_model_shares_shorter_pairs(tmp_path: Path):

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import write_pairs
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from training_runs import Ran, Run, fit
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
@@ -19,6 +21,7 @@ from lit_pref.modules.schedules import Cosine
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.references.reference import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS, GLOBAL = 20, 8  # windows of 8, 8 and 4 pairs
@@ -143,19 +146,36 @@ class Validations(Callback):
         self.at.append((trainer.global_step, len([p for p in module.scorer.parameters() if p.grad is not None])))
 
 
-@pytest.mark.parametrize("interval, steps", [(1.0, [3, 6]), (0.5, [1, 2, 4, 5]), (3, [1, 2, 4, 5]), (6, [2, 5])])
-def test_validation_in_mid_epoch_comes_at_window_ends(run: Run, tmp_path: Path, interval, steps):
-    # 3 + 3 + 2 micro-batches an epoch
+@pytest.mark.parametrize(
+    "interval, steps", [(1.0, [3, 6]), (0.5, [1, 2, 3, 4, 5, 6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 5]), (3, [3, 6])]
+)
+@pytest.mark.parametrize(
+    "cut", [{"micro_batch": 8}, {"micro_batch": 3}, {"micro_batch": None, "max_tokens": 120}], ids=str
+)
+def test_validation_interval_counts_optimizer_steps(run: Run, tmp_path: Path, interval, steps, cut):
+    # 1, or 3 + 3 + 2, or by tokens some other number of micro-batches an epoch
     seen = Validations()
-    fit(micro(run, 3), tmp_path, max_epochs=2, val_check_interval=interval, callbacks=[seen])
+    cut_run = replace(run, data={**run.data, **cut})
+    ran = fit(cut_run, tmp_path, max_epochs=2, val_check_interval=interval, callbacks=[seen])
+    assert (ran.trainer.accumulate_grad_batches > 1) == (cut["micro_batch"] != 8)
     assert [step for step, _ in seen.at] == steps
     assert all(gradients == 0 for _, gradients in seen.at)
+
+
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_validation_interval_counts_steps_across_epochs_also_after_a_resume(run: Run, tmp_path: Path, micro_batch):
+    options = {"max_epochs": 4, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    seen, rest = Validations(), Validations()
+    whole = fit(micro(run, micro_batch), tmp_path / "whole", every=1, callbacks=[seen], **options)
+    assert [step for step, _ in seen.at] == [4, 8, 12]
+    fit(micro(run, micro_batch), tmp_path / "rest", ckpt=whole.checkpoint(5), callbacks=[rest], **options)
+    assert [step for step, _ in rest.at] == [8, 12]
 
 
 def test_validation_in_mid_epoch_changes_nothing(run: Run, tmp_path: Path):
     run = replace(run, policy={**run.policy, "dropout": 0.1}, objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05))
     without = fit(micro(run, 3), tmp_path / "a", max_epochs=2, limit_val_batches=0)
-    often = fit(micro(run, 3), tmp_path / "b", max_epochs=2, val_check_interval=3)
+    often = fit(micro(run, 3), tmp_path / "b", max_epochs=2, val_check_interval=1)
     assert torch.equal(weights(without), weights(often))
     assert without.module.objective.progress == often.module.objective.progress
 
@@ -241,3 +261,22 @@ def test_weights_that_explode_in_the_last_step_are_found_by_validation(run: Run,
     run = replace(run, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
     with pytest.raises(UserError, match="is not finite"):
         fit(run, tmp_path, max_steps=1)
+
+
+@pytest.mark.parametrize("padded", ["policy", "reference"])
+def test_a_padded_vocabulary_serves_epsilon_dpo(run: Run, padded: str, policy_folder: Path, tmp_path: Path, capsys):
+    wide: Any = AutoModelForCausalLM.from_pretrained(policy_folder)
+    wide.resize_token_embeddings(wide.config.vocab_size + 8, mean_resizing=False)
+    wide.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(tmp_path / "wide")
+    policy, other = (policy_folder, tmp_path / "wide") if padded == "reference" else (tmp_path / "wide", policy_folder)
+    run = replace(
+        run,
+        policy={"path": str(policy), "dtype": "float64"},
+        objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
+        references=lambda: [Pretrained(str(other), dtype="float64")],
+    )
+    ran = fit(run, tmp_path / "run")
+    steps = ran.logged.column("train/epsilon_step")
+    assert steps and all(math.isfinite(step) for step in steps)
+    assert "next-token distributions are compared over the first" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Corpus, Lora, ModelSpec
 from lit_pref.pairs import TruncatedText
 from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained
-from lit_pref.scores import Kl, TokenLogps
+from lit_pref.scores import Kl, Tilt, TiltSlope, TokenLogps
 from lit_pref.scoring.layout import padded
 from lit_pref.scoring.scorer import Scorer, score_pairs
 
@@ -227,13 +227,46 @@ def test_another_tokenizer_compares_neither_tokens_nor_distributions(tmp_path):
         reference.score(batch, frozenset({TokenLogps()}))
 
 
-def test_another_number_of_logits_is_scored_and_not_compared(tmp_path):
+def widened(ids):
     def widen(model):
-        model.resize_token_embeddings(290, mean_resizing=False)
+        model.resize_token_embeddings(ids, mean_resizing=False)
+        model.get_output_embeddings().weight.data[280:] *= 50
 
-    reference = Pretrained(save(policy_of(seed=9), tmp_path / "wide", widen), dtype="float64")
-    _, batch = attached(reference, policy_of())
-    with pytest.raises(UserError, match=r"EpsilonStep needs .*gives logits for 290 tokens, the policy for 280"):
+    return widen
+
+
+@pytest.mark.parametrize("sizes", [(280, 290), (290, 280), (290, 296)], ids=str)
+def test_padded_vocabularies_are_compared_on_the_shared_ids(sizes, tmp_path):
+    needs = [Tilt(0.1), TiltSlope(), Kl()]
+
+    def compared(policy_ids, reference_ids, folder):
+        policy = ModelSpec(path=save(policy_of(), folder / "policy", widened(policy_ids)), dtype="float64")
+        reference = Pretrained(save(policy_of(seed=9), folder / "reference", widened(reference_ids)), dtype="float64")
+        scorer, batch = attached(reference, policy)
+        scores = scorer(batch, frozenset(needs), reference.readout(batch))
+        return reference, batch, [scores.rejected.statistics[need] for need in needs]
+
+    reference, batch, ours = compared(*sizes, tmp_path / "padded")
+    plain, _, theirs = compared(280, 280, tmp_path / "plain")
+    if min(sizes) == 280:  # no padding is shared
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert plain.note is None
+    assert f"of which the tokenizer uses 280: next-token distributions are compared over the first {min(sizes)}" in (
+        reference.note
+    )
+    own = ModelSpec(path=reference.label, dtype="float64").build()
+    assert same(reference.score(batch), score_pairs(own, batch))
+
+
+def test_an_id_that_one_model_lacks_is_not_compared(tmp_path, monkeypatch):
+    reference = Pretrained(save(policy_of(seed=9), tmp_path / "wide", widened(290)), dtype="float64")
+    policy = policy_of()
+    tokenizer = type(policy.load_tokenizer())
+    vocabulary = policy.load_tokenizer().get_vocab() | {"<last>": 284}
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda self: vocabulary)
+    _, batch = attached(reference, policy)
+    with pytest.raises(UserError, match=r"EpsilonStep needs .*290 ids, the policy for 280, and the tokenizer uses 285"):
         reference.readout(batch)
     assert same(reference.score(batch), score_pairs(ModelSpec(path=reference.label, dtype="float64").build(), batch))
 

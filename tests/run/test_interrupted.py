@@ -53,8 +53,8 @@ def wait_until_paused(process: "subprocess.Popen[str]", times: int = 1) -> str:
     seen = ""
     for line in process.stdout:
         seen += line
-        times -= line == "paused\n"
-        if not times:
+        times -= line.count("paused")  # two processes may print on one line
+        if times <= 0:
             return seen
     raise AssertionError(seen + (process.stderr.read() if process.stderr else ""))
 
@@ -109,3 +109,28 @@ def test_sigterm_ends_all_processes_of_a_run(start: Start, to_all: bool):
     out, error = run.communicate(timeout=60)  # returns when the last process has closed the pipes
     assert run.returncode == 128 + signal.SIGTERM, out + error
     assert "ended by SIGTERM at step 1" in out
+
+
+def ranks_of(run: "subprocess.Popen[str]") -> list[int]:
+    """The process ids of a run on two processes, by rank."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    return [
+        run.pid,
+        *(int(child) for child in children if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes()),
+    ]
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("within", ["training", pytest.param("validation", marks=pytest.mark.slow)])
+def test_the_loss_of_one_process_ends_the_others_with_one_sentence(start: Start, killed: int, within: str):
+    run = start(*pausing(within), "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    wait_until_paused(run, times=2)
+    ranks = ranks_of(run)
+    os.kill(ranks[killed], signal.SIGKILL)
+    out, error = run.communicate(timeout=120)  # returns when the last process has closed the pipes
+    assert run.returncode == (1 if killed else -signal.SIGKILL), out + error
+    said = [line for line in error.splitlines() if line.startswith("lit_pref:")]
+    assert len(said) == 1 and "Traceback" not in error, error
+    step, saved = (1, 1) if within == "training" else (3, 2)
+    assert f"so the run was ended at step {step}; --ckpt_path last resumes from step {saved}" in said[0]
+    assert ("process 1 of 0 to 1 was killed by SIGKILL" in said[0]) == (killed == 1)

@@ -27,18 +27,30 @@ def rows_of(text: str) -> dict[str, list[str]]:
 
 def test_numbers_have_intervals_over_prompts_and_the_text_says_what_they_cover():
     evaluation = evaluated("val")
+    evaluation.records_before = {**evaluation.records, "z": [0.0, 0.1] * 20}
     text = held_out_table({"val/calibration/log_loss": 0.693}, evaluation)
     rows = rows_of(text)
     for name, key in {"preference accuracy": "rewards/accuracies", "reward margin": "rewards/margins"}.items():
-        before, after, interval = rows[name]
+        before, _, after, interval = rows[name]
         low, high = map(float, interval.split(" to "))
         assert before == "" and low < float(after) == round(evaluation.last[f"val/{key}"], 3) < high
     assert rows["log-loss against the labels (nats)"][0] == "0.693"
-    assert (
-        " to " in rows["log-loss against the labels (nats)"][2] and " to " in rows["Brier score against the labels"][2]
-    )
-    assert rows["calibration error against the labels"][2].endswith(" if calibrated")
+    for row in ("log-loss against the labels (nats)", "Brier score against the labels"):
+        assert " to " in rows[row][3]
+    low, high = map(float, rows["log-loss against the labels (nats)"][1].split(" to "))
+    assert 0.6 < low <= high < 0.7, "the interval before training is of the records before training"
+    assert rows["calibration error against the labels"][3].endswith(" if calibrated")
     assert "cover other prompts of the same kind (bootstrap over prompts), not other training seeds" in text
+
+
+def test_the_table_of_one_sided_pairs_has_their_loss_and_speaks_of_nothing_else():
+    evaluation = Evaluation()
+    evaluation.records = {"id": ["a", "b"], "prompt": ["p", "q"], "loss": [1.0, 2.0], "chosen_logp": [-1.0, -2.0]}
+    evaluation.last = evaluation.measure(evaluation.records, "val")
+    text = held_out_table({"val/loss": 3.0}, evaluation)
+    before, _, after, interval = rows_of(text)["loss (nats)"]
+    assert (before, after) == ("3.000", "1.500") and " to " in interval
+    assert not any(word in text for word in ("alibration", "reference", "rejected", "accuracy"))
 
 
 def test_the_table_of_test_has_its_numbers():

@@ -199,6 +199,29 @@ def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close
         torch.testing.assert_close(ours.double(), theirs, rtol=close, atol=close)
 
 
+@pytest.mark.parametrize("columns", [4, 1000])
+@pytest.mark.parametrize("lacking", [1, 5, 17])
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_reference_with_fewer_ids_is_compared_on_the_shared_ones(logits, lacking, columns, monkeypatch):
+    monkeypatch.setattr(head, "tile_shape", lambda *_: (7, columns))
+    (hidden, weight, _), targets = tensors(n=23, v=37)
+    (other, other_weight, _), _ = tensors(n=23, v=37, seed=5)
+    shared = 37 - lacking
+    targets = targets % shared
+    weight = torch.cat([weight[:shared], 3 * weight[shared:]]).detach()  # padding may have the largest logits
+    needs = [Tilt(0.01), Kl(), TiltSlope(), Tilt(-0.3), Entropy(), SumSquares(), TopOne()]
+    against = Readout(other, other_weight[:shared])
+    policy, narrow = Readout(hidden, weight), Readout(hidden, weight[:shared])
+    if logits:
+        policy, narrow = Readout(hidden @ weight.T, None), Readout(hidden @ weight[:shared].T, None)
+    logps, values = token_values(policy, targets, needs, against)
+    whole_logps, whole = token_values(policy, targets, needs[4:])
+    _, expected = token_values(narrow, targets, needs[:4], against)
+    torch.testing.assert_close(logps, whole_logps, rtol=0, atol=1e-12)
+    for ours, theirs in zip(values, [*expected, *whole], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 def test_tilted_sums_are_the_published_example_of_epsilon_dpo():
     # Three tokens of vocabulary, two of each response; logits through an identity head.
     f = torch.tensor([[2, 0, -1], [0.5, 1, 0], [1, 0.5, 0], [0, 0.3, 0.9]], dtype=torch.float64)
@@ -351,5 +374,5 @@ def test_what_does_not_belong_together_is_refused():
         token_values(Readout(hidden, weight), targets[:3])
     with pytest.raises(ValueError, match="compares the policy with a reference, and none was given"):
         token_values(Readout(hidden, weight), targets, [Kl()])
-    with pytest.raises(ValueError, match="vocabulary of 7, the reference 4 over 6"):
-        token_values(Readout(hidden, weight), targets, [Kl()], Readout(hidden, weight[:6]))
+    with pytest.raises(ValueError, match="vocabulary of 6, the reference 4 over 7"):
+        token_values(Readout(hidden, weight[:6]), targets.clamp(max=5), [Kl()], Readout(hidden, weight))

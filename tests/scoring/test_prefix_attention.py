@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_pref.scoring import prefix_attention as sharing
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
@@ -11,9 +13,9 @@ SEGMENTS = ((3, 2, 4), (1, 5, 1), (4, 1, 0))  # the last pair is one-sided
 TOKENS = 9 + 7 + 5
 
 
-def inputs(dtype=torch.float64, key_heads=2):
+def inputs(dtype=torch.float64, key_heads=2, value_size=8, tokens=TOKENS):
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, 4, TOKENS, 8), (1, key_heads, TOKENS, 8), (1, key_heads, TOKENS, 6)]
+    shapes = [(1, 4, tokens, 8), (1, key_heads, tokens, 8), (1, key_heads, tokens, value_size)]
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
@@ -62,16 +64,17 @@ def one_call(query, key, value, scale, monkeypatch):
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("value_size", [8, 6])  # the kernel of `SplitAttention` does not support 6 beside keys of 8
 @pytest.mark.parametrize("way", ["two calls a pair", "mask", "one call"])
-def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, key_heads, monkeypatch):
+def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, value_size, key_heads, monkeypatch):
     ways = {
         "two calls a pair": lambda *t: PrefixSharedAttention(SEGMENTS)(*t, 0.3),
         "mask": lambda *t: with_mask(*t, 0.3),
         "one call": lambda *t: one_call(*t, 0.3, monkeypatch),
     }
-    tensors = inputs(key_heads=key_heads)
+    tensors = inputs(key_heads=key_heads, value_size=value_size)
     found, expected = ways[way](*tensors), separately(*tensors, 0.3)
-    assert found.shape == (1, 4, TOKENS, 6)
+    assert found.shape == (1, 4, TOKENS, value_size)
     assert (found - expected).abs().max() < 1e-14
     weights = torch.randn(expected.shape, dtype=torch.float64)
     for ours, theirs in zip(
@@ -80,6 +83,39 @@ def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, 
         strict=True,
     ):
         assert (ours - theirs).abs().max() < 1e-13
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(output) if isinstance(t, torch.Tensor))])
+        return output
+
+
+def test_no_tensor_of_tokens_times_tokens_is_made_on_a_cpu():
+    segments = ((100, 50, 400), (60, 200, 300))
+    tensors = inputs(torch.float32, tokens=1110)
+    with Largest() as largest:
+        PrefixSharedAttention(segments)(*tensors, None).square().sum().backward()
+    assert largest.elements == 4 * 1110 * 8, "queries of the whole row; a mask has 400 x 500 elements or more"
+
+
+def test_the_split_and_a_mask_agree_in_long_rows_of_many_blocks(monkeypatch):
+    segments, found = ((700, 30, 900), (1, 3, 600), (513, 2, 1)), []
+    tensors = inputs(tokens=sum(map(sum, segments)))
+    weights = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for split in (True, False):
+        monkeypatch.setattr(sharing, "takes_split", lambda *of, split=split: split)
+        output = PrefixSharedAttention(segments)(*tensors, 0.7)
+        found.append([output, *torch.autograd.grad((output * weights).sum(), tensors)])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
 
 
 def test_a_missing_scale_is_that_of_the_head_size():
@@ -102,6 +138,20 @@ def test_lower_precisions_differ_by_their_rounding_only(dtype, tolerance):
     found = PrefixSharedAttention(SEGMENTS)(*tensors, 0.3)
     assert found.dtype == dtype
     assert (found.double() - separately(*(t.double() for t in tensors), 0.3)).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_gradients_in_lower_precisions_differ_by_their_rounding_only(dtype, tolerance):
+    tensors = [t.detach().to(dtype).requires_grad_() for t in inputs()]
+    whole = [t.detach().double().requires_grad_() for t in tensors]
+    found, expected = PrefixSharedAttention(SEGMENTS)(*tensors, 0.3), separately(*whole, 0.3)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.float().square().sum(), tensors),
+        torch.autograd.grad(expected.square().sum(), whole),
+        strict=True,
+    ):
+        assert ours.dtype == dtype
+        assert (ours.double() - theirs).norm() < tolerance * theirs.norm()
 
 
 def test_a_row_of_another_length_is_refused():

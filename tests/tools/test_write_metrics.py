@@ -46,7 +46,7 @@ class Board(Callback):
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> tuple[set[str], set[str]]:
+def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[str], set[str]]:
     """Tags and record columns of a run in which every shipped part that logs something takes part."""
     folder = tmp_path_factory.mktemp("metrics")
     rows = [
@@ -67,8 +67,10 @@ def logged(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> tup
     data = {"train": str(folder / "pairs.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 4}
     data |= {"columns": ["p_true"], "group_column": "source"}
     other = make_policy(folder / "other", seed=1)
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "output_router_logits": True}
+    policy = make_policy(folder / "policy", seed=0, model_type="mixtral", **experts)
     run = Run(
-        policy={"path": str(policy_folder)},
+        policy={"path": str(policy)},
         data=data,
         objective=lambda: SELM(target=MarginTarget(), reference=Harmonic(), temperature=EpsilonStep()),
         references=lambda: [InitialPolicy(), Pretrained(str(other))],

@@ -71,39 +71,68 @@ def align_with_windows(trainer: Any, sampler: WindowSampler, scheduled: bool) ->
             "out and give data.train a small file."
         )
     if not trainer.fast_dev_run:
-        limit = _at_window_end(trainer.limit_train_batches, every, length, "limit_train_batches")
+        limit = _at_window_end(trainer.limit_train_batches, every, length)
         trainer.limit_train_batches = limit
         _align_validation(trainer, every, min(limit, length) if isinstance(limit, int) else length)
 
 
 def _align_validation(trainer: Any, every: int, length: int) -> None:
+    """Turn a share of an epoch between validations into a number of optimizer steps; refuse what cannot be one."""
     if not trainer.limit_val_batches:
         return
     if trainer._val_check_time_interval is not None:
         raise UsageError(
             "trainer.val_check_interval is a duration, which would stop within an optimizer step; give a number of "
-            f"micro-batches that is a multiple of {every}, or a share of an epoch."
+            "optimizer steps, or a share of an epoch."
         )
-    if trainer.check_val_every_n_epoch is not None:
-        trainer.val_check_interval = _at_window_end(trainer.val_check_interval, every, length, "val_check_interval")
-    # Lightning counts batches across epochs, so a smaller last step shifts the steps of all later epochs.
-    elif int(trainer.val_check_interval) % (every if length % every == 0 else length):
+    interval = trainer.val_check_interval
+    if isinstance(interval, float):
+        batches = int(interval * length)
+        trainer.val_check_interval = interval if batches >= length else max(1, batches // every)
+    elif trainer.check_val_every_n_epoch is not None and interval > (steps := -(-length // every)):
         raise UsageError(
-            f"trainer.val_check_interval {trainer.val_check_interval} is not at the end of an optimizer step in every "
-            f"epoch; make it a multiple of {every if length % every == 0 else length}, or leave "
-            "trainer.check_val_every_n_epoch at 1."
+            f"trainer.val_check_interval {interval} is more than the {steps} optimizer steps of an epoch, so that no "
+            f"validation would take place; make it at most {steps}, or set trainer.check_val_every_n_epoch to null to "
+            "count the steps of the whole run."
         )
+    _validate_in_steps(trainer)
 
 
-def _at_window_end(limit: int | float, every: int, length: int, name: str) -> int | float:
+def _validate_in_steps(trainer: Any) -> None:
+    """Let Lightning, which counts micro-batches, validate after `trainer.val_check_interval` optimizer steps.
+
+    The steps are those of an epoch, or those of the run where `trainer.check_val_every_n_epoch` is null. No number of
+    micro-batches would do, because the last step of an epoch may have fewer.
+    """
+    for callback in trainer.callbacks:
+        # Lightning's callbacks take an interval of 1 for 1.0, a whole epoch, and would not look at its validations.
+        for name in ("_check_on_train_epoch_end", "_save_on_train_epoch_end"):
+            if isinstance(trainer.val_check_interval, int) and getattr(callback, name, False) is None:
+                setattr(callback, name, False)
+    loop = trainer.fit_loop.epoch_loop
+    ask_lightning = type(loop)._should_check_val_fx
+
+    def should_validate(fetcher: Any) -> bool:
+        if isinstance(interval := trainer.val_check_interval, int):
+            of_run = trainer.check_val_every_n_epoch is None
+            step = trainer.global_step if of_run else loop.batch_idx // trainer.accumulate_grad_batches + 1
+            due = not loop._should_accumulate() and step % interval == 0
+            # Lightning validates if this divides the number of the batch, as the other number never does.
+            trainer.val_check_batch = 1 if due else loop.total_batch_idx + 2
+        return bool(ask_lightning(loop, fetcher))
+
+    loop._should_check_val_fx = should_validate
+
+
+def _at_window_end(limit: int | float, every: int, length: int) -> int | float:
     """Return a number of micro-batches, or a share of an epoch, that ends with an optimizer step."""
     if isinstance(limit, float):
         batches = int(limit * length)
         return limit if batches == length or limit == 0 else max(every, batches // every * every)
     if limit < length and limit % every:
         raise UsageError(
-            f"trainer.{name} {limit} is within an optimizer step, which takes {every} micro-batches; make it a "
-            f"multiple of {every}, such as {-(-limit // every) * every}."
+            f"trainer.limit_train_batches {limit} is within an optimizer step, which takes {every} micro-batches; make "
+            f"it a multiple of {every}, such as {-(-limit // every) * every}."
         )
     return limit
 

@@ -1,11 +1,11 @@
-"""Strengths of one row that say different things."""
+"""Detects contradictions between the strengths of one row."""
 
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.values import number, number_of
 
 
 def contradicts(row: Row, margin: float) -> bool:
-    """Return whether the difference of the scores beside a margin is another number.
+    """Return whether the margin differs from the difference of the scores in the same row.
 
     Raises:
         BadRow: the difference prefers the other text.
@@ -26,7 +26,7 @@ def contradicts(row: Row, margin: float) -> bool:
 
 
 def differs(row: Row, name: str, value: float) -> bool:
-    """Return whether a column has another number than `value`."""
+    """Return whether a column's number differs from `value`."""
     try:
         return abs(number_of(row, name) - value) > 1e-6
     except BadRow:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from lit_pref.data.formats.conversations import STRINGS
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.unread import is_empty, key_belongs, refuse_unread_keys
 from lit_pref.data.sources.values import number, refuse_written_messages
@@ -65,6 +66,8 @@ def messages_of(row: Row, field: str, value: list[Any], ignored: Collection[str]
     remedy = 'give it messages like {"role": "user", "content": "..."}'
     if not value:
         raise BadRow(row, field, "is an empty message list", remedy)
+    if all(isinstance(message, str) for message in value):
+        raise BadRow(row, field, "is a list of strings", STRINGS)
     for message in value:
         if not isinstance(message, dict) or not message.get("role") or not isinstance(message["role"], str):
             raise BadRow(row, field, "contains a message without a role", remedy)

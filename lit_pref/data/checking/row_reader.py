@@ -16,11 +16,10 @@ from lit_pref.data.checking.fields import (
 from lit_pref.data.checking.swapping import OnSwap, group_of, partner_of, swapped_value
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import SOURCES, STRENGTH
+from lit_pref.data.sources.first_rows import first_rows
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.values import LARGEST, number_of
 from lit_pref.errors import UsageError, UserError
-
-FIRST = 64  # rows that tell which columns a file has
 
 
 class RowReader:
@@ -97,7 +96,7 @@ class RowReader:
             UserError: see `read`.
         """
         rows = iter(rows)
-        start = list(itertools.islice(rows, FIRST))
+        start = first_rows(rows)
         if good := [row for row in start if isinstance(row, Row)]:
             # The columns of most rows are those of the file, so that one odd row, even the first, is the faulty one.
             names = [frozenset(row.values.keys() & {*STRENGTH, "id"}) for row in good]
@@ -132,7 +131,8 @@ class RowReader:
         wanted = "extra_response" in self.required
         extra, extra_own = response_of(row, "extra_response", prompt, self.ignored) if wanted else (None, {})
         if chosen == rejected and own == other:
-            raise BadRow(row, "chosen", "and rejected are the same text", "a pair needs two different responses")
+            same = f"and {row.named('rejected')} are the same text"
+            raise BadRow(row, "chosen", same, "a pair needs two different responses")
         spans = {
             name: (
                 spans_of(row, f"{name}_{first}", chosen),

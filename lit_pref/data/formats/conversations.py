@@ -30,6 +30,7 @@ Named = tuple[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_START = re.compile(r"\s*Human:")
+STRINGS = 'write one string, or messages like {"role": "user", "content": "..."}; several responses need kind: list'
 MESSAGES = 'give messages like {"role": "user", "content": "..."}'
 
 
@@ -85,6 +86,9 @@ class Dialogues:
         if isinstance(value, list):
             if self.format in ("text", "hh"):
                 raise BadRow(row, name, "is a message list", "the mapping's format says text; set it to auto")
+            if alone and value and all(isinstance(entry, str) for entry in value):
+                remedy = f"write `{name}[]` in the mapping to pair every chosen with every rejected text"
+                raise BadRow(row, name, "is a list of texts, not of messages", remedy)
             return messages_in(row, name, value)
         if isinstance(value, str):
             refuse_written_messages(row, name, value)
@@ -124,6 +128,8 @@ def _message(row: Row, name: str, entry: Any) -> Message:
             if isinstance(speaker, str) and role is None:
                 remedy = "only human, gpt, system, user and assistant are accepted; leave the row out"
                 raise BadRow(row, name, "has a turn of another kind", remedy, f" ({speaker!r:.40})")
+    if isinstance(entry, str):
+        raise BadRow(row, name, "is a list of strings", STRINGS)
     if not isinstance(role, str) or not role:
         raise BadRow(row, name, "contains a message without a role", MESSAGES)
     text: Any = _joined(row, name, content) if isinstance(content, list) else content

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lit_pref.data.formats.combinations import Combinations
 from lit_pref.data.formats.conversations import Dialogues
 from lit_pref.data.formats.field_path import ValuePath
 from lit_pref.data.formats.ranked_lists import Answers, Asked, answers_in_row, answers_in_tree, answers_of_group, groups
+from lit_pref.data.formats.several import listed
 from lit_pref.data.formats.spec import SIDES, SOURCES, STRENGTH, RowMapping
 from lit_pref.data.formats.strength import PairStrength, PairStrengthValue
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
@@ -40,7 +42,7 @@ class Conversion:
         if self.reads_strength and (column := mapping.strength_column):
             self.names["margin"] = column
         if mapping.probability:
-            self.names["probability"] = mapping.probability.column
+            self.names["probability"] = " and ".join(listed(mapping.probability.column))
         self.dropped = frozenset((*TEXTS, "id", *(STRENGTH if self.reads_strength else ())))
         if mapping.kind not in ("pair", "none"):
             # These columns then refer to other texts, because no column of texts is called chosen.
@@ -48,6 +50,7 @@ class Conversion:
         self.plain, self.sided = self._further_columns()
         if not self.reads_strength and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
             raise ValueError("a margin transform needs a column of strength; `mapping_of` looks for one in the rows")
+        self.combinations = Combinations(mapping, lambda one: Conversion(one)._pair) if mapping.combines else None
         self.is_canonical = not self.reads_strength and self.dialogues == Dialogues() and mapping.is_canonical
 
     def canonical_rows(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
@@ -69,7 +72,10 @@ class Conversion:
                 yield row
                 continue
             try:
-                yield convert(row)
+                if self.combinations:
+                    yield from self.combinations.pairs(row)
+                else:
+                    yield convert(row)
             except BadRow as bad:
                 yield bad
 
@@ -175,6 +181,7 @@ class Conversion:
         parts = [value]
         for path in self.then:
             more = path.of(row.values)
+            more = None if more != more else more  # data frames write NaN for a missing text
             if more is not None and not isinstance(more, str):
                 raise BadRow(row, path.text, "is not a text", "give it a text, or leave it empty")
             parts += [more] if more and more.strip() else []

@@ -78,12 +78,18 @@ def refuse_unread_numbers(rows: Sequence[Row], mapping: RowMapping) -> None:
     read = {name for path in mapping.paths.values() for name in (path, ValuePath(path).column)}
     numbers = {str(name) for row in rows for name, value in row.values.items() if _is_number(value)} - read
     if unread := sorted(filter(LIKE_STRENGTH.search, numbers)):
+        names = " and ".join(f"`{name}`" for name in unread[:4])
+        how = (
+            "rename it to score_chosen and score_rejected, margin or probability, or name its columns in the mapping's "
+            "score, signed or probability, as in data.mapping: {score: {chosen: ..., rejected: ...}}"
+        )
+        if len(unread) == 1:  # one column can only be a difference or a probability
+            how = f"set data.mapping to {{margin: {{column: {unread[0]}, positive_means: chosen}}}} (a difference, "
+            how += f"chosen minus rejected) or {{probability: {{column: {unread[0]}}}}} (that chosen is better)"
         raise UserError(
-            f"{rows[0].file} has the format {mapping.name}, which does not read "
-            f"{' and '.join(f'`{name}`' for name in unread[:4])}; if that is the strength of the preferences, rename "
-            "it to score_chosen and score_rejected, margin or probability, or name its columns in the mapping's score, "
-            "signed or probability, as in data.mapping: {score: {chosen: ..., rejected: ...}}; if it is not, "
-            f"set data.mapping to {mapping.name} (in a mapping of your own, `base: {mapping.name}`)."
+            f"{rows[0].file} has the format {mapping.name}, which does not read {names}; if that is the strength of "
+            f"the preferences, {how}; if it is not, set data.mapping to {mapping.name} (in a mapping of your own, "
+            f"`base: {mapping.name}`)."
         )
 
 

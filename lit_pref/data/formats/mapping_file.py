@@ -13,9 +13,9 @@ from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.formats.validate import problem_of
 from lit_pref.errors import UsageError
 from lit_pref.hints import nearest_names
+from lit_pref.yaml_limits import LOADER, refuse_alias_bomb
 
 Part = TypeVar("Part")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: it is not a YAML mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        text = path.read_text(encoding="utf-8")
+        refuse_alias_bomb(text, f"The mapping {path}")
+        values = yaml.load(text, Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"The mapping {path} cannot be read ({' '.join(str(error).split())}); fix it.") from error
     if not isinstance(values, dict):
@@ -110,8 +112,9 @@ def _value(hint: Any, value: Any, place: str, key: str, base: Any) -> Any:
         options = tuple(option for option in options if option is not type(None))
         if len(options) == 1:
             return _value(options[0], value, place, key, base)
-        origin = dict if isinstance(value, Mapping) else str
-        return _value(next(o for o in options if (typing.get_origin(o) or o) is origin), value, place, key, base)
+        origin = dict if isinstance(value, Mapping) else list if isinstance(value, list) else str
+        option = next((o for o in options if (typing.get_origin(o) or o) is origin), options[0])
+        return _value(option, value, place, key, base)
     if is_dataclass(hint):
         return _built(typing.cast(type, hint), value, place, key, base)
     if origin is typing.Literal:

@@ -10,12 +10,15 @@ from typing import Any, Literal
 from lit_pref.data.formats.field_path import ValuePath
 from lit_pref.data.formats.strength import refuse_outside
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
+from lit_pref.data.sources.unread import texts_of
 from lit_pref.data.sources.values import number
 from lit_pref.errors import UserError
 from lit_pref.pairs import Message
 
 LONGEST = 1000
 """The most answers to one prompt."""
+LONGEST_TEXT = 2**26
+"""The most characters of the rows that are held in memory as one list."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def groups(rows: Iterable[Row | BadRow], path: ValuePath) -> Iterator[list[Row] 
     """
     closed: dict[bytes, str] = {}
     members: list[Row] = []
-    last = ""
+    size, last = 0, ""
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -150,11 +153,13 @@ def groups(rows: Iterable[Row | BadRow], path: ValuePath) -> Iterator[list[Row] 
                     f"rows by `{path.text}`, so that those of one list follow each other."
                 )
             closed[key] = row.place
-            members, last = [], value
+            members, size, last = [], 0, value
         members.append(row)
-        if len(members) > LONGEST:
+        size += sum(map(len, texts_of(row.values)))
+        if len(members) > LONGEST or size > LONGEST_TEXT:
+            most = f"{LONGEST} rows" if size <= LONGEST_TEXT else f"{LONGEST_TEXT // 2**20} Mi characters of rows"
             raise UserError(
-                f"{members[0].place}: more than {LONGEST} rows from here on have the same `{path.text}`; make shorter "
+                f"{members[0].place}: more than {most} from here on have the same `{path.text}`; make shorter "
                 "lists, or fix the column."
             )
     if members:

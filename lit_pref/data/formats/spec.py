@@ -8,7 +8,8 @@ from typing import Literal
 
 from lit_pref.data.formats.conversations import TextFormat
 from lit_pref.data.formats.ranked_lists import PairsFromList, Tree
-from lit_pref.data.formats.strength import Label, Margin, Probability, Score, Signed
+from lit_pref.data.formats.several import Label, listed
+from lit_pref.data.formats.strength import Margin, Probability, Score, Signed
 
 Kind = Literal["pair", "ab", "ab_signed", "list", "none"]
 FORMAT = 2  # raise it when a code change makes a mapping give other rows
@@ -57,7 +58,8 @@ class RowMapping:
         prompt: path to the prompt (syntax: `lit_pref/data/formats/field_path.py`); None if the responses contain it.
         prompt_then: paths to texts that follow the prompt, each after an empty line; empty ones are left out.
         system: path to a system text.
-        chosen, rejected: paths to the texts of `pair` and `none`; one-sided data have no `rejected`.
+        chosen, rejected: paths to the texts of `pair` and `none`; one-sided data have no `rejected`. With a path to
+            many, such as `chosen[]`, every chosen text is paired with every rejected one.
         a, b: paths to the texts of `ab` and `ab_signed`.
         responses: path to the answers of a `list`, such as `answers[].text`; with `group` or `tree`, to the answer of
             one row.
@@ -125,12 +127,16 @@ class RowMapping:
         for key in ("prompt", "system", "chosen", "rejected", "a", "b", "responses", "group", "extra_response", "id"):
             paths[key] = getattr(self, key)
         paths |= {f"prompt_then.{k}": path for k, path in enumerate(self.prompt_then)}
-        for name in ("chosen", "rejected", "a", "b", "path"):
-            paths[f"score.{name}"] = getattr(self.score, name, None)
+        strength = {
+            f"score.{name}": getattr(self.score, name, None) for name in ("chosen", "rejected", "a", "b", "path")
+        }
+        for part in ("signed", "probability", "label"):
+            strength[f"{part}.column"] = getattr(getattr(self, part), "column", None)
+        for key, columns in strength.items():
+            several = isinstance(columns, list)
+            paths |= {f"{key}.{k}" if several else key: path for k, path in enumerate(listed(columns))}
         for name in ("tree", "id", "parent", "role"):
             paths[f"tree.{name}"] = getattr(self.tree, name, None)
-        for part in ("signed", "probability", "label"):
-            paths[f"{part}.column"] = getattr(getattr(self, part), "column", None)
         for part in ("source", "columns", "spans"):
             for name, where in getattr(self, part).items():
                 sides = where if isinstance(where, dict) else {"": where}
@@ -148,6 +154,11 @@ class RowMapping:
         return self.names_strength or self.margin.transform == "const"
 
     @property
+    def combines(self) -> bool:
+        """Whether a row has several chosen or several rejected responses, each pair of which is read."""
+        return any("[]" in (path or "") for path in (self.chosen, self.rejected))
+
+    @property
     def is_canonical(self) -> bool:
         """Whether texts, names and strength are already in the canonical columns."""
         same = RowMapping(self.name, "pair", "prompt", chosen="chosen", rejected="rejected", id=self.id)
@@ -160,12 +171,13 @@ class RowMapping:
 
     @property
     def strength_column(self) -> str | None:
-        """The column that messages name if the margin is faulty."""
+        """The columns that messages name if the margin is faulty."""
         if self.score is not None:
-            return self.score.path or self.score.chosen or self.score.a
-        if self.signed is not None:
-            return self.signed.column
-        return self.probability.column if self.probability else self.label.column if self.label else None
+            columns = self.score.path or self.score.chosen or self.score.a
+        else:
+            part = self.signed or self.probability or self.label
+            columns = part.column if part else None
+        return " and ".join(listed(columns)) or None
 
     def fingerprint(self) -> str:
         """Return a sha256 over every setting that affects the pairs."""

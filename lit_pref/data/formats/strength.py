@@ -1,15 +1,14 @@
 """Strength of a preference: the margin computed from scores, a signed number, a probability or a label."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from lit_pref.data.formats.field_path import ValuePath
+from lit_pref.data.formats.several import Columns, Label, Values, Verdict, Verdicts, mean
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.values import LARGEST, number
+from lit_pref.data.sources.values import LARGEST
 
-Transform = Literal["diff", "log_ratio", "signed", "rank_gap", "probability", "const"]
+Transform = Literal["diff", "log_ratio", "signed", "rank_gap", "probability", "votes", "const"]
 OF_SCORES = ("diff", "log_ratio", "rank_gap")
 Side = Literal["chosen", "rejected", "a", "b"]
 
@@ -20,7 +19,8 @@ class Margin:
 
     With w the chosen and l the rejected text: `diff` is score_w - score_l; `log_ratio` is log(score_w / score_l);
     `signed` is a column whose sign says which text is better; `rank_gap` is rank_l - rank_w, where smaller ranks are
-    better; `probability` is log(p / (1 - p)) of p = P(w is better); `const` is 1 (0 for a tie).
+    better; `probability` is log(p / (1 - p)) of p = P(w is better); `votes` is the share of w's votes less that of l's;
+    `const` is 1 (0 for a tie).
 
     Args:
         transform: see above; None follows from the strength: `diff`, `signed`, or no margin if there is a probability.
@@ -83,13 +83,13 @@ class Score:
     """Names the columns of scores: of `chosen` and `rejected`, of `a` and `b`, or of a list at `path`.
 
     `order: asc` means that the smaller score is the better one (ranks, penalties). `range` holds the smallest and the
-    largest value of a score.
+    largest value of a score. Of several columns, or a list, the mean is taken.
     """
 
-    chosen: str | None = None
-    rejected: str | None = None
-    a: str | None = None
-    b: str | None = None
+    chosen: Columns | None = None
+    rejected: Columns | None = None
+    a: Columns | None = None
+    b: Columns | None = None
     path: str | None = None
     order: Literal["asc", "desc"] | None = None
     range: list[float] | None = None
@@ -99,31 +99,24 @@ class Score:
 class Signed:
     """Names a column whose sign says which text is better, or with `positive_means: label` a size without a sign.
 
-    `range` holds its smallest and largest value.
+    `range` holds its smallest and largest value. Of several columns, or a list, the mean is taken.
     """
 
-    column: str
+    column: Columns
     positive_means: Literal["chosen", "rejected", "a", "b", "label"]
     range: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class Probability:
-    """Names a column with the probability that the text `of` is the better one, as a number within `range`."""
+    """Names a column with the probability that the text `of` is the better one, as a number within `range`.
 
-    column: str
+    Of several columns, or a list, the mean is taken.
+    """
+
+    column: Columns
     of: Side | None = None
     range: list[float] = field(default_factory=lambda: [0.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Label:
-    """Names a column that says which text is better, and its values for a, for b and for a tie."""
-
-    column: str
-    a: Any
-    b: Any
-    tie: Any = field(default_factory=list)
 
 
 @dataclass
@@ -133,7 +126,7 @@ class PairStrengthValue:
     margin: float | None = None
     clipped: bool = False
     probability: float | None = None
-    prefers: Literal["chosen", "rejected", "tie"] | None = None
+    prefers: Verdict | None = None
     scores: tuple[float, float] | None = None
 
 
@@ -157,11 +150,10 @@ class PairStrength:
         self.scores = None
         if score is not None:
             first, second = score.chosen or score.a, score.rejected or score.b
-            self.scores = (ValuePath(str(first)), ValuePath(str(second)))
-        self._signed = signed and ValuePath(signed.column)
-        self._probability = probability and ValuePath(probability.column)
-        self._label = label and ValuePath(label.column)
-        self._meanings = _meanings(label) if label else {}
+            self.scores = (Values(first or []), Values(second or []))
+        self._signed = signed and Values(signed.column)
+        self._probability = probability and Values(probability.column)
+        self._label = label and Verdicts(label)
 
     def of(self, row: Row) -> PairStrengthValue:
         """Return the strength of a row.
@@ -171,7 +163,7 @@ class PairStrength:
         """
         strength = PairStrengthValue()
         if self._label:
-            strength.prefers = self._prefers(row, self._label)
+            strength.prefers, strength.probability = self._label.of(row)
         if self._probability:
             strength.probability = self._p(row, self._probability)
         name, value = self._raw(row, strength)
@@ -184,64 +176,58 @@ class PairStrength:
     def _raw(self, row: Row, strength: PairStrengthValue) -> tuple[str, float | None]:
         if self.scores:
             names = (self.scores[0].text, self.scores[1].text)
-            strength.scores = w, l = (  # noqa: E741
-                number(row, names[0], self.scores[0].of(row.values)),
-                number(row, names[1], self.scores[1].of(row.values)),
-            )
-            for name, score in zip(names, strength.scores, strict=True):
+            numbers = [values.numbers(row) for values in self.scores]
+            for name, score in (*numbers[0], *numbers[1]):
                 refuse_outside(row, name, score, self.range)
+            strength.scores = w, l = mean(numbers[0]), mean(numbers[1])  # noqa: E741
             return names[0], self.margin.of_scores(row, names, w, l, self.ascending)
         if self.signed and self._signed:
             value = self._signed_value(row, self.signed, self._signed, strength)
             return self._signed.text, _sign(value) if self.margin.transform == "const" else value
         if self.margin.transform == "probability" and strength.probability is not None:
-            name = self._probability.text if self._probability else ""
+            name = self._probability.text if self._probability else self._label.text if self._label else ""
             return name, self.margin.of_probability(row, name, strength.probability)
+        if self.margin.transform == "votes" and strength.probability is not None and self._label:
+            return self._label.text, 2 * strength.probability - 1
         if self.margin.transform == "const":
             if strength.prefers is None and strength.probability is not None:
                 return "margin", _sign(strength.probability - 0.5)
             return "margin", {"rejected": -1.0, "tie": 0.0}.get(strength.prefers or "", 1.0)
         return "", None
 
-    def _signed_value(self, row: Row, signed: Signed, path: ValuePath, strength: PairStrengthValue) -> float:
-        value = number(row, path.text, path.of(row.values))
-        refuse_outside(row, path.text, value, signed.range)
+    def _signed_value(self, row: Row, signed: Signed, values: Values, strength: PairStrengthValue) -> float:
+        numbers = values.numbers(row)
+        for name, part in numbers:
+            refuse_outside(row, name, part, signed.range)
+        value = mean(numbers)
         if signed.positive_means != "label":
             return value if signed.positive_means in ("chosen", "a") else -value
         if value < 0:
-            raise BadRow(row, path.text, "is negative", "the label says who wins, give the size alone", f" ({value:g})")
+            raise BadRow(
+                row, values.text, "is negative", "the label says who wins, give the size alone", f" ({value:g})"
+            )
         return {"chosen": value, "rejected": -value}.get(str(strength.prefers), 0.0)
 
-    def _p(self, row: Row, path: ValuePath) -> float:
+    def _p(self, row: Row, values: Values) -> float:
         assert self.probability is not None
         low, high = self.probability.range
-        value = number(row, path.text, path.of(row.values))
-        p = (value - low) / (high - low)
-        if not 0 <= p <= 1:
+        numbers = values.numbers(row)
+        p = (mean(numbers) - low) / (high - low)
+        for name, value in numbers:
+            if low <= value <= high:
+                continue
+            remedy = "fix it, or give its smallest and largest value as the mapping's probability.range"
+            if value in (0, -1) and value < low:  # as in older files of AlpacaEval
+                remedy = "outside the range this usually stands for a tie or a missing judgement, so write "
+                remedy += f"{(low + high) / 2:g} for a tie"
             raise BadRow(
                 row,
-                path.text,
+                name,
                 f"is not between {low:g} and {high:g}",
-                "fix it, or give its smallest and largest value as the mapping's probability.range",
+                remedy,
                 f" ({value:g})",
             )
         return p if self.probability.of in (None, "chosen", "a") else 1 - p
-
-    def _prefers(self, row: Row, path: ValuePath) -> Literal["chosen", "rejected", "tie"]:
-        value = path.of(row.values)
-        try:
-            return self._meanings[type(value) is bool, value]
-        except (KeyError, TypeError):
-            if row.is_table and isinstance(value, str) and (False, value) in (spelled := _spelled(self._meanings)):
-                return spelled[False, value]
-            known = ", ".join(f"{key!r}" for _, key in self._meanings)
-            raise BadRow(
-                row,
-                path.text,
-                f"is not one of the labels {known}",
-                "give its meaning in the mapping's label",
-                f" ({value!r:.40})",
-            ) from None
 
 
 def refuse_outside(row: Row, name: str, value: float, limits: list[float] | None) -> None:
@@ -262,20 +248,3 @@ def refuse_outside(row: Row, name: str, value: float, limits: list[float] | None
 
 def _sign(value: float) -> float:
     return float((value > 0) - (value < 0))
-
-
-Meanings = Mapping[tuple[bool, Any], Literal["chosen", "rejected", "tie"]]
-
-
-def _meanings(label: Label) -> Meanings:
-    sides: dict[Literal["chosen", "rejected", "tie"], Any] = {"chosen": label.a, "rejected": label.b, "tie": label.tie}
-    return {
-        (type(value) is bool, value): side
-        for side, values in sides.items()
-        for value in (values if isinstance(values, list) else [values])
-    }
-
-
-def _spelled(meanings: Meanings) -> Meanings:
-    """Convert the labels to texts, for a file in which all cells are texts."""
-    return {(False, str(value)): side for (_, value), side in meanings.items()}

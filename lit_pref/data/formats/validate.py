@@ -5,7 +5,7 @@ from lit_pref.data.formats.spec import SIDES, RowMapping
 from lit_pref.data.formats.strength import OF_SCORES
 from lit_pref.errors import UsageError
 
-SINGLE = ("prompt", "system", "chosen", "rejected", "a", "b", "group", "extra_response", "id")
+SINGLE = ("prompt", "system", "a", "b", "group", "extra_response", "id")
 
 
 def problem_of(mapping: RowMapping) -> str | None:
@@ -72,7 +72,15 @@ def _sides(mapping: RowMapping) -> str | None:
 def _label(mapping: RowMapping) -> str | None:
     if mapping.label is None:
         return None
-    sides = [mapping.label.a, mapping.label.b, mapping.label.tie]
+    label = mapping.label
+    several = isinstance(label.column, list) or "[]" in label.column
+    if not several and (label.votes != "majority" or label.smoothing):
+        return "`label.votes` and `label.smoothing` are for several annotators: a list of columns, or a path to many"
+    if label.smoothing < 0 or (label.smoothing and label.votes != "share"):
+        return f"`label.smoothing` is {label.smoothing:g}; it must be 0 or more, and is for `votes: share`"
+    if label.votes == "share" and mapping.probability:
+        return "`probability` and `label.votes: share` both define the probability; give one of them"
+    sides = [label.a, label.b, label.tie]
     values = [value for part in sides for value in (part if isinstance(part, list) else [part])]
     if any(isinstance(value, list | dict) for value in values):
         return "`label` takes a word or a number for each side, or a list of them"
@@ -86,15 +94,17 @@ def _margin(mapping: RowMapping) -> str | None:
     if mapping.margin.scale <= 0:
         scale = f"{mapping.margin.scale:g}"
         return f"`margin.scale` is {scale}; it must be above 0, because other keys say which text is better"
-    has = {"scores": score, "signed": mapping.signed, "probability": mapping.probability}
+    share = (mapping.label is not None and mapping.label.votes == "share") or None
+    has = {"scores": score, "signed": mapping.signed, "probability": mapping.probability or share, "votes": share}
     wanted = "scores" if transform in OF_SCORES else transform
     if transform == "const" or transform is None or (mapping.kind == "pair" and not mapping.has_strength):
         wanted = None
     if wanted and has[wanted] is None:
-        return f"`margin.transform: {transform}` needs `{'score' if wanted == 'scores' else wanted}`"
-    if wanted == "probability" and (score or mapping.signed):
-        return "`margin.transform: probability` does not go with `score` or `signed`"
-    if score and transform in ("signed", "probability"):
+        named = {"scores": "score", "votes": "label.votes: share"}.get(wanted, wanted)
+        return f"`margin.transform: {transform}` needs `{named}`"
+    if wanted in ("probability", "votes") and (score or mapping.signed):
+        return f"`margin.transform: {wanted}` does not go with `score` or `signed`"
+    if score and transform in ("signed", "probability", "votes"):
         return f"`margin.transform: {transform}` does not go with `score`"
     if score and score.order == "asc" and transform == "log_ratio":
         return "`margin.transform: log_ratio` needs scores where the larger one is better, but `score.order` is asc"
@@ -114,6 +124,18 @@ def _bounds(mapping: RowMapping) -> str | None:
 
 
 def _paths(mapping: RowMapping) -> str | None:
+    for key in (
+        "score.chosen",
+        "score.rejected",
+        "score.a",
+        "score.b",
+        "signed.column",
+        "probability.column",
+        "label.column",
+    ):
+        part, _, name = key.partition(".")
+        if getattr(getattr(mapping, part), name, None) == []:
+            return f"`{key}` names no column"
     for key, path in mapping.paths.items():
         try:
             many = ValuePath(path).many

@@ -1,7 +1,6 @@
 """Preparation of a source: its rows are read, converted, checked, filtered, split, tokenized and written."""
 
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,19 +18,20 @@ from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.prepared.arrow import PairWriter
+from lit_pref.data.prepared.garbage import collecting, collection_paused
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
 from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
+from lit_pref.data.sources.first_rows import first_rows
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.sources.unread import UnreadColumns
-from lit_pref.data.tokenizing.tokenization import Tokenization
+from lit_pref.data.tokenizing.tokenization import Tokenization, TokenizedPair
 from lit_pref.errors import UsageError, UserError
 
 FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
 CHUNK, CHUNK_TEXT = 256, 2**20  # pairs that are tokenized together, and the characters after which no more are added
-FIRST = 64  # number of rows by which a format is recognised
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
 """A function that is called with each faulty row and its split."""
@@ -109,9 +109,7 @@ class Preparation:
             UserError: the format cannot be recognised, or the mapping has an error.
         """
         given = self.mapping if source.mapping is None else source.mapping
-        return mapping_of(
-            given, lambda: [r for r in itertools.islice(read_source(source), FIRST) if isinstance(r, Row)]
-        )
+        return mapping_of(given, lambda: [row for row in first_rows(read_source(source)) if isinstance(row, Row)])
 
     def prepare(self, source: Source, tokenization: Tokenization) -> Path:
         """Return the folder with the prepared splits of a source, after building it if it does not exist.
@@ -220,11 +218,10 @@ class Preparation:
             reports[split].refused_first.setdefault(bad.kind, str(bad))
 
         for report in reports.values():
-            report.format = describe(mapping)
+            report.format = describe(mapping, self.one_sided)
         pairs = self.checked_pairs(source, mapping, refuse, reports)
-        for chunk in _chunks(pairs):
-            tokenized_pairs = tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk])
-            for pair, tokenized in zip(chunk, tokenized_pairs, strict=True):
+        with collection_paused():
+            for pair, tokenized in _tokenized(pairs, tokenization):
                 if isinstance(tokenized, BadRow):
                     refuse(tokenized, pair.split)
                     continue
@@ -234,8 +231,8 @@ class Preparation:
                     self._check_lost(report.lost_first, tokenized.lost)
                 report.example = report.example or example_of(mapping, pair.text, pair.row)
                 splits[pair.split].add(pair, tokenized)
-        for writer in splits.values():
-            writer.close()
+            for writer in splits.values():
+                writer.close()
 
     def _check_outcome(self, path: str, reports: list[PreparationReport]) -> None:
         rows = sum(report.rows for report in reports)
@@ -268,6 +265,14 @@ class Preparation:
                 "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
                 "user's message, or accept it by data.lost_text: accept."
             )
+
+
+def _tokenized(
+    pairs: Iterable[CheckedPair], tokenization: Tokenization
+) -> Iterator[tuple[CheckedPair, TokenizedPair | BadRow]]:
+    """Yield each pair with its ids, or with the reason why it has none."""
+    for chunk in collecting(_chunks(pairs)):
+        yield from zip(chunk, tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk]), strict=True)
 
 
 def _chunks(pairs: Iterable[CheckedPair]) -> Iterator[list[CheckedPair]]:

@@ -147,11 +147,16 @@ class PreparationReport:
                 f"mean tokens: {tokens} (longest pair {self.longest}{longer}); "
                 f"cut: {cut}; token across the prompt end {self.share('merged'):.1%}"
             )
-        if self.margin.count:
+        if self.margin.count and not self.one_sided:
             quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in self.margin_quantiles.items())
             clipped = f"; cut to the bound {self.share('clipped'):.1%}" if self.clipped else ""
             lines.append(f"margin: mean {self.margin.mean:.4g}; quantiles {quantiles}{clipped}")
         return "\n".join(lines)
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the pairs have no rejected response, as for SFT."""
+        return self.pairs > 0 and not self.rejected_tokens.count
 
     def _counts(self) -> str:
         refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
@@ -159,6 +164,10 @@ class PreparationReport:
         skipped = ", ".join(f"{kind}: {count}" for kind, count in left_out.items() if count)
         parts = [f"{self.rows} rows, {self.pairs} pairs of {self.prompts} prompts; refused: {refused}"]
         parts += [f"left out: {skipped}"] if skipped else []
+        if self.one_sided or not self.rows:
+            return "; ".join(
+                [*parts, *([f"chosen by strength among two texts {self.swapped}"] if self.swapped else [])]
+            )
         parts.append(
             f"swapped {self.swapped}, ties {self.ties} (dropped {self.ties_dropped}), strengths that disagree "
             f"{self.disagreeing}"
@@ -172,6 +181,9 @@ def example_of(mapping: RowMapping, pair: TextPair, row: Row) -> str:
     """Describe one pair: its prompt, the chosen text, and the origin of its margin."""
     asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
     first, second = row.named("chosen"), row.named("rejected")
+    if pair.rejected is None:
+        text = f"{second}, which its strength prefers," if pair.swapped else first
+        return f"{row.place}: to {_short(asked)}, {text} {_short(pair.chosen)}"
     if pair.rejected is not None and _response_text(row.values.get("chosen")) != pair.chosen:
         first, second = second, first
     origin = strength_in_words(mapping) if "margin" in row.names else "as in the row"

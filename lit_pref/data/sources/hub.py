@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.arrow_rows import rows_of
+from lit_pref.data.sources.damage import Fault
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.tables import ARROW_ERRORS, in_short, refuse_duplicate_columns, rows_at_a_time
 from lit_pref.errors import UserError
 
 
-def hub_rows(name: str, split: str, subset: str | None = None, revision: str | None = None) -> Iterator[Row]:
+def hub_rows(name: str, split: str, subset: str | None = None, revision: str | None = None) -> Iterator[Row | BadRow]:
     """Yield the rows of one split, numbered from 1; a few rows are in memory at a time.
 
     Args:
@@ -29,7 +31,11 @@ def hub_rows(name: str, split: str, subset: str | None = None, revision: str | N
     try:
         for values in _values(data, batch_size):
             number += 1
-            yield Row(place, number, values)
+            row = Row(place, number, {} if isinstance(values, Fault) else values)
+            if isinstance(values, Fault):
+                yield BadRow(row, None, values.reason, values.remedy, values.detail)
+            else:
+                yield row
     except ARROW_ERRORS as error:
         raise UserError(
             f"{place} cannot be read after row {number} ({in_short(error)}); its copy is kept in HF_DATASETS_CACHE "
@@ -37,13 +43,14 @@ def hub_rows(name: str, split: str, subset: str | None = None, revision: str | N
         ) from error
 
 
-def _values(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
+def _values(data: Any, batch_size: int) -> Iterator[dict[str, Any] | Fault]:
     if "Json(" in str(data.features):  # the column has several types, which only `datasets` can decode
         for columns in data.iter(batch_size=batch_size):
             yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
     else:
         for table in data.with_format("arrow").iter(batch_size=batch_size):
-            yield from table.to_pylist()
+            for batch in table.to_batches():
+                yield from rows_of(batch)
 
 
 def hub_digest(name: str, split: str, subset: str | None = None, revision: str | None = None) -> str:

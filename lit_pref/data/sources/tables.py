@@ -1,19 +1,23 @@
 """CSV and Parquet files row by row; cells of a CSV file are texts, those of a Parquet file have types."""
 
 import csv
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lit_pref.data.sources.arrow_rows import rows_of
 from lit_pref.data.sources.damage import Fault, refuse_unless_parquet
 from lit_pref.data.sources.jsonl import MAX_LINE, lines_of
 from lit_pref.errors import UserError
 
 BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
+COPIED_ROWS, COPIED_BYTES = 8, 128 * 2**20
+"""Rows that are read at once whatever they hold, and bytes up to which more are, if each held all of a row group."""
 ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError, NotImplementedError)
 """Errors of pyarrow for content that it cannot read or convert to Python values."""
 
@@ -105,12 +109,16 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
         # Columns are read in pieces of one buffer; by default pyarrow reads the whole row group at once.
         options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
         with pq.ParquetFile(path, **options) as file:
-            groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
-            size = sum(group.total_byte_size for group in groups)
             refuse_duplicate_columns(str(path), file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=rows_at_a_time(size, file.metadata.num_rows))
-            for number, values in enumerate(_values(batches), start=1):
-                yield number, values
+            for k in range(file.num_row_groups):
+                group = file.metadata.row_group(k)
+                size = group.total_byte_size
+                # A text that the file stores once, in a dictionary, is copied into each of its rows.
+                most = max(COPIED_ROWS, COPIED_BYTES // max(size, 1))
+                batches = file.iter_batches(min(most, rows_at_a_time(size, group.num_rows)), row_groups=[k])
+                for values in itertools.chain.from_iterable(map(rows_of, batches)):
+                    number += 1
+                    yield number, values
             if number != file.metadata.num_rows:
                 raise OSError(f"it should have {file.metadata.num_rows}")
     except ARROW_ERRORS as error:
@@ -122,11 +130,6 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
 def rows_at_a_time(size: int, rows: int) -> int:
     """Return how many rows fit in `BATCH_BYTES` if `rows` rows have `size` bytes, but at most `BATCH_ROWS`."""
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
-
-
-def _values(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield from batch.to_pylist()
 
 
 def refuse_duplicate_columns(place: str, names: list[str]) -> None:

@@ -15,6 +15,7 @@ from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.tokenizing.rendering import RenderedPair, render
 from lit_pref.data.tokenizing.truncation import Response, cut_response, kept_prompt
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.beginnings import Beginnings
 from lit_pref.models.encoding import Encoded, Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.models.special_text import EncodableText
 from lit_pref.pairs import Text, TokenValues, TruncatedText
@@ -92,6 +93,7 @@ class Tokenization:
         self.max_prompt_length = max_prompt_length
         self.special_text: SpecialText = special_text
         self._encoding = Encoding(tokenizer, plain=special_text == "plain")
+        self._beginnings = Beginnings(self._encoding)
         self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._prompts: dict[EncodableText, list[int]] = {}
 
@@ -181,9 +183,14 @@ class Tokenization:
         for old in list(self._prompts)[: max(0, len(self._prompts) + len(fresh) - REMEMBERED)]:
             del self._prompts[old]
         self._prompts.update(fresh)
+        known = {prompt: ids for prompt, ids in prompts.items() if ids is not None} | fresh
         texts = [response.written for pair in pairs for response in pair.responses]
-        known = {prompt: ids for prompt, ids in prompts.items() if ids is not None}
-        return {**known, **fresh}, self._encoding.encode(texts, spans=spans)
+        if spans:
+            return known, self._encoding.encode(texts, spans=True)
+        # With one more id than are kept, a response counts as cut.
+        longest = [self.max_length + 1 + max(len(known[prompt]) for prompt in pair.prompts) for pair in pairs]
+        needed = [most for pair, most in zip(pairs, longest, strict=True) for _ in pair.responses]
+        return known, self._beginnings.encode(texts, needed)
 
     def _unreadable(self, pair: RenderedPair, error: Unreadable) -> BadRow:
         field = "prompt"

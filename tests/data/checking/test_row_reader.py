@@ -245,7 +245,7 @@ USER = [{"role": "user", "content": "hi"}]
         ({"probability": 1.5}, r"probability is not between 0 and 1 \(1.5\)"),
         ({"prompt": []}, "prompt is an empty message list"),
         ({"prompt": [{"content": "hi"}]}, "prompt contains a message without a role"),
-        ({"prompt": ["hi"]}, "prompt contains a message without a role"),
+        ({"prompt": ["hi"]}, "prompt is a list of strings; write one string, or messages like"),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt content is missing or null"),
         ({"prompt": [*USER, {"role": "assistant", "content": "yes"}]}, "prompt ends with a message of the assistant"),
         (

@@ -134,7 +134,7 @@ def test_messages_may_come_in_parts_of_text_and_in_sharegpt_words(key, value):
         ),
         ([{"from": "function_call", "value": "x"}], ("a", "b"), {}, r"q has a turn of another kind"),
         ([{"value": "x"}], ("a", "b"), {}, "q contains a message without a role; give messages like"),
-        (["hi"], ("a", "b"), {}, "q contains a message without a role"),
+        (["hi"], ("a", "b"), {}, "q is a list of strings; write one string, or messages like"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             ("a", "b"),

@@ -40,6 +40,20 @@ def part(text):
 
 
 ONE_PAIR = {
+    "pandalm": (
+        {
+            "idx": 7,
+            "cmp_key": "a_b",
+            "instruction": "2+2=",
+            "input": float("nan"),
+            "response1": "5",
+            "response2": " 4",
+            **{f"annotator{k}": vote for k, vote in ((1, 2), (2, 0), (3, 2))},
+        },
+        "2+2=",
+        math.log(3),  # 2.5 votes and half a one more of 4: 0.75
+        0.75,
+    ),
     "pairs": ({"prompt": "2+2=", "chosen": "5", "rejected": " 4", "margin": -1.5}, "2+2=", 1.5, None),
     "implicit": (CHAT | {"margin": 0.25}, ASKED, 0.25, None),
     "ultrafeedback_binarized": (
@@ -251,7 +265,7 @@ NAMED_ONLY = {
         "pairs",
     ),
 }
-ELSEWHERE = {"helpsteer2", "oasst", "unpaired"}  # several rows make a pair, or none
+ELSEWHERE = {"helpsteer2", "oasst", "rm_bench", "unpaired"}  # several rows make a pair, or none
 
 
 def test_every_format_has_its_test():

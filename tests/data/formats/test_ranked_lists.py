@@ -181,6 +181,12 @@ def test_a_prompt_with_no_end_of_answers_is_refused_before_they_fill_the_memory(
     assert len(taken) == LONGEST + 1
 
 
+def test_long_answers_to_one_prompt_are_refused_before_they_fill_the_memory():
+    rows = [Row("some.jsonl", line, {"q": "a", "t": "x" * 2**25, "s": 1}) for line in (1, 2, 3)]
+    with pytest.raises(UserError, match="line 1: more than 64 Mi characters of rows from here on have the same `q`"):
+        list(Conversion(mapping_of(LIST | GROUP, lambda: rows[:1])).canonical_rows(iter(rows)))
+
+
 def test_columns_sources_and_ids_of_answers_go_with_them():
     values = answers(2, 5, id=7, other="kept", judge="j")
     for k, entry in enumerate(values["a"]):

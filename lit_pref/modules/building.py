@@ -1,0 +1,29 @@
+"""Builds the scorer of the trained model, before it is sharded or a checkpoint is restored."""
+
+from typing import Any
+
+from lit_pref.models.experts import router_weight
+from lit_pref.models.generation import also_stop_at, end_tokens
+from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.spec import ModelSpec
+from lit_pref.scoring.scorer import Scorer
+
+
+def build_scorer(spec: ModelSpec, pairs: Any, layout: str) -> Scorer:
+    """Return the scorer of a model with its initial weights, which stops generating where the training responses end.
+
+    Args:
+        spec: the spec of the model.
+        pairs: the training pairs.
+        layout: one of `layout_choice.LAYOUTS`.
+
+    Raises:
+        UserError: the model cannot be built.
+    """
+    scorer = Scorer(also_stop_at(spec.build(), end_tokens(pairs, spec.load_tokenizer())))
+    scorer.router_weight = router_weight(spec.configuration(), spec.router_loss)
+    if layout != "padded" and prefix_sharing_obstacle(spec) is None:
+        # Enabled even if these data are padded, because those of a later validation may be prefix-shared.
+        enable_prefix_sharing(scorer.model)
+    scorer.probe()
+    return scorer
