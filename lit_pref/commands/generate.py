@@ -62,7 +62,7 @@ def generate(
         prompts: a file, folder, glob or owner/name:split on the hub, in any format that training reads, or with a
             column of prompts alone (prompt, messages, conversations, question, instruction or query).
         out: the folder to write; other settings need another one.
-        model: a Hugging Face folder, a hub name, or the folder of a run, whose hf/ is taken.
+        model: a Hugging Face folder of a model or adapter, a hub name, or the folder of a run, whose hf/ is taken.
         endpoint: address of a server with OpenAI's interface, such as http://localhost:8000/v1, in place of a model;
             the environment variable OPENAI_API_KEY holds its key.
         model_name: the model's name on the server; the only one that it lists by default.

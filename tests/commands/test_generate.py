@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from conftest import make_policy, run_command
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.__main__ import main
 from lit_pref.commands.generate import stop_strings
@@ -199,6 +200,23 @@ def test_a_run_folder_gives_its_exported_model(
     checkpoint.touch()
     code, _, error = generate(**common, model=checkpoint)
     assert code == 1 and "is a checkpoint: write it as a folder first" in error
+
+
+def test_an_adapter_writes_what_the_merged_model_writes(
+    generate: Callable[..., Any], model: Path, prompts: Path, tmp_path: Path
+):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    settings = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "merged")
+    written = []
+    for name, folder in (("base", model), ("adapter", tmp_path / "adapter"), ("merged", tmp_path / "merged")):
+        assert generate(model=folder, prompts=prompts, max_new_tokens=8, out=tmp_path / f"out-{name}")[0] == 0
+        written.append([row["response"] for row in rows(tmp_path / f"out-{name}")])
+    assert written[0] != written[1] == written[2]
 
 
 def test_a_reward_model_and_a_folder_without_a_model_are_refused(
