@@ -144,6 +144,7 @@ class Endpoint(Engine):
             return list(pool.map(answer, tasks))
         except BaseException:
             self._stop.set()
+            self.client.close()  # so that nothing waits for the answers to other requests
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
