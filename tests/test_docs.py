@@ -20,7 +20,8 @@ from conftest import ROOT, make_policy, run_command, write_pairs
 
 from lit_pref import Pool
 from lit_pref.__main__ import main
-from lit_pref.commands.table import lines
+from lit_pref.cli import command_parser
+from lit_pref.commands.table import command_named, lines
 from lit_pref.data.formats.load import load_mapping
 from lit_pref.objectives import Requirements
 from lit_pref.objectives.parts.part import Part
@@ -60,6 +61,40 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "exported" / "README.md").exists()
     assert (tmp_path / "judged" / "pairs.jsonl").exists()
     assert "MarginTarget" in (tmp_path / "runs" / "three" / "config.yaml").read_text()
+
+
+def test_the_commands_of_the_page_about_generating_run_or_are_at_least_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
+):
+    monkeypatch.chdir(tmp_path)
+    template = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    (make_policy(tmp_path / "FOLDER", seed=0) / "chat_template.jinja").write_text(template)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "manifest.json").write_text("{}")
+    (tmp_path / "runs" / "first" / "hf").symlink_to(policy_folder)
+    write_pairs(tmp_path / "pairs.jsonl", 9, prompts=5)
+    commands = [line for block in blocks("docs/generating.md", "bash") for line in block.splitlines()]
+    command = command_named("generate")
+    parser = command_parser(command, command.load())
+    for line in commands:
+        arguments = shlex.split(line)[3:]
+        options = parser.parse_args(arguments[1:])
+        if options.endpoint is not None:
+            continue
+        limits = [] if "--max_new_tokens" in arguments else ["--max_new_tokens", "8"]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *limits])
+        assert ended.value.code in (0, None), line
+        written = (options.out / "responses.jsonl").read_text().splitlines()
+        assert len(written) == 5 * options.samples
+    assert sum("--endpoint" in line for line in commands) == 2 and len(commands) == 6
+    page = (ROOT / "docs" / "generating.md").read_text(encoding="utf-8")
+    columns = {
+        name
+        for names in re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert columns == {*json.loads(written[0]), "id", "error"}
 
 
 def test_the_mapping_that_the_readme_names_for_chat_models_puts_strings_into_the_chat_template(

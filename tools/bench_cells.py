@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_generate import generating
 from bench_goals import (
     COMPACT,
     COMPACT_LIVE,
@@ -165,7 +166,7 @@ def _cells() -> list[Cell]:
     cells.append(Cell("optimizer", steps, work, (OURS, UNFUSED), full=True))
     for case in ("2k", "4k", "8k"):
         cells.append(Cell(f"row-{case}", steps, Work(case, "s", 512, 1), (SHARED, PADDED), full=True))
-    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5)]
+    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5), Cell("generate", generating)]
     cells.append(Cell("profile", profile, WORKS["a-s-32k"]))
     cells.append(Cell("profile-128k", profile, WORKS["a-s-128k"]))
     cells.append(Cell("profile-c", profile, WORKS["c-s-32k"]))

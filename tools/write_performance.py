@@ -37,6 +37,8 @@ Memory is the peak within a step, not counting weights and optimizer state, but 
 - Tuned malloc: both sides keep freed memory in the process (`MALLOC_TRIM_THRESHOLD_` and similar settings). All runs
   use one arena.
 - With two and three references the objective is MRPO, so the losses differ from those with one reference.
+- `generate` samples 32 tokens for each of 64 prompts, and writes texts and log-probs; the bare loop over transformers'
+  `generate` takes the prompts in their order, samples and decodes, at the batch size that is best for it, in turns.
 - On a GPU: `tools/bench_gpu.py`, not measured here.
 
 If the head takes most of a step (case b, and vocabularies of 128k; see the profiles at the end), and TRL's metrics are

@@ -100,6 +100,13 @@ COMMANDS = (
         False,
         "export --ckpt_path FILE --out FOLDER",
     ),
+    Command(
+        "generate",
+        "write responses of a model or a server to prompts",
+        "lit_pref.commands.generate:generate",
+        False,
+        "generate --model FOLDER --prompts FILE --out FOLDER",
+    ),
 )
 
 

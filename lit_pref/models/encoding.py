@@ -108,6 +108,17 @@ class Encoding:
         is_own = text.rstrip().endswith(response.rstrip()) if span is None else len(text.rstrip()) <= span[1]
         return ids if ids[-1] in self._added and not is_own else [*ids, self.eos]
 
+    def turn_end(self) -> int:
+        """Return the token with which complete responses end in training: the template's end of turn, or else eos."""
+        if self.tokenizer.chat_template is None:
+            return self.eos
+        response = "Yes"
+        try:
+            answer = self.chat.render_answer([{"role": "user", "content": "Hello"}], response)
+            return self.with_end(self.ids(answer.whole), answer.whole.text, response, answer.span)[-1]
+        except (*TEMPLATE_ERRORS, Unreadable):  # a template for other conversations
+            return self.eos
+
     def _encode_alike(self, texts: list[str], plain: bool, spans: bool) -> list[Encoded]:
         return [encoded for part in _parts_of(texts) for encoded in self._encode_part(part, plain, spans)]
 

@@ -1,7 +1,8 @@
 """Generation of responses, sampled or greedy."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,27 +41,35 @@ def generate(
         ValueError: the temperature is not positive, or there is no end token.
     """
     ids = [_encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id
     sampling = _sampling(temperature)
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
     device = next(model.parameters()).device
-    owner = _owner(model)
-    saved_config = owner.generation_config
-    # For settings that `config` does not name, generate() uses the model's own, including penalties.
-    owner.generation_config = GenerationConfig()
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    try:
-        with evaluating(model), torch.no_grad(), forked:
-            torch.manual_seed(seed)
-            responses: list[list[int]] = []
-            for start in range(0, len(ids), batch):
-                input_ids, mask = _left_padded(ids[start : start + batch], pad, device)
-                output = owner.generate(inputs=input_ids, attention_mask=mask, generation_config=config)
-                responses += [_until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
-    finally:
-        owner.generation_config = saved_config
+    with plain_settings(model) as owner, forked:
+        torch.manual_seed(seed)
+        responses: list[list[int]] = []
+        for start in range(0, len(ids), batch):
+            input_ids, mask = left_padded(ids[start : start + batch], pad, device)
+            output = owner.generate(inputs=input_ids, attention_mask=mask, generation_config=config)
+            responses += [until_end(row, ends) for row in output[:, input_ids.shape[1] :].tolist()]
     return responses
+
+
+@contextmanager
+def plain_settings(model: Any) -> Iterator[Any]:
+    """Context that yields the causal LM for `generate`, in eval mode, without gradients and its own settings.
+
+    For settings that a call does not name, transformers uses the model's own, including penalties.
+    """
+    owner = _owner(model)
+    saved, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        with evaluating(model), torch.no_grad():
+            yield owner
+    finally:
+        owner.generation_config = saved
 
 
 def stops(model: Any) -> list[int]:
@@ -110,7 +119,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids at which generation stops: eos, then those in the model's generation settings (end of turn).
 
     Only added tokens count: a model built from a bare config has its class's default id, which may be a word here.
@@ -123,7 +132,7 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ends
 
 
-def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return ids and attention mask, both (B, T) int64."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + row for row in rows]
@@ -131,7 +140,8 @@ def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> t
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """Return the ids up to the first end token, or all of them."""
     for position, token in enumerate(row):
         if token in ends:
             return row[: position + 1]

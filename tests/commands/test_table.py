@@ -62,6 +62,11 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["export", "--ckpt_path", "x"], "missing: --out"),
     (["export", "--ckpt_path", "last", "--out", "y"], "`last`: name the file, such as --ckpt_path runs/NAME/"),
     (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),
+    (["generate", "--prompts", "x", "--out", "y"], "give either --model FOLDER or --endpoint URL; neither is given"),
+    (["generate", "--model", "x", "--out", "y"], "missing: --prompts"),
+    (["generate", "--prompt", "x"], "unknown option --prompt; did you mean --prompts?"),
+    (["generate", "--samples", "0"], "samples: expected a whole number above 0, got '0'"),
+    (["generate", "--bad_rows", "no"], "bad_rows: expected one of strict, lenient, got 'no'"),
     (["export", "--ckpt_path", "x/y", "--out", "z"], "checkpoint x/y does not exist; the checkpoints of a run are in"),
 ]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from lit_pref.data.formats.conversations import STRINGS
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.unread import is_empty, key_belongs
+from lit_pref.data.sources.unread import is_empty, key_belongs, refuse_unread_keys
 from lit_pref.data.sources.values import number, refuse_written_messages
-from lit_pref.pairs import Message, Text
+from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message, Text
 
 Spans = list[tuple[int, int, float]]
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -118,6 +118,24 @@ def template_arguments_of(row: Row, ignored: Collection[str]) -> dict[str, Any]:
         raise BadRow(row, "chat_template_kwargs", f"sets {reserved[0]!r:.40}", "that is not the row's to set")
     arguments |= {} if is_empty(tools) else {"tools": tools}
     return {name: json_of(row, name, value) for name, value in arguments.items() if value is not None}
+
+
+def prompt_of(row: Row, ignored: Collection[str] = ()) -> Text:
+    """Return the prompt of a row: a text, or messages of which the first holds the arguments of the chat template."""
+    prompt = row.values.get("prompt")
+    if not isinstance(prompt, list):
+        text = plain_text_of(row, "prompt", prompt)
+        arguments = template_arguments_of(row, ignored)
+        refuse_unread_keys(row, "prompt", arguments, arguments)
+        return text
+    messages = messages_of(row, "prompt", prompt, ignored)
+    if arguments := template_arguments_of(row, ignored):
+        messages[0] = {**messages[0], TEMPLATE_ARGUMENTS: arguments}
+    if messages[-1]["role"] == "assistant":
+        raise BadRow(
+            row, "prompt", "ends with a message of the assistant", "end it with the turn that the responses answer"
+        )
+    return messages
 
 
 def response_of(row: Row, field: str, prompt: Text, ignored: Collection[str] = ()) -> tuple[str, Message]:

@@ -8,22 +8,18 @@ from lit_pref.data.checking.disagreement import contradicts, differs
 from lit_pref.data.checking.fields import (
     TEMPLATE_COLUMNS,
     id_of,
-    messages_of,
     name_of,
-    plain_text_of,
+    prompt_of,
     response_of,
     spans_of,
-    template_arguments_of,
 )
 from lit_pref.data.checking.swapping import OnSwap, group_of, partner_of, swapped_value
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.spec import SOURCES, STRENGTH
 from lit_pref.data.sources.first_rows import first_rows
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.unread import refuse_unread_keys
 from lit_pref.data.sources.values import LARGEST, number_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.pairs import TEMPLATE_ARGUMENTS, Text
 
 
 class RowReader:
@@ -126,7 +122,7 @@ class RowReader:
             UserError: the file cannot be used: a column is missing, or only some rows have strength.
         """
         self._check_columns(row)
-        prompt = self._prompt(row)
+        prompt = prompt_of(row, self.ignored)
         margin, probability, disagrees = self._strength(row)
         swapped = self._prefers_rejected(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
@@ -214,22 +210,6 @@ class RowReader:
                 f"{start}, and the objective needs P(chosen is better) of each pair; add `probability`, or choose an "
                 "objective that does not need it."
             )
-
-    def _prompt(self, row: Row) -> Text:
-        prompt = row.values.get("prompt")
-        if not isinstance(prompt, list):
-            text = plain_text_of(row, "prompt", prompt)
-            arguments = template_arguments_of(row, self.ignored)
-            refuse_unread_keys(row, "prompt", arguments, arguments)
-            return text
-        messages = messages_of(row, "prompt", prompt, self.ignored)
-        if arguments := template_arguments_of(row, self.ignored):
-            messages[0] = {**messages[0], TEMPLATE_ARGUMENTS: arguments}
-        if messages[-1]["role"] == "assistant":
-            raise BadRow(
-                row, "prompt", "ends with a message of the assistant", "end it with the turn that the responses answer"
-            )
-        return messages
 
     def _strength(self, row: Row) -> tuple[float | None, float | None, bool]:
         if self.one_sided and "rejected" not in row.values:

@@ -10,7 +10,7 @@ from lit_pref.data.sources.unread import refuse_unread_keys
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, common_prefix_length
 from lit_pref.models.special_text import EncodableText, Span
-from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message
+from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message, Text
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,31 @@ class RenderedPair:
     unasked: bool
     unread: frozenset[str] = frozenset()
     lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt without a response, as a model that answers it reads it; `lost` is that of `RenderedPair`."""
+
+    written: EncodableText
+    lost: tuple[str, ...] = ()
+
+
+def render_prompt(encoding: Encoding, row: Row, prompt: Text) -> RenderedPrompt:
+    """Return the text that is encoded to answer a prompt: plain text, or messages up to the assistant's next turn.
+
+    Raises:
+        BadRow: the chat template refuses the conversation.
+        UserError: there is no chat template, or it does not write a part of the conversation.
+    """
+    if isinstance(prompt, str):
+        return RenderedPrompt(encoding.encodable(prompt))
+    _refuse_no_template(encoding, row)
+    with _refused(row, "prompt"):
+        written = encoding.chat.render_prompt(prompt)
+        lost = tuple(dict.fromkeys(f"the {role} message of the prompt" for role in encoding.chat.losses(prompt)))
+        _unread_of_prompt(encoding, row, prompt)
+    return RenderedPrompt(written, lost)
 
 
 def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
@@ -82,12 +107,7 @@ def _plain(
 def _chat(
     encoding: Encoding, row: Row, text: TextPair, prompt: list[Message], responses: dict[str, str]
 ) -> tuple[list[EncodableText], list[RenderedResponse]]:
-    if encoding.tokenizer.chat_template is None:
-        raise UserError(
-            f"{row.place}: the prompt is read as messages, but the tokenizer has no chat template; use a tokenizer "
-            "with one (model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and "
-            "responses as strings (data.mapping `as: text` keeps HH dialogues as text)."
-        )
+    _refuse_no_template(encoding, row)
     with _refused(row, "prompt"):
         asked = encoding.chat.render_prompt(prompt)
     prompts, rendered = [], []
@@ -97,6 +117,15 @@ def _chat(
         prompts.append(asked if answer.prompt_end is None else answer.whole.upto(answer.prompt_end))
         rendered.append(RenderedResponse(side, response, answer.whole, answer.span))
     return list(dict.fromkeys(prompts)), rendered
+
+
+def _refuse_no_template(encoding: Encoding, row: Row) -> None:
+    if encoding.tokenizer.chat_template is None:
+        raise UserError(
+            f"{row.place}: the prompt is read as messages, but the tokenizer has no chat template; use a tokenizer "
+            "with one (model.policy.tokenizer), put a chat_template.jinja into its folder, or write prompts and "
+            "responses as strings (data.mapping `as: text` keeps HH dialogues as text)."
+        )
 
 
 def _refuse_moving_prompt(
@@ -130,16 +159,21 @@ def _unread(
     encoding: Encoding, row: Row, text: TextPair, prompt: list[Message], responses: dict[str, str]
 ) -> frozenset[str]:
     """Return the keys of messages that the template does not write, of which none belongs to the conversation."""
-    unread: set[str] = set()
-    if any(len(message) > 2 for message in prompt):
-        unread |= (names := encoding.chat.unread(prompt))
-        values = {key: value for message in prompt for key, value in message.items() if key in names}
-        arguments = {k: v for k, v in prompt[0].get(TEMPLATE_ARGUMENTS, {}).items() if k in names}
-        refuse_unread_keys(row, "prompt", values | arguments, arguments)
+    unread = _unread_of_prompt(encoding, row, prompt)
     for side, further in text.further.items():
         unread |= (names := encoding.chat.unread(prompt, responses[side], further))
         refuse_unread_keys(row, side, {name: further[name] for name in names})
     return frozenset(unread)
+
+
+def _unread_of_prompt(encoding: Encoding, row: Row, prompt: list[Message]) -> set[str]:
+    if all(len(message) <= 2 for message in prompt):
+        return set()
+    names = encoding.chat.unread(prompt)
+    values = {key: value for message in prompt for key, value in message.items() if key in names}
+    arguments = {k: v for k, v in prompt[0].get(TEMPLATE_ARGUMENTS, {}).items() if k in names}
+    refuse_unread_keys(row, "prompt", values | arguments, arguments)
+    return names
 
 
 @contextmanager
