@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lit_pref.commands.judge_model import ModelOptions, NamedJudge, refuse_out_in_use
+from lit_pref.commands.judge_model import ModelOptions, refuse_out_in_use
 from lit_pref.errors import UsageError, visible
 
 if TYPE_CHECKING:
@@ -170,10 +170,10 @@ def _outcome(options: dict[str, Any]) -> "Outcome":
         asked = chosen("data", "generator", "against", "length_controlled", "difficulty")
         return evaluation.win_rate_outcome(**asked)
     models = ModelOptions(**chosen("dtype", "max_length", "max_tokens", "device", "trust_remote_code"))
-    how = (options["per_token"], options["beta"], models)
-    judges = [NamedJudge(options["model"], options["reference"], *how)]
+    named = [(options["model"], options["reference"])]
     if options["against"] is not None:
-        judges.append(NamedJudge(options["against"], options["against_reference"], *how))
+        named.append((options["against"], options["against_reference"]))
+    judges = evaluation.judges_named(named, options["per_token"], options["beta"], models)
     if protocol == "pairs":
         from lit_pref.judging.pair_items import PairFile
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pref.commands.judge_model import NamedJudge, device_named, folder_of_model
+from lit_pref.commands.judge_model import ModelOptions, NamedJudge, device_named, folder_of_model
 from lit_pref.errors import UsageError
 from lit_pref.judging.benchmark_items import BenchmarkItem
 from lit_pref.judging.comparison import PromptBootstrap, compare, matched, mean_of
 from lit_pref.judging.length_controlled import length_controlled_win_rate, read_difficulty
-from lit_pref.judging.model_judge import Question
+from lit_pref.judging.model_judge import Question, judge_spec
 from lit_pref.judging.outcome import Outcome
 from lit_pref.judging.pair_evaluation import compare_judges, evaluate_pairs, records_of
 from lit_pref.judging.pair_items import PairFile, PairItem, judged, judged_responses
@@ -21,6 +21,25 @@ from lit_pref.metrics.records import Records
 
 Judges = list[NamedJudge]
 """The judge, and the one that it is compared with, if there is one."""
+
+
+def judges_named(
+    named: Sequence[tuple[str, str | None]], per_token: bool, beta: float, options: ModelOptions
+) -> Judges:
+    """Return judges by model and reference.
+
+    Beside a policy, which reads `per_token` and `beta`, a reward model is judged without them.
+    """
+    of_models = [
+        judge_spec(folder_of_model(model), options.dtype, options.trust_remote_code).outputs is not None
+        for model, _ in named
+    ]
+    found = []
+    for (model, reference), is_reward_model in zip(named, of_models, strict=True):
+        plain = is_reward_model and not all(of_models)
+        how = (False, 1.0) if plain else (per_token, beta)
+        found.append(NamedJudge(model, reference, *how, options))
+    return found
 
 
 def pairs_outcome(judges: Judges, file: PairFile, votes: float) -> Outcome:
@@ -111,17 +130,17 @@ def win_rate_outcome(
 
 def tasks_outcome(model: str, against: str | None, tasks: Sequence[str], options: dict[str, Any]) -> Outcome:
     """Run tasks of lm-eval on a language model, and on the one that it is compared with."""
-    from lit_pref.judging.model_judge import judge_spec
-
     named = [model, *([] if against is None else [against])]
     for name in named:
         if judge_spec(folder_of_model(name), trust_remote_code=options["trust_remote_code"]).outputs is not None:
             raise UsageError(f"{name} is a reward model, and --tasks are for language models: name a --protocol")
     options = options | {"device": device_named(options["device"])}
+    folder = options["task_folder"]
     found = [run_tasks(folder_of_model(name), tasks, **options) for name in named]
     comparisons = compare_tasks(found[0], found[1], (model, str(against))) if against is not None else []
     return Outcome(
-        f"{model}: {', '.join(tasks)}", {"model": model, "against": against, "tasks": list(tasks), **options},
+        f"{model}: {', '.join(tasks)}", {"model": model, "against": against, "tasks": list(tasks), **options}
+        | {"task_folder": None if folder is None else str(folder)},
         found[0].records, found[0].numbers, comparisons=comparisons,
         items_against=found[1].records if against is not None else None,
     )  # fmt: skip

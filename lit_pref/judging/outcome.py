@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_pref.judging.comparison import Comparison, Interval
 from lit_pref.judging.pair_evaluation import JudgedPair, PairEvaluation
-from lit_pref.judging.report import headline, interval, numbers, page
+from lit_pref.judging import report
 from lit_pref.metrics.records import Records, write_parquet
 from lit_pref.pages.html import plain
 
@@ -37,14 +37,16 @@ class Outcome:
         """Return the result in one sentence."""
         for benchmark, found in self.benchmarks.items():
             name, value = next(iter(found.items()))
-            return f"{benchmark}: {name} {interval(value)}."
-        return headline(self.evaluation) if self.evaluation else "There are no numbers."
+            return f"{benchmark}: {name} {report.interval(value)}."
+        return report.headline(self.evaluation) if self.evaluation else "There are no numbers."
 
     def table(self) -> str:
         """Return all numbers as lines for a terminal."""
-        blocks = {name: {key: interval(value) for key, value in found.items()} for name, found in self.numbers.items()}
+        blocks = {
+            name: {key: report.interval(value) for key, value in found.items()} for name, found in self.numbers.items()
+        }
         if self.evaluation is not None:
-            blocks["Pairs"] = numbers(self.evaluation)
+            blocks["Pairs"] = report.numbers(self.evaluation)
         width = max(len(name) for block in blocks.values() for name in block)
         lines = [
             line
@@ -102,23 +104,25 @@ class Outcome:
         """Render the page."""
         sentences = [found.sentence for found in self.comparisons]
         shown = (self.title, self.evaluation, self.pairs, self.benchmarks, sentences)
-        return page(*shown, verdict=self.verdict(), notes=self.notes)
+        return report.page(*shown, verdict=self.verdict(), notes=self.notes)
 
 
 def write(outcome: Outcome, out: Path) -> dict[str, Path]:
     """Write all files of an outcome into a folder, and return them by what they are; report.json comes last."""
     from torch.utils.tensorboard import SummaryWriter
 
+    text = json.dumps(outcome.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    html = outcome.html()
     out.mkdir(parents=True, exist_ok=True)
     files = {"page": out / "report.html", "items": out / "items.parquet", "numbers": out / "report.json"}
     write_parquet(outcome.items, files["items"])
     if outcome.items_against is not None:
         write_parquet(outcome.items_against, out / "items_against.parquet")
-    files["page"].write_text(outcome.html(), encoding="utf-8")
+    files["page"].write_text(html, encoding="utf-8")
     with SummaryWriter(str(out)) as writer:
         for name, value in outcome.scalars().items():
             writer.add_scalar(name, value, 0)
     unfinished = out / "report.json.unfinished"
-    unfinished.write_text(json.dumps(outcome.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(files["numbers"])
     return files

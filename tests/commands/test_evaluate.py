@@ -217,7 +217,7 @@ def test_refusals_come_before_anything_is_loaded(tmp_path: Path, rewards: tuple[
 
 TASK = """task: colours
 dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
+dataset_kwargs: {data_files: {test: FILE}, cache_dir: CACHE}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "{{prompt}}"
@@ -234,7 +234,9 @@ def test_a_task_of_lm_eval_runs_offline_on_an_exported_folder(
     rows = [{"prompt": f"{WORDS[k]} {k} :", "choices": [" good", " bad cat"], "answer": k % 2} for k in range(8)]
     folder = tmp_path / "tasks"
     folder.mkdir()
-    (folder / "colours.yaml").write_text(TASK.replace("FILE", write(tmp_path / "colours.jsonl", rows)))
+    (folder / "colours.yaml").write_text(
+        TASK.replace("FILE", write(tmp_path / "colours.jsonl", rows)).replace("CACHE", str(tmp_path / "cache"))
+    )
     out, other = tmp_path / "out", make_policy(tmp_path / "other", seed=3)
     evaluate(out, tasks="colours", task_folder=folder, model=str(policy_folder), against=str(other), device="cpu")
     items, found = read_parquet(out / "items.parquet"), report(out)
