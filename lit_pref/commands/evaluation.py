@@ -49,15 +49,15 @@ def pairs_outcome(judges: Judges, file: PairFile, votes: float) -> Outcome:
     notes = [f"{count} rows left out: {kind}" for kind, count in file.left_out.most_common()]
     found = [judged(items, scores) for scores in _scores(judges, items, chat=False, notes=notes)]
     records = [records_of(pairs) for pairs in found]
-    names = names_of(judges)
+    others = records[1] if len(records) == 2 else None
     return Outcome(
         _title(judges, file.path),
         _settings(judges) | {"votes": votes, "pairs": len(items)},
         records[0],
         pairs=found[0],
         evaluation=evaluate_pairs(found[0], votes),
-        comparisons=compare_judges(*records, names) if len(records) == 2 else [],
-        items_against=records[1] if len(records) == 2 else None,
+        comparisons=[] if others is None else compare_judges(records[0], others, names_of(judges)),
+        items_against=others,
         notes=notes,
     )
 
@@ -120,8 +120,8 @@ def win_rate_outcome(
         others = _annotation_records(read_annotations(against if in_file else data, None if in_file else against))
         a, b, _ = matched(records, others)
         bootstrap = PromptBootstrap(a["id"])
-        means = [mean_of([_nan(value) for value in own["preference"]]) for own in (a, b)]
-        comparisons.append(compare(*means, bootstrap, "win rate", (name, against)))
+        first, second = (mean_of([_nan(value) for value in own["preference"]]) for own in (a, b))
+        comparisons.append(compare(first, second, bootstrap, "win rate", (name, against)))
     return Outcome(
         f"{name} against the baseline: {data}", {"data": data, "generator": generator} | counts, records,
         {"Win rate": numbers}, comparisons=comparisons, items_against=others, notes=notes,
@@ -202,11 +202,17 @@ def _item_records(items: Sequence[BenchmarkItem], scores: list[list[float]]) -> 
 
 
 def _annotation_records(annotations: Annotations) -> Records:
-    preference = [None if value != value else value for value in annotations.preference.tolist()]
-    lengths = {"model_length": annotations.model_length, "baseline_length": annotations.baseline_length}
-    return {"id": list(annotations.prompts), "preference": preference} | {
-        name: values.tolist() for name, values in lengths.items()
+    records: Records = {
+        "id": list(annotations.prompts),
+        "file": [row.file for row in annotations.rows],
+        "line": [row.line for row in annotations.rows],
+        "preference": [None if value != value else value for value in annotations.preference.tolist()],
+        "model_length": annotations.model_length.tolist(),
+        "baseline_length": annotations.baseline_length.tolist(),
     }
+    for name in ("instruction", "output_1", "output_2"):
+        records[name] = [row.values.get(name) for row in annotations.rows]
+    return records
 
 
 def _nan(value: float | None) -> float:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_pref.judging import report
 from lit_pref.judging.comparison import Comparison, Interval
 from lit_pref.judging.pair_evaluation import JudgedPair, PairEvaluation
-from lit_pref.judging import report
 from lit_pref.metrics.records import Records, write_parquet
 from lit_pref.pages.html import plain
 

@@ -89,9 +89,11 @@ def compare_tasks(a: TaskResults, b: TaskResults, names: tuple[str, str]) -> lis
             here = [k for k, own in enumerate(first["metric"]) if own == metric and first["task"][k] == task]
             if not here or metric not in b.numbers.get(task, {}):
                 continue
-            values = [mean_of([records["value"][k] for k in here]) for records in (first, second)]
+            one, other = (mean_of([records["value"][k] for k in here]) for records in (first, second))
             bootstrap = PromptBootstrap([first["item"][k] for k in here])
-            found.append(compare(*values, bootstrap, f"{task} {metric}", names, higher_is_better=metric not in LOWER))
+            found.append(
+                compare(one, other, bootstrap, f"{task} {metric}", names, higher_is_better=metric not in LOWER)
+            )
     return found
 
 

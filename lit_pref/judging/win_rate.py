@@ -73,13 +73,14 @@ class Annotations:
     """Comparisons of a model (A) with a baseline in AlpacaEval's layout, one entry per instruction.
 
     `item` is the number of the instruction in AlpacaEval, `preference` in [0, 1] is that for the model, NaN where there
-    is none. Lengths are in characters.
+    is none. Lengths are in characters. `rows` are those of the file.
     """
 
     item: tuple[int, ...]
     preference: Array
     baseline_length: Array
     model_length: Array
+    rows: tuple[Row, ...] = ()
 
     @property
     def prompts(self) -> list[str]:
@@ -117,7 +118,7 @@ def read_annotations(source: str, model: str | None = None) -> Annotations:
     if len(set(item)) < len(item):
         twice = next(number for number in item if item.count(number) > 1)
         raise UserError(f"{source} has instruction {twice} twice; annotations of one model have each once.")
-    return Annotations(tuple(item), np.array(preference), np.array(baseline), np.array(own))
+    return Annotations(tuple(item), np.array(preference), np.array(baseline), np.array(own), tuple(rows))
 
 
 def _item(row: Row, place: int) -> int:

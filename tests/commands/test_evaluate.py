@@ -179,6 +179,8 @@ def test_win_rates_of_annotations_need_no_model(tmp_path: Path, capsys: pytest.C
     expected = sum(row["preference"] - 1 for row in rows if row["model"] == "strong") / 40
     assert numbers["win rate"][0] == pytest.approx(expected)
     assert 0 < numbers["length-controlled win rate"][0] < 1 and math.isfinite(numbers["length-controlled win rate"][1])
+    items = read_parquet(tmp_path / "out" / "items.parquet")
+    assert items["line"] == list(range(1, 41)) and sum(items["preference"]) / 40 == pytest.approx(expected)
     assert "strong is better than weak: win rate" in capsys.readouterr().out
     assert "win rate" in (tmp_path / "out" / "report.html").read_text()
 
@@ -207,6 +209,13 @@ def test_refusals_come_before_anything_is_loaded(tmp_path: Path, rewards: tuple[
     for options, said in refused:
         with pytest.raises(UsageError, match=said):
             evaluate(out, **options)
+    embedding = tmp_path / "embedding"
+    embedding.mkdir()
+    for path in Path(rewards[0]).iterdir():
+        (embedding / path.name).symlink_to(path)
+    (embedding / "preference_embedding.json").write_text('{"dimensions": 2}')
+    with pytest.raises(UsageError, match="compares two responses and scores none alone, as RM-Bench needs"):
+        evaluate(out, "rm_bench", file, str(embedding))
     with pytest.raises(UserError, match=r"no file .*pairs.json; did you mean .*pairs\.jsonl"):
         evaluate(out, "pairs", str(tmp_path / "pairs.json"), rewards[0])
     bad = write(tmp_path / "bad.jsonl", [*PAIRS[:3], {"prompt": "a", "chosen": "b", "probability": 0.5}])
