@@ -103,6 +103,7 @@ def evaluate(
     given = dict(locals())
     refuse(given)
     outcome = _outcome(given)
+    outcome.settings["options"] = _changed(given)
     from lit_pref.judging.outcome import write
 
     files = write(outcome, out)
@@ -129,9 +130,8 @@ def refuse(options: dict[str, Any]) -> None:
         raise UsageError(f"evaluate needs --protocol (one of {known}) or --tasks; {named}")
     kind = "tasks" if protocol is None else str(protocol)
     refuse_out_in_use(options["out"], "evaluate")
-    defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
     read = {*READ[kind], "out", "protocol", "data", "against"}
-    if unread := [name for name, value in options.items() if name not in read and value != defaults[name]]:
+    if unread := [name for name in _changed(options) if name not in read]:
         where = ", ".join(name for name, names in READ.items() if unread[0] in names)
         raise UsageError(f"--{unread[0]} belongs to {where}, and {kind} does not read it: leave it out")
     if "model" in read and options["model"] is None:
@@ -152,6 +152,13 @@ def refuse(options: dict[str, Any]) -> None:
     for source in (options["data"], *(sets.values() if isinstance(sets, dict) else ())):
         if source is not None:
             check_source(Source(source))
+
+
+def _changed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that differ from their defaults, with paths as texts."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
+    changed = {name: value for name, value in options.items() if value != defaults[name]}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
 
 
 def _outcome(options: dict[str, Any]) -> "Outcome":

@@ -68,6 +68,7 @@ def test_pairs_are_evaluated_and_two_reward_models_compared(tmp_path: Path, rewa
     assert items["chosen"] == [row["chosen"] for row in PAIRS] and items["id"] == others["id"]
     assert items["label"] == pytest.approx([row["probability"] for row in PAIRS])
     found = report(out)
+    assert found["settings"]["options"]["model"] == rewards[0] and found["settings"]["votes"] == 10
     accuracy = [sum(z > 0 for z in side["z"]) / 24 for side in (items, others)]
     assert found["pairs"]["calibration"]["accuracy"][0] == pytest.approx(accuracy[0])
     assert {group["name"]: group["pairs"] for group in found["pairs"]["by_source"]} == {"even": 12, "odd": 12}
@@ -135,6 +136,26 @@ def test_a_policy_with_a_reference_is_judged_by_beta_times_its_log_ratio(
     assert max(plain["chosen_score"]) < 0 and ratio["z"] == pytest.approx([0.0] * 6, abs=1e-6)
     assert "per token" in report(tmp_path / "plain")["settings"]["judge"]
     assert "log-ratio" in report(tmp_path / "ratio")["settings"]["judge"]
+
+
+def test_prompts_of_benchmarks_get_the_chat_template_and_pairs_that_do_not_get_it_are_noted(tmp_path: Path):
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    chat = make_policy(tmp_path / "chat", seed=0)
+    (chat / "chat_template.jinja").write_text(template)
+    bench = write(tmp_path / "bench.jsonl", [{**row, "subset": "math-prm"} for row in PAIRS[:5]])
+    file = write(tmp_path / "pairs.jsonl", [*PAIRS[:5], {"prompt": "a", "chosen": "b", "probability": 0.5}])
+    lenient: dict[str, Any] = {"bad_rows": "lenient"}
+    evaluate(tmp_path / "bench", "reward_bench", bench, str(chat))
+    evaluate(tmp_path / "plain", "pairs", file, str(chat), **lenient)
+    evaluate(tmp_path / "messages", "pairs", file, str(chat), mapping={"format": "messages"}, **lenient)
+    scores = read_parquet(tmp_path / "bench" / "items.parquet")["scores"]
+    plain, messages = (read_parquet(tmp_path / name / "items.parquet")["z"] for name in ("plain", "messages"))
+    assert [chosen - rejected for chosen, rejected in scores] == pytest.approx(messages, abs=1e-5)
+    assert plain != pytest.approx(messages, abs=1e-3)
+    notes = report(tmp_path / "plain")["notes"]
+    assert notes[0].startswith("1 rows left out: ") and "--mapping '{format: messages}'" in notes[1]
+    assert len(report(tmp_path / "messages")["notes"]) == 1
 
 
 def test_best_of_four_and_three_by_three_responses(tmp_path: Path, rewards: tuple[str, str]):
