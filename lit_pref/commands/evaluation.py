@@ -46,7 +46,7 @@ def pairs_outcome(judges: Judges, file: PairFile, votes: float) -> Outcome:
     """Evaluate a judge on pairs."""
     items = file.read()
     print(f"pairs       {len(items)} of {file.path}", file=sys.stderr, flush=True)
-    notes = [f"{count} rows left out: {kind}" for kind, count in file.left_out.most_common()]
+    notes = [f"Rows left out: {count} ({kind})." for kind, count in file.left_out.most_common()]
     found = [judged(items, scores) for scores in _scores(judges, items, chat=False, notes=notes)]
     records = [records_of(pairs) for pairs in found]
     others = records[1] if len(records) == 2 else None

@@ -154,7 +154,7 @@ def test_prompts_of_benchmarks_get_the_chat_template_and_pairs_that_do_not_get_i
     assert [chosen - rejected for chosen, rejected in scores] == pytest.approx(messages, abs=1e-5)
     assert plain != pytest.approx(messages, abs=1e-3)
     notes = report(tmp_path / "plain")["notes"]
-    assert notes[0].startswith("1 rows left out: ") and "--mapping '{format: messages}'" in notes[1]
+    assert notes[0].startswith("Rows left out: 1 (") and "--mapping '{format: messages}'" in notes[1]
     assert len(report(tmp_path / "messages")["notes"]) == 1
 
 
