@@ -326,8 +326,12 @@ def test_the_commands_of_the_page_about_evaluations_run(
         for k in range(30)
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    for k, name in enumerate(("mine", "baseline")):
+        (tmp_path / name).mkdir()
+        judged = [{"prompt": f"p {n}", "response": f"r {k} {n}", "score": (n + 2 * k) % 3} for n in range(9)]
+        (tmp_path / name / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     commands = blocks("docs/evaluating.md", "bash")[0].splitlines()
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             main(shlex.split(command)[3:])
@@ -337,6 +341,7 @@ def test_the_commands_of_the_page_about_evaluations_run(
         "policy",
         "reward_bench",
         "win_rate",
+        "responses",
     }
 
 

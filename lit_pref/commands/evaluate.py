@@ -21,6 +21,7 @@ READ: dict[str, tuple[str, ...]] = {
     "reward_bench2": (*OF_MODEL, *OF_JUDGE, "limit"),
     "rm_bench": (*OF_MODEL, *OF_JUDGE, "limit"),
     "win_rate": ("generator", "length_controlled", "difficulty"),
+    "responses": ("column", "length_controlled"),
     "tasks": (*OF_MODEL, "tasks", "task_folder", "few_shot", "chat", "batch_size", "limit"),
 }
 """The options that each protocol reads, apart from --out, --protocol, --data and --against."""
@@ -28,7 +29,7 @@ READ: dict[str, tuple[str, ...]] = {
 
 def evaluate(
     out: Path,
-    protocol: Literal["pairs", "reward_bench", "reward_bench2", "rm_bench", "win_rate"] | None = None,
+    protocol: Literal["pairs", "reward_bench", "reward_bench2", "rm_bench", "win_rate", "responses"] | None = None,
     data: str | None = None,
     model: str | None = None,
     reference: str | None = None,
@@ -46,6 +47,7 @@ def evaluate(
     generator: str | None = None,
     length_controlled: bool = False,
     difficulty: Path | None = None,
+    column: str = "score",
     tasks: str | None = None,
     task_folder: Path | None = None,
     few_shot: int | None = None,
@@ -60,20 +62,21 @@ def evaluate(
     """Evaluate a reward model or a policy, with 95 % intervals, and compare it with a second one.
 
     One --protocol: `pairs` (accuracy, calibration, and accuracies by margin, source and length of any pairs that
-    training reads), `reward_bench`, `reward_bench2`, `rm_bench`, or `win_rate` (AlpacaEval's annotations, without a
-    model). Or --tasks of lm-eval. OUT gets report.html to look at, report.json, items.parquet with a record for each
-    item, and TensorBoard scalars.
+    training reads), `reward_bench`, `reward_bench2`, `rm_bench`; or, without a model, `win_rate` (AlpacaEval's
+    annotations) or `responses` (two files of `judge`, one as --against). Or --tasks of lm-eval. OUT gets report.html to
+    look at, report.json, items.parquet with a record for each item, and TensorBoard scalars.
 
     Args:
         out: the folder to write; it must not exist, or be empty.
-        protocol: what to evaluate on: pairs, reward_bench, reward_bench2, rm_bench or win_rate.
+        protocol: what to evaluate on.
         data: a file, folder, glob or owner/name:split on the hub; benchmarks are taken from the hub by default.
         model: a folder, a run folder (its hf/ is taken) or a hub name: a reward model, or a policy, whose score is the
             log-prob of the response.
         reference: a policy's reference: the score is then the log-ratio, the implicit reward without beta.
         per_token: divide a policy's score by the number of tokens.
         beta: factor of a policy's scores: with the beta of its training, the implicit reward.
-        against: a second model; with win_rate, another file of annotations, or another generator in the same file.
+        against: a second model; with win_rate, another file of annotations, or another generator in the same file;
+            with responses, the judged responses of the baseline.
         against_reference: the reference of the second model.
         mapping: columns of the pairs: a mapping's name, a YAML file, or its content.
         group: a column by whose value accuracies of pairs are shown, instead of by file.
@@ -85,6 +88,7 @@ def evaluate(
         generator: the model whose annotations to read, in a file of several.
         length_controlled: the length-controlled win rate too.
         difficulty: AlpacaEval's df_gamed.csv, for the published form of the length-controlled win rate.
+        column: the column of the scores of `responses`.
         tasks: tasks of lm-eval, such as gsm8k,truthfulqa_mc2; the package is an extra.
         task_folder: a folder with YAML files of further tasks.
         few_shot: examples in the prompt of a task, instead of the task's own number.
@@ -138,7 +142,9 @@ def refuse(options: dict[str, Any]) -> None:
         raise UsageError(f"{kind} needs --model: a reward model or a policy, by folder, run folder or hub name")
     if options["against_reference"] is not None and options["against"] is None:
         raise UsageError("--against_reference is the reference of --against, which is not given")
-    if kind in ("pairs", "win_rate") and options["data"] is None:
+    if kind == "responses" and options["against"] is None:
+        raise UsageError("responses needs --against: judged responses of the baseline to the same prompts")
+    if kind in ("pairs", "win_rate", "responses") and options["data"] is None:
         raise UsageError(f"{kind} needs --data: a file, folder, glob or owner/name:split on the hub")
     if kind == "tasks" and options["data"] is not None:
         raise UsageError("tasks bring their own data: leave out --data, or name a folder of tasks by --task_folder")
@@ -149,7 +155,8 @@ def refuse(options: dict[str, Any]) -> None:
     from lit_pref.data.sources.source import Source, check_source
 
     sets = options["prior_sets"]
-    for source in (options["data"], *(sets.values() if isinstance(sets, dict) else ())):
+    others = [options["against"]] if kind == "responses" else []
+    for source in (options["data"], *others, *(sets.values() if isinstance(sets, dict) else ())):
         if source is not None:
             check_source(Source(source))
 
@@ -176,6 +183,8 @@ def _outcome(options: dict[str, Any]) -> "Outcome":
     if protocol == "win_rate":
         asked = chosen("data", "generator", "against", "length_controlled", "difficulty")
         return evaluation.win_rate_outcome(**asked)
+    if protocol == "responses":
+        return evaluation.responses_outcome(**chosen("data", "against", "column", "length_controlled"))
     models = ModelOptions(**chosen("dtype", "max_length", "max_tokens", "device", "trust_remote_code"))
     named = [(options["model"], options["reference"])]
     if options["against"] is not None:
@@ -193,6 +202,8 @@ def _outcome(options: dict[str, Any]) -> "Outcome":
 def _next(options: dict[str, Any]) -> str:
     """Return the line that says what to do next."""
     look = f"Next: look at {options['out'] / 'report.html'}"
+    if options["protocol"] == "responses":
+        return look
     if options["against"] is None:
         return f"{look}, or compare with a second one by --against"
     return f"{look}, and at the items on which the two differ: {options['out'] / 'items_against.parquet'}"

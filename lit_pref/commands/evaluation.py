@@ -13,10 +13,11 @@ from lit_pref.judging.length_controlled import length_controlled_win_rate, read_
 from lit_pref.judging.model_judge import Question, judge_spec
 from lit_pref.judging.outcome import Outcome
 from lit_pref.judging.pair_evaluation import compare_judges, evaluate_pairs, records_of
-from lit_pref.judging.pair_items import PairFile, PairItem, judged, judged_responses
+from lit_pref.judging.pair_items import PairFile, PairItem, judged, judged_responses, shown
 from lit_pref.judging.protocols import BENCHMARKS, Benchmark, difference, prior_sets_of_hub, with_prior_sets
 from lit_pref.judging.tasks import compare_tasks, run_tasks
-from lit_pref.judging.win_rate import Annotations, read_annotations, win_rate
+from lit_pref.judging.texts import read_answered, take_scores
+from lit_pref.judging.win_rate import Annotations, judged_against, read_annotations, win_rate
 from lit_pref.metrics.records import Records
 
 Judges = list[NamedJudge]
@@ -126,6 +127,28 @@ def win_rate_outcome(
         f"{name} against the baseline: {data}", {"data": data, "generator": generator} | counts, records,
         {"Win rate": numbers}, comparisons=comparisons, items_against=others, notes=notes,
     )  # fmt: skip
+
+
+def responses_outcome(data: str, against: str, column: str, length_controlled: bool) -> Outcome:
+    """Evaluate judged responses against others to the same prompts."""
+    both = [read_answered(path) for path in (data, against)]
+    for every in both:
+        take_scores(every, column)
+    annotations, own, baseline = judged_against(both[0], both[1])
+    found = win_rate(annotations.preference, [str(answered.prompt) for answered in own])
+    numbers = {"win rate": found.rate}
+    if length_controlled:
+        numbers["length-controlled win rate"] = length_controlled_win_rate(annotations).rate
+    notes = [f"{found.wins} wins, {found.ties} ties, {found.losses} losses of {data} against {against}."]
+    if alone := sum(map(len, both)) - 2 * len(own):
+        notes.append(f"{alone} prompts are answered in one file only, and are left out.")
+    records = _annotation_records(annotations) | {"prompt": [str(answered.prompt) for answered in own]}
+    for name, side in (("", own), ("baseline_", baseline)):
+        records[f"{name}responses"] = [list(map(shown, answered.responses)) for answered in side]
+        records[f"{name}scores"] = [answered.scores for answered in side]
+    kept = {name: values for name, values in records.items() if name not in ("instruction", "output_1", "output_2")}
+    settings = {"data": data, "against": against, "prompts": len(own)}
+    return Outcome(f"{data} against {against}", settings, kept, {"Win rate": numbers}, notes=notes)
 
 
 def tasks_outcome(model: str, against: str | None, tasks: Sequence[str], options: dict[str, Any]) -> Outcome:

@@ -72,13 +72,13 @@ def judge(
     if model is None and (reference is not None or per_token):
         raise UsageError("--reference and --per_token belong to --model FOLDER of a policy")
     refuse_out_in_use(out, "judge")
-    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered
+    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered, take_scores
 
     every = read_answered(texts, prompt, response)
     number = sum(len(answered.responses) for answered in every)
     print(f"texts       {number} responses to {len(every)} prompts of {texts}", flush=True)
     if given is not None:
-        _take_given(every, given)
+        take_scores(every, given)
     elif testbed:
         _gold(every)
     else:
@@ -110,19 +110,6 @@ def _by_model(
         answered.scores = scores
     if judge.cut:
         print(f"warning     {judge.cut} texts were cut to --max_length {options.max_length}")
-
-
-def _take_given(every: "list[Answered]", name: str) -> None:
-    for answered in every:
-        seen: dict[tuple[str, int], int] = {}
-        for row in answered.rows:
-            value = row.values.get(name)
-            k = seen.get((row.file, row.line), 0)
-            seen[row.file, row.line] = k + 1
-            value = value[k] if isinstance(value, list) and k < len(value) else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-                raise UserError(f"{row.place}: `{name}` has no number for a response ({value!r})")
-            answered.scores.append(float(value))
 
 
 def _gold(every: "list[Answered]") -> None:

@@ -16,10 +16,14 @@ from lit_pref.metrics.records import Records
 
 @dataclass(frozen=True)
 class TaskResults:
-    """The metrics of each task with intervals over its items, and a record for each item and metric."""
+    """The metrics of each task with intervals over its items, and a record for each item and metric.
+
+    `lower_is_better` has the tasks and metrics of which a lower value is better.
+    """
 
     numbers: dict[str, dict[str, Interval]]
     records: Records
+    lower_is_better: frozenset[tuple[str, str]] = frozenset()
 
 
 def run_tasks(
@@ -77,7 +81,13 @@ def run_tasks(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"lm-eval could not run {', '.join(tasks)} on {folder}: {error}") from error
     records = _records(found["samples"])
-    return TaskResults(_numbers(found["results"], records), records)
+    lower = {
+        (task, metric)
+        for task, metrics in found.get("higher_is_better", {}).items()
+        for metric, higher in metrics.items()
+        if higher is False
+    }
+    return TaskResults(_numbers(found["results"], records), records, frozenset(lower))
 
 
 def compare_tasks(a: TaskResults, b: TaskResults, names: tuple[str, str]) -> list[Comparison]:
@@ -91,14 +101,9 @@ def compare_tasks(a: TaskResults, b: TaskResults, names: tuple[str, str]) -> lis
                 continue
             one, other = (mean_of([records["value"][k] for k in here]) for records in (first, second))
             bootstrap = PromptBootstrap([first["item"][k] for k in here])
-            found.append(
-                compare(one, other, bootstrap, f"{task} {metric}", names, higher_is_better=metric not in LOWER)
-            )
+            higher = (task, metric.partition(" (")[0]) not in a.lower_is_better
+            found.append(compare(one, other, bootstrap, f"{task} {metric}", names, higher))
     return found
-
-
-LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
-"""Metrics of lm-eval of which a lower value is better."""
 
 
 def _records(samples: dict[str, list[dict[str, Any]]]) -> Records:

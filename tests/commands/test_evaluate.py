@@ -206,6 +206,29 @@ def test_win_rates_of_annotations_need_no_model(tmp_path: Path, capsys: pytest.C
     assert "win rate" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_judged_responses_win_against_those_of_a_baseline_to_the_same_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    mine = [{"prompt": f"p {k}", "response": "good " * (1 + k), "score": float(k)} for k in range(12)]
+    twice = [{**row, "response": "other", "score": 3.0} for row in mine[1:3]]
+    base = [{"prompt": f"p {k}", "response": "bad", "score": 5.0} for k in range(1, 13)]
+    files = write(tmp_path / "mine.jsonl", [*mine, *twice]), write(tmp_path / "base.jsonl", base)
+    evaluate(tmp_path / "out", "responses", files[0], against=files[1], length_controlled=True)
+    found, items = report(tmp_path / "out"), read_parquet(tmp_path / "out" / "items.parquet")
+    # p 1 to p 11: scores 1 to 4 lose, 5 ties, 6 to 11 win; the second responses lose too.
+    assert found["benchmarks"]["Win rate"]["win rate"][0] == pytest.approx(6.5 / 11)
+    assert items["preference"] == [0.0] * 4 + [0.5] + [1.0] * 6 and items["line"] == list(range(2, 13))
+    assert items["scores"][0] == [1.0, 3.0] and items["baseline_responses"][0] == ["bad"]
+    assert items["model_length"][0] == pytest.approx((len("good good ") + len("other")) / 2)
+    assert "2 prompts are answered in one file only" in found["notes"][1] and "Next: look" in capsys.readouterr().out
+    with pytest.raises(UserError, match="answer no prompt in common"):
+        evaluate(tmp_path / "no", "responses", write(tmp_path / "x.jsonl", mine[:1]), against=files[1])
+    with pytest.raises(UserError, match=r"mine.jsonl, line 1: `rating` has no number"):
+        evaluate(tmp_path / "no", "responses", files[0], against=files[1], column="rating")
+    with pytest.raises(UsageError, match="responses needs --against"):
+        evaluate(tmp_path / "no", "responses", files[0])
+
+
 def test_refusals_come_before_anything_is_loaded(tmp_path: Path, rewards: tuple[str, str], policy_folder: Path):
     file, out = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out"
     refused: list[tuple[dict[str, Any], str]] = [
