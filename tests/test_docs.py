@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref import Pool
 from lit_pref.__main__ import main
@@ -346,6 +347,42 @@ def test_the_page_about_python_runs_from_top_to_bottom(
         assert (tmp_path / folder / "model.safetensors").exists()
     assert "MMPO" in repr(names["run"].module.objective) and "DPO" in repr(names["again"].module.objective)
     assert names["second"].global_step == 2 * names["first"].global_step > 0
+
+
+def test_the_commands_of_the_page_about_evaluations_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").symlink_to(policy_folder)
+    model = AutoModelForSequenceClassification.from_pretrained(policy_folder, num_labels=1)
+    model.save_pretrained(tmp_path / "REWARD")
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(tmp_path / "REWARD")
+    make_policy(tmp_path / "runs" / "first" / "hf", seed=1)
+    rows = write_pairs(tmp_path / "pairs.jsonl", 12).read_text().splitlines()
+    bench = [{**json.loads(row), "subset": "math-prm", "id": k} for k, row in enumerate(rows)]
+    (tmp_path / "reward_bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bench))
+    annotations = [
+        {"index": k, "preference": 1 + k % 3 / 2, "output_1": "a" * (9 + k), "output_2": "b" * (30 - k * k % 17)}
+        for k in range(30)
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    for k, name in enumerate(("mine", "baseline")):
+        (tmp_path / name).mkdir()
+        judged = [{"prompt": f"p {n}", "response": f"r {k} {n}", "score": (n + 2 * k) % 3} for n in range(9)]
+        (tmp_path / name / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    commands = blocks("docs/evaluating.md", "bash")[0].splitlines()
+    assert len(commands) == 5
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command)[3:])
+        assert ended.value.code in (0, None), command
+    assert {path.parent.name for path in tmp_path.glob("evaluated/*/report.html")} == {
+        "pairs",
+        "policy",
+        "reward_bench",
+        "win_rate",
+        "responses",
+    }
 
 
 def test_the_readme_lists_the_commands_of_the_table():

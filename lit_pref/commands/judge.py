@@ -1,12 +1,13 @@
 """`python -m lit_pref judge`: scores of responses, written beside the texts, and pairs with margins made of them."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
+from lit_pref.commands.judge_model import ModelOptions, NamedJudge, refuse_out_in_use
 from lit_pref.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -70,21 +71,19 @@ def judge(
         raise UsageError(f"judge needs exactly one of {', '.join(judges)}; given: {named}")
     if model is None and (reference is not None or per_token):
         raise UsageError("--reference and --per_token belong to --model FOLDER of a policy")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty, and judge overwrites nothing: name another --out")
-    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered
+    refuse_out_in_use(out, "judge")
+    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered, take_scores
 
     every = read_answered(texts, prompt, response)
     number = sum(len(answered.responses) for answered in every)
     print(f"texts       {number} responses to {len(every)} prompts of {texts}", flush=True)
     if given is not None:
-        _take_given(every, given)
+        take_scores(every, given)
     elif testbed:
         _gold(every)
     else:
-        options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        lengths = {"max_length": max_length, "max_tokens": max_tokens}
-        _by_model(every, str(model), reference, per_token, options, lengths, device)
+        options = ModelOptions(dtype, max_length, max_tokens, device, trust_remote_code)
+        _by_model(every, str(model), reference, per_token, options)
     out.mkdir(parents=True, exist_ok=True)
     written = [_write(out / "judged.jsonl", judged_rows(every, column))]
     if pairs is not None:
@@ -102,47 +101,15 @@ def judge(
 
 
 def _by_model(
-    every: "list[Answered]",
-    model: str,
-    reference: str | None,
-    per_token: bool,
-    options: dict[str, Any],
-    lengths: dict[str, int],
-    device: str,
+    every: "list[Answered]", model: str, reference: str | None, per_token: bool, options: ModelOptions
 ) -> None:
-    import torch
-
-    from lit_pref.judging.model_judge import ModelJudge, judge_spec
-
-    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    spec = judge_spec(_folder(model), **options)
-    compared = None if reference is None else judge_spec(_folder(reference), **options)
-    judge = ModelJudge(spec, compared, per_token, device=where, **lengths)
-    print(f"judge       {judge.describe()}", flush=True)
-    found = judge.scores([(answered.prompt, answered.responses) for answered in every], _progress())
+    judge = NamedJudge(model, reference, per_token, 1.0, options)
+    found = judge.scores([(answered.prompt, answered.responses) for answered in every])
+    print(f"judge       {judge.described}")
     for answered, scores in zip(every, found, strict=True):
         answered.scores = scores
     if judge.cut:
-        print(f"warning     {judge.cut} texts were cut to --max_length {lengths['max_length']}")
-
-
-def _folder(name: str) -> str:
-    """The model of a run folder, or the name itself."""
-    exported = Path(name) / "hf"
-    return str(exported) if (exported / "config.json").exists() else name
-
-
-def _take_given(every: "list[Answered]", name: str) -> None:
-    for answered in every:
-        seen: dict[tuple[str, int], int] = {}
-        for row in answered.rows:
-            value = row.values.get(name)
-            k = seen.get((row.file, row.line), 0)
-            seen[row.file, row.line] = k + 1
-            value = value[k] if isinstance(value, list) and k < len(value) else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-                raise UserError(f"{row.place}: `{name}` has no number for a response ({value!r})")
-            answered.scores.append(float(value))
+        print(f"warning     {judge.cut} texts were cut to --max_length {options.max_length}")
 
 
 def _gold(every: "list[Answered]") -> None:
@@ -171,20 +138,3 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
             count += 1
     unfinished.rename(path)
     return f"{path.stem:<11} {path}  ({count} rows)"
-
-
-def _progress() -> Callable[[int, int], None]:
-    import sys
-    import time
-
-    began = time.monotonic()
-    shown = [began]
-
-    def show(done: int, of: int) -> None:
-        now = time.monotonic()
-        if sys.stderr.isatty() or now - shown[0] > 30 or done == of:
-            shown[0] = now
-            left = (now - began) / done * (of - done)
-            print(f"scored      {done} of {of}, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return show

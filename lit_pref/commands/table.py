@@ -94,6 +94,13 @@ COMMANDS = (
         "judge --texts responses.jsonl --out FOLDER --model FOLDER",
     ),
     Command(
+        "evaluate",
+        "accuracy, calibration, benchmarks, win rates, lm-eval",
+        "lit_pref.commands.evaluate:evaluate",
+        False,
+        "evaluate --protocol pairs --data FILE --model FOLDER --out FOLDER",
+    ),
+    Command(
         "export",
         "write a checkpoint as a Hugging Face folder",
         "lit_pref.commands.export:write_folder",

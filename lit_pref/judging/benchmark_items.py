@@ -19,7 +19,8 @@ Scores = Sequence[Sequence[float]]
 class BenchmarkItem:
     """One prompt of a benchmark; the first `correct` responses are correct, the others are not.
 
-    `id` is unique in the benchmark; `place` is the file and line. The scores of an item are those of `responses`.
+    `id` is unique in the benchmark; `place` is the file and line in words. The scores of an item are those of
+    `responses`.
     """
 
     id: str
@@ -28,6 +29,8 @@ class BenchmarkItem:
     correct: int
     subset: str
     place: str
+    file: str = ""
+    line: int = 0
 
 
 def read_items(
@@ -87,7 +90,8 @@ def _item(row: Row, subset: str, subset_of_all: str | None) -> BenchmarkItem:
     group = subset_of_all if subset_of_all is not None else str(row.values[subset])
     number = row.values.get("id")
     name = row.place if number is None else f"{group}:{number}"
-    return BenchmarkItem(name, row.values["prompt"], (*sides[0], *sides[1]), len(sides[0]), group, row.place)
+    responses, correct = (*sides[0], *sides[1]), len(sides[0])
+    return BenchmarkItem(name, row.values["prompt"], responses, correct, group, row.place, row.file, row.line)
 
 
 def _is_text(value: object) -> bool:

@@ -20,40 +20,49 @@ WORST = 20
 
 def page(
     title: str,
-    evaluation: PairEvaluation,
+    evaluation: PairEvaluation | None,
     pairs: Sequence[JudgedPair],
     benchmarks: Mapping[str, Mapping[str, Interval]] | None = None,
     comparisons: Sequence[str] = (),
+    verdict: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Render the page.
 
     Args:
         title: the judge and the data.
-        evaluation: the numbers of these pairs.
+        evaluation: the numbers of these pairs; None if no pairs were judged.
         pairs: of which the worst are shown.
         benchmarks: for each benchmark its numbers by name, in shares.
         comparisons: sentences about differences to other judges (`Comparison.sentence`).
+        verdict: the first sentence; None for that of the pairs.
+        notes: sentences about what was left out.
     """
-    found = losses(pairs)
-    worst = [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
-    tables = {
-        "Accuracy by margin": ("margin", evaluation.by_margin),
-        "Accuracy by length": ("characters of chosen - rejected", evaluation.by_length),
-        "Accuracy by source": ("source", evaluation.by_source),
-    }
+    worst: list[tuple[JudgedPair, float]] = []
+    tables: dict[str, tuple[str, list[AccuracyGroup]]] = {}
+    if evaluation is not None:
+        found = losses(pairs)
+        worst = [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
+        tables = {
+            "Accuracy by margin": ("margin", evaluation.by_margin),
+            "Accuracy by length": ("characters of chosen - rejected", evaluation.by_length),
+            "Accuracy by source": ("source", evaluation.by_source),
+        }
+        verdict = verdict or headline(evaluation)
     return render(
         "lit_pref.judging",
         "evaluation.html.j2",
         {"title": title, "comparisons": list(comparisons)}
-        | evaluation.to_json()
+        | (evaluation.to_json() if evaluation is not None else {})
         | {"benchmarks": plain(benchmarks or {})},
         title=title,
-        verdict=headline(evaluation),
-        numbers=numbers(evaluation),
-        figures=list(figures(evaluation, pairs)),
+        verdict=verdict or "",
+        numbers={} if evaluation is None else numbers(evaluation),
+        figures=[] if evaluation is None else list(figures(evaluation, pairs)),
         tables={name: table for name, table in tables.items() if table[1]},
         benchmarks=benchmarks or {},
         comparisons=comparisons,
+        notes=notes,
         worst=worst,
         interval=interval,
     )

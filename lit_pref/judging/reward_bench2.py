@@ -81,11 +81,7 @@ def reward_bench2(items: Sequence[BenchmarkItem], scores: Scores) -> RewardBench
             subsets = np.concatenate([subsets, ties.score(drawn)[:, None]], axis=1)
         return np.concatenate([subsets, subsets.mean(axis=1, keepdims=True)], axis=1)
 
-    prompts = [
-        f"Ties {item.id.rpartition(':')[2]}" if item.subset == "Ties" else prompt
-        for item, prompt in zip(items, prompts_of(items), strict=True)
-    ]
-    found = PromptBootstrap(prompts).intervals(all_numbers)
+    found = PromptBootstrap(resampled(items)).intervals(all_numbers)
     return RewardBench2(
         dict(zip(names, found, strict=False)),
         ties.parts() if ties is not None else {},
@@ -94,6 +90,14 @@ def reward_bench2(items: Sequence[BenchmarkItem], scores: Scores) -> RewardBench
         lambda drawn: all_numbers(drawn)[:, -1],
         tuple(name for name in SUBSETS if name not in present),
     )
+
+
+def resampled(items: Sequence[BenchmarkItem]) -> list[str]:
+    """Return what items are resampled by: their prompts, and in Ties the number that two items share."""
+    return [
+        f"Ties {item.id.rpartition(':')[2]}" if item.subset == "Ties" else prompt
+        for item, prompt in zip(items, prompts_of(items), strict=True)
+    ]
 
 
 class _Ties:

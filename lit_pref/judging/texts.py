@@ -63,6 +63,24 @@ def read_answered(path: str, prompt: str = "prompt", response: str = "response")
     return list(found.values())
 
 
+def take_scores(every: Sequence[Answered], name: str) -> None:
+    """Take the scores of responses from a column: a number in each row, or a list of them for a list of responses.
+
+    Raises:
+        UserError: a response has no number.
+    """
+    for answered in every:
+        seen: dict[tuple[str, int], int] = {}
+        for row in answered.rows:
+            value = row.values.get(name)
+            k = seen.get((row.file, row.line), 0)
+            seen[row.file, row.line] = k + 1
+            value = value[k] if isinstance(value, list) and k < len(value) else value
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+                raise UserError(f"{row.place}: `{name}` has no number for a response ({value!r})")
+            answered.scores.append(float(value))
+
+
 def pairs_of(answered: Answered, pairing: Pairing, least: float = 0.0) -> Iterator[dict[str, Any]]:
     """Return pairs of the judged responses to a prompt, as rows that training reads: margin = difference of scores.
 

@@ -1,5 +1,6 @@
 """Win rates of one model against another from preferences of a judge, also of annotations in AlpacaEval's layout."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.source import Source
 from lit_pref.errors import UserError
 from lit_pref.judging.comparison import Array, Interval, PromptBootstrap, mean_of
+from lit_pref.judging.texts import Answered
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,14 @@ class Annotations:
     """Comparisons of a model (A) with a baseline in AlpacaEval's layout, one entry per instruction.
 
     `item` is the number of the instruction in AlpacaEval, `preference` in [0, 1] is that for the model, NaN where there
-    is none. Lengths are in characters.
+    is none. Lengths are in characters. `rows` are those of the file.
     """
 
     item: tuple[int, ...]
     preference: Array
     baseline_length: Array
     model_length: Array
+    rows: tuple[Row, ...] = ()
 
     @property
     def prompts(self) -> list[str]:
@@ -117,7 +120,42 @@ def read_annotations(source: str, model: str | None = None) -> Annotations:
     if len(set(item)) < len(item):
         twice = next(number for number in item if item.count(number) > 1)
         raise UserError(f"{source} has instruction {twice} twice; annotations of one model have each once.")
-    return Annotations(tuple(item), np.array(preference), np.array(baseline), np.array(own))
+    return Annotations(tuple(item), np.array(preference), np.array(baseline), np.array(own), tuple(rows))
+
+
+def judged_against(a: Sequence[Answered], b: Sequence[Answered]) -> tuple[Annotations, list[Answered], list[Answered]]:
+    """Compare judged responses of a model (A) with those of a baseline (B) to the same prompts, by their scores.
+
+    The preference of a prompt is the mean over all pairs of a response of A and one of B; lengths are means.
+
+    Args:
+        a: judged responses, by prompt.
+        b: those of the baseline.
+
+    Returns:
+        The comparisons as annotations, and the responses of A and of B to the prompts that both answer, in A's order.
+
+    Raises:
+        UserError: no prompt is answered by both.
+    """
+    of_b = {json.dumps(answered.prompt, sort_keys=True): answered for answered in b}
+    keys = [json.dumps(answered.prompt, sort_keys=True) for answered in a]
+    first = [answered for answered, key in zip(a, keys, strict=True) if key in of_b]
+    second = [of_b[key] for key in keys if key in of_b]
+    if not first:
+        raise UserError("The two files answer no prompt in common; compare responses to the same prompts.")
+    preference = [
+        float(preferences_of_scores(np.array(one.scores)[:, None], np.array(other.scores)[None, :]).mean())
+        for one, other in zip(first, second, strict=True)
+    ]
+    own, baseline = (np.array([_mean_length(answered) for answered in side]) for side in (first, second))
+    rows = tuple(answered.rows[0] for answered in first)
+    return Annotations(tuple(range(len(first))), np.array(preference), baseline, own, rows), first, second
+
+
+def _mean_length(answered: Answered) -> float:
+    lengths = [len(text if isinstance(text, str) else str(text[-1]["content"])) for text in answered.responses]
+    return sum(lengths) / len(lengths)
 
 
 def _item(row: Row, place: int) -> int:

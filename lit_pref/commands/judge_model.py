@@ -1,0 +1,124 @@
+"""Models as judges of a command: their folders, their scores, and lines that say how far they are."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lit_pref.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_pref.judging.model_judge import Question
+    from lit_pref.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How models are loaded and run: the options that every judge of a command shares."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64"]
+    max_length: int
+    max_tokens: int
+    device: str
+    trust_remote_code: bool
+
+
+class NamedJudge:
+    """A judge as a command names it; nothing but the configuration of its models is read before `scores`.
+
+    Args:
+        model: a folder, a run folder or a hub name.
+        reference: the reference of a policy.
+        per_token: divide a policy's score by the number of tokens.
+        beta: factor of a policy's scores.
+        options: how models are loaded and run.
+
+    Raises:
+        UserError: there is no such model.
+        UsageError: the model is a reward model, which has no reference, no beta, and no score per token.
+    """
+
+    def __init__(self, model: str, reference: str | None, per_token: bool, beta: float, options: ModelOptions) -> None:
+        from lit_pref.judging.model_judge import judge_spec
+
+        self.name, self.per_token, self.beta, self.options = model, per_token, beta, options
+        self.spec: ModelSpec = judge_spec(folder_of_model(model), options.dtype, options.trust_remote_code)
+        if self.spec.outputs is not None:
+            given = {"a reference": reference is not None, "--per_token": per_token, "--beta": beta != 1}
+            if unread := [name for name, there in given.items() if there]:
+                raise UsageError(
+                    f"{model} is a reward model, whose scores are compared as they are: leave out "
+                    f"{' and '.join(unread)}, or name a policy"
+                )
+        self.reference: ModelSpec | None = None
+        if reference is not None:
+            self.reference = judge_spec(folder_of_model(reference), options.dtype, options.trust_remote_code)
+            if self.reference.outputs is not None:
+                raise UsageError(
+                    f"the reference {reference} is a reward model; name the policy that training began with"
+                )
+        self.described = ""
+        self.cut = 0
+
+    def scores(self, questions: "Sequence[Question]", what: str = "scored") -> list[list[float]]:
+        """Load the models, and return the scores of all responses; `described` and `cut` are then known.
+
+        Args:
+            questions: prompts and responses.
+            what: the first word of the lines of progress.
+        """
+        from lit_pref.judging.model_judge import ModelJudge
+
+        judge = ModelJudge(
+            self.spec,
+            self.reference,
+            self.per_token,
+            self.options.max_length,
+            self.options.max_tokens,
+            device_named(self.options.device),
+        )
+        self.described = judge.describe() + (f", times {self.beta:g}" if self.beta != 1 else "")
+        print(f"judge       {self.described}", file=sys.stderr, flush=True)
+        found = judge.scores(questions, progress(what))
+        self.cut = judge.cut
+        return [[self.beta * score for score in own] for own in found]
+
+
+def folder_of_model(name: str) -> str:
+    """Return the exported model of a run folder, or the name itself."""
+    exported = Path(name) / "hf"
+    return str(exported) if (exported / "config.json").exists() else name
+
+
+def device_named(name: str) -> str:
+    """Return the device; `auto` is a GPU if there is one."""
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def refuse_out_in_use(out: Path, command: str) -> None:
+    """Refuse a folder with files, which a command would overwrite.
+
+    Raises:
+        UsageError: the folder is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty, and {command} overwrites nothing: name another --out")
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """Return a function that prints the number done, and the time left, to stderr: often only on a terminal."""
+    began = time.monotonic()
+    shown = [began]
+
+    def show(done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - shown[0] > (1 if sys.stderr.isatty() else 30) or done == of:
+            shown[0] = now
+            left = (now - began) / done * (of - done)
+            print(f"{what:<11} {done} of {of}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show
