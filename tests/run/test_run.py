@@ -184,3 +184,15 @@ def test_the_seed_moves_all_that_is_random_but_the_split_unless_a_seed_is_set_ap
     assert lora.module.policy.seed == 3
     chance = {"class_path": "Random", "init_args": {"keep": 0.5}}
     assert build(MMPO, options | {"seed_everything": 4, "data.selection": chance}).data.selection.seed == 4
+
+
+def test_a_run_without_a_seed_is_refused(options: dict[str, Any]):
+    with pytest.raises(UserError, match="seed_everything is false.*give a number"):
+        build(MMPO, {**options, "seed_everything": False})
+
+
+def test_a_resumed_run_with_nothing_left_to_train_says_so(options: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    build(MMPO, options).fit()
+    assert "nothing was left" not in capsys.readouterr().out
+    build(MMPO, {**options, "ckpt_path": "last"}).fit()
+    assert "nothing was left to train: the run ends at the step of its checkpoint" in capsys.readouterr().out
