@@ -270,7 +270,7 @@ class PairModule(LightningModule, ABC):
         }
 
     def check_checkpoint(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint that would silently change this run; warn of changes that are allowed.
+        """Refuse a checkpoint that would silently change this run.
 
         Args:
             saved: the `checkpoint_info` in the checkpoint.
@@ -281,7 +281,8 @@ class PairModule(LightningModule, ABC):
         """
         check_state(saved, self.spec, self.objective)
         if self.trainer.state.fn == "fit":
-            check_resumption(saved, self.objective, self.batch_layout, self.layout_reason)
+            obstacle = prefix_sharing_obstacle(self.spec) if self.batch_layout == "padded" else None
+            check_resumption(saved, self.objective, self.batch_layout, obstacle)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)

@@ -118,8 +118,10 @@ def split_key(prompt: Any) -> Any:
     Forms of one text have one key: Unicode forms, invisible characters, quotes and dashes, capital letters, and the
     text that a chat template writes.
 
-    >>> split_key([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]), split_key("\ufeffHi ")
-    ('hi', 'hi')
+    >>> split_key([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
+    'hi'
+    >>> split_key("\ufeffHi ")
+    'hi'
     >>> split_key("\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant:")
     'hi'
     >>> split_key("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")

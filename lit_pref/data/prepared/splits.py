@@ -114,8 +114,8 @@ def _refuse_same(
             if same < len(pairs):
                 what = f"{same} of the {len(pairs)} pairs of {source.path} are training pairs"
             raise UserError(
-                f"data.val: {what} of {names}, so validation would measure training; name other pairs, or leave data.val "
-                "out and hold some out by data.val_fraction."
+                f"data.val: {what} of {names}, so validation would measure training; name other pairs, or leave "
+                "data.val out and hold some out by data.val_fraction."
             )
 
 
