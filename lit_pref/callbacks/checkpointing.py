@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.callbacks.termination import Terminated
 from lit_pref.callbacks.verification import verify
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, say
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -118,7 +118,7 @@ class Checkpoints(Checkpoint):
             newest = newest_step(self.where(trainer))
             kept = "nothing is saved yet" if newest is None else f"--ckpt_path last resumes from step {newest}"
             how = "ended by SIGTERM" if isinstance(exception, Terminated) else "interrupted"
-            print(f"{how} at step {trainer.global_step}; {kept}", flush=True)
+            say(f"{how} at step {trainer.global_step}; {kept}")
 
     def where(self, trainer: Trainer) -> Path:
         """The folder of the checkpoints."""
