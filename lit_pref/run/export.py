@@ -82,7 +82,7 @@ def export(
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
-        raise UsageError(f"{folder} is the model that the run started from; give another --out")
+        raise UsageError(f"{folder} is the model that the run started from; export to another folder (export --out)")
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
     model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))

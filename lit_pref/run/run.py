@@ -21,12 +21,13 @@ from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.modules.distributed import check_devices
+from lit_pref.models.saving import refuse_foreign
+from lit_pref.modules.distributed import check_devices, say
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.resumption import NOTHING_LEFT
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines, say
+from lit_pref.run.first_lines import first_lines
 from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
@@ -93,6 +94,7 @@ class Run:
 
     def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
         checkpoint = self._checkpoint(ckpt_path, or_start=True)
+        refuse_foreign(self.run_dir / "hf")  # before training, not after it
         if checkpoint is None:
             refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
         else:
