@@ -111,7 +111,7 @@ def refuse_foreign(folder: Path) -> None:
         written = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(
-            f"{folder / MARKER} is damaged or was not written by an export: move {folder} away, or export to another "
+            f"{folder / MARKER} was not written by an export, or is damaged: move {folder} away, or export to another "
             "folder (export --out)"
         ) from error
     if added := sorted(present - {MARKER, *written}):

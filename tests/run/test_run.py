@@ -218,6 +218,8 @@ def test_a_tokenizer_that_changed_in_the_run_folder_is_not_exported(options: dic
 def test_a_folder_that_the_export_would_not_replace_stops_a_run_before_training(options: dict[str, Any]):
     build(MMPO, options | {"run_dir": "run", "stop_at_step": 1}).fit()
     Path("run/hf/lit_pref.json").write_text("{")
-    with pytest.raises(UsageError, match=r"lit_pref.json is damaged .*: move run/hf away, or export to another folder"):
+    with pytest.raises(
+        UsageError, match=r"lit_pref.json was not .* or is damaged: move run/hf away, or export to another"
+    ):
         build(MMPO, options | {"run_dir": "run"}).fit("last")
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step=00000001.ckpt"]
