@@ -42,6 +42,9 @@ class RunFolder(Callback):
         tokenizer = module.spec.load_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         manifest = describe_run(trainer, module, tokenizer)
+        # `export` reads the tokenizer of the run folder, and compares it with these.
+        files = sorted(path for path in (folder / "tokenizer").iterdir() if path.is_file())
+        manifest["tokenizer_files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         # Hyperparameters go into the run's own event file, with the held-out metrics before training, so that a table
         # of runs shows their last values. A resumed run already has this record.

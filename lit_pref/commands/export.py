@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, say
 from lit_pref.hints import did_you_mean
 
 
@@ -37,7 +37,7 @@ def write_folder(
     from lit_pref.run.export import export
 
     done = export(ckpt_path, out, merge, pairs, trust_remote_code)
-    print(f"wrote {done.folder}")
-    print(done.judgement)
-    print(f"responses end at {', '.join(done.stops)}")
-    print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")
+    say(f"wrote {done.folder}")
+    say(done.judgement)
+    say(f"responses end at {', '.join(done.stops)}")
+    say(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, visible
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def refuse_lost_heads(name: str, unexpected: Iterable[str]) -> None:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         warnings.warn(
             f"weights of '{name}' that its causal language model has no place for are left out: "
-            f"{', '.join(lost[:3])}{more}",
+            f"{visible(', '.join(lost[:3]))}{more}",
             stacklevel=2,
         )
 

@@ -39,8 +39,8 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
         (folder / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the export cannot be written ({first_line(error)}): make room on the disk, or give another --out; "
-            "nothing half-finished is left"
+            f"the export cannot be written ({first_line(error)}): make room on the disk, or export to another "
+            "folder (export --out); nothing half-finished is left"
         ) from error
     return whole
 
@@ -85,20 +85,26 @@ def refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; give another --out")
+        raise UsageError(f"{folder} is a file: move it away, or export to another place (export --out)")
     present = {path.name for path in folder.iterdir()}
     if not present:
         return
     if MARKER not in present:
-        raise UsageError(f"{folder} is not empty and was not written by an export; give another --out")
+        raise UsageError(
+            f"{folder} is not empty and was not written by an export: move it away, or export to another folder "
+            "(export --out)"
+        )
     try:
         written = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{folder / MARKER} was not written by an export; give another --out") from error
+        raise UsageError(
+            f"{folder / MARKER} was not written by an export, or is damaged: move {folder} away, or export to another "
+            "folder (export --out)"
+        ) from error
     if added := sorted(present - {MARKER, *written}):
         raise UsageError(
             f"{folder} is an earlier export with files added to it, which would be lost: {', '.join(added[:4])}; move "
-            "them away, or give another --out"
+            "them away, or export to another folder (export --out)"
         )
 
 

@@ -17,10 +17,14 @@ from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import say as say_on_any_rank
 from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
+
+say = rank_zero_only(say_on_any_rank)
+"""Prints a text, once for all ranks."""
 
 
 def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int | None) -> RunContext:
@@ -55,12 +59,6 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         say=say,
         refuse=partial(refuse, trainer),
     )
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, once for all ranks."""
-    print(line, flush=True)
 
 
 def data_parallel_size(trainer: Trainer) -> int:

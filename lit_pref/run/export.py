@@ -82,7 +82,7 @@ def export(
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
     if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
-        raise UsageError(f"{folder} is the model that the run started from; give another --out")
+        raise UsageError(f"{folder} is the model that the run started from; export to another folder (export --out)")
     if not merge and policy.lora is not None and policy.merge_adapter:
         raise UsageError(
             "--merge false would write an adapter for a model that is nowhere on the disk, because "

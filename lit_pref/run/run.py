@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -21,16 +21,19 @@ from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
-from lit_pref.modules.distributed import check_devices
+from lit_pref.models.saving import refuse_foreign
+from lit_pref.modules.distributed import check_devices, say
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.resumption import NOTHING_LEFT
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
 from lit_pref.run.disk_faults import disk_faults
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines, say
+from lit_pref.run.first_lines import first_lines
 from lit_pref.run.folder_lock import locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
 from lit_pref.run.lost_process import one_sentence
+from lit_pref.run.seeding import seed_process
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.testbed.gold_report import gold_report
@@ -93,6 +96,7 @@ class Run:
 
     def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
         checkpoint = self._checkpoint(ckpt_path, or_start=True)
+        refuse_foreign(self.run_dir / "hf")  # before training, not after it
         if checkpoint is None:
             refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
         else:
@@ -106,6 +110,8 @@ class Run:
             )
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
+        if checkpoint is not None and self.trainer.global_step == step_in(Path(checkpoint)):
+            say(NOTHING_LEFT)
         return self._finish()
 
     def _finish(self) -> Exported | None:
@@ -262,9 +268,7 @@ def build(
 def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunchable: bool = False) -> Run:
     """Trainer, module and data of a resolved configuration; see `Run` for the arguments."""
     hide_hints()
-    if config.seed_everything is not False:
-        given = None if config.seed_everything is True else config.seed_everything
-        config.seed_everything = seed_everything(given, workers=True)
+    seed = seed_process(config)
     resumes = command in ("validate", "test", "predict") or config.ckpt_path is not None
     run_dir = folder_of_run(config.run_dir, config.get("config") or [], resumes)
     if config.ckpt_path not in (None, "last"):
@@ -278,7 +282,6 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
     text = parser.dump(alone, skip_unset=False)
-    seed = int(config.seed_everything)
     for part in (config.model, config.data):  # after the text: it runs again under another seed
         fill_in_seed(part, seed)
     built = instantiate(parser, config)
