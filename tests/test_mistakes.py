@@ -223,7 +223,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         "set data.mapping to {margin: {column: margins, positive_means: chosen}}",
     ),
     "list of strings": (
-        {"prompt": "p", "chosen": ["b", "c"], "rejected": ["d"]},
+        {"prompt": "p", "chosen": ["b", "c"], "rejected": "d"},
         "chosen is a list of strings; write one string, or messages like",
     ),
     "AlpacaEval's 0": (

@@ -53,7 +53,7 @@ class RunFolder(Callback):
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                compared = compared_settings(module.plain_config)
+                compared = compared_settings(module.plain_config) if module.plain_config else {}
                 logger.log_hyperparams(compared, metrics or {"train/total_steps": module.total_steps})
             else:
                 logger.log_hyperparams(flat(module.plain_config))

@@ -151,7 +151,12 @@ def test_the_first_lines_and_check_say_whether_the_router_loss_is_on(
     module = SimpleNamespace(policy=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
     module.batch_layout, module.layout_reason = "padded", "as asked"
     options = SimpleNamespace(split_seed=0)
-    trainer = SimpleNamespace(accumulate_grad_batches=1, datamodule=SimpleNamespace(seed=0, options=options))
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1,
+        datamodule=SimpleNamespace(seed=0, options=options),
+        optimizers=[torch.optim.SGD([torch.zeros(1)], lr=0.1)],
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
     words = (
         "the router loss of the policy's experts is on: the training loss has 50 times it added"
         if asks
