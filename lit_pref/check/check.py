@@ -21,6 +21,7 @@ from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.step_lines import steps_of
+from lit_pref.printing import say
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Check:
             _write(self.json, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
             files.append(f"JSON: {self.json}")
         files += [] if self.model else ["--model checks the models too"]
-        print("\n" + "; ".join(files), flush=True)
+        say("\n" + "; ".join(files))
         if stops := report.of("stop"):
             topics = ", ".join(dict.fromkeys(f"{f.split} {f.topic}".strip() for f in stops))
             raise UserError(f"check: {len(stops)} finding(s) stop this run ({topics}); fix those marked stop above")

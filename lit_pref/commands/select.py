@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lit_pref.commands.run_options import RunOptions
 from lit_pref.errors import UsageError, UserError
 from lit_pref.pairs import TEMPLATE_ARGUMENTS
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.data.checking.text_pair import CheckedPair
@@ -111,8 +112,8 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
         raise UserError(f"{out.pairs} cannot be written ({error}): free space or permissions, or another --out") from (
             error
         )
-    print(f"\n{plain(report)}\n\nselected pairs  {out.pairs}\nreport          {out.page}  (numbers: {out.numbers})")
-    print(_next(data, out.pairs, again), flush=True)
+    say(f"\n{plain(report)}\n\nselected pairs  {out.pairs}\nreport          {out.page}  (numbers: {out.numbers})")
+    say(_next(data, out.pairs, again))
 
 
 def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, visible
 
 
 @contextmanager
@@ -111,11 +111,8 @@ def refuse_lost_heads(name: str, unexpected: Iterable[str]) -> None:
         )
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        warnings.warn(
-            f"weights of '{name}' that its causal language model has no place for are left out: "
-            f"{', '.join(lost[:3])}{more}",
-            stacklevel=2,
-        )
+        words = f"weights of '{name}' that its causal language model has no place for are left out: "
+        warnings.warn(visible(f"{words}{', '.join(lost[:3])}{more}"), stacklevel=2)
 
 
 def refuse_lost_quantization(name: str, config: PretrainedConfig, model: Any) -> None:

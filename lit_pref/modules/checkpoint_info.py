@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lit_pref.errors import UserError
+from lit_pref.errors import UserError, visible
 from lit_pref.models.generation import stops
 from lit_pref.models.spec import DTYPES, Lora, ModelSpec
 from lit_pref.objectives.base import Objective
@@ -164,10 +164,8 @@ def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout
             f"({layout_reason}), which gives other last bits: set model.layout to {saved['layout']}"
         )
     if saved["objective"] != repr(objective):
-        warnings.warn(
-            f"the run resumes with another objective: the checkpoint has {saved['objective']}, this run {objective!r}",
-            stacklevel=2,
-        )
+        words = f"the checkpoint has {saved['objective']}, this run {objective!r}"
+        warnings.warn(visible(f"the run resumes with another objective: {words}"), stacklevel=2)
 
 
 def check_trained_tensors(saved: dict[str, Any], state: dict[str, Any] | None) -> None:

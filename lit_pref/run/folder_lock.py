@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lit_pref.errors import UsageError
-from lit_pref.run.first_lines import say
+from lit_pref.printing import say
 from lit_pref.run.folders import make_folder
 
 

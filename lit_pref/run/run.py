@@ -3,7 +3,6 @@
 The command line, tests and notebooks all use it; the package builds a Trainer nowhere else.
 """
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +13,23 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pref.callbacks.checkpointing import checkpoint_folder, complete_checkpoints, step_in, trying_out
-from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, resolve, run_parser
-from lit_pref.run.disk_faults import disk_faults
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines, say
+from lit_pref.run.first_lines import first_lines
 from lit_pref.run.folder_lock import locked
-from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
+from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
-from lit_pref.run.lost_process import one_sentence
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
+from lit_pref.run.trainer_call import trainer_call
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
 
@@ -214,24 +211,10 @@ class Run:
             return check_checkpoint(wanted)
         return newest_checkpoint(checkpoint_folder(self.trainer, self.run_dir), or_start)
 
-    def _call(self, method: Any, **arguments: Any) -> None:
-        launcher = self.trainer.strategy.launcher
-        launches = isinstance(launcher, _SubprocessScriptLauncher) and launcher.num_processes > 1
-        if launches and not self.relaunchable:
-            raise UsageError(
-                f"{self.trainer.world_size} processes cannot be started from within Python, because Lightning would "
-                "run the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
-            )
-        refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
-        with lightning_errors(), ending_on_sigterm(self.trainer):
-            try:
-                with one_sentence(self.trainer, self.run_dir), disk_faults(self.trainer, self.run_dir):
-                    method(self.module, datamodule=self.data, **arguments)
-            except (UserError, Terminated):
-                # The first process reports why and ends; the processes that it started would wait for it.
-                if isinstance(launcher, _SubprocessScriptLauncher):
-                    launcher.kill(signal.SIGKILL)
-                raise
+    def _call(self, method: Callable[..., Any], **arguments: Any) -> None:
+        trainer_call(
+            method, self.trainer, self.run_dir, self.relaunchable, self.module, datamodule=self.data, **arguments
+        )
 
 
 def build(
