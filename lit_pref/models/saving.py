@@ -111,8 +111,8 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
         old.rename(target)  # an earlier run was killed between the two renames below
     for leftover in (unfinished, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         yield unfinished
         marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -120,5 +120,7 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
             target.rename(old)
         unfinished.rename(target)
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)  # ended between the two renames
         shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -60,6 +60,20 @@ def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
         lock.release()
 
 
+def holder_of(run_dir: Path) -> str | None:
+    """Return who trains in a folder at this moment, for use in a sentence; None if nobody does or it is not known."""
+    path = run_dir / ".lock"
+    if not path.exists():
+        return None
+    try:
+        with FileLock(path, timeout=0):
+            return None
+    except Timeout:
+        return _holder(path)
+    except (OSError, NotImplementedError):
+        return None
+
+
 def _holder(lock: Path) -> str:
     """Name the process that holds the lock, for use in a sentence; empty if it is unknown."""
     try:
