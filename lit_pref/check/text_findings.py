@@ -5,11 +5,16 @@ from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def unread(split: str, source: str, report: PreparationReport) -> list[Finding]:
-    """The columns and the keys of messages that nothing reads."""
+    """The columns and the keys of messages that nothing reads: those that may hold text as a note."""
     if not report.unread:
         return []
-    words = f"{split} {source}: nothing reads {', '.join(sorted(report.unread))}"
-    return [Finding("unread", "ok", words, split, source, {"rows": dict(sorted(report.unread.items()))})]
+    texts = sorted(report.unread.keys() & report.unread_texts.keys())
+    others = sorted(report.unread.keys() - report.unread_texts.keys())
+    parts = [f"{', '.join(texts)}, which hold text: write what belongs to the prompt into it"] if texts else []
+    parts += [", ".join(others)] if others else []
+    words = f"{split} {source}: nothing reads {'; nor '.join(parts)}"
+    numbers = {"rows": dict(sorted(report.unread.items())), "texts": texts}
+    return [Finding("unread", "note" if texts else "ok", words, split, source, numbers)]
 
 
 def lost(split: str, source: str, report: PreparationReport, refuses: bool) -> list[Finding]:

@@ -182,7 +182,7 @@ class Preparation:
         reports = reports or {split: PreparationReport() for split in SPLITS}
         reader = self._reader()
         unread = UnreadColumns(reader.read_columns | mapping.columns_read, (*self.ignore_columns, *mapping.ignore))
-        reports["train"].unread = unread.rows
+        reports["train"].unread, reports["train"].unread_texts = unread.rows, unread.texts
         rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
         for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt, which decides the split, so it counts as training data.

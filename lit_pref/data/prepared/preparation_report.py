@@ -10,6 +10,7 @@ from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.describe import strength_in_words
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.unread import may_hold_text
 from lit_pref.data.tokenizing.tokenization import TokenizedPair
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,7 +51,8 @@ class PreparationReport:
     - `merged`: a token spans the prompt end; `plain`: the prompt is not a message list; `joined`: a plain prompt
       without a space before the response; `unasked`: the assistant's turn does not begin with the chat template's
       generation prompt; `special_texts`: a text contains the name of a special token.
-    - `unread`: rows by the name of a column, or pairs by the name of a message's key, that nothing reads.
+    - `unread`: rows by the name of a column, or pairs by the name of a message's key, that nothing reads;
+      `unread_texts`: those that may hold text of the prompt or response.
     - `lost`: pairs by the text that the chat template leaves out or rewrites; `lost_first` is the first one's place.
     - Lengths are in tokens, after truncation; `longest` is the longest prompt with one of its responses.
     """
@@ -68,6 +70,7 @@ class PreparationReport:
     clipped: int = 0
     special_texts: int = 0
     unread: Counter[str] = field(default_factory=Counter)
+    unread_texts: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     lost_first: str = ""
     plain: int = 0
@@ -98,6 +101,10 @@ class PreparationReport:
         self.special_texts += tokenized.special_texts > 0
         self.unasked += tokenized.unasked
         self.unread.update(tokenized.unread)
+        messages = [*(text.prompt if isinstance(text.prompt, list) else []), *text.further.values()]
+        self.unread_texts.update(
+            name for name in tokenized.unread if any(may_hold_text(name, message.get(name)) for message in messages)
+        )
         self.lost.update(tokenized.lost)
         if isinstance(text.prompt, str):
             self.plain += 1
@@ -132,7 +139,8 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        counters = {name: Counter(values[name]) for name in ("refused", "left_out", "unread", "lost")}
+        counted = ("refused", "left_out", "unread", "unread_texts", "lost")
+        counters = {name: Counter(values.get(name, ())) for name in counted}  # older reports have no unread_texts
         return cls(**{**parts, **counters})
 
     def __str__(self) -> str:

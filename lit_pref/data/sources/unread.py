@@ -64,10 +64,24 @@ def column_belongs(name: str, value: Any) -> bool:
     (True, False, False)
     """
     longest = max(map(len, texts_of(value)), default=0)
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    words = _words_in(name)
     if not longest or words & JUDGEMENT_WORDS:
         return False
     return longest >= LONG or bool(words & PROMPT_WORDS and not words & LABEL_WORDS)
+
+
+def may_hold_text(name: str, value: Any) -> bool:
+    """Return whether a column or key holds words, and its name does not call them a label or a judgement.
+
+    >>> may_hold_text("hidden", "a secret instruction"), may_hold_text("source", "a forum"), may_hold_text("turns", "3")
+    (True, False, False)
+    """
+    labelled = _words_in(name) & (LABEL_WORDS | JUDGEMENT_WORDS)
+    return not labelled and any(any(map(str.isalpha, text)) for text in texts_of(value))
+
+
+def _words_in(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -95,6 +109,8 @@ def said(messages: Any) -> Any:
 class UnreadColumns:
     """Counts the columns of a source that nothing reads, and refuses those that belong to the prompt or the response.
 
+    `rows` are rows by the name of a column that is not empty, `texts` those whose column may hold text.
+
     Args:
         read: the columns that are read.
         ignored: columns that may be left unread whatever they hold.
@@ -104,6 +120,7 @@ class UnreadColumns:
         self._read = frozenset(read)
         self._ignored = frozenset(ignored)
         self.rows: Counter[str] = Counter()
+        self.texts: Counter[str] = Counter()
 
     def watch(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
         """Yield the rows unchanged.
@@ -118,11 +135,15 @@ class UnreadColumns:
             yield row
 
     def _check(self, row: Row, unread: Collection[str]) -> None:
-        belonging = sorted(name for name in unread if column_belongs(str(name), row.values[name]))
-        if not belonging:
+        values = {name: row.values[name] for name in sorted(unread)}
+        texts = {name for name, value in values.items() if may_hold_text(str(name), value)}
+        belonging = {name for name, value in values.items() if column_belongs(str(name), value)}
+        if not (texts or belonging):
             return
         read = [text for name in self._read & row.values.keys() for text in texts_of(row.values[name])]
-        if lost := [name for name in belonging if not all(_within(text, read) for text in texts_of(row.values[name]))]:
+        new = [name for name in values if not all(_within(text, read) for text in texts_of(values[name]))]
+        self.texts.update(_printable(name) for name in new if name in texts)
+        if lost := [name for name in new if name in belonging]:
             raise UserError(
                 f"{row.place}: {' and '.join(f'`{name}`' for name in lost)} may belong to the prompt or the response, "
                 "and nothing reads it: write it into the prompt, or name the column in the mapping (data.mapping: "
