@@ -90,7 +90,8 @@ def export(
         )
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
+    model = trained(policy, saved, weights, checkpoint_path)
+    also_stop_at(model, tokenizer, saved.get("end_tokens", []))
     sample = [_pair(*ids) for ids in saved["sample"][:pairs]]
     before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
     origin = {

@@ -179,11 +179,24 @@ def test_an_exported_chat_model_stops_where_its_responses_ended(
     )
     ran = fit(run, tmp_path / "run")
     assert generation.stops(ran.module.scorer.model) == [tokenizer.eos_token_id, other, end]
-    assert set(generation._end_ids(ran.module.scorer.model, tokenizer)) == {tokenizer.eos_token_id, other, end}
+    assert generation.end_ids(ran.module.scorer.model, tokenizer) == [tokenizer.eos_token_id, other, end]
     exported = export(ran.checkpoint(2), tmp_path / "hf")
     saved = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [tokenizer.eos_token_id, other, end]
     assert exported.stops == ["<eos>", "<|other|>", "<|im_end|>"]
+
+
+def test_a_turn_that_ends_in_plain_text_is_followed_by_eos_at_which_the_folder_stops(tmp_path: Path):
+    policy = make_policy(tmp_path / "policy", seed=3, vocabulary=300)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template = CHAT.replace("<|im_end|>", "***")
+    tokenizer.save_pretrained(policy)
+    chats = [{k: [{"role": r, "content": f"{k} {n}"}] for k, r in ROLES.items()} for n in range(12)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    data = {"train": str(tmp_path / "chat.jsonl"), "val": None, "val_fraction": 0.2, "global_batch": 8}
+    ran = fit(Run(policy={"path": str(policy)}, data=data), tmp_path / "run")
+    assert {pair.chosen[-1] for pair in ran.trainer.datamodule.train_pairs} == {tokenizer.eos_token_id}
+    assert export(ran.checkpoint(2), tmp_path / "hf").stops == ["<eos>"]
 
 
 ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
