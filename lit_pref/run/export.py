@@ -1,5 +1,6 @@
 """Makes a Hugging Face folder from any checkpoint that training writes, and compares the two."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def export(
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
-    if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
+    if policy.path is not None and Path(os.path.expanduser(policy.path)).resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run started from; give another --out")
     if not merge and policy.lora is not None and policy.merge_adapter:
         raise UsageError(

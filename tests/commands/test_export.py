@@ -196,7 +196,7 @@ def test_a_turn_that_ends_in_plain_text_is_followed_by_eos_at_which_the_folder_s
     data = {"train": str(tmp_path / "chat.jsonl"), "val": None, "val_fraction": 0.2, "global_batch": 8}
     ran = fit(Run(policy={"path": str(policy)}, data=data), tmp_path / "run")
     assert {pair.chosen[-1] for pair in ran.trainer.datamodule.train_pairs} == {tokenizer.eos_token_id}
-    assert export(ran.checkpoint(2), tmp_path / "hf").stops == ["<eos>"]
+    assert export(ran.checkpoint(ran.trainer.global_step), tmp_path / "hf").stops == ["<eos>"]
 
 
 ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}

@@ -30,6 +30,19 @@ TEXT = TruncatedText("", "", "", True, True)
 IDS = [([5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15]), ([16], [17, 18, 19], [20])]
 
 
+def test_a_mixture_of_experts_computes_in_float64(tmp_path: Path):
+    policy = make_policy(tmp_path / "tokens", seed=3, vocabulary=300)
+    config = {"model_type": "mixtral", **{k: v for k, v in SMALL.items() if k != "vocab_size"}}
+    spec = ModelSpec(config=config, tokenizer=str(policy), dtype="float64")
+    ids = torch.tensor([[5, 6, 7]])
+    drawn: Any = spec.build()
+    drawn.save_pretrained(tmp_path / "moe")
+    read: Any = ModelSpec(path=str(tmp_path / "moe"), tokenizer=str(policy), dtype="float64").build()
+    assert torch.equal(drawn(input_ids=ids).logits, read(input_ids=ids).logits)
+    drawn.float()
+    torch.testing.assert_close(drawn(input_ids=ids).logits.double(), read(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("full_logits", [False, True])
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
 def test_the_router_loss_and_its_gradient_are_those_of_the_model(kind: str, full_logits: bool):
