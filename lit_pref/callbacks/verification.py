@@ -81,7 +81,7 @@ def _damage_of_archive(file: Any) -> str | None:
 
 
 def _damage_of_headers(file: Path) -> str | None:
-    """Return whether torch cannot parse an archive's headers, of which it reads more fields than zipfile does."""
+    """Return the reason why torch cannot read the archive's headers, or None; it reads more fields than zipfile."""
     try:
         torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # no tensor is read
     except RuntimeError:

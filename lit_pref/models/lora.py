@@ -74,6 +74,14 @@ def name_base(model: Any, name: str, revision: str | None) -> None:
     settings.base_model_name_or_path, settings.revision = str(path.resolve()) if path.is_dir() else name, revision
 
 
+def adapted_weights(model: Any) -> set[str]:
+    """Return the names that the weights with an adapter have in the merged model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {f"{name.removeprefix('base_model.model.')}.weight" for name in names}
+
+
 def merged(model: Any) -> Any:
     """Return the plain model with the adapters of a PeftModel merged into its weights, which are changed."""
     _untie(model.get_base_model())
