@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lit_pref.errors import UserError, say
+from lit_pref.errors import UserError
+from lit_pref.printing import say
 
 
 def cache_folder(kind: str, key: str) -> Path:

@@ -37,11 +37,6 @@ def visible(text: str) -> str:
     return printable(text).translate(_SIGNS)
 
 
-def say(text: str) -> None:
-    """Print a text at once, with control characters as signs."""
-    print(visible(text), flush=True)
-
-
 _SIGNS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 _SIGNS |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
 _SIGNS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # turn text around

@@ -224,7 +224,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "list of strings": (
         {"prompt": "p", "chosen": ["b", "c"], "rejected": "d"},
-        "chosen is a list of strings; write one string, or messages like",
+        "chosen is a list of texts, not of messages; write `chosen[]` in the mapping",
     ),
     "AlpacaEval's 0": (
         AB | {"preference": 0},

@@ -1,29 +1,41 @@
-"""Everything that is printed passes through `errors.say`, so that data cannot command the terminal or stop a run."""
+"""One function prints everything, and no text that a file or model gives reaches the terminal raw."""
 
 import ast
 
 import pytest
 from conftest import ROOT
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_pref.errors import UserError, say, visible
-from lit_pref.modules import distributed
-
-ALLOWED = {"errors.py": 1, "__main__.py": 2}
-"""The printer itself; the help of the program, and the error, which goes to stderr."""
+from lit_pref.models.loading import refuse_lost_heads
+from lit_pref.printing import say
 
 
-def test_nothing_in_the_package_prints_past_say():
-    printing: dict[str, int] = {}
-    for path in sorted((ROOT / "lit_pref").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-                name = path.relative_to(ROOT / "lit_pref").as_posix()
-                printing[name] = printing.get(name, 0) + 1
-    assert printing == ALLOWED
+def test_nothing_but_say_calls_print():
+    calls = {
+        str(path.relative_to(ROOT / "lit_pref"))
+        for path in (ROOT / "lit_pref").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    }
+    assert calls == {"printing.py"}
 
 
-def test_control_characters_and_half_surrogates_are_printed_as_signs(capsys: pytest.CaptureFixture[str]):
-    for printer in (say, distributed.say):
-        printer("a\x1b[2Jb\ud800")
-        assert capsys.readouterr().out == "a␛[2Jb\\ud800\n"
-    assert visible("\ud800") == "\\ud800" == str(UserError("\ud800"))
+def test_control_characters_are_printed_as_signs(capsys: pytest.CaptureFixture[str]):
+    say("train \x1b]0;title\x07.jsonl")
+    say("lit_pref: \x1b[2J", error=True)
+    assert capsys.readouterr() == ("train ␛]0;title␇.jsonl\n", "lit_pref: ␛[2J\n")
+
+
+def test_only_the_first_rank_prints_but_every_rank_reports_errors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    say("policy      here")
+    say("lit_pref: the first rank is gone", error=True)
+    assert capsys.readouterr() == ("", "lit_pref: the first rank is gone\n")
+
+
+def test_a_warning_quotes_names_of_weights_as_signs():
+    with pytest.warns(UserWarning, match="␛") as caught:
+        refuse_lost_heads("model", ["\x1b]0;x\x07.weight"])
+    assert "\x1b" not in str(caught[0].message)

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.callbacks.termination import Terminated
 from lit_pref.callbacks.verification import verify
-from lit_pref.errors import UsageError, UserError, say
+from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

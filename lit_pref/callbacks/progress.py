@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from lit_pref.errors import say
+from lit_pref.printing import say
 
 
 class ProgressBar(RichProgressBar):

@@ -17,11 +17,12 @@ from lit_pref.check.report import Arrays, Finding, Report
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import print_report
 from lit_pref.check.text_findings import dated
-from lit_pref.errors import UserError, printable, say
+from lit_pref.errors import UserError, printable
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.step_lines import steps_of
+from lit_pref.printing import say
 
 
 @dataclass

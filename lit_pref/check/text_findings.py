@@ -7,7 +7,7 @@ from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def unread(split: str, source: str, report: PreparationReport) -> list[Finding]:
-    """The columns and the keys of messages that nothing reads."""
+    """The columns and the keys of messages that nothing reads: those that may hold text as a note."""
     if not report.unread:
         return []
     words = f"{split} {source}: nothing reads {', '.join(sorted(report.unread))}"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.errors import UsageError, say
+from lit_pref.errors import UsageError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule

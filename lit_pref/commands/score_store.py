@@ -8,7 +8,8 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from lit_pref.errors import UsageError, UserError, say
+from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 from lit_pref.references.store_admin import Kept, in_use, kept, tidy
 
 

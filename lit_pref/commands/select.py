@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.errors import UsageError, UserError, printable, say
+from lit_pref.errors import UsageError, UserError, printable
 from lit_pref.pairs import TEMPLATE_ARGUMENTS
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.data.checking.text_pair import CheckedPair

@@ -1,5 +1,6 @@
 """Finds the folders of models and tokenizers: a local path is used directly, a hub name is downloaded."""
 
+import json
 import os
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def adapter_path(name: str, revision: str | None = None) -> Path | None:
     return folder if (folder / SETTINGS).is_file() and not (folder / "config.json").is_file() else None
 
 
+def refuse_damaged_config(folder: Path) -> None:
+    """Refuse a `config.json` that is not JSON, of which transformers would say that the tokenizer cannot be loaded.
+
+    Raises:
+        UserError: it is not.
+    """
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' is damaged or not JSON ({error}): get it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' holds no settings of a model: get it again")
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder contains a tokenizer."""
     return any((folder / file).is_file() for file in TOKENIZER_FILES)
@@ -72,7 +88,7 @@ def tokenizer_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, it never raises for an unknown user
     if path.is_dir():
         return path
     if path.is_file():

@@ -15,9 +15,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.experts import use_eager_experts_in_float64
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
 from lit_pref.models.lora import merged
-from lit_pref.models.spec import DTYPES, ModelSpec
+from lit_pref.models.setting_names import DTYPES
+from lit_pref.models.spec import ModelSpec
 
 MARKER = "lit_pref.json"
 """The file that marks a folder as an export; it records the origin and the files that were written."""
@@ -51,9 +53,11 @@ def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     if (folder / "config.json").exists():
         with without_bars():
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted
             )
+        use_eager_experts_in_float64(model)
+        return model
     plain = dataclasses.replace(policy.without_adapters(), tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
@@ -117,8 +121,8 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
         old.rename(target)  # an earlier run was killed between the two renames below
     for leftover in (unfinished, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         yield unfinished
         marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -126,5 +130,7 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
             target.rename(old)
         unfinished.rename(target)
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)  # ended between the two renames
         shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,8 @@ from torch import nn
 
 from lit_pref.errors import UserError
 from lit_pref.models.generation import stops
-from lit_pref.models.spec import DTYPES, Lora, ModelSpec
+from lit_pref.models.setting_names import DTYPES
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
 from lit_pref.scoring.layout import Layout

@@ -10,21 +10,17 @@ import numpy
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
-from lit_pref.errors import say as say_on_any_rank
 from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
+from lit_pref.printing import say
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
-
-say = rank_zero_only(say_on_any_rank)
-"""Prints a text, once for all ranks."""
 
 
 def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int | None) -> RunContext:

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_pref.errors import UserError
-from lit_pref.modules.distributed import say
 from lit_pref.modules.optimizers import build_optimizer, set_fused
+from lit_pref.printing import say
 
 
 class OnResume(StrEnum):

@@ -1,5 +1,6 @@
 """Makes a Hugging Face folder from any checkpoint that training writes, and compares the two."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.generation import also_stop_at, stops
+from lit_pref.models.lora import adapted_weights
 from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_folder
 from lit_pref.modules.checkpoint_info import KEY
 from lit_pref.pairs import PreferencePair, TruncatedText
@@ -18,7 +20,9 @@ from lit_pref.scoring.scorer import Scorer
 
 NO_TEXT = TruncatedText("", "", None, True, True)
 PER_TOKEN = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
-"""How far a token's log-prob in the folder may be from the checkpoint's, in nats: merging rounds to the dtype."""
+"""How far a token's log-prob in the folder may be from the checkpoint's at most, in nats."""
+UNITS = 2
+"""A merge in 16 bits may change it by so many times what a unit in the last place of every merged weight changes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Exported:
         pairs: how many pairs were scored.
         dtype: of the weights.
         stops: names of the tokens at which its generation settings stop.
+        accepted: the largest difference that rounding explains, nats a token.
     """
 
     folder: Path
@@ -40,6 +45,7 @@ class Exported:
     pairs: int
     dtype: str
     stops: list[str]
+    accepted: float
 
     @property
     def judgement(self) -> str:
@@ -48,8 +54,7 @@ class Exported:
         if self.per_token == 0:
             return words
         return (
-            f"{words}, {self.per_token:.1e} a token: rounding in {self.dtype}, of which {PER_TOKEN[self.dtype]:g} is "
-            "accepted"
+            f"{words}, {self.per_token:.1e} a token: rounding in {self.dtype}, of which {self.accepted:.1e} is accepted"
         )
 
 
@@ -81,7 +86,7 @@ def export(
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
-    if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
+    if policy.path is not None and Path(os.path.expanduser(policy.path)).resolve() == folder.resolve():
         raise UsageError(f"{folder} is the model that the run started from; export to another folder (export --out)")
     if not merge and policy.lora is not None and policy.merge_adapter:
         raise UsageError(
@@ -90,7 +95,8 @@ def export(
         )
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
+    model = trained(policy, saved, weights, checkpoint_path)
+    also_stop_at(model, tokenizer, saved.get("end_tokens", []))
     sample = [_pair(*ids) for ids in saved["sample"][:pairs]]
     before = [_scores(model, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
     origin = {
@@ -105,13 +111,31 @@ def export(
         refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
         after = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
         names = tokenizer.convert_ids_to_tokens(stops(model))
-        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names)
+        accepted = PER_TOKEN[policy.dtype]
+        if written is not model and policy.dtype in ("bfloat16", "float16"):
+            _move_by_a_unit(opened, adapted_weights(model))
+            moved = [_scores(opened, pair, tokenizer.pad_token_id, folder) for pair in sample]
+            accepted = min(accepted, max(UNITS * _apart(after, moved, sample)[1], PER_TOKEN["float32"]))
+        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names, accepted)
         refuse_other_scores(exported, merged=written is not model)
     return exported
 
 
 def _pair(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> PreferencePair:
     return PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
+
+
+@torch.no_grad()
+def _move_by_a_unit(model: nn.Module, names: set[str]) -> None:
+    """Move each number of these weights by one or two units in the last place, up or down by chance.
+
+    Merging rounds each of them by at most half a unit.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if name in names:
+            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.mul_((1 + signs * torch.finfo(weight.dtype).eps).to(weight))
 
 
 def _apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair]) -> tuple[float, float]:
@@ -145,8 +169,7 @@ def refuse_other_scores(exported: Exported, merged: bool) -> None:
     Raises:
         UserError: The scores are further apart than rounding explains.
     """
-    allowed = PER_TOKEN[exported.dtype]
-    if exported.per_token <= allowed:
+    if exported.per_token <= exported.accepted:
         return
     if not merged:
         cause = "the model that transformers opens computes something else than the trained one; report this with the "
@@ -159,8 +182,8 @@ def refuse_other_scores(exported: Exported, merged: bool) -> None:
         cause += "the name of the policy's architecture"
     raise UserError(
         f"the scores of the model in the folder differ from the checkpoint's by {exported.largest_difference:.1e} nats "
-        f"a response, {exported.per_token:.1e} a token where {allowed:g} is accepted, so {exported.folder} was not "
-        f"written; {cause}"
+        f"a response, {exported.per_token:.1e} a token where {exported.accepted:.1e} is accepted, so "
+        f"{exported.folder} was not written; {cause}"
     )
 
 

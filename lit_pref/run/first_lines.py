@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.experts import router_line, router_weight
-from lit_pref.modules.distributed import say
 from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.step_lines import steps_of
+from lit_pref.printing import say
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS

@@ -21,9 +21,10 @@ import yaml
 
 import lit_pref
 from lit_pref.cache import build_once, cache_folder
-from lit_pref.errors import UsageError, UserError, say
+from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.printing import say
 from lit_pref.testbed import samples, world
 from lit_pref.testbed.samples import SampledPair, sample_pairs
 from lit_pref.testbed.world import Prompt, demonstrate, join_words, random_for, shuffled_prompts

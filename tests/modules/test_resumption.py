@@ -210,6 +210,7 @@ def changes_refused(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[
         },
         "model.policy.dtype": {"policy": {**run.policy, "dtype": "bfloat16"}},
         "model.policy.lora": {"policy": {**run.policy, "lora": Lora(r=2)}},
+        "model.policy.merge_adapter": {"policy": {**run.policy, "merge_adapter": True}},
         "trainer.precision": {"trainer": {**clip, "precision": "bf16-mixed"}},
         "trainer.limit_train_batches": {"trainer": {**clip, "limit_train_batches": 3}},
         "trainer.overfit_batches": {"trainer": {**clip, "overfit_batches": 2}},

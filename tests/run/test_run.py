@@ -1,5 +1,6 @@
 """A run built from Python: what `build` takes, what a `Run` does, and that it does the same as the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_run_stops_and_resumes_to_the_same_bits_and_is_not_overwritten(options
     numbers = resumed.validate(ckpt_path="last")
     assert numbers == build(MMPO, options | {"run_dir": "whole"}, "validate").validate("last")
     assert resumed.export("folder").folder == Path("folder")
+
+
+def test_a_resumed_run_keeps_the_record_of_both_parts_and_names_its_own_configuration(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    build(MMPO, options | {"run_dir": "parts", "stop_at_step": 1, "print_summary": True}).fit()
+    assert "config       parts/config.yaml  (repeats the run)" in capsys.readouterr().out
+    changed = {"run_dir": "parts", "print_summary": True, "model.optimizer.weight_decay": 0.2}
+    build(MMPO, options | changed).fit(ckpt_path="last")
+    said = capsys.readouterr().out
+    assert "config       parts/config-1.yaml  (of the part since the run was resumed; it began with parts/conf" in said
+    first, second = (json.loads(Path("parts", f"manifest{k}.json").read_text()) for k in ("", "-1"))
+    assert (first["config"], second["config"]) == ("config.yaml", "config-1.yaml")
+    assert not first["resumed"] and "weight_decay" in second["resumed"][0]
 
 
 def test_a_configuration_is_a_file_several_or_a_dictionary_and_overrides_are_words_or_a_dictionary(

@@ -138,7 +138,8 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        counters = {name: Counter(values[name]) for name in ("refused", "left_out", "unread", "unread_texts", "lost")}
+        counted = ("refused", "left_out", "unread", "unread_texts", "lost")
+        counters = {name: Counter(values.get(name, ())) for name in counted}  # older reports have no unread_texts
         return cls(**{**parts, **counters})
 
     def __str__(self) -> str:

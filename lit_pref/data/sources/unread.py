@@ -111,6 +111,8 @@ def may_matter(name: str, value: Any) -> bool:
 class UnreadColumns:
     """Counts the columns of a source that nothing reads, and refuses those that belong to the prompt or the response.
 
+    `rows` counts the rows in which a column is not empty, `of_note` those in which it should be looked at.
+
     Args:
         read: the columns that are read.
         ignored: columns that may be left unread whatever they hold.
@@ -131,16 +133,19 @@ class UnreadColumns:
         for row in rows:
             if not isinstance(row, BadRow) and (unread := row.values.keys() - self._read):
                 self.rows.update(printable(name) for name in unread if not is_empty(row.values[name]))
-                self.of_note.update(printable(name) for name in unread if may_matter(name, row.values[name]))
                 self._check(row, unread - self._ignored)
             yield row
 
     def _check(self, row: Row, unread: Collection[str]) -> None:
-        belonging = sorted(name for name in unread if column_belongs(str(name), row.values[name]))
-        if not belonging:
+        values = {name: row.values[name] for name in sorted(unread)}
+        noted = {name for name, value in values.items() if may_matter(str(name), value)}
+        belonging = {name for name, value in values.items() if column_belongs(str(name), value)}
+        if not (noted or belonging):
             return
         read = [text for name in self._read & row.values.keys() for text in texts_of(row.values[name])]
-        if lost := [name for name in belonging if not all(_within(text, read) for text in texts_of(row.values[name]))]:
+        new = [name for name in values if not all(_within(text, read) for text in texts_of(values[name]))]
+        self.of_note.update(printable(name) for name in noted if name in new or not any(texts_of(values[name])))
+        if lost := [name for name in new if name in belonging]:
             raise UserError(
                 f"{row.place}: {' and '.join(f'`{name}`' for name in lost)} may belong to the prompt or the response, "
                 "and nothing reads it: write it into the prompt, or name the column in the mapping (data.mapping: "

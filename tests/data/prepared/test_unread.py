@@ -134,6 +134,19 @@ def test_a_row_with_text_prompts_and_tools_is_refused(tokenizer, written):
         texts(tokenizer, path)
 
 
+def test_a_column_or_key_with_a_short_text_is_a_note(tokenizer, written):
+    asked = [{"role": "user", "content": "q", "hidden": "a secret", "prefix": True}]
+    one = row(prompt=asked, choices=["red", "blue"], source="web")
+    one["chosen"] = [{**said("a")[0], "channel": "final"}]
+    _, pairs = texts(tokenizer, written([one]))
+    (finding,) = unread("train", "pairs", pairs.report)
+    assert finding.severity == "note" and finding.numbers["texts"] == ["channel", "choices", "hidden"]
+    assert "nothing reads channel, choices, hidden, which hold text: write what belongs to the prompt" in finding.says
+    assert finding.says.endswith("nor prefix, source")
+    _, pairs = texts(tokenizer, written([one]), ignore_columns=("choices",))
+    assert set(pairs.report.unread_texts) == {"channel", "hidden"}
+
+
 def test_what_describes_a_row_is_listed_and_does_not_stop(tokenizer, written):
     more = {
         "prompt_id": "q7",
@@ -147,6 +160,8 @@ def test_what_describes_a_row_is_listed_and_does_not_stop(tokenizer, written):
     one = row(prompt=[{"role": "user", "content": "q", "timestamp": 17}], **more)
     _, pairs = texts(tokenizer, written([one]))
     assert set(pairs.report.unread) == {"prompt_id", "source", "critique", "turns", "messages", "timestamp"}
+    (finding,) = unread("train", "pairs", pairs.report)
+    assert finding.severity == "ok" and not pairs.report.unread_texts
     assert pairs[0].text.prompt == ASKED
 
 
