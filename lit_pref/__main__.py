@@ -14,11 +14,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         arguments: the command line; None takes that of this process.
     """
     from lit_pref.commands.table import program_help
-    from lit_pref.errors import UserError, visible
+    from lit_pref.errors import UserError
+    from lit_pref.printing import say
 
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
-        print(program_help(), end="")
+        say(program_help().rstrip("\n"))
         sys.exit(0 if words else 2)
     try:
         from lit_pref.cli import main as run
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except UserError as error:
-        print(visible(f"lit_pref: {error}"), file=sys.stderr)
+        say(f"lit_pref: {error}", error=True)
         sys.exit(error.exit_code)
     sys.exit(0)
 

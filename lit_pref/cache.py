@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lit_pref.errors import UserError
+from lit_pref.printing import say
 
 
 def cache_folder(kind: str, key: str) -> Path:
@@ -45,7 +46,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         if (reason := _damage(folder)) is None:
             return folder
         if folder.exists():
-            print(f"warning     the cache {folder} is damaged ({reason}): it is made again", flush=True)
+            say(f"warning     the cache {folder} is damaged ({reason}): it is made again")
         _build(folder, build)
     except OSError as error:
         if error.errno not in _DISK_FULL:
@@ -67,7 +68,7 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(unfinished)
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
-        digests = {file.relative_to(unfinished).as_posix(): file_digest(file) for file in files}
+        digests = {file.relative_to(unfinished).as_posix(): _content_digest(*_state(file)) for file in files}
         (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
         for file in [*files, unfinished / _DIGESTS, unfinished]:
             _to_disk(file)
@@ -90,7 +91,8 @@ def _damage(folder: Path) -> str | None:
         return f"{_DIGESTS}, its list of checksums, cannot be read"
     for name, digest in digests.items():
         try:
-            if file_digest(folder / name) != digest:
+            # Not `file_digest`: a disk that loses bits changes neither size nor times.
+            if _content_digest(*_state(folder / name)) != digest:
                 return f"{name} does not match its checksum"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -109,8 +111,18 @@ def _to_disk(path: Path) -> None:
 
 def file_digest(file: Path) -> str:
     """Return the sha256 of a file's content; large files are hashed again only if size or times changed."""
+    return _digest(*_state(file))
+
+
+def _state(file: Path) -> tuple[Path, int, int, int]:
     stat = file.stat()
-    return _digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@functools.cache  # once in a process, which opens the same folder several times
+def _content_digest(file: Path, *state: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @functools.cache
@@ -120,8 +132,7 @@ def _digest(file: Path, *state: int) -> str:
     # Only digests of large files are cached: hashing a small file is as fast as reading its digest.
     if state[0] >= _WORTH_KEEPING and kept.is_file() and len(digest := kept.read_text()) == 64:
         return digest
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = _content_digest(file, *state)
     # A file that changed just now may change again within one tick of the file system's clock.
     if state[0] >= _WORTH_KEEPING and time.time_ns() - max(state[1:]) > _SETTLED:
         with suppress(OSError):  # without a writable cache the file is only hashed again

@@ -1,4 +1,4 @@
-"""Errors in the user's input, shown as one sentence."""
+"""Errors in the user's input, shown as one sentence, and the printing of text that data may have written."""
 
 
 class UserError(Exception):
@@ -10,8 +10,7 @@ class UserError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        # Names that the user's files give may hold half a surrogate pair, which no console can print.
-        return super().__str__().encode("utf-8", "backslashreplace").decode()
+        return printable(super().__str__())
 
 
 class UsageError(UserError):
@@ -20,13 +19,22 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    r"""Return a text with half surrogate pairs, which no console can print and no file can hold, written out.
+
+    >>> printable("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def visible(text: str) -> str:
-    r"""The text with control characters as signs, so that data cannot command the terminal it is printed to.
+    r"""The printable text with control characters as signs, so that data cannot command the terminal it is printed to.
 
     >>> visible("\x1b]0;title\x07 and a line")
     '␛]0;title␇ and a line'
     """
-    return text.translate(_SIGNS)
+    return printable(text).translate(_SIGNS)
 
 
 _SIGNS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_pref import cache
 from lit_pref.cache import build_once
 from lit_pref.errors import UserError
 
@@ -87,3 +88,25 @@ def test_a_full_disk_and_a_read_only_cache_are_one_sentence_and_leave_nothing(
     assert build_once(tmp_path / "whole", write) == tmp_path / "whole"
     with pytest.raises(UserError, match=r"the cache is not writable .*Read-only"):
         build_once(tmp_path / "key", write)
+
+
+def test_bits_that_a_disk_loses_are_seen_though_size_and_times_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
+    folder = build_once(tmp_path / "prepared" / "key", write)
+    large = folder / "sub" / "large.bin"
+    state = large.stat()
+    later = state.st_mtime_ns + 10**11
+    monkeypatch.setattr(cache.time, "time_ns", lambda: later)
+    digest = cache.file_digest(large)  # is kept in a file
+    flip(large)
+    # No program can set the time of a change, so the file's state is what it was before.
+    before = (large.resolve(), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    real = cache._state
+    monkeypatch.setattr(cache, "_state", lambda file: before if file.name == "large.bin" else real(file))
+    for cached in (cache._digest, cache._content_digest):
+        cached.cache_clear()  # as in another process
+    assert cache.file_digest(large) == digest
+    build_once(folder, write)
+    assert "large.bin does not match its checksum" in capsys.readouterr().out

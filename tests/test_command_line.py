@@ -214,10 +214,10 @@ def test_a_bad_row_is_refused_by_file_line_and_field(
     refuse: Refuse, tmp_path: Path, row: dict[str, Any] | str, parts: list[str]
 ):
     line = row if isinstance(row, str) else json.dumps(row)
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    (tmp_path / "pairs.jsonl").write_text(2 * (json.dumps(GOOD) + "\n") + line + "\n")
     code, sentence = refuse(*PAIRS, "--data.val_fraction", "0", "--data.max_length", "64")
     assert code == 1
-    assert "pairs.jsonl" in sentence and "2" in sentence
+    assert "pairs.jsonl" in sentence and "line 3" in sentence
     for part in parts:
         assert part in sentence
 

@@ -223,8 +223,8 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         "set data.mapping to {margin: {column: margins, positive_means: chosen}}",
     ),
     "list of strings": (
-        {"prompt": "p", "chosen": ["b", "c"], "rejected": ["d"]},
-        "chosen is a list of strings; write one string, or messages like",
+        {"prompt": "p", "chosen": ["b", "c"], "rejected": "d"},
+        "chosen is a list of texts, not of messages; write `chosen[]` in the mapping",
     ),
     "AlpacaEval's 0": (
         AB | {"preference": 0},

@@ -11,7 +11,7 @@ from conftest import ROOT
 import lit_pref
 from lit_pref import objectives
 from lit_pref.objectives.base import Objective
-from lit_pref.parser import known_subclasses
+from lit_pref.parse_errors import known_subclasses
 from lit_pref.references.reference import Reference
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_other(run: Run, tmp_
 def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run, tmp_path: Path):
     whole = fit(run, tmp_path / "whole", every=1, max_epochs=1)
     with pytest.raises(UsageError, match="contains a checkpoint of step 3 and this run resumes from step 1"):
-        fit(run, tmp_path / "whole", ckpt=whole.checkpoint(1))
+        fit(run, tmp_path / "whole", ckpt=whole.checkpoint(1), max_epochs=1)
 
 
 def test_resuming_with_workers_under_kill_is_exact(tmp_path: Path):

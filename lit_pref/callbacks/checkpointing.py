@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_pref.callbacks.termination import Terminated
 from lit_pref.callbacks.verification import verify
 from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -136,7 +137,7 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, KeyboardInterrupt | Terminated) and trainer.is_global_zero:
             kept = words_for_resuming(self.where(trainer))
             how = "ended by SIGTERM" if isinstance(exception, Terminated) else "interrupted"
-            print(f"{how} at step {trainer.global_step}; {kept}", flush=True)
+            say(f"{how} at step {trainer.global_step}; {kept}")
 
     def where(self, trainer: Trainer) -> Path:
         """The folder of the checkpoints."""

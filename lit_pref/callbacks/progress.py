@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from lit_pref.printing import say
+
 
 class ProgressBar(RichProgressBar):
     """Lightning's progress bar with the last logged loss and accuracy, for a terminal."""
@@ -27,11 +29,10 @@ class ProgressLines(Callback):
         if trainer.is_global_zero and numbers and pl_module.logged_step != self._shown_step:
             self._shown_step = pl_module.logged_step
             accuracy = numbers.get("train/rewards/accuracies")
-            print(
+            say(
                 f"step {self._shown_step} of {pl_module.total_steps}  loss {numbers['train/loss']:.4f}"
                 + ("" if accuracy is None else f"  accuracy {accuracy:.3f}")
-                + f"  {numbers['train/pairs_per_second']:.1f} pairs/s",
-                flush=True,
+                + f"  {numbers['train/pairs_per_second']:.1f} pairs/s"
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -41,10 +42,9 @@ class ProgressLines(Callback):
             # A validation alone has no step of its own: that of the checkpoint counts.
             step = trainer.global_step if trainer.state.fn == "fit" else pl_module.checkpoint_step
             when = "before training" if trainer.sanity_checking or step == 0 else f"at step {step}"
-            print(
+            say(
                 f"held out, {when}: loss {numbers['val/loss']:.4f}"
-                + ("" if accuracy is None else f"  accuracy {accuracy:.3f}"),
-                flush=True,
+                + ("" if accuracy is None else f"  accuracy {accuracy:.3f}")
             )
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ HPARAM_METRICS = ("val/loss", "val/kl_to_target", "val/rewards/accuracies", "val
 class RunFolder(Callback):
     """Writes the record of a run: `config.yaml`, `manifest.json`, `tokenizer/`, and the HParams of TensorBoard.
 
+    A resumed run adds `manifest-1.json`, and `config-1.yaml` if its options differ.
+
     Args:
         config: The resolved configuration as YAML text, complete enough to repeat the run.
     """
@@ -37,12 +41,17 @@ class RunFolder(Callback):
             return
         # The folder is not made earlier, so that a run that is refused leaves nothing behind.
         folder = Path(trainer.default_root_dir)
-        self._write_config(folder)
+        config = config_file(folder, self.config)
+        config.write_text(self.config, encoding="utf-8")
         module: Any = pl_module
         tokenizer = module.spec.load_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
-        manifest = describe_run(trainer, module, tokenizer)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest = {"config": config.name, **describe_run(trainer, module, tokenizer)}
+        # `export` reads the tokenizer of the run folder, and compares it with these.
+        files = sorted(path for path in (folder / "tokenizer").iterdir() if path.is_file())
+        manifest["tokenizer_files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        file = next(path for path in _numbered(folder, "manifest.json") if not path.exists())
+        file.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         # Hyperparameters go into the run's own event file, with the held-out metrics before training, so that a table
         # of runs shows their last values. A resumed run already has this record.
         if trainer.global_step > 0:
@@ -50,21 +59,26 @@ class RunFolder(Callback):
         metrics = {key: module.evaluation.before[key] for key in HPARAM_METRICS if key in module.evaluation.before}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                compared = compared_settings(module.plain_config)
+                compared = compared_settings(module.plain_config) if module.plain_config else {}
                 logger.log_hyperparams(compared, metrics or {"train/total_steps": module.total_steps})
             else:
                 logger.log_hyperparams(flat(module.plain_config))
 
-    def _write_config(self, folder: Path) -> None:
-        # A resumed run may have other options than before: both records are kept.
-        number = 0
-        while True:
-            path = folder / ("config.yaml" if number == 0 else f"config-{number}.yaml")
-            if not path.exists():
-                path.write_text(self.config, encoding="utf-8")
-            if path.read_text(encoding="utf-8") == self.config:
-                return
-            number += 1
+
+def config_file(folder: Path, config: str) -> Path:
+    """The file of a resolved configuration in a run folder: the one that holds it, or the first free name.
+
+    A resumed run may have other options than before: the records of both are kept.
+    """
+    files = _numbered(folder, "config.yaml")
+    return next(path for path in files if not path.exists() or path.read_text(encoding="utf-8") == config)
+
+
+def _numbered(folder: Path, name: str) -> Iterator[Path]:
+    """Yield the file of that name, then name-1, name-2, and so on."""
+    stem, _, ending = name.rpartition(".")
+    yield folder / name
+    yield from (folder / f"{stem}-{number}.{ending}" for number in itertools.count(1))
 
 
 def describe_run(trainer: Trainer, module: Any, tokenizer: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from lit_pref.printing import say
+
 
 class Terminated(SystemExit):
     """Raised when SIGTERM arrives; the process exits with 143, the code by which shells report that signal."""
@@ -18,14 +20,15 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def ending_on_sigterm(trainer: Trainer) -> Iterator[None]:
+def ending_on_sigterm(trainer: Trainer | None = None, words: str = "") -> Iterator[None]:
     """Context in which SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt.
 
     Lightning's own handler lets a run end with exit code 0, and takes part in a collective call while other ranks may
     be in another one.
 
     Args:
-        trainer: its processes are ended with this one.
+        trainer: its processes are ended with this one; None if there are no others.
+        words: a sentence to print then; empty where a callback says it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,15 +36,19 @@ def ending_on_sigterm(trainer: Trainer) -> Iterator[None]:
 
     def end(*_: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        launcher = trainer.strategy.launcher
+        launcher = None if trainer is None else trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGTERM)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
-    # What Lightning registers later begins with this one.
-    trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
+    if trainer is not None:  # what Lightning registers later begins with this one
+        trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
     try:
         yield
+    except Terminated:
+        if words:
+            say(words)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

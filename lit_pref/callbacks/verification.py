@@ -3,6 +3,7 @@
 import functools
 import io
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _damage(path: Path, states: tuple[Any, ...]) -> str | None:
     for name in (INDEX, "meta.pt"):
         if not (path / name).is_file():
             return f"{name} is missing"
-    if reason := _damage_of_archive(path / "meta.pt"):
+    if reason := _damage_of_archive(path / "meta.pt") or _damage_of_headers(path / "meta.pt"):
         return f"meta.pt: {reason}"
     try:
         index = read_index(path)
@@ -81,9 +82,13 @@ def _damage_of_archive(file: Any) -> str | None:
 
 
 def _damage_of_headers(file: Path) -> str | None:
-    """Return whether torch cannot parse an archive's headers, of which it reads more fields than zipfile does."""
+    """Return the reason why torch cannot or must not read the headers of an archive; None if it can."""
     try:
         torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # no tensor is read
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            return f"it would run {found[1]}, which no checkpoint contains"
+        return "its headers cannot be read"
     except RuntimeError:
         return "its headers cannot be read"
     except Exception:  # what it contains is judged where it is loaded

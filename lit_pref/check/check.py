@@ -16,11 +16,13 @@ from lit_pref.check.rendering import examples, render
 from lit_pref.check.report import Arrays, Finding, Report
 from lit_pref.check.strength_findings import Strength, strength_of, target_findings
 from lit_pref.check.terminal import print_report
-from lit_pref.errors import UserError
+from lit_pref.check.text_findings import dated
+from lit_pref.errors import UserError, printable
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.step_lines import steps_of
+from lit_pref.printing import say
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Check:
             _write(self.json, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
             files.append(f"JSON: {self.json}")
         files += [] if self.model else ["--model checks the models too"]
-        print("\n" + "; ".join(files), flush=True)
+        say("\n" + "; ".join(files))
         if stops := report.of("stop"):
             topics = ", ".join(dict.fromkeys(f"{f.split} {f.topic}".strip() for f in stops))
             raise UserError(f"check: {len(stops)} finding(s) stop this run ({topics}); fix those marked stop above")
@@ -128,7 +130,9 @@ class Check:
             self._strength = strength_of(module.objective)
         except UserError as error:
             self._add_refusal(error)
-        found = source_findings(splits, self._limits, tokenizer.chat_template is not None)
+        found = dated(tokenizer.chat_template) + source_findings(
+            splits, self._limits, tokenizer.chat_template is not None
+        )
         for split, pairs in splits.items():
             found += split_findings(split, pairs, tokenizer.bos_token_id, ends)
             if len(pairs):
@@ -167,7 +171,7 @@ def _write(path: Path, content: str) -> None:
     is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        path.write_text(printable(content), encoding="utf-8")
     except OSError as error:
         if is_new:  # an unfinished page would look like a finished one
             with suppress(OSError):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lit_pref.check.statistics import Array, Pairs, evenly, share
+from lit_pref.data.prepared.splits import training_pairs_among
 from lit_pref.pairs import PreferencePair
-from lit_pref.response_key import response_key
 
 CANDIDATES = 5000
 """The most pairs whose tokens are compared in the search for repeated pairs."""
@@ -73,7 +73,7 @@ def repeated(pairs: Pairs) -> Repeated:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of validation pairs: `shared` have a training prompt, `same` are identical to a training pair."""
+    """Counts of validation pairs: `shared` have a training prompt, `same` are a training pair."""
 
     shared: int
     same: int
@@ -81,25 +81,10 @@ class Overlap:
 
 
 def overlap(train: Pairs, val: Pairs) -> Overlap:
-    """Count the validation pairs that share their prompt or all their tokens with a training pair."""
+    """Count the validation pairs that share their prompt or all their texts with a training pair."""
     known = np.unique(train.column("prompt_group").astype(str))
     shared = np.isin(val.column("prompt_group").astype(str), known)
-    # Tokens are compared instead of ids, because the records of two files may have the same numbers.
-    keys = [_prompt_and_lengths(pairs) for pairs in (train, val)]
-    candidates = np.flatnonzero(np.isin(keys[0], keys[1])), np.flatnonzero(np.isin(keys[1], keys[0]))
-    trained = {_digests(train[int(k)]) for k in candidates[0]}
-    same = sum(_digests(val[int(k)]) in trained for k in candidates[1])
-    return Overlap(int(shared.sum()), same, len(val))
-
-
-def _prompt_and_lengths(pairs: Pairs) -> Array:
-    """A key per pair, (pairs,), made of the prompt's id and the response lengths; identical pairs have equal keys."""
-    named = zip(pairs.column("prompt_id"), pairs.lengths[:, 1:].tolist(), strict=True)
-    return np.array([f"{prompt} {chosen} {rejected}" for prompt, (chosen, rejected) in named], dtype=str)
-
-
-def _digests(pair: PreferencePair) -> tuple[bytes, bytes]:
-    return response_key(pair.prompt, pair.chosen), response_key(pair.prompt, pair.rejected or ())
+    return Overlap(int(shared.sum()), int(training_pairs_among(val, [train]).sum()), len(val))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,33 @@
 """Findings about the texts of a source: unread columns, text that the chat template loses, and the form of prompts."""
 
-from lit_pref.check.report import Finding
+import re
+
+from lit_pref.check.report import Finding, Severity
 from lit_pref.data.prepared.preparation_report import PreparationReport
 
 
 def unread(split: str, source: str, report: PreparationReport) -> list[Finding]:
-    """The columns and the keys of messages that nothing reads."""
+    """The columns and the keys of messages that nothing reads: those that may hold text as a note."""
     if not report.unread:
         return []
     words = f"{split} {source}: nothing reads {', '.join(sorted(report.unread))}"
-    return [Finding("unread", "ok", words, split, source, {"rows": dict(sorted(report.unread.items()))})]
+    if report.unread_texts:
+        words += f"; look whether {', '.join(sorted(report.unread_texts))} should be a part of the prompt or a response"
+    severity: Severity = "note" if report.unread_texts else "ok"
+    numbers = {"rows": dict(sorted(report.unread.items())), "of_note": dict(sorted(report.unread_texts.items()))}
+    return [Finding("unread", severity, words, split, source, numbers)]
+
+
+def dated(chat_template: str | None) -> list[Finding]:
+    """The chat template that can write the date of the day, which prepared pairs keep."""
+    if not re.search(r"\b(strftime_now|datetime)\b", chat_template or ""):
+        return []
+    words = (
+        "the chat template can write today's date (strftime_now): prepared pairs keep the date of their preparation, "
+    )
+    words += "and the trained model is asked under other dates; a column chat_template_kwargs can fix it, such as "
+    words += '{"date_string": "26 Jul 2024"} for Llama 3'
+    return [Finding("date", "note", words)]
 
 
 def lost(split: str, source: str, report: PreparationReport, refuses: bool) -> list[Finding]:

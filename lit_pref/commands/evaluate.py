@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.judge_model import ModelOptions, refuse_out_in_use
-from lit_pref.errors import UsageError, visible
+from lit_pref.errors import UsageError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.judging.outcome import Outcome
@@ -111,11 +112,14 @@ def evaluate(
     from lit_pref.judging.outcome import write
 
     files = write(outcome, out)
-    print(visible(f"{outcome.title}\n{outcome.verdict()}\n\n{outcome.table()}\n"))
-    print(visible("".join(f"{found.sentence}\n" for found in outcome.comparisons)), end="")
-    print(visible("".join(f"note        {note}\n" for note in outcome.notes)), end="")
-    print("\n".join(f"{what:<11} {path}" for what, path in files.items()))
-    print(_next(given))
+    say(f"{outcome.title}\n{outcome.verdict()}\n\n{outcome.table()}\n")
+    for line in [
+        *(found.sentence for found in outcome.comparisons),
+        *(f"note        {note}" for note in outcome.notes),
+    ]:
+        say(line)
+    say("\n".join(f"{what:<11} {path}" for what, path in files.items()))
+    say(_next(given))
 
 
 def refuse(options: dict[str, Any]) -> None:

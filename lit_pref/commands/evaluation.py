@@ -1,11 +1,10 @@
 """What `evaluate` does by protocol: pairs and benchmarks by a judge, win rates of annotations, tasks of lm-eval."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_pref.commands.judge_model import ModelOptions, NamedJudge, device_named, folder_of_model
+from lit_pref.commands.judge_model import ModelOptions, NamedJudge, device_named
 from lit_pref.errors import UsageError
 from lit_pref.judging.benchmark_items import BenchmarkItem
 from lit_pref.judging.comparison import PromptBootstrap, compare, matched, mean_of
@@ -19,6 +18,8 @@ from lit_pref.judging.tasks import compare_tasks, run_tasks
 from lit_pref.judging.texts import read_answered, take_scores
 from lit_pref.judging.win_rate import Annotations, judged_against, read_annotations, win_rate
 from lit_pref.metrics.records import Records
+from lit_pref.models.folder import folder_of_model
+from lit_pref.printing import say
 
 Judges = list[NamedJudge]
 """The judge, and the one that it is compared with, if there is one."""
@@ -46,7 +47,7 @@ def judges_named(
 def pairs_outcome(judges: Judges, file: PairFile, votes: float) -> Outcome:
     """Evaluate a judge on pairs."""
     items = file.read()
-    print(f"pairs       {len(items)} of {file.path}", file=sys.stderr, flush=True)
+    say(f"pairs       {len(items)} of {file.path}", error=True)
     notes = [f"Rows left out: {count} ({kind})." for kind, count in file.left_out.most_common()]
     found = [judged(items, scores) for scores in _scores(judges, items, chat=False, notes=notes)]
     records = [records_of(pairs) for pairs in found]
@@ -76,7 +77,7 @@ def benchmark_outcome(
     source = source or benchmark.hub
     sets = prior_sets_of_hub() if isinstance(prior_sets, str) else prior_sets
     items = (with_prior_sets(source, sets) if sets else benchmark.read(source))[:limit]
-    print(f"items       {len(items)} of {source}", file=sys.stderr, flush=True)
+    say(f"items       {len(items)} of {source}", error=True)
     notes: list[str] = []
     scores = _scores(judges, items, chat=True, notes=notes)
     numbers = [benchmark.evaluate(items, own) for own in scores]

@@ -34,10 +34,15 @@ def write_folder(
         siblings = [path.name for path in ckpt_path.parent.glob("*.ckpt")]
         hint = did_you_mean(ckpt_path.name, siblings) or "; the checkpoints of a run are in RUN_DIR/checkpoints"
         raise UserError(f"checkpoint {ckpt_path} does not exist{hint}")
+    from lit_pref.callbacks.termination import ending_on_sigterm
+    from lit_pref.printing import say
     from lit_pref.run.export import export
+    from lit_pref.run.lightning_messages import hide_hints
 
-    done = export(ckpt_path, out, merge, pairs, trust_remote_code)
-    print(f"wrote {done.folder}")
-    print(done.judgement)
-    print(f"responses end at {', '.join(done.stops)}")
-    print(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")
+    hide_hints()
+    with ending_on_sigterm(words=f"ended by SIGTERM before {out} was complete: nothing of it is left; export again"):
+        done = export(ckpt_path, out, merge, pairs, trust_remote_code)
+    say(f"wrote {done.folder}")
+    say(done.judgement)
+    say(f"responses end at {', '.join(done.stops)}")
+    say(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from lit_pref.errors import UsageError, UserError, visible
+from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.generating.engine import Engine
@@ -100,8 +101,9 @@ def generate(
     refuse(dict(locals()))
     stops = stop_strings(stop)
     from lit_pref.generating.endpoint import Endpoint
-    from lit_pref.generating.local_model import LocalModel, folder_of_model
+    from lit_pref.generating.local_model import LocalModel
     from lit_pref.generating.prompts import PromptFile
+    from lit_pref.models.folder import folder_of_model
     from lit_pref.models.sampling import Sampling
     from lit_pref.models.spec import ModelSpec
 
@@ -238,8 +240,3 @@ def last_lines(outcome: "Outcome", samples: int) -> list[str]:
             "server takes no notice of it or of seeds"
         )
     return [*lines, f"responses   {outcome.path}", f"next        read some: head -n 3 {shlex.quote(str(outcome.path))}"]
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(visible(line), flush=True)

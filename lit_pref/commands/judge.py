@@ -9,6 +9,7 @@ from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.judge_model import ModelOptions, NamedJudge, refuse_out_in_use
 from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.judging.texts import Answered
@@ -76,7 +77,7 @@ def judge(
 
     every = read_answered(texts, prompt, response)
     number = sum(len(answered.responses) for answered in every)
-    print(f"texts       {number} responses to {len(every)} prompts of {texts}", flush=True)
+    say(f"texts       {number} responses to {len(every)} prompts of {texts}")
     if given is not None:
         take_scores(every, given)
     elif testbed:
@@ -93,11 +94,11 @@ def judge(
         written.append(_write(out / "pairs.jsonl", made))
     if best is not None:
         written.append(_write(out / "best.jsonl", (_best(answered, best_of(answered, best)) for answered in every)))
-    print("\n".join(written))
+    say("\n".join(written))
     if pairs is not None:
-        print(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
+        say(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
     elif any(len(answered.responses) > 1 for answered in every):
-        print("Next: make pairs of them with --pairs best_worst, or take the best with --best N")
+        say("Next: make pairs of them with --pairs best_worst, or take the best with --best N")
 
 
 def _by_model(
@@ -105,11 +106,11 @@ def _by_model(
 ) -> None:
     judge = NamedJudge(model, reference, per_token, 1.0, options)
     found = judge.scores([(answered.prompt, answered.responses) for answered in every])
-    print(f"judge       {judge.described}")
+    say(f"judge       {judge.described}")
     for answered, scores in zip(every, found, strict=True):
         answered.scores = scores
     if judge.cut:
-        print(f"warning     {judge.cut} texts were cut to --max_length {options.max_length}")
+        say(f"warning     {judge.cut} texts were cut to --max_length {options.max_length}")
 
 
 def _gold(every: "list[Answered]") -> None:

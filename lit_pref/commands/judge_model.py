@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lit_pref.errors import UsageError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.judging.model_judge import Question
@@ -42,6 +43,7 @@ class NamedJudge:
 
     def __init__(self, model: str, reference: str | None, per_token: bool, beta: float, options: ModelOptions) -> None:
         from lit_pref.judging.model_judge import judge_spec
+        from lit_pref.models.folder import folder_of_model
 
         self.name, self.per_token, self.beta, self.options = model, per_token, beta, options
         self.spec: ModelSpec = judge_spec(folder_of_model(model), options.dtype, options.trust_remote_code)
@@ -80,16 +82,10 @@ class NamedJudge:
             device_named(self.options.device),
         )
         self.described = judge.describe() + (f", times {self.beta:g}" if self.beta != 1 else "")
-        print(f"judge       {self.described}", file=sys.stderr, flush=True)
+        say(f"judge       {self.described}", error=True)
         found = judge.scores(questions, progress(what))
         self.cut = judge.cut
         return [[self.beta * score for score in own] for own in found]
-
-
-def folder_of_model(name: str) -> str:
-    """Return the exported model of a run folder, or the name itself."""
-    exported = Path(name) / "hf"
-    return str(exported) if (exported / "config.json").exists() else name
 
 
 def device_named(name: str) -> str:
@@ -119,6 +115,6 @@ def progress(what: str) -> Callable[[int, int], None]:
         if now - shown[0] > (1 if sys.stderr.isatty() else 30) or done == of:
             shown[0] = now
             left = (now - began) / done * (of - done)
-            print(f"{what:<11} {done} of {of}, {left:.0f} s left", file=sys.stderr, flush=True)
+            say(f"{what:<11} {done} of {of}, {left:.0f} s left", error=True)
 
     return show

@@ -33,6 +33,9 @@ TOP_LEVEL = (
 """The first parts of all options of a run. They are listed because building the parser imports torch; a test compares
 them."""
 
+GROUPS = ("trainer", "model", "data", "testbed")
+"""Those that have options below them."""
+
 CONSTRUCTORS = {
     "model": ("modules/preference.py", "PreferenceModule"),
     "data": ("data/datamodule.py", "PreferenceDataModule"),
@@ -104,8 +107,11 @@ class RunOptions:
         first, dot, rest = name.partition(".")
         known = [n for n in TOP_LEVEL if n != "verbose" or self.command in ("validate", "test")]
         if first not in known:
+            if owners := [group for group, where in CONSTRUCTORS.items() if first in _parameters(*where)]:
+                raise UsageError(unknown_option(name, [f"{group}.{name}" for group in owners]))
             # An own option first: on a tie, a guess is more likely to be right.
-            nearest = nearest_names(first, [*self.own_options, *known], cutoff=0.5)
+            guesses = [*self.own_options, *known] if not dot else [name for name in known if name in GROUPS]
+            nearest = nearest_names(first, guesses, cutoff=0.5)
             raise UsageError(unknown_option(name, [guess + dot + rest for guess in nearest]))
         second, dot, rest = rest.partition(".")
         if first in CONSTRUCTORS and second not in ("", "help", *(known := _parameters(*CONSTRUCTORS[first]))):

@@ -7,6 +7,7 @@ from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.run_options import RunOptions
 from lit_pref.errors import UsageError
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.modules.preference import PreferenceModule
@@ -40,7 +41,7 @@ def score(
             raise UsageError("score: --list takes no other option, --prune at most DAYS or a NAME; see score --help")
         from lit_pref.commands.score_store import remove, table
 
-        print(table()) if list else remove(None if prune is True else str(prune))
+        say(table()) if list else remove(None if prune is True else str(prune))
         return
     run.build().before_training(fill if verify is None else lambda module: verify_stored(module, verify))
 

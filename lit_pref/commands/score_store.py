@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_pref.errors import UsageError, UserError
+from lit_pref.printing import say
 from lit_pref.references.store_admin import Kept, in_use, kept, tidy
 
 
@@ -53,5 +54,5 @@ def remove(which: str | None) -> None:
     for one in chosen:
         shutil.rmtree(one.folder)
         freed += one.size
-        print(f"removed {one.folder.name[:12]}  {one.about['description']}, {one.about['numerics']}")
-    print(f"{freed / 2**20:.1f} MiB freed")
+        say(f"removed {one.folder.name[:12]}  {one.about['description']}, {one.about['numerics']}")
+    say(f"{freed / 2**20:.1f} MiB freed")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, printable
 from lit_pref.pairs import TEMPLATE_ARGUMENTS
+from lit_pref.printing import say
 
 if TYPE_CHECKING:
     from lit_pref.data.checking.text_pair import CheckedPair
@@ -106,13 +107,13 @@ def write(module: "PreferenceModule", out: Out, again: Sequence[str]) -> None:
         write_pairs(out.pairs, rows_of(data, chosen, choice.scores[choice.indices]), chosen.ids, data.seed)
         report = report_of(data.selection, pool, choice, data.unselected)
         out.numbers.write_text(json.dumps(report.numbers, indent=1) + "\n", encoding="utf-8")
-        out.page.write_text(page(report), encoding="utf-8")
+        out.page.write_text(printable(page(report)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out.pairs} cannot be written ({error}): free space or permissions, or another --out") from (
             error
         )
-    print(f"\n{plain(report)}\n\nselected pairs  {out.pairs}\nreport          {out.page}  (numbers: {out.numbers})")
-    print(_next(data, out.pairs, again), flush=True)
+    say(f"\n{plain(report)}\n\nselected pairs  {out.pairs}\nreport          {out.page}  (numbers: {out.numbers})")
+    say(_next(data, out.pairs, again))
 
 
 def rows_of(data: Any, chosen: "PairView", scores: Any) -> Iterator[tuple[int, dict[str, Any]]]:

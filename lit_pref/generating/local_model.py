@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_pref.data.sources.row import BadRow
 from lit_pref.data.tokenizing.rendering import render_prompt
-from lit_pref.errors import UsageError, UserError, visible
+from lit_pref.errors import UsageError, UserError
 from lit_pref.generating.engine import Answer, Engine, Task, sample_key
 from lit_pref.generating.progress import Progress
 from lit_pref.generating.prompts import Prompt, PromptFile, option_names
@@ -21,6 +20,7 @@ from lit_pref.models.generation import end_ids
 from lit_pref.models.responding import Request, Response, respond
 from lit_pref.models.sampling import Sampling
 from lit_pref.models.spec import ModelSpec
+from lit_pref.printing import say
 
 SHOWN = 200  # characters of the first prompt that are printed, from its end
 LOGITS = 2**26  # numbers in the logits of one step of a batch: 256 MiB in fp32, of which several copies exist
@@ -120,7 +120,7 @@ class LocalModel(Engine):
         # Training ends a turn as the chat template does, even if the model's generation settings do not say so.
         self.ends = list(dict.fromkeys([*end_ids(self.model, self.tokenizer), self.encoding.turn_end()]))
         names = ", ".join(self.tokenizer.convert_ids_to_tokens(self.ends))
-        print(visible(f"ends        responses end at {names}"), flush=True)
+        say(f"ends        responses end at {names}")
 
     def answers(self, tasks: Sequence[Task], progress: Progress) -> list[Answer]:
         requests = [self._request(*task) for task in tasks]
@@ -209,25 +209,3 @@ def device_of(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name} cannot be used here ({reason}); give auto, cpu, or cuda:0") from error
     return device
-
-
-def folder_of_model(name: str) -> str:
-    """Return the model that is named: the exported folder of a run if it is a run folder, or else the name itself.
-
-    Raises:
-        UserError: it is a run folder without an exported model, or a checkpoint.
-    """
-    path = Path(name).expanduser()
-    if path.suffix == ".ckpt" or (path.parent.name == "checkpoints" and path.exists()):
-        raise UserError(
-            f"{name} is a checkpoint: write it as a folder first (python -m lit_pref export --ckpt_path {name} --out "
-            "FOLDER), and give that"
-        )
-    if not (path / "manifest.json").exists() or (path / "config.json").exists():
-        return name
-    if (path / "hf").is_dir():
-        return str(path / "hf")
-    raise UserError(
-        f"{name} is a run folder without hf/, because the run has not ended: resume it, or write one of its "
-        f"checkpoints as a folder (python -m lit_pref export --ckpt_path {path / 'checkpoints'}/FILE --out FOLDER)"
-    )

@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from lit_pref.errors import UsageError, UserError, visible
+from lit_pref.errors import UsageError, UserError
 from lit_pref.generating.prompts import Prompt
+from lit_pref.printing import say
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
@@ -87,7 +88,7 @@ def folder_lock(out: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        print(visible(f"note        {out} cannot be locked ({error}): processes that share it may do work twice"))
+        say(f"note        {out} cannot be locked ({error}): processes that share it may do work twice")
         yield
         return
     try:

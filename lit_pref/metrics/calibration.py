@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.metrics.intervals import wilson
 from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 BINS = 20
 """Default number of bins: 20 over both orders are 10 bins of confidence max(q, 1 - q)."""
+FEWEST = 2
+"""Presentations in a bin from which on `ece_if_calibrated` is known: 20 pairs in 20 bins."""
 
 
 CALIBRATION: dict[str, Meaning] = {
     "ece": Meaning(f"mean over {BINS} bins of equal count of |mean label - mean q|", "1"),
     "ece_if_calibrated": Meaning(
         "the ece to expect of a calibrated model on so many pairs: mean over bins of sqrt(2 v / (pi E)), with v the "
-        "mean of q (1 - q) and E the presentations in a bin; against the label only",
+        "mean of q (1 - q) and E the presentations in a bin; against the label only, and from 20 pairs on",
         "1",
     ),
     "brier": Meaning("mean of (q - p)²", "1"),
@@ -58,8 +61,11 @@ class ReliabilityBins:
         """The error to expect of a perfectly calibrated model on so many pairs, with labels that are 0 or 1.
 
         The mean label of a bin with E entries then deviates from the mean q with the variance v / E, and so by
-        sqrt(2 v / (pi E)) on average, if it is normal.
+        sqrt(2 v / (pi E)) on average, if it is normal. NaN where a bin has fewer than `FEWEST` entries, which is far
+        from normal, unless all are ties.
         """
+        if self.entries < FEWEST and bool(self.variance.any()):
+            return math.nan
         return (2 / math.pi * self.variance / self.entries).sqrt().mean().item()
 
 
@@ -178,7 +184,7 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
 
     The names are `prefix/calibration/{ece,ece_if_calibrated,brier,log_loss,temperature}`, against the label that chosen
     is better, and `prefix/calibration@NAME/...`, against each column in `against` that the records have (without
-    `ece_if_calibrated`, which is the noise of labels).
+    `ece_if_calibrated`, which is the noise of labels and needs 20 pairs).
 
     Pairs without a z or without the probability are left out; if any z is not finite, every number is NaN. Records
     without pairs give no numbers. For the temperatures 0, infinity and NaN see `FittedTemperature`.
@@ -207,8 +213,9 @@ def calibrate(records: Records, against: Sequence[str] = (), bins: int = BINS, p
                 "log_loss": log_loss(z, label),
                 "temperature": fit_temperature(z, label).value,
             }
-        if key != "calibration":
-            del numbers["ece_if_calibrated"]  # holds for labels that are 0 or 1
+        few = 2 * len(z) < FEWEST * bins and not math.isnan(numbers["ece"])
+        if key != "calibration" or few:
+            del numbers["ece_if_calibrated"]  # holds for labels that are 0 or 1, and for more pairs
         metrics.update((f"{prefix}/{key}/{name}", number) for name, number in numbers.items())
     return metrics
 
@@ -231,11 +238,10 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     )
     expected = ""
     if label is None or ((label == 0) | (label == 1)).all():
-        expected = f" ({reliability.error_if_calibrated:.3f} if calibrated)"
-        lower, upper = _wilson(reliability.observed, reliability.entries)
-        top.vlines(
-            presented, lower.numpy(), upper.numpy(), color="C0", alpha=0.45, linewidth=2.5, label="95 % interval"
-        )
+        floor = reliability.error_if_calibrated
+        expected = "" if math.isnan(floor) else f" ({floor:.3f} if calibrated)"
+        lower, upper = zip(*(wilson(share, reliability.entries) for share in observed.tolist()), strict=True)
+        top.vlines(presented, lower, upper, color="C0", alpha=0.45, linewidth=2.5, label="95 % interval")
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed: share preferred", title=title)
     boundary = f" ({temperature.boundary})" if temperature.boundary else ""
     top.text(
@@ -255,14 +261,6 @@ def reliability_diagram(z: Tensor, label: Tensor | None = None, bins: int = BINS
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _wilson(share: Tensor, count: float) -> tuple[Tensor, Tensor]:
-    deviate = 1.959964
-    scale = 1 + deviate**2 / count
-    centre = (share + deviate**2 / (2 * count)) / scale
-    half = deviate / scale * (share * (1 - share) / count + deviate**2 / (4 * count**2)).clamp(min=0).sqrt()
-    return centre - half, centre + half
 
 
 def _checked(z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:

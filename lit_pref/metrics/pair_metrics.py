@@ -183,17 +183,6 @@ def margin_quantiles(records: Records, bins: int) -> list[float]:
     return sorted(set(edges))
 
 
-def prompt_intervals(records: Records, values: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Return the 95 % bootstrap interval over prompts of the mean of each value; left out where pairs have none.
-
-    Args:
-        records: merged records.
-        values: name -> (pairs,) one value of every pair of the records.
-    """
-    prompts = records.get("prompt") or records["id"]
-    return {name: bootstrap_interval(v, prompts, seed=0) for name, v in values.items() if len(v) == len(prompts) > 0}
-
-
 def bootstrap_interval(
     values: Tensor, clusters: Sequence[Hashable] | None, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:

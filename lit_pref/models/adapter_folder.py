@@ -1,6 +1,7 @@
 """Folders that hold a LoRA adapter instead of a whole model, as `peft` and `export --merge false` write them."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class AdapterFolder:
                 f"the adapter in '{self.name}' does not name the model that it is for: set base_model beside path"
             )
         beside = self.folder / named
-        if not Path(named).expanduser().is_dir() and beside.is_dir():
+        if not os.path.isdir(os.path.expanduser(named)) and beside.is_dir():
             return str(beside), None
         return named, self.settings.get("revision")
 

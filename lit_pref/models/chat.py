@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from lit_pref.models.message_values import Place, values_left_out
 from lit_pref.models.special_text import EncodableText, Span, SpecialNames, unused
 from lit_pref.models.template_limits import limited_rendering
 from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message
@@ -89,6 +90,16 @@ class Chat:
             rest = {name: value for name, value in arguments.items() if name != key}
             without[key] = [{**messages[0], TEMPLATE_ARGUMENTS: rest}, *messages[1:]]
         return {key for key, fewer in without.items() if self._attempt(fewer, asks=True) == text}
+
+    def left_out(self, messages: Sequence[Message], response: str = "", further: Message | None = None) -> set[Place]:
+        """Return the places of the values in `unread`'s keys that the template does not write; arguments as there."""
+        answer = [] if further is None else [{"role": "assistant", "content": response, **further}]
+        first, asks = len(messages) if answer else 0, further is None
+        return set(values_left_out(lambda turns: self._attempt(turns, asks), [*messages, *answer], first))
+
+    def repeats(self, messages: Sequence[Message]) -> bool:
+        """Return whether the template writes a prompt again as it wrote it before."""
+        return self._render_prompt(json.dumps(messages)).text == self.render_prompt(messages).text
 
     def render_answer(self, messages: Sequence[Message], response: str, further: Message | None = None) -> RenderedChat:
         """Render a conversation with its response, without text that the template adds after the end of the turn.

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM
 
 from lit_pref.errors import UsageError
@@ -15,6 +16,12 @@ def has_experts(config: Any) -> bool:
     """Return whether a model with this configuration routes tokens to experts."""
     text = config.get_text_config()
     return any(getattr(text, name, None) for name in ROUTERS)
+
+
+def use_eager_experts_in_float64(model: Any) -> None:
+    """Make a model in float64 compute its experts one after the other, because torch's grouped_mm has no float64."""
+    if model.dtype == torch.float64 and has_experts(model.config) and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
 
 
 def router_weight(config: Any, asked: float | None) -> float:

@@ -1,5 +1,6 @@
 """Finds the folders of models and tokenizers: a local path is used directly, a hub name is downloaded."""
 
+import json
 import os
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def adapter_path(name: str, revision: str | None = None) -> Path | None:
     return folder if (folder / SETTINGS).is_file() and not (folder / "config.json").is_file() else None
 
 
+def refuse_damaged_config(folder: Path) -> None:
+    """Refuse a `config.json` that is not JSON, of which transformers would say that the tokenizer cannot be loaded.
+
+    Raises:
+        UserError: it is not.
+    """
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' is damaged or not JSON ({error}): get it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' holds no settings of a model: get it again")
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder contains a tokenizer."""
     return any((folder / file).is_file() for file in TOKENIZER_FILES)
@@ -72,7 +88,7 @@ def tokenizer_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, it never raises for an unknown user
     if path.is_dir():
         return path
     if path.is_file():
@@ -125,3 +141,25 @@ def _nearest(path: Path) -> str:
     siblings = {p.name: p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")}
     near = nearest_names(path.name, siblings, most=3)
     return f" (nearest: {', '.join(str(siblings[n]) for n in near)})" if near else ""
+
+
+def folder_of_model(name: str) -> str:
+    """Return the model that is named: the exported folder of a run if it is a run folder, or else the name itself.
+
+    Raises:
+        UserError: it is a run folder without an exported model, or a checkpoint.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".ckpt" or (path.parent.name == "checkpoints" and path.exists()):
+        raise UserError(
+            f"{name} is a checkpoint: write it as a folder first (python -m lit_pref export --ckpt_path {name} --out "
+            "FOLDER), and give that"
+        )
+    if not (path / "manifest.json").exists() or (path / "config.json").exists():
+        return name
+    if (path / "hf").is_dir():
+        return str(path / "hf")
+    raise UserError(
+        f"{name} is a run folder without hf/, because the run has not ended: resume it, or write one of its "
+        f"checkpoints as a folder (python -m lit_pref export --ckpt_path {path / 'checkpoints'}/FILE --out FOLDER)"
+    )

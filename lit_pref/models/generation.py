@@ -42,6 +42,8 @@ def generate(
     """
     ids = [_encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     ends = end_ids(model, tokenizer)
+    if not ends:
+        raise ValueError("neither the tokenizer nor the model has an end token")
     pad = tokenizer.pad_token_id
     sampling = _sampling(temperature)
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
@@ -78,9 +80,19 @@ def stops(model: Any) -> list[int]:
     return list(named) if isinstance(named, list | tuple) else [] if named is None else [named]
 
 
-def also_stop_at(model: Any, ends: Iterable[int]) -> Any:
-    """Add ids to those at which the model's generation settings stop, and return the model."""
-    every = list(dict.fromkeys([*stops(model), *ends]))
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids at which responses end, here and in an exported folder: eos, then those of the model's settings.
+
+    Only added tokens count: a model built from a bare config has its class's default id, which may be a word here.
+    """
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*eos, *(number for number in stops(model) if number in added)]))
+
+
+def also_stop_at(model: Any, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> Any:
+    """Make the model's generation settings stop at `end_ids` and at further ids, and return the model."""
+    every = list(dict.fromkeys([*end_ids(model, tokenizer), *ends]))
     if every and getattr(_owner(model), "generation_config", None) is not None:
         _owner(model).generation_config.eos_token_id = every if len(every) > 1 else every[0]
     return model
@@ -117,19 +129,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
-def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids at which generation stops: eos, then those in the model's generation settings (end of turn).
-
-    Only added tokens count: a model built from a bare config has its class's default id, which may be a word here.
-    """
-    added = tokenizer.added_tokens_decoder
-    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ends += [number for number in stops(model) if number in added and number not in ends]
-    if not ends:
-        raise ValueError("neither the tokenizer nor the model has an end token")
-    return ends
 
 
 def left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

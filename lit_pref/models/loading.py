@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, visible
+from lit_pref.models.experts import use_eager_experts_in_float64
 
 
 @contextmanager
@@ -76,6 +77,7 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         raise UserError(f"the weights of '{name}' lack {missing}: it is not a complete causal language model")
     refuse_lost_heads(name, info["unexpected_keys"])
     refuse_lost_quantization(f"'{name}'", config, model)
+    use_eager_experts_in_float64(model)
     return model
 
 
@@ -111,11 +113,8 @@ def refuse_lost_heads(name: str, unexpected: Iterable[str]) -> None:
         )
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        warnings.warn(
-            f"weights of '{name}' that its causal language model has no place for are left out: "
-            f"{', '.join(lost[:3])}{more}",
-            stacklevel=2,
-        )
+        words = f"weights of '{name}' that its causal language model has no place for are left out: "
+        warnings.warn(visible(f"{words}{', '.join(lost[:3])}{more}"), stacklevel=2)
 
 
 def refuse_lost_quantization(name: str, config: PretrainedConfig, model: Any) -> None:
@@ -143,7 +142,9 @@ def draw_weights(config: PretrainedConfig, dtype: torch.dtype, form: dict[str, A
         raise UserError(f"policy.config is not that of a causal language model: {first_line(error)}") from error
     refuse_lost_quantization("the model", config, model)
     model.config.dtype = dtype
-    return model.to(dtype)
+    model = model.to(dtype)
+    use_eager_experts_in_float64(model)
+    return model
 
 
 def compile_blocks(model: nn.Module, backend: str) -> None:

@@ -1,5 +1,6 @@
 """Settings of low-rank adapters, and adapters put on a model or merged into it, by `peft`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,17 @@ def name_base(model: Any, name: str, revision: str | None) -> None:
         name: the folder or hub name of its base model.
         revision: that on the hub.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     settings = model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = str(path.resolve()) if path.is_dir() else name, revision
+
+
+def adapted_weights(model: Any) -> set[str]:
+    """Return the names that the weights with an adapter have in the merged model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return {f"{name.removeprefix('base_model.model.')}.weight" for name in names}
 
 
 def merged(model: Any) -> Any:

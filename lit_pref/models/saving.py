@@ -17,10 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models import embedding_reader
+from lit_pref.models.experts import use_eager_experts_in_float64
 from lit_pref.models.loading import building, draw_weights, first_line, without_bars
 from lit_pref.models.lora import merged
 from lit_pref.models.reward import Embedding, draw_reward_model
-from lit_pref.models.spec import DTYPES, ModelSpec
+from lit_pref.models.setting_names import DTYPES
+from lit_pref.models.spec import ModelSpec
 
 MARKER = "lit_pref.json"
 """The file that marks a folder as an export; it records the origin and the files that were written."""
@@ -42,8 +44,8 @@ def save_folder(model: nn.Module, tokenizer: Any, folder: Path, card: str, merge
         (folder / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the export cannot be written ({first_line(error)}): make room on the disk, or give another --out; "
-            "nothing half-finished is left"
+            f"the export cannot be written ({first_line(error)}): make room on the disk, or export to another "
+            "folder (export --out); nothing half-finished is left"
         ) from error
     return whole
 
@@ -64,7 +66,9 @@ def reopen(folder: Path, policy: ModelSpec) -> nn.Module:
     if (folder / "config.json").exists():
         task = AutoModelForCausalLM if policy.outputs is None else AutoModelForSequenceClassification
         with without_bars():
-            return task.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted)
+            model = task.from_pretrained(folder, dtype=policy.dtype, use_safetensors=True, trust_remote_code=trusted)
+        use_eager_experts_in_float64(model)
+        return model
     plain = dataclasses.replace(policy.without_adapters(), tokenizer=str(folder)).build()
     return PeftModel.from_pretrained(plain, folder)
 
@@ -98,20 +102,26 @@ def refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UsageError(f"{folder} is a file; give another --out")
+        raise UsageError(f"{folder} is a file: move it away, or export to another place (export --out)")
     present = {path.name for path in folder.iterdir()}
     if not present:
         return
     if MARKER not in present:
-        raise UsageError(f"{folder} is not empty and was not written by an export; give another --out")
+        raise UsageError(
+            f"{folder} is not empty and was not written by an export: move it away, or export to another folder "
+            "(export --out)"
+        )
     try:
         written = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{folder / MARKER} was not written by an export; give another --out") from error
+        raise UsageError(
+            f"{folder / MARKER} was not written by an export, or is damaged: move {folder} away, or export to another "
+            "folder (export --out)"
+        ) from error
     if added := sorted(present - {MARKER, *written}):
         raise UsageError(
             f"{folder} is an earlier export with files added to it, which would be lost: {', '.join(added[:4])}; move "
-            "them away, or give another --out"
+            "them away, or export to another folder (export --out)"
         )
 
 
@@ -124,8 +134,8 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
         old.rename(target)  # an earlier run was killed between the two renames below
     for leftover in (unfinished, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     try:
+        unfinished.mkdir(parents=True)
         yield unfinished
         marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -133,5 +143,7 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
             target.rename(old)
         unfinished.rename(target)
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)  # ended between the two renames
         shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

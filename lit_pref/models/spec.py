@@ -3,11 +3,10 @@
 import copy
 import hashlib
 import json
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -16,7 +15,7 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.adapter_folder import AdapterFolder, adapter_folder, refuse_contradiction
 from lit_pref.models.architecture import configuration_of, longest_input, read_configuration
 from lit_pref.models.experts import router_weight
-from lit_pref.models.folder import has_tokenizer, model_folder, tokenizer_folder
+from lit_pref.models.folder import has_tokenizer, model_folder, refuse_damaged_config, tokenizer_folder
 from lit_pref.models.loading import (
     building,
     compile_blocks,
@@ -28,12 +27,10 @@ from lit_pref.models.loading import (
 )
 from lit_pref.models.lora import Lora, merged, name_base, with_adapters
 from lit_pref.models.reward import Embedding, draw_reward_model, load_reward_model
+from lit_pref.models.setting_names import DTYPES, refuse_unknown_attention, refuse_unknown_dtype, refuse_unknown_head
 from lit_pref.models.tokenizer import Corpus, train_tokenizer
 
 __all__ = ["Corpus", "Embedding", "Lora", "ModelSpec"]
-
-HEADS = ("lm", "scalar")
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 @dataclass
@@ -100,14 +97,14 @@ class ModelSpec:
             raise UsageError(f"a model is given either by `path` or by `config`, but {given} set")
         if self.config is not None and "model_type" not in self.config:
             raise UsageError("policy.config has no `model_type`: name the architecture, for example llama")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype '{self.dtype}' is unknown: use one of {', '.join(DTYPES)}")
+        refuse_unknown_dtype(self.dtype)
+        if self.attention is not None:
+            refuse_unknown_attention(self.attention)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
-        if self.head not in HEADS:
-            raise UsageError(f"policy.head is {self.head!r}: it must be one of {', '.join(HEADS)}")
+        refuse_unknown_head(self.head)
         if self.embedding is not None and self.head == "lm":
-            raise UsageError("policy.embedding belongs to a reward model: set policy.head to scalar as well")
+            raise UsageError("policy.embedding is for reward models: set policy.head to scalar as well")
         if self.router_loss is not None and not 0 <= self.router_loss < float("inf"):
             raise UsageError(f"policy.router_loss is {self.router_loss}: it must be 0 or above, or null")
         self.seed = self.seed or 0
@@ -166,6 +163,7 @@ class ModelSpec:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # the tokenizers library raises bare ones for a damaged file
+            refuse_damaged_config(folder)
             raise UserError(f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}") from error
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer in '{folder}' has no end token (eos_token): set it in its configuration")
@@ -225,7 +223,7 @@ class ModelSpec:
         """Return a one-line description: source, dtype, adapters, head."""
         if self.path is not None:
             source = self.path if self.revision is None else f"{self.path} at {self.revision}"
-            if Path(self.path).expanduser().is_dir() and self.adapter is not None:
+            if os.path.isdir(os.path.expanduser(self.path)) and self.adapter is not None:
                 how = "merged into" if self.merge_adapter else "on"
                 source += f" (adapter of rank {self.adapter.lora().r} {how} {self.source[0]})"
         else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
+from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.building import build_scorer
 from lit_pref.modules.checkpoint_info import (
@@ -268,7 +269,7 @@ class PairModule(LightningModule, ABC):
         }
 
     def check_checkpoint(self, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint that would silently change this run; warn of changes that are allowed.
+        """Refuse a checkpoint that would silently change this run.
 
         Args:
             saved: the `checkpoint_info` in the checkpoint.
@@ -279,7 +280,8 @@ class PairModule(LightningModule, ABC):
         """
         check_state(saved, self.spec, self.objective)
         if self.trainer.state.fn == "fit":
-            check_resumption(saved, self.objective, self.batch_layout, self.layout_reason)
+            obstacle = prefix_sharing_obstacle(self.spec) if self.batch_layout == "padded" else None
+            check_resumption(saved, self.objective, self.batch_layout, obstacle)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)

@@ -27,7 +27,8 @@ def build_scorer(spec: ModelSpec, pairs: Any, layout: str) -> Any:
     if spec.outputs is not None:
         scorer = reward_scorer(spec.build(), spec.embedding, spec.path)
     else:
-        scorer = Scorer(also_stop_at(spec.build(), end_tokens(pairs, spec.load_tokenizer())))
+        tokenizer = spec.load_tokenizer()
+        scorer = Scorer(also_stop_at(spec.build(), tokenizer, end_tokens(pairs, tokenizer)))
         scorer.router_weight = router_weight(spec.configuration(), spec.router_loss)
     if layout != "padded" and prefix_sharing_obstacle(spec) is None:
         # Enabled even if these data are padded, because those of a later validation may be prefix-shared.

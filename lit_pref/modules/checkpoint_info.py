@@ -1,7 +1,6 @@
 """Stores information about a run in its checkpoints, and refuses to resume a run that would silently change."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -10,7 +9,8 @@ from torch import nn
 
 from lit_pref.errors import UserError
 from lit_pref.models.generation import stops
-from lit_pref.models.spec import DTYPES, Lora, ModelSpec
+from lit_pref.models.setting_names import DTYPES
+from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
 from lit_pref.scoring.layout import Layout
@@ -21,8 +21,8 @@ FORMAT = 2  # raise it when older checkpoints can no longer be resumed or export
 SAMPLE = 8
 """Pairs kept in a checkpoint, as ids.
 
-An export scores them with the weights of the checkpoint and with the folder it wrote, which shows that both give the
-same scores. It does not show that the checkpoint contains the trained weights, because no scores are kept.
+They do not show that a checkpoint contains the trained weights, because no scores are kept. An export scores them with
+the weights of the checkpoint and with the folder it wrote, which shows that both give the same scores.
 """
 
 
@@ -139,14 +139,14 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
         )
 
 
-def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout, layout_reason: str) -> None:
-    """Refuse to resume training with another fitting rule or layout; warn of other hyper-parameters of the objective.
+def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout, obstacle: str | None = None) -> None:
+    """Refuse to resume training with another fitting rule or layout.
 
     Args:
         saved: the information in the checkpoint.
         objective: the objective of this run.
         layout: the layout of this run.
-        layout_reason: the reason why this run has that layout.
+        obstacle: the reason why this run's model cannot read prefix-shared rows; None if it can.
 
     Raises:
         UserError: The fitting rules or the layouts differ.
@@ -158,16 +158,18 @@ def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout
                 f"{name} of the checkpoint was fitted by {rule}, and this run sets {own}, but a resumed run does not "
                 "fit it again: give the run the checkpoint's settings, or start a new run from an exported folder"
             )
-    if saved["layout"] != layout:
+    if saved["layout"] == layout:
+        return
+    if saved["layout"] == "prefix_shared" and obstacle is not None:
         raise UserError(
-            f"the checkpoint was trained in the {saved['layout']} layout and this run would resume in the {layout} one "
-            f"({layout_reason}), which gives other last bits: set model.layout to {saved['layout']}"
+            f"this run needs the {layout} layout ({obstacle}), and the checkpoint was trained in prefix_shared, which "
+            "gives other last bits: give model.policy the checkpoint's settings (dropout, attention), or start a new "
+            "run from an exported folder"
         )
-    if saved["objective"] != repr(objective):
-        warnings.warn(
-            f"the run resumes with another objective: the checkpoint has {saved['objective']}, this run {objective!r}",
-            stacklevel=2,
-        )
+    raise UserError(
+        f"the checkpoint was trained in the {saved['layout']} layout and this run would resume in the {layout} one, "
+        f"which gives other last bits: set model.layout to {saved['layout']}"
+    )
 
 
 def check_trained_tensors(saved: dict[str, Any], state: dict[str, Any] | None) -> None:

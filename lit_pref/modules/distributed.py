@@ -10,7 +10,6 @@ import numpy
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,6 +18,7 @@ from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
+from lit_pref.printing import say
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
 
@@ -55,12 +55,6 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         say=say,
         refuse=partial(refuse, trainer),
     )
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, once for all ranks."""
-    print(line, flush=True)
 
 
 def data_parallel_size(trainer: Trainer) -> int:

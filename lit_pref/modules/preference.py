@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.selection import Choice, Pool, Selection
+from lit_pref.errors import UsageError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.checkpoint_info import check_references, reference_info
@@ -58,6 +59,8 @@ class PreferenceModule(PairModule):
         reference_store: bool | None = None,
     ) -> None:
         super().__init__(policy, objective, optimizer, schedule, margin_bins, layout)
+        if policy.outputs is not None:
+            raise UsageError("a policy has the head of a language model, and this one has a scalar head: RewardModule")
         references = references_of(objective, references, policy)
         self.references: list[Reference] = through_store(references, objective, policy, reference_store)
 

@@ -22,6 +22,8 @@ class Steps:
         interval: optimizer steps between two validations; None is no validation.
         every_epoch: the interval counts the steps of each such epoch; None counts those of the run.
         may_end_sooner: what else may end the run.
+        limit: `trainer.limit_train_batches`, if it is a number and no share.
+        micro_batches: of an optimizer step.
 
     >>> print(*Steps(22, 8, 3, 5, max_epochs=4, max_steps=5).lines(), sep="\n")
     5 optimizer step(s) of 8 pairs (the last one of an epoch has 6), 3 an epoch
@@ -38,6 +40,8 @@ class Steps:
     interval: int | None = None
     every_epoch: int | None = 1
     may_end_sooner: str = ""
+    limit: int | None = None
+    micro_batches: int = 1
 
     def lines(self) -> Iterator[str]:
         """Yield the number of steps, and what ends the run."""
@@ -45,6 +49,8 @@ class Steps:
         whole = self.per_epoch == -(-self.pairs // self.global_batch)
         ragged = f" (the last one of an epoch has {rest})" if rest and whole and self.pairs > self.global_batch else ""
         limited = "" if whole else ", by trainer.limit_train_batches"
+        if not whole and self.limit is not None:
+            limited += f" {self.limit}, which counts micro-batches ({self.micro_batches} a step)"
         yield f"{self.total} optimizer step(s) of {size} pairs{ragged}, {self.per_epoch} an epoch{limited}"
         if self.max_epochs and self.max_steps and self.max_steps < self.max_epochs * self.per_epoch:
             epoch = -(-self.max_steps // self.per_epoch)
@@ -102,7 +108,9 @@ def steps_of(module: Any) -> Steps:
     data, trainer = module.data, module.trainer
     interval = trainer.val_check_interval if len(data.val_pairs) and trainer.limit_val_batches else None
     stopping = [type(callback).__name__ for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-    stopping += ["trainer.max_time"] if module.plain_config.get("trainer", {}).get("max_time") else []
+    asked = module.plain_config.get("trainer", {})
+    stopping += ["trainer.max_time"] if asked.get("max_time") else []
+    limit = asked.get("limit_train_batches")  # the Trainer's own was rounded to whole steps
     return Steps(
         pairs=len(data.train_pairs),
         global_batch=data.global_batch,
@@ -114,4 +122,6 @@ def steps_of(module: Any) -> Steps:
         interval=data.windows_per_epoch if isinstance(interval, float) else interval,
         every_epoch=trainer.check_val_every_n_epoch,
         may_end_sooner=" or ".join(stopping),
+        limit=limit if isinstance(limit, int) else None,
+        micro_batches=trainer.accumulate_grad_batches,
     )

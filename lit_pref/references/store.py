@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lit_pref.cache import cache_folder
-from lit_pref.errors import UserError
+from lit_pref.errors import UserError, visible
 
 FORMAT = 1  # raise it when a code change makes a model give a response another score
 KEY = np.dtype("S16")
@@ -98,7 +98,7 @@ class ReferenceStore:
         with pa.memory_map(str(path)) as file:
             content = file.read_buffer()
         if _digest(content) != path.stem.partition("-")[2]:
-            warnings.warn(f"{path} is damaged: its scores count as missing", stacklevel=2)
+            warnings.warn(visible(f"{path} is damaged: its scores count as missing"), stacklevel=2)
             with suppress(OSError):  # another user may own the file
                 path.rename(path.with_name(path.name + DAMAGED))
             return None

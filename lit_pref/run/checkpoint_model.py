@@ -1,5 +1,7 @@
 """Rebuilds the trained model of a checkpoint, with the tokenizer of its run."""
 
+import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: b
         trust_remote_code: whether the caller trusts code that comes with the model.
 
     Raises:
-        UserError: the model comes with code, and the caller does not trust it.
+        UserError: the model comes with code, and the caller does not trust it; or the tokenizer has changed.
     """
     if model.get("trust_remote_code") and not trust_remote_code:
         raise UserError(
@@ -66,8 +68,30 @@ def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: b
         fields["embedding"] = Embedding(**fields["embedding"])
     kept = checkpoint_path.parent.parent / "tokenizer"
     if kept.is_dir():
+        refuse_changed(kept)
         fields["tokenizer"] = str(kept)
     return ModelSpec(**fields)
+
+
+def refuse_changed(tokenizer: Path) -> None:
+    """Refuse the tokenizer of a run folder if a file of it is not as the run wrote it.
+
+    Raises:
+        UserError: a file is missing or has other content.
+    """
+    try:
+        manifest = json.loads((tokenizer.parent / "manifest.json").read_text(encoding="utf-8"))
+        digests = dict(manifest["tokenizer_files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # of an earlier version, or moved without its manifest
+    for name, digest in digests.items():
+        file = tokenizer / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise UserError(
+                f"{file} is {'not as the run wrote it' if file.is_file() else 'missing'}, and a model with another "
+                "tokenizer reads other text: restore the file, or move the folder away to take the tokenizer of "
+                "model.policy"
+            )
 
 
 def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
@@ -79,6 +103,8 @@ def tokenizer_of(policy: ModelSpec, checkpoint_path: Path) -> Any:
     try:
         return policy.load_tokenizer()
     except UserError as error:
+        if policy.tokenizer == str(checkpoint_path.parent.parent / "tokenizer"):
+            raise UserError(f"{checkpoint_path}: the tokenizer in its run folder cannot be used: {error}") from error
         raise UserError(
             f"{checkpoint_path}: the tokenizer of its run is not in {checkpoint_path.parent.parent / 'tokenizer'}, and "
             f"cannot be loaded from the policy either: {error}"

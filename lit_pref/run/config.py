@@ -166,8 +166,8 @@ def as_arguments(
 
     >>> as_arguments("configs/dpo.yaml", ["data.seed=1", "--model.objective MMPO"])
     ['--config=configs/dpo.yaml', '--data.seed=1', '--model.objective=MMPO']
-    >>> as_arguments("a.yaml", {"trainer.max_steps": 3, "data.val": None})
-    ['--config=a.yaml', '--trainer.max_steps=3', '--data.val=null']
+    >>> as_arguments({"model": {"layout": "padded"}}, {"trainer.max_steps": 3, "data.val": None})
+    ['--config=model:\\n  layout: padded\\n', '--trainer.max_steps=3', '--data.val=null']
 
     Raises:
         UsageError: an override has no value, or a file has a mistake.

@@ -1,5 +1,6 @@
 """Makes a Hugging Face folder from any checkpoint that training writes, and compares the two."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,24 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError, UserError
-from lit_pref.models.embedding_reader import PreferenceModel
 from lit_pref.models.generation import also_stop_at, stops
-from lit_pref.models.reward import reward_scorer, set_padding
+from lit_pref.models.lora import adapted_weights
+from lit_pref.models.reward import set_padding
 from lit_pref.models.saving import refuse_foreign, reopen, replacing, save_embedding, save_folder
-from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.checkpoint_info import KEY
 from lit_pref.pairs import PreferencePair, TruncatedText
-from lit_pref.run.checkpoint_model import AFTER_A_BREAK, PREFIX, policy_of, read_checkpoint, tokenizer_of, trained
-from lit_pref.scoring.scorer import Scorer
+from lit_pref.run.checkpoint_model import PREFIX, policy_of, read_checkpoint, tokenizer_of, trained
+from lit_pref.run.export_scores import (
+    PER_TOKEN,
+    REWARD,
+    UNITS,
+    apart,
+    move_by_a_unit,
+    scorer_of,
+    scores_of,
+    scores_of_folder,
+)
 
 NO_TEXT = TruncatedText("", "", None, True, True)
-PER_TOKEN = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
-"""How far a token's log-prob in the folder may be from the checkpoint's, in nats: merging rounds to the dtype."""
-
-REWARD = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-"""How far a reward in the folder may be from the checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Exported:
         pairs: how many pairs were scored.
         dtype: of the weights.
         stops: names of the tokens at which its generation settings stop; none for a reward model.
+        accepted: the largest difference that rounding explains: of a reward, or in nats a token.
         reward: whether it is a reward model, whose scores have no unit.
     """
 
@@ -47,6 +51,7 @@ class Exported:
     pairs: int
     dtype: str
     stops: list[str]
+    accepted: float
     reward: bool = False
 
     @property
@@ -56,13 +61,8 @@ class Exported:
         words = f"opened again, the scores of {self.pairs} pairs differ by at most {self.largest_difference:.1e}{unit}"
         if self.largest_difference == 0:
             return words
-        accepted = f"rounding in {self.dtype}, of which {self.accepted:g} is accepted"
+        accepted = f"rounding in {self.dtype}, of which {self.accepted:.1e} is accepted"
         return f"{words}: {accepted}" if self.reward else f"{words}, {self.per_token:.1e} a token: {accepted}"
-
-    @property
-    def accepted(self) -> float:
-        """The largest accepted difference: of a reward, or of a log-prob per token."""
-        return REWARD[self.dtype] if self.reward else PER_TOKEN[self.dtype]
 
     @property
     def excess(self) -> bool:
@@ -98,8 +98,8 @@ def export(
     checkpoint = read_checkpoint(checkpoint_path)
     saved = checkpoint[KEY]
     policy = policy_of(saved["model"], checkpoint_path, trust_remote_code)
-    if policy.path is not None and Path(policy.path).expanduser().resolve() == folder.resolve():
-        raise UsageError(f"{folder} is the model that the run started from; give another --out")
+    if policy.path is not None and Path(os.path.expanduser(policy.path)).resolve() == folder.resolve():
+        raise UsageError(f"{folder} is the model that the run started from; export to another folder (export --out)")
     if not merge and policy.lora is not None and policy.merge_adapter:
         raise UsageError(
             "--merge false would write an adapter for a model that is nowhere on the disk, because "
@@ -107,11 +107,12 @@ def export(
         )
     tokenizer = tokenizer_of(policy, checkpoint_path)
     weights = {n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    model = also_stop_at(trained(policy, saved, weights, checkpoint_path), saved.get("end_tokens", []))
+    model = trained(policy, saved, weights, checkpoint_path)
+    also_stop_at(model, tokenizer, saved.get("end_tokens", []))
     gate = checkpoint["state_dict"].get("scorer.gate.weight")
     sample = [_pair(*ids) for ids in saved["sample"][:pairs]]
-    reading = _scorer(policy, model, gate)
-    before = [_scores(reading, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
+    reading = scorer_of(policy, model, gate)
+    before = [scores_of(reading, pair, tokenizer.pad_token_id, checkpoint_path) for pair in sample]
     if policy.outputs is not None:
         set_padding(model, tokenizer, _last_tokens(sample, tokenizer))
     origin = {
@@ -126,26 +127,22 @@ def export(
             save_embedding(unfinished, policy.embedding, gate)
         opened = reopen(unfinished, policy)
         refuse_other_weights(opened, weights if written is model else written.state_dict(), folder)
-        after = _scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
+        after = scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
         reward = policy.outputs is not None
         names = [] if reward else tokenizer.convert_ids_to_tokens(stops(model))
-        exported = Exported(folder, *_apart(before, after, sample), len(sample), policy.dtype, names, reward)
+        table = REWARD if reward else PER_TOKEN
+        accepted = table[policy.dtype]
+        if written is not model and policy.dtype in ("bfloat16", "float16"):
+            move_by_a_unit(opened, adapted_weights(model))
+            moved = scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
+            accepted = min(accepted, max(UNITS * apart(after, moved, sample)[0 if reward else 1], table["float32"]))
+        exported = Exported(folder, *apart(before, after, sample), len(sample), policy.dtype, names, accepted, reward)
         refuse_other_scores(exported, merged=written is not model)
     return exported
 
 
 def _pair(prompt: list[int], chosen: list[int], rejected: list[int] | None) -> PreferencePair:
     return PreferencePair("", prompt, chosen, rejected, None, None, {}, None, NO_TEXT)
-
-
-def _apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair]) -> tuple[float, float]:
-    """The largest difference of the scores of a response, and of a response divided by its tokens."""
-    largest = per_token = 0.0
-    for old, new, pair in zip(before, after, pairs, strict=True):
-        apart = (old - new).abs().double()
-        tokens = torch.tensor([len(ids) for ids in (pair.chosen, pair.rejected) if ids is not None])
-        largest, per_token = max(largest, float(apart.max())), max(per_token, float((apart / tokens.to(apart)).max()))
-    return largest, per_token
 
 
 def refuse_other_weights(opened: nn.Module, expected: dict[str, Tensor], folder: Path) -> None:
@@ -180,12 +177,12 @@ def refuse_other_scores(exported: Exported, merged: bool) -> None:
     else:
         cause = "the adapter cannot be merged into this model: write it alone (--merge false), and report this with "
         cause += "the name of the policy's architecture"
-    apart = f"{exported.largest_difference:.1e}"
+    words = f"{exported.largest_difference:.1e}"
     if not exported.reward:
-        apart += f" nats a response, {exported.per_token:.1e} a token"
+        words += f" nats a response, {exported.per_token:.1e} a token"
     raise UserError(
-        f"the scores of the model in the folder differ from the checkpoint's by {apart} where {exported.accepted:g} is "
-        f"accepted, so {exported.folder} was not written; {cause}"
+        f"the scores of the model in the folder differ from the checkpoint's by {words} where {exported.accepted:.1e} "
+        f"is accepted, so {exported.folder} was not written; {cause}"
     )
 
 
@@ -219,56 +216,6 @@ def model_card(saved: dict[str, Any], checkpoint_path: Path) -> str:
     )
 
 
-def _scorer(policy: ModelSpec, model: nn.Module, gate: Tensor | None) -> Any:
-    """The scorer of a model, with the gate of its preference embedding, if there is one."""
-    if policy.outputs is None:
-        return Scorer(model.eval())
-    scorer = reward_scorer(model.eval(), policy.embedding)
-    if gate is not None:
-        scorer.gate.weight.data.copy_(gate)  # type: ignore[union-attr, operator]
-    return scorer
-
-
 def _last_tokens(sample: list[PreferencePair], tokenizer: Any) -> set[int]:
     responses = [ids for pair in sample for ids in (pair.chosen, pair.rejected) if ids]
     return {ids[-1] for ids in responses} | {tokenizer.eos_token_id}
-
-
-@torch.no_grad()
-def _scores_of_folder(
-    opened: Any, policy: ModelSpec, folder: Path, sample: list[PreferencePair], pad: int, where: Path
-) -> list[Tensor]:
-    """The scores that a user of the folder gets: those of a reward model are computed by transformers alone."""
-    if policy.outputs is None:
-        return [_scores(Scorer(opened.eval()), pair, pad, where) for pair in sample]
-    if policy.embedding is not None:
-        reader = PreferenceModel(folder, dtype=policy.dtype) if (folder / "config.json").exists() else None
-        if reader is None:
-            return [_scores(_scorer(policy, opened, None), pair, pad, where) for pair in sample]
-        halves = [reader.score(pair.prompt, pair.chosen, pair.rejected or []) / 2 for pair in sample]
-        return [torch.tensor([half, -half]) for half in halves]
-    opened.eval()
-    scores = []
-    for pair in sample:
-        rows = [pair.prompt + ids for ids in (pair.chosen, pair.rejected) if ids is not None]
-        if opened.config.pad_token_id is None:  # an adapter takes this from its base model
-            scores.append(torch.cat([opened(input_ids=torch.tensor([row])).logits.float().flatten() for row in rows]))
-            continue
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        scores.append(opened(input_ids=ids, attention_mask=mask).logits.float().flatten())
-    return scores
-
-
-@torch.no_grad()
-def _scores(scorer: nn.Module, pair: PreferencePair, pad: int, where: Path) -> Tensor:
-    scores = scorer(collate([pair], pad))
-    sides = [scores.chosen] + ([scores.rejected] if scores.rejected is not None else [])
-    found = torch.cat([side.scores for side in sides])
-    if not torch.isfinite(found).all():
-        raise UserError(
-            f"{where}: the score of a training pair is not finite, though the weights are: training made them too "
-            f"large; {AFTER_A_BREAK}"
-        )
-    return found

@@ -4,23 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_pref.data.datamodule import PreferenceDataModule
-from lit_pref.errors import visible
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.step_lines import steps_of
+from lit_pref.printing import say
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Print a text at once, on the first rank."""
-    print(visible(text), flush=True)
 
 
 class FirstLines(Callback):

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lit_pref.errors import UsageError
-from lit_pref.run.first_lines import say
+from lit_pref.printing import say
 from lit_pref.run.folders import make_folder
 
 
@@ -58,6 +58,20 @@ def locked(run_dir: Path, first_rank: bool) -> Iterator[None]:
                     found.unlink()
                 run_dir.rmdir()
         lock.release()
+
+
+def holder_of(run_dir: Path) -> str | None:
+    """Return who trains in a folder at this moment, for use in a sentence; None if nobody does or it is not known."""
+    path = run_dir / ".lock"
+    if not path.exists():
+        return None
+    try:
+        with FileLock(path, timeout=0):
+            return None
+    except Timeout:
+        return _holder(path)
+    except (OSError, NotImplementedError):
+        return None
 
 
 def _holder(lock: Path) -> str:

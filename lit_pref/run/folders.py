@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lit_pref.callbacks.checkpointing import all_checkpoints, check_complete, set_aside
 from lit_pref.callbacks.verification import damage
 from lit_pref.errors import UsageError, UserError
-from lit_pref.run.first_lines import say
+from lit_pref.printing import say
 
 
 def folder_of_run(run_dir: str | None, configs: Sequence[Any], resumes: bool) -> Path:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 
 from lit_pref.callbacks.checkpointing import checkpoint_folder, words_for_resuming
 from lit_pref.errors import UserError
+from lit_pref.printing import say
 from lit_pref.run.trainer import WorkDone
 
 _LOST = re.compile(
@@ -111,7 +112,7 @@ class _Watch:
         """End all processes: the main thread is in a call that does not return."""
         for process in self._processes:
             process.kill()
-        print(f"lit_pref: {_sentence(self._trainer, self._run_dir, self.reason())}", file=sys.stderr, flush=True)
+        say(f"lit_pref: {_sentence(self._trainer, self._run_dir, self.reason())}", error=True)
         os._exit(1)
 
 

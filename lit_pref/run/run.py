@@ -3,7 +3,6 @@
 The command line, tests and notebooks all use it; the package builds a Trainer nowhere else.
 """
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +10,31 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_pref.callbacks.checkpointing import checkpoint_folder, complete_checkpoints, step_in, trying_out
-from lit_pref.callbacks.termination import Terminated, ending_on_sigterm
+from lit_pref.callbacks.run_folder import config_file
+from lit_pref.callbacks.termination import ending_on_sigterm
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError, UserError
+from lit_pref.models.saving import refuse_foreign
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.distributed import check_devices
+from lit_pref.modules.resumption import NOTHING_LEFT
+from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
-from lit_pref.run.disk_faults import disk_faults
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines, say
-from lit_pref.run.folder_lock import locked
-from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_shards, refuse_used
+from lit_pref.run.first_lines import first_lines
+from lit_pref.run.folder_lock import holder_of, locked
+from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
-from lit_pref.run.lost_process import one_sentence
+from lit_pref.run.seeding import seed_process
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
+from lit_pref.run.trainer_call import trainer_call
 from lit_pref.testbed.gold_report import gold_report
 from lit_pref.testbed.make import Testbed, make
 
@@ -93,6 +95,7 @@ class Run:
 
     def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
         checkpoint = self._checkpoint(ckpt_path, or_start=True)
+        refuse_foreign(self.run_dir / "hf")  # before training, not after it
         if checkpoint is None:
             refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
         else:
@@ -106,19 +109,28 @@ class Run:
             )
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
+        if checkpoint is not None and self.trainer.global_step == step_in(Path(checkpoint)):
+            say(NOTHING_LEFT)
         return self._finish()
 
     def _finish(self) -> Exported | None:
         if trying_out(self.trainer) or not self.trainer.is_global_zero:
             return None
         newest = complete_checkpoints(checkpoint_folder(self.trainer, self.run_dir))[-1]
-        exported = export(newest, self.run_dir / "hf", trust_remote_code=self.module.spec.trust_remote_code)
+        exported = self._exported(newest, self.run_dir / "hf")
         if self.options.print_summary:
             if self.testbed is not None:
                 say("writing responses before and after training ...")
                 say(gold_report(self.testbed, exported.folder) + "\n")
-            say(summary(self.module, self.run_dir, newest, exported, ["fit", *self.arguments]))
+            config = config_file(self.run_dir, self.config_text)
+            say(summary(self.module, self.run_dir, config, newest, exported, ["fit", *self.arguments]))
         return exported
+
+    def _exported(self, checkpoint: str | Path, folder: Path, merge: bool = True, pairs: int = 8) -> Exported:
+        words = f"ended by SIGTERM before {folder} was complete: nothing of it is left; the weights are in {checkpoint}"
+        words += ", which `python -m lit_pref export` writes"
+        with ending_on_sigterm(self.trainer, words):
+            return export(checkpoint, folder, merge, pairs, self.module.spec.trust_remote_code)
 
     def validate(self, ckpt_path: str | Path | None = None) -> dict[str, float]:
         """Return metrics of the held-out pairs by name, and write one record per pair to the run folder.
@@ -143,7 +155,10 @@ class Run:
         if checkpoint is None and self.module.scorer is None:
             say("weights: those of the policy before training (no --ckpt_path)")
         verbose = {"verbose": self.options.get("verbose", False)} if prints_table else {}
-        self._call(method, ckpt_path=checkpoint, weights_only=self.options.weights_only, **verbose)
+        if self.trainer.is_global_zero and (other := holder_of(self.run_dir)) is not None:
+            say(f"note        another run{other} trains in {self.run_dir}; the records are written beside its own")
+        with ending_on_sigterm(self.trainer, f"ended by SIGTERM before {self.command} was complete; run it again"):
+            self._call(method, ckpt_path=checkpoint, weights_only=self.options.weights_only, **verbose)
         if prints_table and self.trainer.is_global_zero:
             fitted = "".join(f"fitted      {line}\n" for line in self.module.fitted)
             say(f"{fitted}{held_out_table({}, self.module.evaluation)}")
@@ -164,8 +179,7 @@ class Run:
         """
         checkpoint = self._checkpoint(ckpt_path or "last")
         assert checkpoint is not None
-        trusted = self.module.spec.trust_remote_code
-        return export(checkpoint, out or self.run_dir / "hf", merge, pairs, trusted)
+        return self._exported(checkpoint, Path(out or self.run_dir / "hf"), merge, pairs)
 
     def check(self, model: bool = False, html: str | Path | None = None, json: str | Path | None = None) -> None:
         """Find faults in data, objective and models before training, and print a report; see the command `check`.
@@ -214,24 +228,10 @@ class Run:
             return check_checkpoint(wanted)
         return newest_checkpoint(checkpoint_folder(self.trainer, self.run_dir), or_start)
 
-    def _call(self, method: Any, **arguments: Any) -> None:
-        launcher = self.trainer.strategy.launcher
-        launches = isinstance(launcher, _SubprocessScriptLauncher) and launcher.num_processes > 1
-        if launches and not self.relaunchable:
-            raise UsageError(
-                f"{self.trainer.world_size} processes cannot be started from within Python, because Lightning would "
-                "run the whole program again in each: use `python -m lit_pref`, torchrun, or trainer.devices 1"
-            )
-        refuse_shards(arguments.get("ckpt_path"), self.trainer.strategy)
-        with lightning_errors(), ending_on_sigterm(self.trainer):
-            try:
-                with one_sentence(self.trainer, self.run_dir), disk_faults(self.trainer, self.run_dir):
-                    method(self.module, datamodule=self.data, **arguments)
-            except (UserError, Terminated):
-                # The first process reports why and ends; the processes that it started would wait for it.
-                if isinstance(launcher, _SubprocessScriptLauncher):
-                    launcher.kill(signal.SIGKILL)
-                raise
+    def _call(self, method: Callable[..., Any], **arguments: Any) -> None:
+        trainer_call(
+            method, self.trainer, self.run_dir, self.relaunchable, self.module, datamodule=self.data, **arguments
+        )
 
 
 def build(
@@ -262,9 +262,7 @@ def build(
 def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunchable: bool = False) -> Run:
     """Trainer, module and data of a resolved configuration; see `Run` for the arguments."""
     hide_hints()
-    if config.seed_everything is not False:
-        given = None if config.seed_everything is True else config.seed_everything
-        config.seed_everything = seed_everything(given, workers=True)
+    seed = seed_process(config)
     resumes = command in ("validate", "test", "predict") or config.ckpt_path is not None
     run_dir = folder_of_run(config.run_dir, config.get("config") or [], resumes)
     if config.ckpt_path not in (None, "last"):
@@ -278,7 +276,6 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     alone = config.clone()
     alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
     text = parser.dump(alone, skip_unset=False)
-    seed = int(config.seed_everything)
     for part in (config.model, config.data):  # after the text: it runs again under another seed
         fill_in_seed(part, seed)
     built = instantiate(parser, config)

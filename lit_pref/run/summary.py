@@ -13,7 +13,8 @@ from rich.table import Table
 from torch.nn.functional import softplus
 
 from lit_pref.metrics.calibration import reliability_bins
-from lit_pref.metrics.pair_metrics import per_pair, prompt_intervals
+from lit_pref.metrics.intervals import prompt_intervals
+from lit_pref.metrics.pair_metrics import per_pair
 from lit_pref.metrics.records import Records
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.evaluation import Evaluation
@@ -34,12 +35,15 @@ HELD_OUT = {
 }
 
 
-def summary(module: PairModule, run_dir: Path, checkpoint: Path, exported: Exported, arguments: list[str]) -> str:
+def summary(
+    module: PairModule, run_dir: Path, config: Path, checkpoint: Path, exported: Exported, arguments: list[str]
+) -> str:
     """Summarise the held-out metrics before and after, the paths of the results, and a command to run next.
 
     Args:
         module: the module after training.
         run_dir: the run folder.
+        config: the configuration of this run, or of the part of it since it was resumed.
         checkpoint: the last one.
         exported: the export of that checkpoint.
         arguments: the run's command line.
@@ -53,7 +57,7 @@ def summary(module: PairModule, run_dir: Path, checkpoint: Path, exported: Expor
                 f"checkpoint   {checkpoint}",
                 f"HF folder    {exported.folder}  ({exported.judgement})",
                 *([f"ends at      {', '.join(exported.stops)}"] if exported.stops else []),
-                f"config       {run_dir / 'config.yaml'}  (repeats the run)",
+                f"config       {config}  ({_repeats(config)})",
                 *records,
                 f"TensorBoard  tensorboard --logdir {_logdir(run_dir)}",
             ]
@@ -61,6 +65,12 @@ def summary(module: PairModule, run_dir: Path, checkpoint: Path, exported: Expor
     )
     parts.append(next_steps(module, run_dir, arguments))
     return "\n\n".join(parts)
+
+
+def _repeats(config: Path) -> str:
+    if config.name == "config.yaml":
+        return "repeats the run"
+    return f"of the part since the run was resumed; it began with {config.with_name('config.yaml')}"
 
 
 def _logdir(run_dir: Path) -> Path:
@@ -120,10 +130,12 @@ def held_out_table(before: dict[str, float], evaluation: Evaluation) -> str:
     return f"{as_text(table)}\n{COVERS}" + (OF_CALIBRATION if "val/calibration/ece" in after else "")
 
 
-COVERS = "The intervals cover other prompts of the same kind (bootstrap over prompts), not other training seeds."
+COVERS = (
+    "The intervals cover other prompts of the same kind (pairs of one prompt count together), not other training seeds."
+)
 OF_CALIBRATION = (
-    " The\ncalibration error of a calibrated model on so few pairs is not 0. Before training a policy that is its own\n"
-    "reference says one half of every pair, which has no error and no use: judge by the log-loss."
+    "\nThe calibration error of a calibrated model on so few pairs is not 0. A policy that is its own reference gives\n"
+    "every pair probability 1/2: its calibration error is 0 although it knows nothing; compare log-losses."
 )
 
 
@@ -139,8 +151,10 @@ def _intervals(records: Records) -> dict[str, str]:
         values |= {"val/calibration/log_loss": softplus(-z), "val/calibration/brier": (z.sigmoid() - 1).square()}
     shown = {key: values[key] for key in (*HELD_OUT.values(), "val/loss") if key in values}
     cells = {key: f"{low:.3f} to {high:.3f}" for key, (low, high) in prompt_intervals(records, shown).items()}
-    floor = {"val/calibration/ece": f"{reliability_bins(z).error_if_calibrated:.3f} if calibrated"} if known else {}
-    return cells | floor
+    if known:
+        floor = reliability_bins(z).error_if_calibrated
+        cells["val/calibration/ece"] = "too few pairs" if math.isnan(floor) else f"{floor:.3f} if calibrated"
+    return cells
 
 
 def as_text(table: Table) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.batch import PreferenceBatch
-from lit_pref.errors import UserError
+from lit_pref.errors import UserError, visible
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_shared_row
@@ -146,7 +146,8 @@ class Scorer(nn.Module):
             reason = str(error)
         if reason is not None:
             self.full_logits = True
-            warnings.warn(f"{reason}; scoring falls back to full logits, which takes more memory", stacklevel=2)
+            words = f"{reason}; scoring falls back to full logits, which takes more memory"
+            warnings.warn(visible(words), stacklevel=2)
 
 
 @contextmanager

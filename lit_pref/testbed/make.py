@@ -24,6 +24,7 @@ from lit_pref.cache import build_once, cache_folder
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.printing import say
 from lit_pref.testbed import samples, world
 from lit_pref.testbed.samples import SampledPair, sample_pairs
 from lit_pref.testbed.world import Prompt, demonstrate, join_words, random_for, shuffled_prompts
@@ -171,11 +172,10 @@ def evaluation_prompts(folder: Path) -> list[Prompt]:
 
 
 def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]) -> None:
-    print(
+    say(
         f"Making the testbed (once, about a minute on an idle core; stored in {folder.with_suffix('')}): "
         f"{testbed.demonstrations:,} demonstrations, a warm start of {testbed.sft_steps:,} steps, "
-        f"{testbed.pairs:,} + {testbed.held_out_pairs:,} pairs.",
-        flush=True,
+        f"{testbed.pairs:,} + {testbed.held_out_pairs:,} pairs."
     )
     asked = testbed.eval_prompts + testbed.held_out_pairs + testbed.pairs + testbed.demonstrations
     if asked > world.NUM_PROMPTS:

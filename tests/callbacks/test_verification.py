@@ -112,6 +112,18 @@ def test_an_index_that_would_run_code_is_refused_unread(tmp_path: Path):
     assert not (tmp_path / "made").exists()
 
 
+def test_a_file_that_would_run_code_is_refused_with_its_name(tmp_path: Path):
+    path = tmp_path / "step=00000003.ckpt"
+    torch.save({"state_dict": {}, "extra": Runs(tmp_path / "made")}, path)
+    for read in (verify, check_complete, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(UserError, match=r"would run posix\.mkdir, which no checkpoint contains; take another"):
+            read(path)
+    folder = sharded(tmp_path / "step=00000004.ckpt")
+    torch.save({"extra": Runs(tmp_path / "made")}, folder / "meta.pt")
+    assert "meta.pt: it would run posix.mkdir" in str(damage(folder))
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_plain_value_in_a_shard_that_would_run_code_is_refused_unread(tmp_path: Path):
     path = tmp_path / "step=00000003.ckpt"
     torch.distributed.checkpoint.save({"plain": Runs(tmp_path / "made")}, checkpoint_id=path, no_dist=True)

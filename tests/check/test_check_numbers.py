@@ -39,7 +39,7 @@ class Pairs:
         return len(self.ids)
 
     def __getitem__(self, k: int) -> PreferencePair:
-        text = TruncatedText("", "", "", True, True)
+        text = TruncatedText(*(str(part) for part in self.ids[k]), True, True)
         return PreferencePair(str(k), *self.ids[k], self.margins[k], None, {}, None, text)
 
     @property

@@ -118,14 +118,37 @@ def test_a_folder_that_scores_otherwise_is_refused_and_gone(
     monkeypatch.setattr(module, "reopen", other_activation)
     ran = plain if form == "plain" else lora
     cause = "write it alone" if form == "merged" else "computes something else than the trained one"
-    with pytest.raises(UserError, match=rf"a token where 0\.001 is accepted, so .*hf was not written; .*{cause}"):
+    with pytest.raises(UserError, match=rf"a token where 1\.0e-03 is accepted, so .*hf was not written; .*{cause}"):
         export(ran.checkpoint(2), tmp_path / "hf", merge=form == "merged")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bf16_merge_may_change_scores_by_a_few_units_in_the_last_place(
+    policy_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    run = run_of(policy_folder, tmp_path_factory)
+    policy = {**run.policy, "dtype": "bfloat16", "lora": Lora(r=2)}
+    ran = fit(replace(run, policy=policy), tmp_path / "run")
+    exported = export(ran.checkpoint(2), tmp_path / "hf")
+    assert 0 < exported.per_token <= exported.accepted < 0.04
+    assert export(ran.checkpoint(2), tmp_path / "alone", merge=False).accepted == 0.05
+
+    def merged_badly(model: Any, *arguments: Any) -> Any:
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name and ".0." in name:
+                tensor.data.mul_(4)  # in one layer
+        return saving.save_folder(model, *arguments)
+
+    monkeypatch.setattr(module, "save_folder", merged_badly)
+    with pytest.raises(UserError, match=r"rounds its change of the weights to bfloat16"):
+        export(ran.checkpoint(2), tmp_path / "bad")
+
+
 def test_the_rounding_of_a_bf16_merge_is_judged():
-    coarse = module.Exported(Path("hf"), 0.16, 0.02, 8, "bfloat16", [])
-    assert coarse.judgement.endswith("1.6e-01 nats, 2.0e-02 a token: rounding in bfloat16, of which 0.05 is accepted")
+    coarse = module.Exported(Path("hf"), 0.16, 0.02, 8, "bfloat16", [], 0.05)
+    assert coarse.judgement.endswith(
+        "1.6e-01 nats, 2.0e-02 a token: rounding in bfloat16, of which 5.0e-02 is accepted"
+    )
     module.refuse_other_scores(coarse, merged=True)
     with pytest.raises(UserError, match=r"rounds its change of the weights to bfloat16: write the adapter alone"):
         module.refuse_other_scores(replace(coarse, per_token=0.06), merged=True)
@@ -179,11 +202,24 @@ def test_an_exported_chat_model_stops_where_its_responses_ended(
     )
     ran = fit(run, tmp_path / "run")
     assert generation.stops(ran.module.scorer.model) == [tokenizer.eos_token_id, other, end]
-    assert set(generation._end_ids(ran.module.scorer.model, tokenizer)) == {tokenizer.eos_token_id, other, end}
+    assert generation.end_ids(ran.module.scorer.model, tokenizer) == [tokenizer.eos_token_id, other, end]
     exported = export(ran.checkpoint(2), tmp_path / "hf")
     saved = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [tokenizer.eos_token_id, other, end]
     assert exported.stops == ["<eos>", "<|other|>", "<|im_end|>"]
+
+
+def test_a_turn_that_ends_in_plain_text_is_followed_by_eos_at_which_the_folder_stops(tmp_path: Path):
+    policy = make_policy(tmp_path / "policy", seed=3, vocabulary=300)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template = CHAT.replace("<|im_end|>", "***")
+    tokenizer.save_pretrained(policy)
+    chats = [{k: [{"role": r, "content": f"{k} {n}"}] for k, r in ROLES.items()} for n in range(12)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    data = {"train": str(tmp_path / "chat.jsonl"), "val": None, "val_fraction": 0.2, "global_batch": 8}
+    ran = fit(Run(policy={"path": str(policy)}, data=data), tmp_path / "run")
+    assert {pair.chosen[-1] for pair in ran.trainer.datamodule.train_pairs} == {tokenizer.eos_token_id}
+    assert export(ran.checkpoint(ran.trainer.global_step), tmp_path / "hf").stops == ["<eos>"]
 
 
 ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}

@@ -237,7 +237,7 @@ def test_texts_and_messages_do_not_go_into_one_parquet_file(select, tmp_path: Pa
 def test_margins_are_written_before_they_are_normalised_and_normalised_once(select, tmp_path: Path, val: list[str]):
     write_rows(tmp_path / "val.jsonl", 10, seed=9)
     mapping = ["--data.mapping", "{margin: {normalise: zscore, scale: 2, clip: 60}}", *val]
-    train = {"path": "pairs.jsonl", "name": "old", "count": 30 if val else 25}
+    train = {"path": "pairs.jsonl", "name": "old", "count": 30 if val else 12}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": {"train": train}}))
     run = [*PLAIN[:4], "--config", "data.yaml", *PLAIN[6:]]
     code, said, _ = select(*run, *mapping, *HALF, "--out", "best.jsonl")

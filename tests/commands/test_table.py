@@ -54,6 +54,8 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["score", "--list", "--config", DPO], "--list takes no other option"),
     (["select", "--config", DPO], "missing: --out; --help describes them"),
     (["select", "--out", "x.csv"], "--out chosen.jsonl or --out chosen.parquet, not 'x.csv'"),
+    (["select", "--selection.criterion", "x"], "--selection.criterion; did you mean --data.selection.criterion?"),
+    (["fit", "--seed_everythin.x", "1"], "unknown option --seed_everythin.x"),
     (["select", "--ot", "x", "--config", DPO], "unknown option --ot; did you mean --out?"),
     (["score", "--lst"], "unknown option --lst; did you mean --list?"),
     (["score", "--verfy", "4", "--config", DPO], "unknown option --verfy; did you mean --verify?"),

@@ -213,6 +213,7 @@ def test_records_are_calibrated_against_the_label_and_every_probability_they_hol
     z = logit([0.75] * 4).tolist()
     z[3] = -z[3]
     records = {"id": list("abcd"), "z": z, "p_true": [0.75, 0.75, None, 0.25], "target": [1.0, 1.0, 1.0, 1.0]}
+    records, z = {name: 5 * column for name, column in records.items()}, 5 * z  # 20 pairs
     metrics = calibrate(records, against=["p_true", "target", "probability"])
     assert {name.rsplit("/", 1)[0] for name in metrics} == {
         "val/calibration",
@@ -220,11 +221,12 @@ def test_records_are_calibrated_against_the_label_and_every_probability_they_hol
         "val/calibration@target",
     }
     assert metrics["val/calibration/ece"] == pytest.approx(0.0, abs=1e-12)
-    assert metrics["val/calibration/ece_if_calibrated"] == reliability_bins(torch.tensor(z)).error_if_calibrated > 0
+    floor = reliability_bins(torch.tensor(z, dtype=torch.float64)).error_if_calibrated
+    assert metrics["val/calibration/ece_if_calibrated"] == floor > 0
     assert not any("if_calibrated" in name for name in metrics if "@" in name), "probabilities have no noise of labels"
     assert metrics["val/calibration/brier"] == pytest.approx(0.1875)
     assert metrics["val/calibration/temperature"] == pytest.approx(1.0)
-    assert metrics["val/calibration@p_true/brier"] == pytest.approx(0.0, abs=1e-15)  # the three pairs that have one
+    assert metrics["val/calibration@p_true/brier"] == pytest.approx(0.0, abs=1e-15)  # the 15 pairs that have one
     assert metrics["val/calibration@target/log_loss"] == pytest.approx(metrics["val/calibration/log_loss"])
 
 
@@ -264,3 +266,11 @@ def test_the_diagram_of_soft_labels_has_no_intervals_and_names_a_missing_tempera
     z, label = random_pairs(soft=True)
     assert not reliability_diagram(z, label).axes[0].collections
     assert "temperature 0 (separable)" in reliability_diagram(z.abs()).axes[0].texts[0].get_text()
+
+
+@pytest.mark.parametrize("pairs", [3, 10, 19])
+def test_fewer_than_20_pairs_have_no_calibration_error_to_expect(pairs):
+    z, _ = random_pairs()
+    assert math.isnan(reliability_bins(z[:pairs]).error_if_calibrated)
+    assert "val/calibration/ece_if_calibrated" not in calibrate({"id": list(range(pairs)), "z": z[:pairs].tolist()})
+    assert reliability_bins(z[:20]).error_if_calibrated <= 0.5

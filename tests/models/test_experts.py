@@ -30,6 +30,19 @@ TEXT = TruncatedText("", "", "", True, True)
 IDS = [([5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15]), ([16], [17, 18, 19], [20])]
 
 
+def test_a_mixture_of_experts_computes_in_float64(tmp_path: Path):
+    policy = make_policy(tmp_path / "tokens", seed=3, vocabulary=300)
+    config = {"model_type": "mixtral", **{k: v for k, v in SMALL.items() if k != "vocab_size"}}
+    spec = ModelSpec(config=config, tokenizer=str(policy), dtype="float64")
+    ids = torch.tensor([[5, 6, 7]])
+    drawn: Any = spec.build()
+    drawn.save_pretrained(tmp_path / "moe")
+    read: Any = ModelSpec(path=str(tmp_path / "moe"), tokenizer=str(policy), dtype="float64").build()
+    assert torch.equal(drawn(input_ids=ids).logits, read(input_ids=ids).logits)
+    drawn.float()
+    torch.testing.assert_close(drawn(input_ids=ids).logits.double(), read(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("full_logits", [False, True])
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
 def test_the_router_loss_and_its_gradient_are_those_of_the_model(kind: str, full_logits: bool):
@@ -145,13 +158,21 @@ def test_the_weight_is_that_of_the_configuration_or_as_asked(policy_folder: Path
 
 @pytest.mark.parametrize("asks", [True, False])
 def test_the_first_lines_and_check_say_whether_the_router_loss_is_on(
-    asks: bool, policy_folder: Path, capsys: pytest.CaptureFixture[str]
+    asks: bool, policy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     config = {"model_type": "mixtral", "router_aux_loss_coef": 50.0, "output_router_logits": asks}
     module = SimpleNamespace(policy=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
     module.batch_layout, module.layout_reason = "padded", "as asked"
     options = SimpleNamespace(split_seed=0)
-    trainer = SimpleNamespace(accumulate_grad_batches=1, datamodule=SimpleNamespace(seed=0, options=options))
+    monkeypatch.setattr(
+        "lit_pref.run.first_lines.steps_of", lambda module: SimpleNamespace(warnings=list, lines=list, validation=str)
+    )
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1,
+        datamodule=SimpleNamespace(seed=0, options=options),
+        optimizers=[torch.optim.SGD([torch.zeros(1)], lr=0.1)],
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
     words = (
         "the router loss of the policy's experts is on: the training loss has 50 times it added"
         if asks

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lit_pref.models.generation import generate
+from lit_pref.models.generation import also_stop_at, end_ids, generate, stops
 from lit_pref.models.word_tokenizer import save_word_tokenizer
 
 LETTERS = [chr(ord("a") + k) for k in range(26)]
@@ -176,3 +176,11 @@ def test_adapters_take_part(llama, tokenizer):
 def test_a_temperature_that_is_not_positive_is_refused(llama, tokenizer, temperature):
     with pytest.raises(ValueError, match="temperature must be positive"):
         generate(llama, tokenizer, PROMPTS, 2, temperature=temperature)
+
+
+def test_a_folder_stops_where_generation_here_does(tokenizer):
+    model = memoryless(torch.zeros(len(WORDS)))
+    model.generation_config = GenerationConfig(eos_token_id=WORDS.index(":"))
+    here = end_ids(model, tokenizer)
+    also_stop_at(model, tokenizer, [WORDS.index("<bos>")])
+    assert here == [END] and stops(model) == end_ids(model, tokenizer) == [END, WORDS.index("<bos>")]

@@ -166,8 +166,6 @@ def test_attention_is_passed_on_only_where_it_is_set(folder):
     assert from_config(attention="eager").build().config._attn_implementation == "eager"
     default = AutoModelForCausalLM.from_pretrained(folder).config._attn_implementation
     assert ModelSpec(path=str(folder)).build().config._attn_implementation == default
-    with pytest.raises(UserError, match=r"cannot be loaded as a causal language model: .*nonsense"):
-        ModelSpec(path=str(folder), attention="nonsense").build()
 
 
 @pytest.mark.parametrize(
@@ -177,12 +175,32 @@ def test_attention_is_passed_on_only_where_it_is_set(folder):
         ({"path": "x", "config": LLAMA}, "but both of them are set"),
         ({"config": {}}, "no `model_type`"),
         ({"path": "x", "dtype": "fp8"}, "dtype 'fp8' is unknown: use one of float32, bfloat16, float16, float64"),
+        ({"path": "x", "dtype": "fp32"}, r"did you mean float32\?"),
+        ({"path": "x", "dtype": "torch.bfloat16"}, r"did you mean bfloat16\?"),
+        ({"path": "x", "attention": "flash"}, r"'flash' is unknown: .*; did you mean flash_attention_\d\?; null is"),
+        (
+            {"path": "x", "attention": "nonsense"},
+            r"'nonsense' is unknown: transformers has eager, .*; null is",
+        ),
         ({"path": "x", "dropout": 1.0}, r"policy\.dropout is 1\.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, sentence):
     with pytest.raises(UsageError, match=sentence):
         ModelSpec(**settings)
+
+
+def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist():
+    with pytest.raises(UserError, match="there is no folder '~nobody-here/model'"):
+        ModelSpec(path="~nobody-here/model").configuration()
+
+
+def test_a_damaged_config_is_not_blamed_on_the_tokenizer(folder, tmp_path):
+    copied = tmp_path / "damaged"
+    shutil.copytree(folder, copied)
+    (copied / "config.json").write_text('{"model_type": "lla')
+    with pytest.raises(UserError, match=r"damaged/config.json' is damaged or not JSON \(.*\): get it again"):
+        ModelSpec(path=str(copied)).load_tokenizer()
 
 
 def test_a_config_that_is_none_is_refused():

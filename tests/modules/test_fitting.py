@@ -94,15 +94,17 @@ def test_other_data_of_a_later_command_leave_the_checkpoint_s_gamma(run: Run, tm
     assert module.fitted == ran.module.fitted
 
 
-def test_a_run_does_not_resume_under_another_rule_for_gamma(run: Run, tmp_path: Path):
+def test_a_run_does_not_resume_under_another_rule_for_gamma(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run.data = {**run.data, "val": None, "val_fraction": 0}
     part = fit(run, tmp_path / "part", stop_at_step=1)
     for other in (Fitted(mean_probability=0.9), Fitted(labels="probability")):
         sentence = r"target.gamma of the checkpoint was fitted by Fitted\(labels=None, mean_prob.* sets Fitted"
         with pytest.raises(UserError, match=sentence):
             fit(replace(run, objective=lambda gamma=other: MMPO(gamma=gamma)), tmp_path / "on", ckpt=part.checkpoint(1))
-    with pytest.warns(UserWarning, match="the run resumes with another objective: the checkpoint has MMPO"):
-        fit(replace(run, objective=lambda: MMPO(beta=0.3, gamma=Fitted())), tmp_path / "on", ckpt=part.checkpoint(1))
+    fit(replace(run, objective=lambda: MMPO(beta=0.3, gamma=Fitted())), tmp_path / "on", ckpt=part.checkpoint(1))
+    assert "resumed     from step 1 with model.objective MMPO(" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("normalise", ["none", "zscore", "quantile"])

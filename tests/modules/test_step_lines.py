@@ -37,6 +37,12 @@ def options(tmp_path: Path, policy_folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "limits, end, validated, words",
     [
+        (
+            {"trainer.limit_train_batches": 3},
+            1,
+            [1],
+            "by trainer.limit_train_batches 3, which counts micro-batches (3 a step)",
+        ),
         ({"trainer.max_epochs": 2}, 6, [3, 6], "6 optimizer step(s) of 8 pairs (the last one of an epoch has 4)"),
         (
             {"trainer.max_epochs": 2, "trainer.val_check_interval": 2},

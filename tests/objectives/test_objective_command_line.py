@@ -25,7 +25,8 @@ from lit_pref.objectives import (
     UnitMargin,
     Weighted,
 )
-from lit_pref.parser import Parser, plain_sentence
+from lit_pref.parse_errors import plain_sentence
+from lit_pref.parser import Parser
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, write_pairs
@@ -19,14 +20,14 @@ def start(tmp_path: Path, policy_folder: Path) -> Iterator[Start]:
     write_pairs(tmp_path / "pairs.jsonl", 24)
     begun: list[subprocess.Popen[str]] = []
 
-    def start_(*arguments: str) -> "subprocess.Popen[str]":
+    def start_(*arguments: str, command: str = "fit") -> "subprocess.Popen[str]":
         common = ["--config", str(ROOT / "configs" / "dpo.yaml"), "--model.policy.path", str(policy_folder)]
         common += ["--data.train", "pairs.jsonl", "--data.global_batch", "8", "--data.val_fraction", "0.3"]
         common += ["--trainer.accelerator", "cpu", "--run_dir", "run", "--print_summary", "false"]
         common += ["--trainer.callbacks+", "lit_pref.Checkpoints", "--trainer.callbacks.every", "1"]
         begun.append(
             subprocess.Popen(
-                [sys.executable, "-m", "lit_pref", "fit", *common, *arguments],
+                [sys.executable, "-m", "lit_pref", command, *common, *arguments],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"},
                 stdout=subprocess.PIPE,
@@ -96,6 +97,42 @@ def test_sigterm_ends_a_run_at_once_says_from_where_it_resumes_and_is_no_success
     assert f"ended by SIGTERM at step {step}" in out and "Traceback" not in error
     assert not (tmp_path / "run" / "hf").exists()
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_sigterm_during_the_export_of_a_run_leaves_nothing_half_made(start: Start, tmp_path: Path):
+    run = start(*pausing("export"))
+    wait_until_paused(run)
+    assert (tmp_path / "run" / ".hf.unfinished" / "model.safetensors").exists()
+    run.terminate()
+    out, error = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, out + error
+    assert "ended by SIGTERM before run/hf was complete: nothing of it is left; the weights are in run/checkp" in out
+    assert "Traceback" not in error and not [path.name for path in (tmp_path / "run").glob("*hf*")]
+    checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    program = "import pausing; pausing.pause_exports(); from lit_pref.__main__ import main; main(['export', "
+    program += f"'--ckpt_path', {str(checkpoint)!r}, '--out', 'out'])"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, **pipes) as command:
+        wait_until_paused(command)
+        command.terminate()
+        out, error = command.communicate(timeout=60)
+    assert command.returncode == 128 + signal.SIGTERM, out + error
+    assert out == "ended by SIGTERM before out was complete: nothing of it is left; export again\n", error
+    assert "Warning" not in error and not [path.name for path in tmp_path.glob("*out*")]
+
+
+def test_a_validation_beside_a_training_run_says_so_and_one_that_is_ended_says_what_to_do(start: Start, tmp_path: Path):
+    training = start(*pausing())
+    wait_until_paused(training)
+    validating = start(*pausing("validation"), "--ckpt_path", "last", command="validate")
+    said = wait_until_paused(validating)
+    assert f"note        another run (process {training.pid} on " in said
+    assert "trains in run; the records are written beside its own" in said
+    validating.terminate()
+    out, error = validating.communicate(timeout=60)
+    assert validating.returncode == 128 + signal.SIGTERM, out + error
+    assert "ended by SIGTERM before validate was complete; run it again" in out and "Traceback" not in error
 
 
 @pytest.mark.parametrize("to_all", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """A run built from Python: what `build` takes, what a `Run` does, and that it does the same as the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_run_stops_and_resumes_to_the_same_bits_and_is_not_overwritten(options
     numbers = resumed.validate(ckpt_path="last")
     assert numbers == build(MMPO, options | {"run_dir": "whole"}, "validate").validate("last")
     assert resumed.export("folder").folder == Path("folder")
+
+
+def test_a_resumed_run_keeps_the_record_of_both_parts_and_names_its_own_configuration(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    build(MMPO, options | {"run_dir": "parts", "stop_at_step": 1, "print_summary": True}).fit()
+    assert "config       parts/config.yaml  (repeats the run)" in capsys.readouterr().out
+    changed = {"run_dir": "parts", "print_summary": True, "model.optimizer.weight_decay": 0.2}
+    build(MMPO, options | changed).fit(ckpt_path="last")
+    said = capsys.readouterr().out
+    assert "config       parts/config-1.yaml  (of the part since the run was resumed; it began with parts/conf" in said
+    first, second = (json.loads(Path("parts", f"manifest{k}.json").read_text()) for k in ("", "-1"))
+    assert (first["config"], second["config"]) == ("config.yaml", "config-1.yaml")
+    assert not first["resumed"] and "weight_decay" in second["resumed"][0]
 
 
 def test_a_configuration_is_a_file_several_or_a_dictionary_and_overrides_are_words_or_a_dictionary(
@@ -184,3 +199,42 @@ def test_the_seed_moves_all_that_is_random_but_the_split_unless_a_seed_is_set_ap
     assert lora.module.policy.seed == 3
     chance = {"class_path": "Random", "init_args": {"keep": 0.5}}
     assert build(MMPO, options | {"seed_everything": 4, "data.selection": chance}).data.selection.seed == 4
+
+
+def test_a_run_without_a_seed_is_refused(options: dict[str, Any]):
+    with pytest.raises(UserError, match=r"seed_everything is false.*give a number"):
+        build(MMPO, {**options, "seed_everything": False})
+
+
+def test_a_resumed_run_with_nothing_left_to_train_says_so(options: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    build(MMPO, options).fit()
+    assert "nothing was left" not in capsys.readouterr().out
+    build(MMPO, {**options, "ckpt_path": "last"}).fit()
+    assert "nothing was left to train: the run ends at the step of its checkpoint" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_changed_in_the_run_folder_is_not_exported(options: dict[str, Any]):
+    run = build(MMPO, options | {"run_dir": "run"})
+    run.fit()
+    file = Path("run/tokenizer/tokenizer.json")
+    whole = file.read_bytes()
+    run.export("good")
+    for content, says in ((whole.replace(b"a", b"b", 1), "not as the run wrote it"), (None, "missing")):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(UserError, match=f"tokenizer.json is {says}, .*restore the file, or move the folder away"):
+            run.export("bad")
+        assert not Path("bad").exists()
+    manifest = Path("run/manifest.json")
+    manifest.unlink()
+    with pytest.raises(UserError, match="the tokenizer in its run folder cannot be used: "):
+        run.export("bad")
+
+
+def test_a_folder_that_the_export_would_not_replace_stops_a_run_before_training(options: dict[str, Any]):
+    build(MMPO, options | {"run_dir": "run", "stop_at_step": 1}).fit()
+    Path("run/hf/lit_pref.json").write_text("{")
+    with pytest.raises(
+        UsageError, match=r"lit_pref.json was not .* or is damaged: move run/hf away, or export to another"
+    ):
+        build(MMPO, options | {"run_dir": "run"}).fit("last")
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step=00000001.ckpt"]

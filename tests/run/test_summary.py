@@ -40,7 +40,18 @@ def test_numbers_have_intervals_over_prompts_and_the_text_says_what_they_cover()
     low, high = map(float, rows["log-loss against the labels (nats)"][1].split(" to "))
     assert 0.6 < low <= high < 0.7, "the interval before training is of the records before training"
     assert rows["calibration error against the labels"][3].endswith(" if calibrated")
-    assert "cover other prompts of the same kind (bootstrap over prompts), not other training seeds" in text
+    assert "cover other prompts of the same kind (pairs of one prompt count together), not other training seeds" in text
+
+
+def test_three_pairs_give_neither_certainty_nor_a_calibration_error_to_expect():
+    evaluation = evaluated("val", pairs=3)
+    evaluation.records |= {"prompt": ["a", "b", "c"], "z": [0.5, 0.6, 0.7]}
+    evaluation.last = evaluation.measure(evaluation.records, "val")
+    rows = rows_of(held_out_table({}, evaluation))
+    assert rows["preference accuracy"] == ["1.000", "0.439 to 1.000"]
+    assert rows["calibration error against the labels"][1] == "too few pairs"
+    assert "val/calibration/ece_if_calibrated" not in evaluation.last
+    assert "val/calibration/ece_if_calibrated" in evaluated("val", pairs=20).last
 
 
 def test_the_table_of_one_sided_pairs_has_their_loss_and_speaks_of_nothing_else():

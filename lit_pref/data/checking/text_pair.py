@@ -13,8 +13,26 @@ from lit_pref.data.checking.fields import Spans
 from lit_pref.data.sources.row import Row
 from lit_pref.pairs import Message, Text
 
-HUMAN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
-"""The first turn of HH text."""
+FIRST_TURNS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\A\s*(?:Human|User):(.*?)(?=\n\s*(?:Human|User|Assistant):|\Z)",  # HH text
+        r"<\|im_start\|>user\n(.*?)(?=<\|im_end\|>|\Z)",  # ChatML
+        r"<\|start_header_id\|>user<\|end_header_id\|>(.*?)(?=<\|eot_id\|>|\Z)",  # Llama 3
+        r"<start_of_turn>user\n(.*?)(?=<end_of_turn>|\Z)",  # Gemma
+        r"\[INST\](?:\s*<<SYS>>.*?<</SYS>>)?(.*?)(?=\[/INST\]|\Z)",  # Llama 2 and Mistral
+        r"<\|user\|>(.*?)(?=</s>|<\|end\|>|<\|endoftext\|>|<\|assistant\|>|\Z)",  # Zephyr, Phi, OLMo
+    )
+)
+"""The first turn of a user in text that was written by a chat template."""
+LOOKALIKES = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032`\u00b4", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb\u2033", '"'),
+    }
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+)
+"""Forms of quotes and dashes, with the form of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +115,44 @@ def canonical_prompt(prompt: Any) -> Any:
 def split_key(prompt: Any) -> Any:
     r"""Return what decides the split of a prompt, its first text of a user: dialogues stay with their beginning.
 
-    >>> split_key([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]), split_key("hi ")
-    ('hi', 'hi')
+    Forms of one text have one key: Unicode forms, invisible characters, quotes and dashes, capital letters, and the
+    text that a chat template writes.
+
+    >>> split_key([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}])
+    'hi'
+    >>> split_key("\ufeffHi ")
+    'hi'
     >>> split_key("\n\nHuman: hi\n\nAssistant: hello\n\nHuman: more\n\nAssistant:")
     'hi'
+    >>> split_key("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    'hi'
     """
-    if isinstance(prompt, str) and (dialogue := HUMAN.match(prompt.replace("\r\n", "\n"))):
-        return _composed(dialogue[1])
+    if isinstance(prompt, str):
+        text = prompt.replace("\r\n", "\n")
+        found = next(filter(None, (pattern.search(text) for pattern in FIRST_TURNS)), None)
+        return folded(found[1] if found else text)
     canonical = canonical_prompt(prompt)
     if not isinstance(canonical, list) or not all(isinstance(message, dict) for message in canonical):
-        return canonical
-    return next((message["content"] for message in canonical if message["role"] == "user"), canonical)
+        return folded(canonical)
+    first = next((message["content"] for message in canonical if message["role"] == "user"), None)
+    return canonical if first is None else folded(first)
+
+
+def pair_key(prompt: Text, chosen: str, rejected: str | None) -> str:
+    """Return 16 characters that forms of one pair share, in both orders of its responses."""
+    turns = [folded(turn["content"]) for turn in prompt] if isinstance(prompt, list) else [split_key(prompt)]
+    return _digest([turns, sorted(folded(text) for text in (chosen, rejected or ""))])
+
+
+def folded(text: Any) -> Any:
+    """Return a text without what makes two forms of one text differ; any other value unchanged.
+
+    A text that holds nothing else, such as one zero-width space, is only composed.
+    """
+    if not isinstance(text, str):
+        return text
+    visible = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
+    return " ".join(visible.translate(LOOKALIKES).casefold().split()) or _composed(text)
 
 
 def _composed(text: Any) -> Any:

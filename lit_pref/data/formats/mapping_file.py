@@ -1,5 +1,6 @@
 """Mapping files: parsing of a YAML file or dictionary, with a sentence for every wrong key or value."""
 
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -37,9 +38,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: it is not a YAML mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
         refuse_alias_bomb(text, f"The mapping {path}")
         values = yaml.load(text, Loader=LOADER)
+    except FileNotFoundError as error:
+        here = sorted(str(file) for file in path.parent.glob("*.y*ml"))
+        near = nearest_names(str(path), here)
+        hint = f"did you mean {near[0]}" if near else "give the path of a file, or the name of a shipped mapping"
+        raise UsageError(f"There is no mapping file {path}; {hint}.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"The mapping {path} cannot be read ({' '.join(str(error).split())}); fix it.") from error
     if not isinstance(values, dict):

@@ -30,7 +30,7 @@ from lit_pref.data.sources.unread import UnreadColumns
 from lit_pref.data.tokenizing.tokenization import Tokenization, TokenizedPair
 from lit_pref.errors import UsageError, UserError
 
-FORMAT = 5  # raise it when a code change makes the same source and settings give other pairs
+FORMAT = 6  # raise it when a code change makes the same source and settings give other pairs
 CHUNK, CHUNK_TEXT = 256, 2**20  # pairs that are tokenized together, and the characters after which no more are added
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
@@ -182,7 +182,7 @@ class Preparation:
         reports = reports or {split: PreparationReport() for split in SPLITS}
         reader = self._reader()
         unread = UnreadColumns(reader.read_columns | mapping.columns_read, (*self.ignore_columns, *mapping.ignore))
-        reports["train"].unread = unread.rows
+        reports["train"].unread, reports["train"].unread_texts = unread.rows, unread.of_note
         rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
         for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt, which decides the split, so it counts as training data.

@@ -1,6 +1,7 @@
 """The report on the preparation of a source: counts and shares to look at before training."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,7 +11,9 @@ from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.formats.describe import strength_in_words
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.sources.row import Row
+from lit_pref.data.sources.unread import may_matter
 from lit_pref.data.tokenizing.tokenization import TokenizedPair
+from lit_pref.errors import printable
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -50,7 +53,8 @@ class PreparationReport:
     - `merged`: a token spans the prompt end; `plain`: the prompt is not a message list; `joined`: a plain prompt
       without a space before the response; `unasked`: the assistant's turn does not begin with the chat template's
       generation prompt; `special_texts`: a text contains the name of a special token.
-    - `unread`: rows by the name of a column, or pairs by the name of a message's key, that nothing reads.
+    - `unread`: rows by the name of a column, or pairs by the name of a message's key, that nothing reads;
+      `unread_texts`: those of them that may be a part of the conversation.
     - `lost`: pairs by the text that the chat template leaves out or rewrites; `lost_first` is the first one's place.
     - Lengths are in tokens, after truncation; `longest` is the longest prompt with one of its responses.
     """
@@ -68,6 +72,7 @@ class PreparationReport:
     clipped: int = 0
     special_texts: int = 0
     unread: Counter[str] = field(default_factory=Counter)
+    unread_texts: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     lost_first: str = ""
     plain: int = 0
@@ -97,7 +102,8 @@ class PreparationReport:
         self.clipped += text.clipped
         self.special_texts += tokenized.special_texts > 0
         self.unasked += tokenized.unasked
-        self.unread.update(tokenized.unread)
+        self.unread.update(map(printable, tokenized.unread))
+        self.unread_texts.update(_of_note(text, tokenized.unread))
         self.lost.update(tokenized.lost)
         if isinstance(text.prompt, str):
             self.plain += 1
@@ -132,7 +138,8 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        counters = {name: Counter(values[name]) for name in ("refused", "left_out", "unread", "lost")}
+        counted = ("refused", "left_out", "unread", "unread_texts", "lost")
+        counters = {name: Counter(values.get(name, ())) for name in counted}  # older reports have no unread_texts
         return cls(**{**parts, **counters})
 
     def __str__(self) -> str:
@@ -175,6 +182,12 @@ class PreparationReport:
         parts += [f"repeated pairs {self.repeated}"] if self.repeated else []
         parts += [f"names of special tokens in {self.special_texts}"] if self.special_texts else []
         return "; ".join(parts)
+
+
+def _of_note(pair: TextPair, unread: Collection[str]) -> set[str]:
+    """Return which of the unread keys of a pair's messages may be a part of the conversation."""
+    messages = [*([] if isinstance(pair.prompt, str) else pair.prompt), *pair.further.values()]
+    return {printable(key) for message in messages for key in unread if may_matter(key, message.get(key))}
 
 
 def example_of(mapping: RowMapping, pair: TextPair, row: Row) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_pref.data.checking.text_pair import CheckedPair
+from lit_pref.data.checking.text_pair import CheckedPair, pair_key
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
@@ -18,7 +18,6 @@ from lit_pref.data.sources.source import Source, check_source
 from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 from lit_pref.pairs import PreferencePair
-from lit_pref.response_key import response_key
 
 
 def sources_of(given: str | Source | Sequence[str | Source], option: str) -> list[Source]:
@@ -106,36 +105,42 @@ def open_splits(
 def _refuse_same(
     train: list[Source], trained: list[PreparedPairs], val: list[Source], held: list[PreparedPairs]
 ) -> None:
-    """Refuse validation pairs that are all of them training pairs, in any order and in any file."""
-    known = np.concatenate([_prompts_and_lengths(pairs) for pairs in trained])
+    """Refuse validation pairs most of which are training pairs, in any order, in any form and in any file."""
     for source, pairs in zip(val, held, strict=True):
-        wanted = _prompts_and_lengths(pairs)
-        if not len(pairs) or not np.isin(wanted, known).all():  # the usual case, in which no token is read
-            continue
-        keys = {
-            _pair_key(one[int(k)])
-            for one in trained
-            for k in np.flatnonzero(np.isin(_prompts_and_lengths(one), wanted))
-        }
-        if all(_pair_key(pair) in keys for pair in pairs):
+        same = int(training_pairs_among(pairs, trained).sum())
+        if 2 * same > len(pairs):
             names = ", ".join(one.path for one in train)
+            what = f"every pair of {source.path} is a training pair"
+            if same < len(pairs):
+                what = f"{same} of the {len(pairs)} pairs of {source.path} are training pairs"
             raise UserError(
-                f"data.val: every pair of {source.path} is a training pair of {names}, so validation would measure "
-                "training; name other pairs, or leave data.val out and hold some out by data.val_fraction."
+                f"data.val: {what} of {names}, so validation would measure training; name other pairs, or leave "
+                "data.val out and hold some out by data.val_fraction."
             )
 
 
-def _prompts_and_lengths(pairs: PreparedPairs) -> NDArray[Any]:
-    """Return (pairs,) texts that equal pairs share: the prompt's id, and the lengths of the responses in order."""
-    lengths = np.sort(pairs.lengths[:, 1:], axis=1).tolist()
-    return np.array(
-        [f"{id} {one} {two}" for id, (one, two) in zip(pairs.column("prompt_id"), lengths, strict=True)], str
-    )
+def training_pairs_among(pairs: Any, trained: Sequence[Any]) -> NDArray[np.bool_]:
+    """Return (pairs,): whether a pair is a training pair, whatever the forms of its texts.
+
+    Args:
+        pairs: prepared pairs or a view of some.
+        trained: the training pairs, of one or more sources.
+    """
+    groups = pairs.column("prompt_group").astype(str)
+    wanted = np.isin(groups, np.concatenate([one.column("prompt_group").astype(str) for one in trained]))
+    shared = np.unique(groups[wanted])
+    keys = {
+        _pair_key(one[int(k)])
+        for one in trained
+        for k in np.flatnonzero(np.isin(one.column("prompt_group").astype(str), shared))
+    }
+    found = np.zeros(len(groups), bool)  # the texts of other prompts are not read
+    found[wanted] = [_pair_key(pairs[int(k)]) in keys for k in np.flatnonzero(wanted)]
+    return found
 
 
-def _pair_key(pair: PreferencePair) -> bytes:
-    """Return a hash of a pair's tokens, the same for both orders of its responses."""
-    return b"".join(sorted(response_key(pair.prompt, ids) for ids in (pair.chosen, pair.rejected or ())))
+def _pair_key(pair: PreferencePair) -> str:
+    return pair_key(pair.text.prompt, pair.text.chosen, pair.text.rejected)
 
 
 def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> list[NDArray[np.int64]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.errors import UserError
+from lit_pref.errors import UserError, printable
 
 LONG = 100
 """Characters of a text that is too long for a name or a category."""
@@ -64,10 +64,14 @@ def column_belongs(name: str, value: Any) -> bool:
     (True, False, False)
     """
     longest = max(map(len, texts_of(value)), default=0)
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    words = _words_of(name)
     if not longest or words & JUDGEMENT_WORDS:
         return False
     return longest >= LONG or bool(words & PROMPT_WORDS and not words & LABEL_WORDS)
+
+
+def _words_of(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -92,8 +96,22 @@ def said(messages: Any) -> Any:
     ]
 
 
+def may_matter(name: str, value: Any) -> bool:
+    """Return whether what nothing reads should be looked at: it has text, or a name as if it belonged to the prompt.
+
+    >>> may_matter("choices", ["yes"]), may_matter("prefix", True), may_matter("source", "gpt"), may_matter("turns", 3)
+    (True, True, False, False)
+    """
+    words = _words_of(name)
+    if is_empty(value) or words & (LABEL_WORDS | JUDGEMENT_WORDS):
+        return False
+    return any(texts_of(value)) or bool(words & PROMPT_WORDS)
+
+
 class UnreadColumns:
     """Counts the columns of a source that nothing reads, and refuses those that belong to the prompt or the response.
+
+    `rows` counts the rows in which a column is not empty, `of_note` those in which it should be looked at.
 
     Args:
         read: the columns that are read.
@@ -104,6 +122,7 @@ class UnreadColumns:
         self._read = frozenset(read)
         self._ignored = frozenset(ignored)
         self.rows: Counter[str] = Counter()
+        self.of_note: Counter[str] = Counter()
 
     def watch(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
         """Yield the rows unchanged.
@@ -113,16 +132,20 @@ class UnreadColumns:
         """
         for row in rows:
             if not isinstance(row, BadRow) and (unread := row.values.keys() - self._read):
-                self.rows.update(_printable(name) for name in unread if not is_empty(row.values[name]))
+                self.rows.update(printable(name) for name in unread if not is_empty(row.values[name]))
                 self._check(row, unread - self._ignored)
             yield row
 
     def _check(self, row: Row, unread: Collection[str]) -> None:
-        belonging = sorted(name for name in unread if column_belongs(str(name), row.values[name]))
-        if not belonging:
+        values = {name: row.values[name] for name in sorted(unread)}
+        noted = {name for name, value in values.items() if may_matter(str(name), value)}
+        belonging = {name for name, value in values.items() if column_belongs(str(name), value)}
+        if not (noted or belonging):
             return
         read = [text for name in self._read & row.values.keys() for text in texts_of(row.values[name])]
-        if lost := [name for name in belonging if not all(_within(text, read) for text in texts_of(row.values[name]))]:
+        new = [name for name in values if not all(_within(text, read) for text in texts_of(values[name]))]
+        self.of_note.update(printable(name) for name in noted if name in new or not any(texts_of(values[name])))
+        if lost := [name for name in new if name in belonging]:
             raise UserError(
                 f"{row.place}: {' and '.join(f'`{name}`' for name in lost)} may belong to the prompt or the response, "
                 "and nothing reads it: write it into the prompt, or name the column in the mapping (data.mapping: "
@@ -143,11 +166,6 @@ def refuse_unread_keys(row: Row, field: str, unread: Mapping[str, Any], argument
             "template does not write; give the tokenizer a template that reads it, or write it into the content; to "
             f"leave it out, name it in data.ignore_columns: [{', '.join(lost)}]."
         )
-
-
-def _printable(name: str) -> str:
-    """Return a name with half surrogate pairs, which no console can print, written out."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _within(text: str, read: list[str]) -> bool:

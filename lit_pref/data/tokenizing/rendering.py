@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.sources.unread import refuse_unread_keys
+from lit_pref.data.sources.unread import key_belongs, refuse_unread_keys
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, common_prefix_length
+from lit_pref.models.message_values import Place
 from lit_pref.models.special_text import EncodableText, Span
 from lit_pref.pairs import TEMPLATE_ARGUMENTS, Message, Text
 
@@ -87,6 +88,7 @@ def render(encoding: Encoding, row: Row, text: TextPair) -> RenderedPair:
         _refuse_moving_prompt(encoding, row, text.prompt, prompts, rendered)
         unread = _unread(encoding, row, text, text.prompt, responses)
         lost = [f"the {role} message of the prompt" for role in encoding.chat.losses(text.prompt)]
+        lost += _values_left_out(encoding, text, text.prompt, responses, unread)
         lost += [f"the {one.side} response" for one in rendered if one.place is None and one.response.strip()]
         # If the template marks the assistant's turns, the prompt is cut from the rendered text with the response.
         unasked = len(prompts) == 1 and not all(one.written.text.startswith(prompts[0].text) for one in rendered)
@@ -135,7 +137,7 @@ def _refuse_moving_prompt(
     prompts: list[EncodableText],
     rendered: list[RenderedResponse],
 ) -> None:
-    """Refuse a template that writes another prompt at each call, before the end of the text that is answered."""
+    """Refuse a template that writes another prompt with a response, before the end of the text that is answered."""
     asked = prompts[0].text
     shared = common_prefix_length([*(prompt.text for prompt in prompts), *(one.written.text for one in rendered)])
     if shared >= len(asked):
@@ -146,13 +148,19 @@ def _refuse_moving_prompt(
         start = span[0] if span else asked.rfind(content)
         if not content or start < 0:
             continue
-        if shared < start + len(content):
+        if shared >= start + len(content):
+            return
+        if encoding.chat.repeats(messages):
             raise UserError(
-                f"{row.place}: the chat template writes another prompt each time it is called, as with a clock or "
-                "random content, so that the text which is answered would be trained on; give the tokenizer a template "
-                "that always writes the same (a fixed date can be passed in a column chat_template_kwargs)."
+                f"{row.place}: the chat template writes the prompt differently once a response follows it, as one that "
+                "shows only the last messages, so that the text which is answered would be trained on; give the "
+                "tokenizer a template that writes a prompt alone as it does with a response."
             )
-        return
+        raise UserError(
+            f"{row.place}: the chat template writes another prompt each time it is called, as with a clock or "
+            "random content, so that the text which is answered would be trained on; give the tokenizer a template "
+            "that always writes the same (a fixed date can be passed in a column chat_template_kwargs)."
+        )
 
 
 def _unread(
@@ -174,6 +182,28 @@ def _unread_of_prompt(encoding: Encoding, row: Row, prompt: list[Message]) -> se
     arguments = {k: v for k, v in prompt[0].get(TEMPLATE_ARGUMENTS, {}).items() if k in names}
     refuse_unread_keys(row, "prompt", values | arguments, arguments)
     return names
+
+
+def _values_left_out(
+    encoding: Encoding, text: TextPair, prompt: list[Message], responses: dict[str, str], unread: frozenset[str]
+) -> Iterator[str]:
+    """Yield a description of each value that belongs to the conversation and that the template does not write.
+
+    Keys that it never writes are left to `_unread`. Some templates write reasoning only after the last message of a
+    user, and some write the name of a call without its arguments.
+    """
+    told: list[tuple[list[Message], set[Place], str]] = []
+    if any(len(message) > 2 for message in prompt):
+        told.append((prompt, encoding.chat.left_out(prompt), "message of the prompt"))
+    for side, further in text.further.items():
+        turns = [*prompt, {"role": "assistant", **further}]
+        told.append((turns, encoding.chat.left_out(prompt, responses[side], further), f"{side} response"))
+    for turns, places, where in told:
+        for number, path in sorted(places, key=str):
+            message, key = turns[number], path[0]
+            if key not in unread and key_belongs(key, message[key]):
+                role = f"{message['role']} " if where.startswith("message") else ""
+                yield f"`{'.'.join(part for part in path if isinstance(part, str))}` of the {role}{where}"
 
 
 @contextmanager

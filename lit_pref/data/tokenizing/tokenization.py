@@ -126,7 +126,7 @@ class Tokenization:
 
         Raises:
             BadRow: the tokenizer cannot encode a text, the chat template refuses the conversation, the prompt leaves no
-                room, a response has no token, the responses are the same after truncation, or the template has changed
+                room, a response has no token, the responses are the same in tokens, or the template has changed
                 a response that has spans.
             UserError: there is no chat template, or the tokenizer cannot map tokens to characters and there are spans.
         """
@@ -210,7 +210,7 @@ class Tokenization:
         chosen, rejected, extra = (responses.get(side) for side in ("chosen", "rejected", "extra_response"))
         assert chosen is not None
         if rejected is not None and chosen.ids == rejected.ids:
-            raise BadRow(pair.row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
+            raise _same(pair, chosen.cut or rejected.cut)
         dropped = len(self._bos) + prompt_end - len(prompt)
         return TokenizedPair(
             prompt=prompt,
@@ -282,3 +282,19 @@ class Tokenization:
             return [{key: part for key, part in message.items() if key not in pair.unread} for message in prompt]
         # The prompt's text ends at its own end, even if its last token also contains a response's first characters.
         return kept_prompt(self._encoding, pair.text.prompt, pair.prompts[0].text, ids[dropped:])
+
+
+def _same(pair: RenderedPair, cut: bool) -> BadRow:
+    """Return the error of a pair whose responses have the same ids."""
+    if cut:
+        return BadRow(pair.row, "chosen", "and rejected are the same after truncation", "raise data.max_length")
+    sides = [pair.text.further.get(side, {}) for side in ("chosen", "rejected")]
+    keys = sorted(key for key in {*sides[0], *sides[1]} if sides[0].get(key) != sides[1].get(key))
+    if keys and pair.text.chosen == pair.text.rejected:
+        names = " and ".join(f"`{key}`" for key in keys)
+        remedy = "give the tokenizer a template that writes it"
+        return BadRow(
+            pair.row, "chosen", f"and rejected differ only in {names}, which the chat template does not write", remedy
+        )
+    remedy = "leave the row out, or give the tokenizer a template that keeps the difference"
+    return BadRow(pair.row, "chosen", "and rejected are the same once the chat template has written them", remedy)

@@ -454,6 +454,11 @@ def test_the_majority_of_the_first_rows_decides_so_that_a_bad_row_is_refused_as_
     assert str(canonical[0]).startswith("some.jsonl, line 1: score_A is not a finite number ('many'); give it a number")
 
 
+def test_a_zero_on_a_scale_from_one_to_ten_is_a_faulty_row():
+    _, _, bad = read([ONE_PAIR["ultrafeedback_binarized"][0] | {"score_rejected": 0}], "ultrafeedback_binarized")
+    assert "score_rejected is not between 1 and 10 (0)" in str(bad[0])
+
+
 def test_the_signs_of_two_helpsteers_point_the_same_way_and_zero_is_a_tie():
     for name in ("helpsteer2_preference", "helpsteer3"):
         values = ONE_PAIR[name][0]
@@ -509,7 +514,7 @@ def test_formats_with_a_stated_range_check_it():
     assert {name for name in shipped() if ranges(name)} >= {
         *("helpsteer2_preference", "helpsteer2", "helpsteer3", "ultrafeedback_binarized", "ultrafeedback", "webgpt"),
         *("argilla_ratings", "argilla_distilabel", "argilla_orca", "argilla_early", "alpaca_eval", "capybara"),
-        *("nectar", "safe_rlhf_safety", "summarize"),
+        *("nectar", "safe_rlhf_safety", "summarize", "armorm"),
     }
 
 

@@ -35,16 +35,28 @@ FORMS = {
     "two blanks": lambda text: text.replace(" ", "  "),
     "no-break space": lambda text: text.replace(" ", "\u00a0"),
     "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "zero-width space": lambda text: text.replace("number", "num\u200bber"),
+    "soft hyphen": lambda text: text.replace("number", "num\u00adber"),
+    "full-width letters": lambda text: text.replace("number", "\uff4e\uff55\uff4d\uff42\uff45\uff52"),
+    "curly apostrophes": lambda text: text.replace("'", "\u2019"),
+    "a long dash": lambda text: text.replace("-", "\u2014"),
+    "capital letters": str.upper,
     "one message": user,
     "an empty system turn": lambda text: [{"role": "system", "content": ""}, *user(text + "\n")],
     "a system turn": lambda text: [{"role": "system", "content": "Be brief."}, *user(text)],
     "two turns": lambda text: [*user(text), {"role": "assistant", "content": "yes"}, *user("and?")],
+    "ChatML": lambda text: f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n",
+    "Llama 3": lambda text: f"<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>",
+    "Llama 2": lambda text: f"<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{text} [/INST]",
+    "Gemma": lambda text: f"<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n",
+    "Zephyr": lambda text: f"<|system|>\nBe brief.</s>\n<|user|>\n{text}</s>\n<|assistant|>\n",
     "HH text": lambda text: f"\n\nHuman: {text}\n\nAssistant: yes\n\nHuman: and?\n\nAssistant:",
 }
 
 
 def rows(form, number=120, start=0):
-    prompts = [form(f"Is café\nnumber {k} open?") for k in range(start, start + number)]
+    prompts = [form(f"Is café\nnumber {k}'s tea-room open?") for k in range(start, start + number)]
 
     def answer(prompt, text):
         return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -84,3 +96,14 @@ def test_validation_that_is_training_is_refused(tokenizer, written):
         opened(tokenizer, train, train)
     other = [{**row, "chosen": "new"} for row in rows(str)]
     assert len(opened(tokenizer, train, written(other, "other.jsonl")).val) == 120
+
+
+@pytest.mark.parametrize("form", ["trailing blank", "capital letters", "curly apostrophes", "decomposed"])
+def test_validation_that_is_training_in_another_form_is_refused_and_stops_check(tokenizer, written, form):
+    train, again = written(rows(str), "train.jsonl"), rows(FORMS[form])
+    with pytest.raises(UserError, match=r"data.val: every pair of .* is a training pair"):
+        opened(tokenizer, train, written(again, "again.jsonl"))
+    with pytest.raises(UserError, match=r"data.val: 119 of the 120 pairs of .* are training pairs"):
+        opened(tokenizer, train, written([*again[:-1], {**again[-1], "chosen": "new"}], "most.jsonl"))
+    fresh = [{**row, "chosen": "new"} for row in again[40:]]
+    assert counts.overlap(*opened(tokenizer, train, written(again[:40] + fresh, "few.jsonl"))).same == 40

@@ -278,13 +278,12 @@ def test_a_report_says_nothing_of_what_is_not_there(tokenizer, written):
     data = [{"prompt": "ab", "chosen": "cd"}, {"prompt": "ab", "chosen": ""}]
     options = {"one_sided": True, "bad_rows": "lenient", "max_refused": 0.5}
     assert str(prepared(tokenizer, written(data), **options).report).splitlines() == [
-        "2 rows, 1 pairs of 1 prompts; refused: chosen is empty: 1; swapped 0, ties 0 (dropped 0), strengths that "
-        "disagree 0",
+        "2 rows, 1 pairs of 1 prompts; refused: chosen is empty: 1",
         "mean tokens: prompts 3, chosen 3 (longest pair 6); cut: prompts 0.0%, chosen 0.0%; "
         "token across the prompt end 0.0%",
     ]
     empty = prepared(tokenizer, written(data), "validation", **options).report
-    assert str(empty).startswith("0 rows, 0 pairs of 0 prompts; refused: none; swapped 0") and "\n" not in str(empty)
+    assert str(empty).startswith("0 rows, 0 pairs of 0 prompts; refused: none") and "\n" not in str(empty)
 
 
 def test_a_report_survives_its_file(tokenizer, written):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lit_pref.check.text_findings import dated, unread
 from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.source import Source
@@ -133,6 +134,19 @@ def test_a_row_with_text_prompts_and_tools_is_refused(tokenizer, written):
         texts(tokenizer, path)
 
 
+def test_a_column_or_key_with_a_short_text_is_a_note(tokenizer, written):
+    asked = [{"role": "user", "content": "q", "hidden": "a secret", "prefix": True}]
+    one = row(prompt=asked, choices=["red", "blue"], source="web")
+    one["chosen"] = [{**said("a")[0], "channel": "final"}]
+    _, pairs = texts(tokenizer, written([one]))
+    (finding,) = unread("train", "pairs", pairs.report)
+    assert finding.severity == "note" and finding.numbers["texts"] == ["channel", "choices", "hidden"]
+    assert "nothing reads channel, choices, hidden, which hold text: write what belongs to the prompt" in finding.says
+    assert finding.says.endswith("nor prefix, source")
+    _, pairs = texts(tokenizer, written([one]), ignore_columns=("choices",))
+    assert set(pairs.report.unread_texts) == {"channel", "hidden"}
+
+
 def test_what_describes_a_row_is_listed_and_does_not_stop(tokenizer, written):
     more = {
         "prompt_id": "q7",
@@ -146,6 +160,8 @@ def test_what_describes_a_row_is_listed_and_does_not_stop(tokenizer, written):
     one = row(prompt=[{"role": "user", "content": "q", "timestamp": 17}], **more)
     _, pairs = texts(tokenizer, written([one]))
     assert set(pairs.report.unread) == {"prompt_id", "source", "critique", "turns", "messages", "timestamp"}
+    (finding,) = unread("train", "pairs", pairs.report)
+    assert finding.severity == "ok" and not pairs.report.unread_texts
     assert pairs[0].text.prompt == ASKED
 
 
@@ -153,3 +169,83 @@ def test_what_belongs_to_a_conversation_is_told_by_name_and_content():
     assert key_belongs("tool_calls", [CALL]) and key_belongs("reasoning_content", "why")
     assert not key_belongs("tool_calls", []) and not key_belongs("weight", 0.5) and not key_belongs("name", "Ann")
     assert column_belongs("context", "x") and not column_belongs("context_id", "x") and not column_belongs("context", 3)
+
+
+LATE = FULL.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and loop.index0 > 2 %}")
+NAME_ONLY = FULL.replace("call.function | tojson", "call.function.name")
+AS_JSON = FULL.replace("call.function | tojson", "call.function.arguments | tojson | upper")
+
+
+CALLING = {**said("y")[0], "tool_calls": [CALL]}
+
+
+def thought(text):
+    return {**said("x")[0], "reasoning_content": text}
+
+
+@pytest.mark.parametrize(
+    ("template", "more", "named"),
+    [
+        (LATE, {"prompt": [*ASKED, thought("LOST"), *ASKED, thought("kept"), *ASKED]}, "reasoning_content"),
+        (NAME_ONLY, {"prompt": [*ASKED, CALLING, *ASKED]}, "tool_calls.function.arguments.x"),
+        (AS_JSON, {"prompt": [*ASKED, CALLING, *ASKED]}, "tool_calls.function.name"),
+        (NAME_ONLY, {"chosen": [CALLING]}, "tool_calls.function.arguments.x"),
+    ],
+)
+def test_a_key_that_is_written_only_in_part_stops_the_run_until_it_is_accepted(
+    tokenizer, written, template, more, named
+):
+    path = written([row(**more)])
+    where = "chosen response" if "chosen" in more else "assistant message of the prompt"
+    with pytest.raises(UserError, match=rf"line 1: the chat template leaves out or rewrites `{named}` of the {where}"):
+        texts(tokenizer, path, template)
+    _, pairs = texts(tokenizer, path, template, lost_text="accept")
+    assert pairs.report.lost == {f"`{named}` of the {where}": 1}
+    texts(tokenizer, path, FULL)  # it writes all
+
+
+def test_values_that_only_steer_a_template_are_read(tokenizer, written):
+    steered = FULL.replace(
+        "{% if m.reasoning_content %}", "{% if m.refusal %}NO{% endif %}{% if m.reasoning_content %}"
+    )
+    path = written([row(prompt=[*ASKED, {**thought("why"), "refusal": True}, *ASKED])])
+    texts(tokenizer, path, steered)
+
+
+@pytest.mark.parametrize(
+    "more", [{"choices": ["yes", "no"]}, {"body": "short"}, {"prompt": [{**ASKED[0], "plan": "p"}]}]
+)
+def test_short_text_that_nothing_reads_is_a_note_of_check(tokenizer, written, more):
+    _, pairs = texts(tokenizer, written([row(**more)]))
+    name = "plan" if "prompt" in more else next(iter(more))
+    assert pairs.report.unread_texts == {name: 1}
+    (finding,) = unread("train", "a", pairs.report)
+    assert finding.severity == "note" and f"look whether {name} should be a part of the prompt" in finding.says
+    _, pairs = texts(tokenizer, written([row(source="web", prompt_id="q7")], "labels.jsonl"))
+    (finding,) = unread("train", "a", pairs.report)
+    assert finding.severity == "ok"
+
+
+def test_half_a_surrogate_in_the_name_of_a_key_can_be_reported(tokenizer, written):
+    path = written([row(prompt=[{**ASKED[0], "k\ud800": 3}])])
+    _, pairs = texts(tokenizer, path)
+    assert list(pairs.report.unread) == ["k\\ud800"]
+
+
+def test_a_template_that_can_write_the_date_is_a_note_of_check():
+    assert dated(FULL) == dated(None) == []
+    (finding,) = dated(FULL + "{{ strftime_now('%d %b %Y') }}")
+    assert finding.severity == "note" and "today's date" in finding.says and "chat_template_kwargs" in finding.says
+
+
+def test_responses_that_differ_only_in_a_key_that_is_not_written_are_refused_with_its_name(tokenizer, written):
+    sides = {side: [{**said("a")[0], "channel": side}] for side in ("chosen", "rejected")}
+    with pytest.raises(UserError, match="differ only in `channel`, which the chat template does not write"):
+        texts(tokenizer, written([row(**sides)]))
+
+
+def test_a_template_that_shows_only_the_last_messages_is_not_called_a_clock(tokenizer, written):
+    last = FULL.replace("for m in messages", "for m in messages[-2:]")
+    path = written([row(prompt=[*ASKED, *said("x"), {"role": "user", "content": "and now?"}])])
+    with pytest.raises(UserError, match="writes the prompt differently once a response follows"):
+        texts(tokenizer, path, last, lost_text="accept")

@@ -1,0 +1,51 @@
+"""The names of dtypes and attention implementations; unknown ones are refused with the nearest known one."""
+
+import torch
+from transformers.modeling_utils import AttentionInterface
+
+from lit_pref.errors import UsageError
+from lit_pref.hints import nearest_names
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+HEADS = ("lm", "scalar")
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64"}
+_SHORT |= {"f32": "float32", "single": "float32", "double": "float64", "32": "float32", "16": "float16"}
+
+
+def refuse_unknown_dtype(name: str) -> None:
+    """Refuse a dtype that is none of `DTYPES`.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if name not in DTYPES:
+        short = name.lower().removeprefix("torch.")
+        meant = _SHORT.get(short, short if short in DTYPES else None)
+        guess = f"; did you mean {meant}?" if meant else ""
+        raise UsageError(f"dtype '{name}' is unknown: use one of {', '.join(DTYPES)}{guess}")
+
+
+def refuse_unknown_attention(name: str) -> None:
+    """Refuse an attention implementation that transformers does not know; kernels of the hub have a / in their names.
+
+    Raises:
+        UsageError: it does not know it.
+    """
+    known = ["eager", *AttentionInterface().valid_keys()]
+    if "/" in name or name in known:
+        return
+    near = nearest_names(name, known, cutoff=0.4)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(
+        f"policy.attention '{name}' is unknown: transformers has {', '.join(known)}{guess}; null is the model's own"
+    )
+
+
+def refuse_unknown_head(name: str) -> None:
+    """Refuse a head that is none of `HEADS`.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if name not in HEADS:
+        raise UsageError(f"policy.head is {name!r}: it must be one of {', '.join(HEADS)}")
