@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, write_pairs
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_pref.callbacks.run_folder import RunFolder
+from lit_pref.callbacks import run_folder
 from lit_pref.errors import UserError
 from lit_pref.metrics import records
 from lit_pref.run.run import Run, build
@@ -34,7 +34,7 @@ def full(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "owner, method, kept",
     [
-        (RunFolder, "_write_config", "nothing is saved yet"),
+        (run_folder, "config_file", "nothing is saved yet"),
         (TensorBoardLogger, "log_metrics", "nothing is saved yet"),
         (records.os, "replace", "nothing is saved yet"),
     ],

@@ -140,11 +140,11 @@ def test_a_column_or_key_with_a_short_text_is_a_note(tokenizer, written):
     one["chosen"] = [{**said("a")[0], "channel": "final"}]
     _, pairs = texts(tokenizer, written([one]))
     (finding,) = unread("train", "pairs", pairs.report)
-    assert finding.severity == "note" and finding.numbers["texts"] == ["channel", "choices", "hidden"]
-    assert "nothing reads channel, choices, hidden, which hold text: write what belongs to the prompt" in finding.says
-    assert finding.says.endswith("nor prefix, source")
+    assert finding.severity == "note" and set(finding.numbers["of_note"]) == {"channel", "choices", "hidden", "prefix"}
+    assert "nothing reads channel, choices, hidden, prefix, source" in finding.says
+    assert "look whether channel, choices, hidden, prefix should be a part of the prompt" in finding.says
     _, pairs = texts(tokenizer, written([one]), ignore_columns=("choices",))
-    assert set(pairs.report.unread_texts) == {"channel", "hidden"}
+    assert set(pairs.report.unread_texts) == {"channel", "hidden", "prefix"}
 
 
 def test_what_describes_a_row_is_listed_and_does_not_stop(tokenizer, written):
