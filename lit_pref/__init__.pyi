@@ -84,10 +84,10 @@ from lit_pref.objectives.parts.weight import Weight as Weight
 from lit_pref.objectives.requirements import Requirements as Requirements
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry as BradleyTerry
 from lit_pref.objectives.reward.gpm import GPM as GPM
-from lit_pref.objectives.reward.pcrm import PCRM as PCRM
 from lit_pref.objectives.reward.pcrm import Cap as Cap
 from lit_pref.objectives.reward.pcrm import CosineColumn as CosineColumn
 from lit_pref.objectives.reward.pcrm import LengthRatio as LengthRatio
+from lit_pref.objectives.reward.pcrm import PCRM as PCRM
 from lit_pref.objectives.reward.pcrm import Similarity as Similarity
 from lit_pref.objectives.reward.pcrm import TokenPCRM as TokenPCRM
 from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression

@@ -154,7 +154,8 @@ def _unknown_class(name: str, key: str, message: str) -> str:
 
 def _class_first(key: str, base: type) -> str:
     known = known_subclasses(base)
-    return f"{key}: name a class before its arguments, such as --{key} {known[0]}{_known(known)}"
+    example = "DPO" if "DPO" in known else known[0]
+    return f"{key}: name a class before its arguments, such as --{key} {example}{_known(known)}"
 
 
 def _takers(name: str, key: str) -> str:

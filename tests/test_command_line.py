@@ -45,7 +45,7 @@ PAIRS = [*FIT, "--model.policy.path", "policy", "--data.train", "pairs.jsonl"]
 MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     (
         "--model.objective MPO",
-        ["model.objective: unknown class 'MPO'", "known: DPO, EpsilonDPO,", "MRPO or MMPO?"],
+        ["model.objective: unknown class 'MPO'", "known: BradleyTerry, DPO, EpsilonDPO,", "MRPO or MMPO?"],
     ),
     ("--model.objective torch.nn.Linear", ["unknown class 'torch.nn.Linear'", "module.Class"]),
     ("--model.objective my_own.Loss", ["cannot import my_own.Loss", "module.Class and must be importable from here"]),

@@ -21,7 +21,7 @@ from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.references.reference import InitialPolicy, Pretrained
-from lit_pref.run.config import run_parser
+from lit_pref.run.config import module_of, resolve, run_parser
 
 sys.path.append(str(ROOT / "tools"))
 from write_methods import required_arguments, subclasses
@@ -34,8 +34,8 @@ class Parsed:
     """The classes that `fit` builds, all but the Trainer."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        parser = run_parser()
-        config = parser.parse_args([str(a) for a in arguments])
+        config = resolve([str(a) for a in arguments])
+        parser = run_parser(module=module_of(config))
         self.printed = parser.dump(config, skip_unset=False)
         built = parser.instantiate(config)
         self.model, self.trainer = built.model, built.trainer

@@ -1,5 +1,6 @@
 """`python -m lit_pref export`: a Hugging Face folder from any checkpoint that training writes."""
 
+import os
 from pathlib import Path
 
 from lit_pref.errors import UsageError, UserError
@@ -40,9 +41,12 @@ def write_folder(
     from lit_pref.run.lightning_messages import hide_hints
 
     hide_hints()
+    out = Path(os.path.expanduser(out))  # a shell leaves ~ after = as it is
     with ending_on_sigterm(words=f"ended by SIGTERM before {out} was complete: nothing of it is left; export again"):
         done = export(ckpt_path, out, merge, pairs, trust_remote_code)
     say(f"wrote {done.folder}")
     say(done.judgement)
-    say(f"responses end at {', '.join(done.stops)}")
-    say(f"open it with AutoModelForCausalLM and AutoTokenizer: .from_pretrained({str(done.folder)!r})")
+    if not done.reward:
+        say(f"responses end at {', '.join(done.stops)}")
+    kind = "AutoModelForSequenceClassification" if done.reward else "AutoModelForCausalLM"
+    say(f"open it with {kind} and AutoTokenizer: .from_pretrained({str(done.folder)!r})")

@@ -155,10 +155,12 @@ def folder_of_model(name: str) -> str:
             f"{name} is a checkpoint: write it as a folder first (python -m lit_pref export --ckpt_path {name} --out "
             "FOLDER), and give that"
         )
-    if not (path / "manifest.json").exists() or (path / "config.json").exists():
+    if (path / "config.json").exists():
         return name
     if (path / "hf").is_dir():
         return str(path / "hf")
+    if not (path / "manifest.json").exists():
+        return name
     raise UserError(
         f"{name} is a run folder without hf/, because the run has not ended: resume it, or write one of its "
         f"checkpoints as a folder (python -m lit_pref export --ckpt_path {path / 'checkpoints'}/FILE --out FOLDER)"

@@ -117,6 +117,13 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
     Raises:
         UserError: It is from other adapters, another base model, or an objective with other state.
     """
+    head = saved["model"].get("head", "lm")
+    if head != spec.head:
+        kinds = {"lm": "a language model", "scalar": "a reward model"}
+        raise UserError(
+            f"the checkpoint is of {kinds[head]} and this run trains {kinds[spec.head]} (model.policy.head "
+            f"{spec.head}): set model.policy.head to {head}, or start a new run from an exported folder"
+        )
     # Adapters are checked before the base model: a checkpoint of whole weights has none, whatever its model is.
     lora = _settings(spec.adapters)
     if (saved["lora"] and asdict(Lora(**saved["lora"]))) != lora:

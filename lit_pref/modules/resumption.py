@@ -38,7 +38,7 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
     ),
     OnResume.REFUSED: _names(
         "model.optimizer model.schedule model.policy.path model.policy.config model.policy.dtype model.policy.lora "
-        "model.policy.merge_adapter model.policy.head model.policy.embedding "
+        "model.policy.head model.policy.embedding model.policy.merge_adapter "
         "trainer.precision trainer.limit_train_batches trainer.overfit_batches seed_everything data.seed "
         "data.global_batch"
     ),
@@ -72,7 +72,7 @@ and an optimizer's `foreach` is free: the checkpoint's is kept.
 
 NOTHING_LEFT = (
     "note        nothing was left to train: the run ends at the step of its checkpoint; raise trainer.max_epochs, "
-    "max_steps, max_time or stop_at_step to train on"
+    "max_steps, max_time or stop_at_step to train on, as far as its schedule allows"
 )
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."

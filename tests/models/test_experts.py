@@ -161,7 +161,7 @@ def test_the_first_lines_and_check_say_whether_the_router_loss_is_on(
     asks: bool, policy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     config = {"model_type": "mixtral", "router_aux_loss_coef": 50.0, "output_router_logits": asks}
-    module = SimpleNamespace(policy=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
+    module = SimpleNamespace(spec=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
     module.batch_layout, module.layout_reason = "padded", "as asked"
     options = SimpleNamespace(split_seed=0)
     monkeypatch.setattr(

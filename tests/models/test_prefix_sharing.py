@@ -249,6 +249,7 @@ class Words:
     """As much of a tokenizer as generation asks for."""
 
     bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
+    all_special_ids: ClassVar[list[int]] = [0, 1, 2]
     added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
 
