@@ -44,7 +44,9 @@ def read_answered(path: str, prompt: str = "prompt", response: str = "response")
         if isinstance(row, BadRow):
             raise row
         for name in (prompt, response):
-            if row.values.get(name) is None:
+            if name in row.values and row.values[name] is None:
+                raise UserError(f"{row.place}: `{name}` is null; give a text, or leave the row out of the file")
+            if name not in row.values:
                 known = ", ".join(sorted(row.values))
                 raise UserError(
                     f"{row.place}: there is no `{name}` (columns: {known}){did_you_mean(name, row.values)}; name the "

@@ -136,6 +136,9 @@ def replacing(folder: Path, origin: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target} cannot be made ({error.strerror}): name another folder") from error
+    try:
         yield unfinished
         marker = {**origin, "files": sorted(path.name for path in unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
-from lit_pref.modules.optimizers import build_optimizer
+from lit_pref.modules.optimizers import build_optimizer, check_optimizer
 from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
 from lit_pref.modules.training_log import TrainingLog
@@ -82,6 +82,7 @@ class PairModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         check_layout(layout)
+        check_optimizer(optimizer)
         self.spec, self.objective = spec, objective
         self.optimizer, self.schedule = optimizer, schedule
         self.layout = layout

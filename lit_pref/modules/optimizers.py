@@ -5,6 +5,20 @@ from typing import Any
 import torch
 from torch.optim import Adam, AdamW, Optimizer
 
+from lit_pref.errors import UsageError
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Build an optimizer over one number, so that its settings are refused before anything takes long.
+
+    Raises:
+        UsageError: torch refuses a setting, such as a negative learning rate.
+    """
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise UsageError(f"model.optimizer cannot be built: {error}") from error
+
 
 def build_optimizer(module: Any) -> Optimizer:
     """Return a module's optimizer over the trainable parameters of its model.

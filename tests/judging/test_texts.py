@@ -68,3 +68,8 @@ def test_pairs_of_judged_responses():
 
 def test_the_best_is_the_first_of_equal_ones():
     assert best_of(judged()) == 1 and best_of(judged(), 1) == 0
+
+
+def test_a_null_response_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"line 1: `response` is null"):
+        read_answered(write(tmp_path / "texts.jsonl", {"prompt": "a", "response": None}))

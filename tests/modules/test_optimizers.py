@@ -12,8 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from training_runs import Ran, Run, differences, fit, trained
 
+from lit_pref.errors import UsageError
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules import optimizers
 from lit_pref.modules.optimizers import build_optimizer, describe_optimizer, fused_obstacle
+from lit_pref.modules.preference import PreferenceModule
+from lit_pref.objectives.dpo import DPO
 from lit_pref.run.checkpoint_model import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -152,3 +156,13 @@ def test_each_configuration_leaves_the_choice_to_the_default():
     """No shipped file sets `fused`, so that each of them takes it where it works."""
     files = [*(ROOT / "configs").rglob("*.yaml")]
     assert len(files) > 8 and not any("fused" in file.read_text() for file in files)
+
+
+@pytest.mark.parametrize(
+    "settings, words", [({"lr": -1.0}, "learning rate"), ({"lr": 1e-3, "weight_decay": -1}, "weight_decay")]
+)
+def test_settings_that_torch_refuses_are_refused_before_anything_is_computed(policy_folder, settings, words):
+    with pytest.raises(UsageError, match=rf"model\.optimizer cannot be built: Invalid {words}"):
+        PreferenceModule(
+            ModelSpec(path=str(policy_folder)), DPO(), optimizer=lambda p: torch.optim.AdamW(p, **settings)
+        )

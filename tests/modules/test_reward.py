@@ -17,6 +17,7 @@ from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.reward import Embedding, reward_scorer
 from lit_pref.models.saving import MARKER
 from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.checkpoint_info import check_state
 from lit_pref.modules.reward import RewardModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
@@ -310,3 +311,9 @@ def test_an_exported_adapter_of_a_reward_model_is_trained_further(tmp_path, poli
     assert [n for n, p in again.build().named_parameters() if p.requires_grad and "score" in n]
     with pytest.raises(UserError, match="has the adapter of a reward model"):
         ModelSpec(path=str(tmp_path / "adapter"), base_model=str(policy_folder)).build()
+
+
+def test_a_checkpoint_of_a_reward_model_is_refused_by_the_run_of_a_policy(policy_folder):
+    saved = {"model": {"head": "scalar"}, "lora": None, "objective_state": [], "objective": "", "policy_text": ""}
+    with pytest.raises(UserError, match=r"is of a reward model and this run trains a language model"):
+        check_state(saved, ModelSpec(path=str(policy_folder)), DPO())
