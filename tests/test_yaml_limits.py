@@ -30,5 +30,5 @@ def test_aliases_without_measure_are_refused_with_file_and_remedy(tmp_path: Path
 
 
 def test_aliases_of_ordinary_size_stay():
-    refuse_alias_bomb("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: '2 * 3 & 4'}\n", "here")
-    refuse_alias_bomb("a: [&a 1, *b]", "here")  # a fault that the reader of YAML names
+    assert refuse_alias_bomb("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: '2 * 3 & 4'}\n", "here") is None
+    assert refuse_alias_bomb("a: [&a 1, *b]", "here") is None  # a fault that the reader of YAML names

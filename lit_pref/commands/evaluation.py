@@ -1,4 +1,4 @@
-"""What `evaluate` does by protocol: pairs and benchmarks by a judge, win rates of annotations, tasks of lm-eval."""
+"""The protocols of `evaluate`: pairs and benchmarks scored by a judge, win rates of annotations, tasks of lm-eval."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -188,7 +188,7 @@ def stop_strings(stop: str) -> tuple[str, ...]:
 
 
 def write(engine: "Engine", file: "PromptFile", out: Path, settings: dict[str, Any]) -> None:
-    """Generate all responses, and say how the prompts were read, what is done, and where the results are.
+    """Generate all responses, and print how the prompts were read, the progress, and the paths of the results.
 
     Raises:
         UserError: a prompt cannot be read, the folder cannot be written, or some requests failed.

@@ -1,4 +1,4 @@
-"""What generates responses: a model in this process, or a server."""
+"""The interface of engines, which generate responses by a model in this process or by a server."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -61,7 +61,7 @@ class Engine(ABC):
 
     @abstractmethod
     def remarks(self) -> dict[str, Any]:
-        """Return what is written beside the settings, such as the name of the model."""
+        """Return facts to record with the settings, such as the name of the model."""
 
     @abstractmethod
     def describe(self, prompts: Sequence[Prompt]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads the answers of a server with OpenAI's interface, and sorts what is none into kinds."""
+"""Reads the answers of a server with OpenAI's interface, and classifies failed requests."""
 
 import math
 from contextlib import suppress
@@ -11,7 +11,7 @@ BUSY = (408, 409, 425, 429)
 
 
 class Unusable(Exception):
-    """What came in place of an answer; another attempt may succeed.
+    """A failed request; another attempt may succeed.
 
     Args:
         kind: by which it is counted: timeout, connection, busy, server error, malformed, empty, refusal, key, ...

@@ -37,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True)
 class GradingPrompt:
-    """What a judge is asked: a system message, and a template for the user's message."""
+    """The prompt of a judge: a system message, and a template for the user's message."""
 
     system: str
     template: str

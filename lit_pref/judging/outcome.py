@@ -16,7 +16,7 @@ from lit_pref.pages.html import plain
 
 @dataclass
 class Outcome:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     `benchmarks` has the numbers of each benchmark by name, the most important first. `pairs` and `evaluation` are of
     protocols that compare responses. `items` and `items_against` have a record for each item. `settings` says what was

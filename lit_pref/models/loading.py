@@ -46,6 +46,27 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def reading_weights(name: str, kind: str) -> Iterator[None]:
+    """Context in which errors of `from_pretrained` become one sentence.
+
+    Args:
+        name: the user's name for the model.
+        kind: the kind of model that is loaded, such as "reward model".
+
+    Raises:
+        UserError: the weights are damaged, or transformers cannot load such a model from them.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of '{name}' are damaged or were not copied to their end ({first_line(error)}): get them again"
+        ) from error
+    except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
+        raise UserError(f"'{name}' cannot be loaded as a {kind}: {first_line(error)}") from error
+
+
 def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, form: dict[str, Any]) -> Any:
     """Load the causal LM in `folder`; no weight may be missing.
 
@@ -60,16 +81,10 @@ def load_weights(name: str, folder: Path, config: PretrainedConfig, dtype: torch
         UserError: it is not a causal LM that transformers can load, a weight is missing, or something in the folder
             would be left out: the head of another task, or the quantization that its configuration asks for.
     """
-    try:
+    with reading_weights(name, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **form
         )
-    except SafetensorError as error:
-        raise UserError(
-            f"the weights of '{name}' are damaged or were not copied to their end ({first_line(error)}): get them again"
-        ) from error
-    except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
-        raise UserError(f"'{name}' cannot be loaded as a causal language model: {first_line(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
         # Without this check, transformers would fill missing weights with random numbers.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.embedding_reader import GATE
 from lit_pref.models.folder import model_folder
-from lit_pref.models.loading import first_line, refuse_lost_quantization
+from lit_pref.models.loading import first_line, reading_weights, refuse_lost_quantization
 from lit_pref.scoring.reward import EmbeddingScorer, RewardScorer
 
 HEAD = "score"
@@ -73,17 +72,10 @@ def load_reward_model(
             f"{outputs}, or the language model that it was made from"
         )
     config.num_labels = outputs
-    try:
-        with _without_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **form
-            )
-    except SafetensorError as error:
-        raise UserError(
-            f"the weights of '{name}' are damaged or were not copied to their end ({first_line(error)}): get them again"
-        ) from error
-    except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
-        raise UserError(f"'{name}' cannot be loaded as a reward model: {first_line(error)}") from error
+    with reading_weights(name, "reward model"), _without_report():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **form
+        )
     missing = [key for key in sorted(info["missing_keys"]) if given is not None or not key.startswith(f"{HEAD}.")]
     if missing:
         raise UserError(f"the weights of '{name}' lack {', '.join(missing[:3])}: it is not a complete model")

@@ -1,1 +1,1 @@
-"""What HTML pages of results share: the base template, formatting, figures."""
+"""Shared parts of HTML pages: the base template, formatting, figures."""

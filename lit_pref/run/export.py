@@ -19,8 +19,8 @@ from lit_pref.run.checkpoint_model import PREFIX, policy_of, read_checkpoint, to
 from lit_pref.run.export_scores import (
     PER_TOKEN,
     REWARD,
-    UNITS,
     apart,
+    explained_by_rounding,
     move_by_a_unit,
     scorer_of,
     scores_of,
@@ -130,12 +130,11 @@ def export(
         after = scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
         reward = policy.outputs is not None
         names = [] if reward else tokenizer.convert_ids_to_tokens(stops(model))
-        table = REWARD if reward else PER_TOKEN
-        accepted = table[policy.dtype]
+        accepted = (REWARD if reward else PER_TOKEN)[policy.dtype]
         if written is not model and policy.dtype in ("bfloat16", "float16"):
             move_by_a_unit(opened, adapted_weights(model))
             moved = scores_of_folder(opened, policy, unfinished, sample, tokenizer.pad_token_id, folder)
-            accepted = min(accepted, max(UNITS * apart(after, moved, sample)[0 if reward else 1], table["float32"]))
+            accepted = explained_by_rounding(apart(after, moved, sample), policy)
         exported = Exported(folder, *apart(before, after, sample), len(sample), policy.dtype, names, accepted, reward)
         refuse_other_scores(exported, merged=written is not model)
     return exported

@@ -87,6 +87,17 @@ def move_by_a_unit(model: nn.Module, names: set[str]) -> None:
             weight.mul_((1 + signs * torch.finfo(weight.dtype).eps).to(weight))
 
 
+def explained_by_rounding(moved: tuple[float, float], policy: ModelSpec) -> float:
+    """Return the difference that a merge in 16 bits may show, of a reward or in nats a token.
+
+    Args:
+        moved: what `apart` finds after `move_by_a_unit`.
+        policy: the spec of the model.
+    """
+    table, change = (PER_TOKEN, moved[1]) if policy.outputs is None else (REWARD, moved[0])
+    return min(table[policy.dtype], max(UNITS * change, table["float32"]))
+
+
 def apart(before: list[Tensor], after: list[Tensor], pairs: list[PreferencePair]) -> tuple[float, float]:
     """The largest difference of the scores of a response, and of a response divided by its tokens."""
     largest = per_token = 0.0

@@ -329,7 +329,7 @@ def test_half_a_surrogate_in_a_message_is_a_faulty_row(message):
 
 
 def test_a_message_with_half_a_surrogate_can_be_printed():
-    str(UserError("the column a\ud800b")).encode()
+    assert str(UserError("the column a\ud800b")).encode() == b"the column a\\ud800b"
 
 
 def mapped(values, **about):

@@ -209,7 +209,8 @@ def test_values_that_only_steer_a_template_are_read(tokenizer, written):
         "{% if m.reasoning_content %}", "{% if m.refusal %}NO{% endif %}{% if m.reasoning_content %}"
     )
     path = written([row(prompt=[*ASKED, {**thought("why"), "refusal": True}, *ASKED])])
-    texts(tokenizer, path, steered)
+    _, pairs = texts(tokenizer, path, steered)
+    assert not pairs.report.lost and "refusal" not in pairs.report.unread
 
 
 @pytest.mark.parametrize(
