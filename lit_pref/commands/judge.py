@@ -72,6 +72,19 @@ def judge(
         raise UsageError(f"judge needs exactly one of {', '.join(judges)}; given: {named}")
     if model is None and (reference is not None or per_token):
         raise UsageError("--reference and --per_token belong to --model FOLDER of a policy")
+    defaults = {
+        "dtype": "float32",
+        "max_length": 2048,
+        "max_tokens": 16384,
+        "device": "auto",
+        "trust_remote_code": False,
+    }
+    asked = {"dtype": dtype, "max_length": max_length, "max_tokens": max_tokens, "device": device}
+    asked |= {"trust_remote_code": trust_remote_code}
+    unread = [f"--{name}" for name, value in asked.items() if model is None and value != defaults[name]]
+    unread += ["--min_margin"] if min_margin and pairs is None else []
+    if unread:
+        raise UsageError(f"judge: nothing reads {', '.join(unread)} here; leave it out, or add --model or --pairs")
     refuse_out_in_use(out, "judge")
     from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered, take_scores
 

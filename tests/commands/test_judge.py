@@ -76,6 +76,8 @@ def test_refusals(tmp_path, texts):
         judge(str(texts), tmp_path / "out", given="a", testbed=True)
     with pytest.raises(UsageError, match="belong to --model"):
         judge(str(texts), tmp_path / "out", given="a", per_token=True)
+    with pytest.raises(UsageError, match="nothing reads --dtype, --min_margin here"):
+        judge(str(texts), tmp_path / "out", given="a", dtype="bfloat16", min_margin=1.0)
     with pytest.raises(UsageError, match="overwrites nothing"):
         judge(str(texts), tmp_path, given="a")
     with pytest.raises(UserError, match="testbed's prompts"):
