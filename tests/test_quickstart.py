@@ -10,6 +10,9 @@ import torch
 from conftest import ROOT, run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from transformers import AutoConfig
+
+from lit_pref import build
 
 SMALL = {"demonstrations": 2000, "sft_steps": 120, "pairs": 60, "held_out_pairs": 40, "eval_prompts": 12}
 OPTIONS = ["--trainer.log_every_n_steps", "2"]
@@ -64,6 +67,18 @@ def test_the_resolved_config_runs_again_alone_to_the_same_bits(quickstart: tuple
     )
     assert first.keys() == again.keys() and len(first) > 10
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_reward_model_of_the_testbed_trains_and_writes_no_responses(
+    quickstart: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options: dict[str, Any] = {"model.policy.head": "scalar", "model.objective": {"class_path": "BradleyTerry"}}
+    options |= {f"testbed.{name}": value for name, value in SMALL.items()}
+    options |= {"trainer.callbacks": [], "trainer.max_epochs": 1, "run_dir": str(tmp_path / "reward")}
+    exported = build(str(ROOT / "configs" / "quickstart.yaml"), options).fit()
+    assert exported is not None and AutoConfig.from_pretrained(exported.folder).num_labels == 1
+    said = capsys.readouterr().out
+    assert "scalar head" in said and "preference accuracy" in said and "gold reward" not in said.lower()
 
 
 def test_tensorboard_holds_curves_figures_texts_and_the_hyperparameters_in_the_run_itself(quickstart: tuple[Path, str]):

@@ -39,7 +39,8 @@ def judge(
 
     The judge is one of --model, --given and --testbed. OUT/judged.jsonl has every row of the file with its score;
     with --pairs, OUT/pairs.jsonl has pairs with margins, which `fit` reads as they are; with --best N,
-    OUT/best.jsonl has for each prompt the response with the highest score among the first N.
+    OUT/best.jsonl has for each prompt the response with the highest score among the first N. The testbed's gold reward
+    takes every response as ended by eos, unless its `finish_reason` is `length`.
 
     Args:
         texts: a file with prompts and responses, as `generate` writes it: one response or a list of them in each row.
@@ -86,11 +87,14 @@ def judge(
     if unread:
         raise UsageError(f"judge: nothing reads {', '.join(unread)} here; leave it out, or add --model or --pairs")
     refuse_out_in_use(out, "judge")
-    from lit_pref.judging.texts import best_of, judged_rows, pairs_of, read_answered, take_scores
+    from lit_pref.judging.texts import best_of, is_cut, judged_rows, pairs_of, read_answered, refuse_column, take_scores
 
     every = read_answered(texts, prompt, response)
+    refuse_column(every, column)
     number = sum(len(answered.responses) for answered in every)
     say(f"texts       {number} responses to {len(every)} prompts of {texts}")
+    if cut := sum(is_cut(row) for answered in every for row in answered.rows):
+        say(f"warning     {cut} responses ended at the length limit; they are scored as if they were complete")
     if given is not None:
         take_scores(every, given)
     elif testbed:
@@ -106,7 +110,8 @@ def judge(
             raise UserError("no two responses to a prompt have different scores, so there are no pairs to write")
         written.append(_write(out / "pairs.jsonl", made))
     if best is not None:
-        written.append(_write(out / "best.jsonl", (_best(answered, best_of(answered, best)) for answered in every)))
+        chosen = (_best(answered, best_of(answered, best), response, column) for answered in every)
+        written.append(_write(out / "best.jsonl", chosen))
     say("\n".join(written))
     if pairs is not None:
         say(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
@@ -127,7 +132,8 @@ def _by_model(
 
 
 def _gold(every: "list[Answered]") -> None:
-    from lit_pref.testbed.world import Prompt, gold_reward, split_words
+    from lit_pref.judging.texts import is_cut
+    from lit_pref.testbed.world import EOS, Prompt, gold_reward, split_words
 
     for answered in every:
         try:
@@ -136,11 +142,17 @@ def _gold(every: "list[Answered]") -> None:
             raise UserError(
                 f"{answered.rows[0].place}: the gold reward is of the testbed's prompts: {error}"
             ) from error
-        answered.scores = [gold_reward(asked, split_words(str(text))) for text in answered.responses]
+        answered.scores = [
+            gold_reward(asked, [*split_words(str(text)), *([] if is_cut(row) else [EOS])])
+            for text, row in zip(answered.responses, answered.rows, strict=True)
+        ]
 
 
-def _best(answered: "Answered", k: int) -> dict[str, Any]:
-    return {"prompt": answered.prompt, "response": answered.responses[k], "score": answered.scores[k]}
+def _best(answered: "Answered", k: int, response: str, column: str) -> dict[str, Any]:
+    values = answered.rows[k].values
+    if isinstance(values[response], list) and answered.responses[k] != values[response]:
+        values = {"prompt": answered.prompt}  # the other columns of a list of responses are lists as well
+    return {**values, response: answered.responses[k], column: answered.scores[k]}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> str:

@@ -117,6 +117,23 @@ def best_of(answered: Answered, n: int | None = None) -> int:
     return scores.index(max(scores))
 
 
+def refuse_column(every: Sequence[Answered], name: str) -> None:
+    """Refuse a name for the scores that a row has as a column already.
+
+    Raises:
+        UserError: it has.
+    """
+    for answered in every:
+        for row in answered.rows:
+            if name in row.values:
+                raise UserError(f"{row.place}: there is a column `{name}` already; name another with --column")
+
+
+def is_cut(row: Row) -> bool:
+    """Whether the response of a row ended at the length limit of `generate`, without an end token."""
+    return row.values.get("finish_reason") == "length"
+
+
 def judged_rows(every: Sequence[Answered], name: str) -> Iterator[dict[str, Any]]:
     """Return the rows of the file with the score of each response in the column `name`, in the file's order.
 
@@ -129,11 +146,8 @@ def judged_rows(every: Sequence[Answered], name: str) -> Iterator[dict[str, Any]
             scores.setdefault((row.file, row.line), []).append(score)
             rows[row.file, row.line] = row
     for place in sorted(rows):
-        values = rows[place].values
-        if name in values:
-            raise UserError(f"{rows[place].place}: there is a column `{name}` already; name another with --column")
         found = scores[place]
-        yield {**values, name: found if len(found) > 1 else found[0]}
+        yield {**rows[place].values, name: found if len(found) > 1 else found[0]}
 
 
 def _check_text(row: Row, column: str, text: Any) -> None:

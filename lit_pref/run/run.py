@@ -119,7 +119,7 @@ class Run:
         newest = complete_checkpoints(checkpoint_folder(self.trainer, self.run_dir))[-1]
         exported = self._exported(newest, self.run_dir / "hf")
         if self.options.print_summary:
-            if self.testbed is not None:
+            if self.testbed is not None and self.module.spec.head == "lm":
                 say("writing responses before and after training ...")
                 say(gold_report(self.testbed, exported.folder) + "\n")
             config = config_file(self.run_dir, self.config_text)

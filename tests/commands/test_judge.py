@@ -1,6 +1,7 @@
 """`python -m lit_pref judge` as a user runs it."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.commands.judge import judge
 from lit_pref.errors import UsageError, UserError
-from lit_pref.testbed.world import Prompt, gold_reward, split_words
+from lit_pref.testbed.world import EOS, Prompt, demonstrate, gold_reward, join_words, split_words
 
 ROWS = [
     {"prompt": "red green :", "response": " blue good", "sample": 0},
@@ -63,10 +64,26 @@ def test_given_scores_and_gold_rewards(tmp_path, capsys):
     judge(str(tmp_path / "r.jsonl"), tmp_path / "given", given="votes", pairs="all")
     assert read(tmp_path / "given" / "pairs.jsonl")[0]["margin"] == 0.5
     judge(str(tmp_path / "r.jsonl"), tmp_path / "gold", testbed=True)
-    expected = [gold_reward(prompt, split_words(text)) for text in rows[0]["response"]]
+    expected = [gold_reward(prompt, [*split_words(text), EOS]) for text in rows[0]["response"]]
     assert read(tmp_path / "gold" / "judged.jsonl")[0]["score"] == expected
     with pytest.raises(UserError, match="has no number"):
         judge(str(tmp_path / "r.jsonl"), tmp_path / "none", given="prompt")
+
+
+def test_a_response_that_ended_at_the_length_limit_has_no_eos_for_the_gold_reward(tmp_path, capsys):
+    prompt = Prompt.numbered(77)
+    words = demonstrate(prompt, random.Random(0))
+    rows = [
+        {"prompt": prompt.text, "response": join_words(words[:-1]), "finish_reason": why} for why in ("stop", "length")
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge(str(tmp_path / "r.jsonl"), tmp_path / "gold", testbed=True, best=2)
+    whole, cut = (row["score"] for row in read(tmp_path / "gold" / "judged.jsonl"))
+    assert whole == gold_reward(prompt, words) == cut + 2, "a missing eos costs 2 points"
+    assert "1 responses ended at the length limit" in capsys.readouterr().out
+    assert read(tmp_path / "gold" / "best.jsonl") == [rows[0] | {"score": whole}]
+    with pytest.raises(UserError, match="there is a column `score` already"):
+        judge(str(tmp_path / "gold" / "best.jsonl"), tmp_path / "again", testbed=True)
 
 
 def test_refusals(tmp_path, texts):
