@@ -59,7 +59,7 @@ class PairFile:
         except UserError as error:
             said = str(error)
             for name in ("mapping", "bad_rows", "ignore_columns"):
-                said = said.replace(f"data.{name}: ", f"--{name} ").replace(f"data.{name}", f"--{name}")
+                said = said.replace(f"data.{name}", f"--{name}")
             raise UserError(said) from error
         if not found:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in self.left_out.most_common())

@@ -82,7 +82,9 @@ def mapping_from(values: Mapping[str, Any], name: str, place: str, base: RowMapp
 
 def _built(kind: type[Part], values: Any, place: str, key: str, base: Any = None, **given: Any) -> Part:
     if not isinstance(values, Mapping):
-        raise UsageError(f"{place}: `{key}` must be several keys with values, not {values!r:.40}; {_keys(kind)}.")
+        has_column = any(f.name == "column" for f in fields(kind))  # type: ignore[arg-type]
+        example = f" ({key}: {{column: {values}}})" if has_column and isinstance(values, str) else ""
+        raise UsageError(f"{place}: `{key}` is {values!r:.40}; it must be a mapping{example}; {_keys(kind)}.")
     hints = typing.get_type_hints(kind)
     known = {f.name for f in fields(kind)} - {"name"}  # type: ignore[arg-type]
     parsed: dict[str, Any] = {}
