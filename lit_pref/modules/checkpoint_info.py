@@ -1,6 +1,7 @@
 """Stores information about a run in its checkpoints, and refuses to resume a run that would silently change."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -51,7 +52,7 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
     """
     whole = spec.adapters is None
     return {
-        "model": asdict(spec),
+        "model": asdict(spec) | {name: _absolute(getattr(spec, name)) for name in ("path", "tokenizer", "base_model")},
         "policy": spec.fingerprint(),
         "policy_text": spec.describe(),
         "lora": _settings(spec.adapters),
@@ -215,6 +216,12 @@ def _fitted_by(objective: Objective) -> dict[str, str]:
 
 def _settings(lora: Lora | None) -> dict[str, Any] | None:
     return None if lora is None else asdict(lora)
+
+
+def _absolute(name: str | None) -> str | None:
+    """The absolute path of a local folder, as an export may be made elsewhere; any other name as it is."""
+    path = os.path.expanduser(name or "")
+    return os.path.abspath(path) if os.path.isdir(path) else name
 
 
 def _dtypes(descriptions: list[str]) -> list[list[str]]:

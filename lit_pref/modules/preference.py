@@ -95,6 +95,7 @@ class PreferenceModule(PairModule):
         Raises:
             UserError: the selection does not suit these pairs.
         """
+        self.resumption.check_early(self, selected=False)
         pool, choice = self.pool_and_choice(pairs, selection)
         self.selected = summary(pool, choice, selection)
         run = self.run_context
