@@ -4,8 +4,10 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lit_pref.errors import UserError
@@ -86,6 +88,13 @@ def without_frozen(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     everything = module.named_parameters(remove_duplicate=False)
     frozen = {name for name, parameter in everything if not parameter.requires_grad}
     return {name: value for name, value in state.items() if name not in frozen}
+
+
+def content_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint; tensors stay on disk until they are used."""
+    file = checkpoint if checkpoint.is_file() else checkpoint / "meta.pt"
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return content
 
 
 def format_problem(checkpoint: dict[str, Any]) -> str | None:

@@ -59,7 +59,7 @@ def optimizer_settings_without_model(build: Any, before: dict[str, Any]) -> dict
         before: the settings of the checkpoint; a value that is the same for all its groups is compared with one value.
     """
     settings = optimizer_settings(build([torch.nn.Parameter(torch.zeros(1))]))
-    known = {name: value for name, value in settings.items() if isinstance(value, str)}
+    known: dict[str, Any] = {name: value for name, value in settings.items() if isinstance(value, str)}
     for name, value in settings.items():
         old = before.get(name)
         if isinstance(value, list) and len(value) == 1 and isinstance(old, list) and all(one == old[0] for one in old):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_pref.data.batching.loaders import refuse_other_data
 from lit_pref.errors import UserError
-from lit_pref.modules.checkpoint_info import check_state, read_info
+from lit_pref.modules.checkpoint_info import check_state, content_of, read_info
 from lit_pref.modules.effective_settings import (
     TOTAL,
     architecture_of,
@@ -24,6 +24,7 @@ from lit_pref.modules.effective_settings import (
 )
 from lit_pref.modules.optimizers import build_optimizer, set_fused
 from lit_pref.printing import say
+from lit_pref.references.stored import Stored
 
 
 class OnResume(StrEnum):
@@ -100,7 +101,7 @@ class Resumption:
         self.changes: list[str] = []
         """One line per change since the first step, with the optimizer step at which the run was resumed with it."""
         self.checkpoint: str | None = None
-        """The checkpoint that a run is about to resume, if it is known before references are scored."""
+        """The checkpoint that a run is about to resume, if that is known before references are scored."""
         self.without_effect: list[str] = []
         """The changes that would have been applied if anything had been left to train."""
         self._optimizer: dict[str, Any] = {}
@@ -139,12 +140,13 @@ class Resumption:
         check_state(saved, module.spec, module.objective)
         before = saved.get("settings", {})
         now = settings_of_run(module) | optimizer_settings_without_model(module.optimizer, before)
-        known = {name: value for name, value in before.items() if name in now}
+        known = {name: before[name] for name in before if name in now}
         _compare(module, content, known, now, selected=False)  # first: references follow the policy's settings
-        module.check_checkpoint(saved)
+        if all(isinstance(reference, Stored) for reference in module.references):  # live ones are not known yet
+            module.check_checkpoint(saved)
         if selected:
-            total = settings_of_data(module)
-            _compare(module, content, {name: value for name, value in before.items() if name in total}, total)
+            later = settings_of_data(module)
+            _compare(module, content, {name: before[name] for name in later if name in before}, later)
 
     def check(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Compare the settings of a training with those of the checkpoint that it resumes; `apply` prints what changed.
@@ -200,13 +202,6 @@ class Resumption:
             schedule._last_lr = schedule.get_lr()
 
 
-def content_of(checkpoint: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint; tensors stay on disk until they are used."""
-    file = checkpoint if checkpoint.is_file() else checkpoint / "meta.pt"
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return content
-
-
 def refuse_other_pairs(module: Any, checkpoint: dict[str, Any]) -> None:
     """Refuse to resume with other training pairs, or in another order, and name the settings that changed.
 
@@ -214,7 +209,7 @@ def refuse_other_pairs(module: Any, checkpoint: dict[str, Any]) -> None:
         UserError: the pairs differ, or their order.
     """
     data = module.data
-    names = [name for part in (OnResume.REFUSED, OnResume.CONTENT) for name in TABLE[part] if name.startswith("data.")]
+    names = [name for part in (OnResume.REFUSED, OnResume.CONTENT) for name in TABLE[part] if name[:5] == "data."]
     old, new = read_info(checkpoint)["config"], module.plain_config
     changed = [
         f"{name} is {json.dumps(now)} and was {json.dumps(before)}"

@@ -27,7 +27,7 @@ from lit_pref.modules.resumption import nothing_left
 from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines
+from lit_pref.run.first_lines import first_lines, refuse_other_models
 from lit_pref.run.folder_lock import holder_of, locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
@@ -108,6 +108,7 @@ class Run:
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="", default_hp_metric=False, purge_step=first_step
             )
+        refuse_other_models(self.module)
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
         if checkpoint is not None and self.trainer.global_step == step_in(Path(checkpoint)):

@@ -246,7 +246,8 @@ def test_what_a_resumed_run_refuses_is_refused_before_references_are_scored(
         build(MMPO, options | {"ckpt_path": "last"}).fit()
     monkeypatch.undo()
     Path("moved.jsonl").write_text(rows)
-    resumed = build(MMPO, options | {"ckpt_path": "last", "data.train": "moved.jsonl"})
+    live = {"model.reference_store": False}  # such references are not known before the model is built
+    resumed = build(MMPO, options | live | {"ckpt_path": "last", "data.train": "moved.jsonl"})
     resumed.fit()
     assert resumed.trainer.global_step == 3
 
@@ -308,3 +309,17 @@ def test_the_home_folder_is_known_in_every_option_and_in_files(
     with pytest.raises(SystemExit):
         main(["judge", "--texts=~/texts.jsonl", "--out=~/judged", "--given=own"])
     assert (tmp_path / "judged" / "judged.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_reward_model_as_policy_or_reference_is_refused_before_the_first_lines(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    policy = Path(options["model.policy.path"])
+    reward = shutil.copytree(policy, tmp_path / "reward")
+    config = json.loads((policy / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (reward / "config.json").write_text(json.dumps(config))
+    reference = [{"class_path": "Pretrained", "init_args": {"path": str(reward)}}]
+    for changed in ({"model.policy.path": str(reward)}, {"model.references": reference}):
+        with pytest.raises(UserError, match="reward' is a LlamaForSequenceClassification, not a causal language model"):
+            build(MMPO, {**options, **changed, "run_dir": "run"}).fit()
+    assert capsys.readouterr().out == "" and not Path("run").exists()
