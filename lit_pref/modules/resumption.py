@@ -24,7 +24,6 @@ from lit_pref.modules.effective_settings import (
 )
 from lit_pref.modules.optimizers import build_optimizer, set_fused
 from lit_pref.printing import say
-from lit_pref.references.stored import Stored
 
 
 class OnResume(StrEnum):
@@ -142,8 +141,7 @@ class Resumption:
         now = settings_of_run(module) | optimizer_settings_without_model(module.optimizer, before)
         known = {name: before[name] for name in before if name in now}
         _compare(module, content, known, now, selected=False)  # first: references follow the policy's settings
-        if all(isinstance(reference, Stored) for reference in module.references):  # live ones are not known yet
-            module.check_checkpoint(saved)
+        module.check_checkpoint(saved)
         if selected:
             later = settings_of_data(module)
             _compare(module, content, {name: before[name] for name in later if name in before}, later)
