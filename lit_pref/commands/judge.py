@@ -127,6 +127,12 @@ def _by_model(
 ) -> None:
     judge = NamedJudge(model, reference, per_token, 1.0, options)
     questions = [(answered.prompt, answered.responses) for answered in every]
+    plain = sum(isinstance(prompt, str) for prompt, _ in questions)
+    if plain and judge.spec.load_tokenizer().chat_template is not None:
+        say(
+            f"warning     {plain} prompts are plain texts, which the model reads without its chat template; if they "
+            'are messages of a user, write each as a list of messages: [{"role": "user", "content": TEXT}]'
+        )
     found = judge.scores(questions, [answered.rows for answered in every])
     for answered, scores in zip(every, found, strict=True):
         answered.scores = scores

@@ -1,6 +1,7 @@
 """`python -m lit_pref judge` as a user runs it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,11 @@ def test_words_of_cut_and_unreadable_texts_name_the_line_and_a_remedy_of_this_co
         texts.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], name: value}) + "\n")
         with pytest.raises(UserError, match=rf"responses.jsonl, line 2: `{name}` contains half a surrogate pair.*fix"):
             judge(str(texts), tmp_path / "no", model=str(policy_folder))
+    chat = shutil.copytree(policy_folder, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    texts.write_text(json.dumps(ROWS[0]) + "\n")
+    judge(str(texts), tmp_path / "plain", model=str(chat))
+    assert "1 prompts are plain texts, which the model reads without its chat template" in capsys.readouterr().out
     row = {"prompt": [{"role": "user", "content": "red"}], "response": " tin"}
     texts.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"responses.jsonl, line 2: the prompt is read as messages, but") as refused:
