@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 from lit_pref.commands.run_options import RunOptions
 from lit_pref.commands.table import Command, command_named
-from lit_pref.option_split import keep_options
+from lit_pref.option_split import keep_options, with_home
 from lit_pref.parser import Parser, description
 
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     Raises:
         UserError: the command refused its input.
     """
+    arguments = with_home(arguments)
     command = command_named(arguments[0])
     function = command.load()
     parser = command_parser(command, function)

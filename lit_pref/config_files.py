@@ -11,6 +11,11 @@ from lit_pref.errors import UsageError
 from lit_pref.hints import did_you_mean
 
 SECTIONS = ("trainer", "model", "data", "testbed")
+CLASSES = {
+    "objective": "name one, such as DPO, MMPO or SFT",
+    "optimizer": "name one, such as AdamW, or leave it out",
+}
+"""The settings of `model` that must name a class, and what to write."""
 OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
 REMEDIES = {
     "mapping values are not allowed": "indent the keys of one mapping equally, and quote a text that contains a colon",
@@ -82,6 +87,35 @@ def place_of(key: str, leaf: str | None, configs: Sequence[str], options: Iterab
     return ""
 
 
+def place_of_message(message: str, configs: Sequence[str], options: Iterable[str]) -> str:
+    """The place of the setting that an error's sentence begins with, as `place_of` returns it.
+
+    Sentences begin with a key (`data.seed is -1`), with a class and its argument (`DPO: beta must be`), or with a name
+    of Lightning's in backticks.
+    """
+    options = list(options)
+    if found := re.match(
+        r"((?:model|policy|data|trainer|testbed)\.[\w.]+?|unknown key '([\w.]+)'(?= in ))(?:[:\s;,]|$)", message
+    ):
+        key = re.sub(r"\.(class_path|init_args)\b", "", found[2] or found[1])
+        key = f"model.{key}" if key.startswith("policy.") else key
+        leaf = re.search(r"has no argument '(\w+)'", message)
+        return place_of(key, leaf and leaf[1], configs, options)
+    if found := re.match(r"`(\w+)` ", message):
+        return place_of(f"trainer.{found[1]}", None, configs, options)
+    found = re.match(r"(\w+): (\w+) ", message)
+    if found is None or any(option.rpartition(".")[-1] == found[2] for option in options):
+        return ""
+    for config in reversed(configs):
+        root = _composed(Path(config)) if Path(config).is_file() else None
+        for node in _nodes(root) if root is not None else ():
+            values = {key.value: value for key, value in node.value} if isinstance(node, MappingNode) else {}
+            if "class_path" in values and str(values["class_path"].value).rpartition(".")[-1] == found[1]:
+                for name, _ in _below(node, found[2]):
+                    return f"{config}, line {name.start_mark.line + 1}: "
+    return place_of(f"model.{found[1]}.{found[2]}", None, configs, options)  # as in `schedule: warmup is`
+
+
 def _composed(path: Path) -> Node | None:
     """The nodes of a file, with their places; aliases are not expanded."""
     try:
@@ -112,15 +146,43 @@ def _syntax_sentence(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
 
 def _refuse_sections(path: Path, root: MappingNode) -> None:
     for name, node in root.value:
-        if name.value in SECTIONS and isinstance(node, ScalarNode) and node.tag.endswith(":str") and node.style is None:
-            if Path(node.value).is_file():
-                continue
-            meant = re.fullmatch(r"(\w+)[: ]\s*(\S.*)", node.value)
-            remedy = f"; write `{meant[1]}: {meant[2]}`, with a colon and a space" if meant else ""
-            place = f"{path}, line {node.start_mark.line + 1}"
-            raise UsageError(
-                f"{place}: {name.value}: expected a mapping, `name: value`, got {node.value!r:.80}{remedy}"
-            )
+        if name.value in SECTIONS:
+            _refuse_section(path, name.value, name, node)
+        for inner, value in node.value if name.value == "model" and isinstance(node, MappingNode) else ():
+            if inner.value == "policy":
+                _refuse_section(path, "model.policy", inner, value)
+            elif inner.value in CLASSES and (_is_null(value) or isinstance(value, SequenceNode)):
+                raise UsageError(
+                    f"{path}, line {inner.start_mark.line + 1}: model.{inner.value}: expected a class, got "
+                    f"{_kind(value)}; {CLASSES[inner.value]}"
+                )
+
+
+def _refuse_section(path: Path, key: str, name: Node, node: Node) -> None:
+    if isinstance(node, MappingNode) or (key == "testbed" and _is_null(node)):
+        return
+    text = node.value if isinstance(node, ScalarNode) and not _is_null(node) else None
+    if text is not None and Path(text).is_file():
+        return
+    meant = re.fullmatch(r"(\w+)[: ]\s*(\S.*)", text or "")
+    if meant:
+        remedy = f"write `{meant[1]}: {meant[2]}`, with a colon and a space"
+    elif key == "model.policy" and text is not None:
+        remedy = f"a model is named by its path: `policy: {{path: {text}}}`"
+    else:
+        remedy = f"write settings below `{key.rpartition('.')[-1]}:`, indented, or leave it out"
+    # A text stands where the mistake is; for an empty value that is the line of its name.
+    line = (name if text is None else node).start_mark.line + 1
+    got = _kind(node) if text is None else f"{text!r:.80}"
+    raise UsageError(f"{path}, line {line}: {key}: expected a mapping, `name: value`, got {got}; {remedy}")
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and node.tag.endswith(":null")
+
+
+def _kind(node: Node) -> str:
+    return "nothing (null)" if _is_null(node) else "a list" if isinstance(node, SequenceNode) else f"{node.value!r:.80}"
 
 
 def _refuse_in(path: Path, node: Node) -> None:
@@ -142,6 +204,16 @@ def _refuse_in(path: Path, node: Node) -> None:
                 "only the last one; merge them into one"
             )
         lines[str(name.value)] = line
+    for name, value in node.value:
+        if name.value == "init_args" and not isinstance(value, MappingNode):
+            raise UsageError(
+                f"{path}, line {name.start_mark.line + 1}: init_args: expected a mapping of arguments, `name: value`, "
+                f"got {_kind(value)}; write arguments below it, indented, or leave it out"
+            )
+        if name.value == "class_path" and (not isinstance(value, ScalarNode) or _is_null(value)):
+            raise UsageError(
+                f"{path}, line {name.start_mark.line + 1}: class_path: expected the name of a class, got {_kind(value)}"
+            )
     if "class_path" in lines and (beside := [name for name in lines if name not in OF_A_CLASS]):
         values = {str(name.value): value for name, value in node.value}
         names = ", ".join(f"{name}: {_shown(values[name])}" for name in beside)

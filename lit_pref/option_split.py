@@ -1,6 +1,8 @@
 """Splits a command line into some options and the rest, by argparse's own rules."""
 
 import argparse
+import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +13,16 @@ class _Keep(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         flag = values is None or values == []
         namespace.kept.append(str(option_string) if flag else f"{option_string}={values}")
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `~/` as the home folder, which a shell leaves as it is after `=` and in quotes.
+
+    >>> with_home(["judge", "--out=~/x"])[1] == "--out=" + os.path.expanduser("~/x")
+    True
+    """
+    words = (re.fullmatch(r"(--?[\w.+-]+=)?(~/.*)", word, re.DOTALL) or word for word in arguments)
+    return [word if isinstance(word, str) else (word[1] or "") + os.path.expanduser(word[2]) for word in words]
 
 
 def keep_options(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:

@@ -83,6 +83,8 @@ def _class_sentence(message: str) -> str | None:
             return f"missing: {', '.join('--' + n for n in names)}; give it in a file (--config FILE) or as an option"
         how = f"write it under init_args, or as --{key}.{names[0]} VALUE behind the class"
         return f"{key}: {_owner(message, found)} needs {' and '.join(names)}; {how}"
+    if found := re.search(r"Expected an import path or a subclass spec, but got (.*?)\. Got value", message):
+        return f"{_key(message)}: expected a class, its name or `class_path` with `init_args`, got {found[1]}"
     if found := re.search(r"does not correspond to a subclass of (\w+)|Expected an instantiatable class", message):
         # For alternatives, jsonargparse does not repeat the given value, but prints it once after them.
         given = (

@@ -15,7 +15,7 @@ from lit_pref.__main__ import main
 from lit_pref.config_files import refuse_mistakes
 from lit_pref.errors import UsageError
 from lit_pref.hints import ELSEWHERE, EXPLAINED
-from lit_pref.run.config import resolve, run_parser
+from lit_pref.run.config import instantiate, resolve, run_parser
 
 DPO = "model:\n  objective:\n    class_path: DPO\n"
 
@@ -64,6 +64,39 @@ FILES: dict[str, tuple[str, str]] = {
         "equally, and quote a text that contains a colon",
     ),
     "None": ("data:\n  val: None\n", "line 2: None is a text in YAML; write null for nothing, or 'None' in quotes"),
+    "empty section": (
+        "model: {objective: DPO}\ndata:\n",
+        "line 2: data: expected a mapping, `name: value`, got nothing (null); write settings below `data:`, indented, "
+        "or leave it out",
+    ),
+    "list for a section": ("trainer:\n- max_steps\n", "line 1: trainer: expected a mapping, `name: value`, got a list"),
+    "number for a section": ("data: 3\n", "line 1: data: expected a mapping, `name: value`, got '3'"),
+    "policy is empty": ("model:\n  policy:\n", "line 2: model.policy: expected a mapping, `name: value`, got nothing"),
+    "policy is a text": (
+        "model:\n  policy: gpt2\n",
+        "line 2: model.policy: expected a mapping, `name: value`, got 'gpt2'; a model is named by its path: `policy: "
+        "{path: gpt2}`",
+    ),
+    "policy is a list": (
+        "model:\n  policy: [a]\n",
+        "line 2: model.policy: expected a mapping, `name: value`, got a list",
+    ),
+    "objective is empty": (
+        "model:\n  objective:\n",
+        "line 2: model.objective: expected a class, got nothing (null); name",
+    ),
+    "optimizer is empty": (
+        "model:\n  optimizer:\n",
+        "line 2: model.optimizer: expected a class, got nothing (null); name",
+    ),
+    "no arguments": (
+        f"{DPO}    init_args:\n",
+        "line 4: init_args: expected a mapping of arguments, `name: value`, got",
+    ),
+    "no class": (
+        "model:\n  objective:\n    class_path:\n",
+        "line 3: class_path: expected the name of a class, got nothing",
+    ),
     "a list": ("- a\n- b\n", "line 1: the file contains no `name: value`, but"),
 }
 
@@ -98,7 +131,9 @@ def test_what_yaml_allows_is_not_refused(tmp_path: Path):
         f"  {b}: [{', '.join([f'*{a}'] * 9)}]\n".replace(":", f": &{b}", 1)
         for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    file.write_text(f"x:\n  a: &a 1\n{aliases}model: null\ndata: {{mapping: {{prompt: 'None'}}}}\n")
+    file.write_text(
+        f"x:\n  a: &a 1\n{aliases}trainer: {{callbacks: null}}\ntestbed: null\ndata: {{mapping: {{prompt: 'None'}}}}\n"
+    )
     given = [str(file), "model: {objective: DPO}", *map(str, (ROOT / "configs").rglob("*.yaml"))]
     assert refuse_mistakes(given) is None and len(given) > 10  # nothing is raised
 
@@ -119,6 +154,8 @@ KEYS: dict[str, tuple[str, str]] = {
         "line 4: model.optimizer: AdamW has no argument 'weight_decy'",
         "did you mean weight_decay?",
     ),
+    "data:\n  global_batch:": ("line 2: data.global_batch: expected a value, got null", "leave it out for 32"),
+    "trainer:\n  max_steps:\n": ("line 2: trainer.max_steps: expected a value, got null", "leave it out for -1"),
     "trainer:\n  precision: fp16": ("line 2: trainer.precision: expected one of", "did you mean 16-mixed"),
 }
 
@@ -131,6 +168,29 @@ def test_a_mistyped_key_is_named_with_its_file_and_line(tmp_path: Path, text: st
         resolve([f"--config={ROOT / 'configs' / 'dpo.yaml'}", f"--config={file}"])
     place, remedy = KEYS[text]
     assert str(refused.value).startswith(f"{file}, {place}") and remedy in str(refused.value)
+
+
+REFUSED_BY_CONSTRUCTORS: dict[str, str] = {
+    f"{DPO}    init_args:\n      beta: 0": "line 5: DPO: beta must be a positive, finite number, got 0.0",
+    f"{DPO}    init_args: {{beta: .nan}}": "line 4: DPO: beta must be a positive, finite number, got nan",
+    "data:\n  seed: 1\n  global_batch: 0": "line 3: data.global_batch is 0; it must be at least 1",
+    "model:\n  policy:\n    dropout: 3": "line 3: policy.dropout is 3.0: it must be a probability below 1",
+    "model:\n  schedule:\n    class_path: Cosine\n    init_args: {warmup: -3}": "line 4: schedule: warmup is -3.0",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED_BY_CONSTRUCTORS)
+def test_a_value_that_a_constructor_refuses_is_named_with_its_file_and_line(tmp_path: Path, text: str):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    words = [f"--config={ROOT / 'configs' / 'dpo.yaml'}", f"--config={file}", "--model.policy.path=x"]
+    with pytest.raises(UsageError) as refused:
+        instantiate(run_parser(), resolve(words), words)
+    assert str(refused.value).startswith(f"{file}, {REFUSED_BY_CONSTRUCTORS[text]}")
+    words.append("--model.objective.beta=-1")
+    file.write_text("model: {objective: {class_path: DPO, init_args: {beta: 0.2}}}")
+    with pytest.raises(UsageError, match=r"^DPO: beta must be"):
+        instantiate(run_parser(), resolve(words), words)
 
 
 def test_an_error_on_the_command_line_is_not_said_to_be_in_a_file(tmp_path: Path):
@@ -153,6 +213,8 @@ LINES: dict[str, str] = {
     "--data.val None": "--data.val None: None is a text here; write null for nothing",
     "--model.objective DPO --data.mapping {format: messages}": "put a value that contains spaces into quotes",
     "--model.objective DPO(beta=0.1)": "arguments are written apart from their class: --model.objective DPO --model.",
+    "--model.objective DPO --data null": "data: expected a mapping",
+    "--model.objective DPO --model.optimizer null": "model.optimizer: expected a class, its name or `class_path` with",
     "--model.objective DPO --model.objective.gamma 1": "DPO has no argument 'gamma'",
 }
 

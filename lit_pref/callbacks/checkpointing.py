@@ -141,7 +141,7 @@ class Checkpoints(Checkpoint):
 
     def where(self, trainer: Trainer) -> Path:
         """The folder of the checkpoints."""
-        return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "checkpoints"
+        return Path(self.folder).expanduser() if self.folder else Path(trainer.default_root_dir) / "checkpoints"
 
     def _save(self, trainer: Trainer) -> None:
         if trying_out(trainer):

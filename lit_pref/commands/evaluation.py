@@ -193,9 +193,8 @@ def _scores(
                 "messages of a user: --mapping '{format: messages}'."
             )
         asked = [(_message(prompt), responses) for prompt, responses in questions] if templated and chat else questions
-        found.append(judge.scores(asked))
-        if judge.cut:
-            notes.append(f"{judge.cut} texts were cut to --max_length {judge.options.max_length}.")
+        found.append(judge.scores(asked, [[item.row] * len(item.responses) for item in items]))
+        notes += [f"{note[0].upper()}{note[1:]}." for note in judge.notes]
     return found
 
 

@@ -218,7 +218,7 @@ def write(engine: "Engine", file: "PromptFile", out: Path, settings: dict[str, A
     except KeyboardInterrupt:
         raise UserError(f"interrupted; finished blocks are kept in {out}, and the same command resumes") from None
     outcome = finish(blocks)
-    for line in (*engine.last_lines(), *last_lines(outcome, settings["samples"])):
+    for line in (*engine.last_lines(), *last_lines(outcome, settings["samples"], out)):
         say(line)
     if outcome.failed:
         raise UserError(
@@ -227,16 +227,24 @@ def write(engine: "Engine", file: "PromptFile", out: Path, settings: dict[str, A
         )
 
 
-def last_lines(outcome: "Outcome", samples: int) -> list[str]:
-    """Return what was written and where."""
+def last_lines(outcome: "Outcome", samples: int, out: Path) -> list[str]:
+    """Return what was written and where, and the next command."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.finished.most_common())
     tokens = "" if outcome.tokens is None else f"; {outcome.tokens:.0f} tokens on average"
     lines = [f"finished    {outcome.rows} responses: {reasons}{tokens}"]
     if outcome.finished["length"] > outcome.rows / 5:
-        lines.append("note        many responses were cut at --max_new_tokens; a larger one needs another --out")
+        lines.append(
+            "note        many responses were cut at --max_new_tokens or at the model's limit; other settings need "
+            "another --out"
+        )
     if outcome.same:
         lines.append(
             f"note        all {samples} samples of every prompt are the same text: the temperature is too low, or the "
             "server takes no notice of it or of seeds"
         )
-    return [*lines, f"responses   {outcome.path}", f"next        read some: head -n 3 {shlex.quote(str(outcome.path))}"]
+    responses, judged = shlex.quote(str(outcome.path)), shlex.quote(f"{out}-judged")
+    return [
+        *lines,
+        f"responses   {outcome.path}  (read some: head -n 3 {responses})",
+        f"Next: judge them\n  python -m lit_pref judge --texts {responses} --model FOLDER --out {judged}",
+    ]

@@ -1,6 +1,7 @@
 """`python -m lit_pref judge`: scores of responses, written beside the texts, and pairs with margins made of them."""
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.judge_model import ModelOptions, NamedJudge, refuse_out_in_use
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UsageError, UserError, printable
 from lit_pref.printing import say
 
 if TYPE_CHECKING:
@@ -113,22 +114,35 @@ def judge(
         chosen = (_best(answered, best_of(answered, best), response, column) for answered in every)
         written.append(_write(out / "best.jsonl", chosen))
     say("\n".join(written))
+    judged = shlex.quote(str(out / "judged.jsonl"))
     if pairs is not None:
         say(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
-    elif any(len(answered.responses) > 1 for answered in every):
+    elif best is None and any(len(answered.responses) > 1 for answered in every):
         say("Next: make pairs of them with --pairs best_worst, or take the best with --best N")
+    else:
+        say(
+            "Next: compare with the judged responses of another model to the same prompts\n"
+            f"  python -m lit_pref evaluate --protocol responses --data {judged} --against OTHER/judged.jsonl "
+            f"--column {shlex.quote(column)} --out OUT"
+        )
 
 
 def _by_model(
     every: "list[Answered]", model: str, reference: str | None, per_token: bool, options: ModelOptions
 ) -> None:
     judge = NamedJudge(model, reference, per_token, 1.0, options)
-    found = judge.scores([(answered.prompt, answered.responses) for answered in every])
-    say(f"judge       {judge.described}")
+    questions = [(answered.prompt, answered.responses) for answered in every]
+    plain = sum(isinstance(prompt, str) for prompt, _ in questions)
+    if plain and judge.spec.load_tokenizer().chat_template is not None:
+        say(
+            f"warning     {plain} prompts are plain texts, which the model reads without its chat template; if they "
+            'are messages of a user, write each as a list of messages: [{"role": "user", "content": TEXT}]'
+        )
+    found = judge.scores(questions, [answered.rows for answered in every])
     for answered, scores in zip(every, found, strict=True):
         answered.scores = scores
-    if judge.cut:
-        say(f"warning     {judge.cut} texts were cut to --max_length {options.max_length}")
+    for note in judge.notes:
+        say(f"warning     {note}")
 
 
 def _gold(every: "list[Answered]") -> None:
@@ -160,7 +174,9 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
     count = 0
     with unfinished.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            text = json.dumps(row, ensure_ascii=False)
+            # Half a surrogate pair in another column cannot be written but as an escape, as the row had it.
+            file.write((text if printable(text) == text else json.dumps(row)) + "\n")
             count += 1
     unfinished.rename(path)
     return f"{path.stem:<11} {path}  ({count} rows)"

@@ -11,6 +11,7 @@ from lit_pref.errors import UsageError
 from lit_pref.printing import say
 
 if TYPE_CHECKING:
+    from lit_pref.data.sources.row import Row
     from lit_pref.judging.model_judge import Question
     from lit_pref.models.spec import ModelSpec
 
@@ -62,14 +63,16 @@ class NamedJudge:
                     f"the reference {reference} is a reward model; name the policy that training began with"
                 )
         self.described = ""
-        self.cut = 0
+        self.notes: list[str] = []
 
-    def scores(self, questions: "Sequence[Question]", what: str = "scored") -> list[list[float]]:
-        """Load the models, and return the scores of all responses; `described` and `cut` are then known.
+    def scores(
+        self, questions: "Sequence[Question]", rows: "Sequence[Sequence[Row]] | None" = None
+    ) -> list[list[float]]:
+        """Load the models, and return the scores of all responses; `described` and `notes` are then known.
 
         Args:
             questions: prompts and responses.
-            what: the first word of the lines of progress.
+            rows: where each response was read, for messages.
         """
         from lit_pref.judging.model_judge import ModelJudge
 
@@ -82,9 +85,22 @@ class NamedJudge:
             device_named(self.options.device),
         )
         self.described = judge.describe() + (f", times {self.beta:g}" if self.beta != 1 else "")
-        say(f"judge       {self.described}", error=True)
-        found = judge.scores(questions, progress(what))
-        self.cut = judge.cut
+        say(f"judge       {self.described}")
+        embedding = self.spec.embedding is not None
+        found = judge.scores(questions, progress("scored", "texts of comparisons" if embedding else "texts"), rows)
+        prompts, responses = judge.cut
+        if prompts or responses:
+            limit = f"--max_length {judge.max_length}; raise it"
+            if judge.longest < judge.max_length:
+                limit = f"the {judge.longest} tokens that the model reads"
+            which = f"{prompts} prompts and {responses} responses"
+            self.notes.append(f"{which} were cut (the first: {judge.first_cut}), because they are longer than {limit}")
+        if judge.lost:
+            place, lost = next(iter(judge.lost.items()))
+            self.notes.append(
+                f"the chat template leaves out or rewrites texts of {len(judge.lost)} rows, whose scores are of what "
+                f"it writes (the first: {lost}, {place}); give the tokenizer a template that writes them"
+            )
         return [[self.beta * score for score in own] for own in found]
 
 
@@ -105,7 +121,7 @@ def refuse_out_in_use(out: Path, command: str) -> None:
         raise UsageError(f"{out} is not empty, and {command} overwrites nothing: name another --out")
 
 
-def progress(what: str) -> Callable[[int, int], None]:
+def progress(what: str, of_what: str) -> Callable[[int, int], None]:
     """Return a function that prints the number done, and the time left, to stderr: often only on a terminal."""
     began = time.monotonic()
     shown = [began]
@@ -115,6 +131,6 @@ def progress(what: str) -> Callable[[int, int], None]:
         if now - shown[0] > (1 if sys.stderr.isatty() else 30) or done == of:
             shown[0] = now
             left = (now - began) / done * (of - done)
-            say(f"{what:<11} {done} of {of}, {left:.0f} s left", error=True)
+            say(f"{what:<11} {done} of {of} {of_what}, {left:.0f} s left", error=True)
 
     return show

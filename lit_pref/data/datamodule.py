@@ -15,7 +15,7 @@ from lit_pref.data.batching.lightning import (
     settle_epoch_of_checkpoint,
     steps_per_epoch,
 )
-from lit_pref.data.batching.loaders import PairLoader, ResumableLoader
+from lit_pref.data.batching.loaders import PairLoader, ResumableLoader, identity_of
 from lit_pref.data.batching.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.batching.token_budget import TokenBudget, refuse_pairs_above
 from lit_pref.data.checking.swapping import OnSwap
@@ -257,6 +257,10 @@ class PreferenceDataModule(RunData, LightningDataModule):
         settle_epoch_of_checkpoint(self._trainer)
         self._loader = loader
         return loader
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the training pairs and their order; see `identity_of`."""
+        return identity_of(self._sampler(self._epochs), self.train_pairs.fingerprint)
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         if not len(self.val_pairs):

@@ -85,6 +85,8 @@ class LocalModel(Engine):
     def describe(self, prompts: Sequence[Prompt]) -> list[str]:
         lines = [f"model       {self.spec.describe()}, on {self.device}"]
         lines.append(f"first       {self.tokenizer.decode(self.ids[prompts[0].id].tolist())[-SHOWN:]!r}")
+        if shortened := self._shortened(prompts):
+            lines.append(shortened)
         texts = sum(isinstance(prompt.text, str) for prompt in prompts)
         if texts and self.tokenizer.chat_template is not None:
             lines.append(
@@ -92,6 +94,21 @@ class LocalModel(Engine):
                 "model needs --mapping '{format: messages}', unless it was trained on plain texts"
             )
         return lines
+
+    def _shortened(self, prompts: Sequence[Prompt]) -> str | None:
+        """Say how many prompts leave the model less room than `max_new_tokens`; None if all leave enough."""
+        if self.longest is None:
+            return None
+        rooms = {prompt.row.place: self.longest - len(self.ids[prompt.id]) for prompt in prompts}
+        short = {place: room for place, room in rooms.items() if room < self.max_new_tokens}
+        if not short:
+            return None
+        place, least = min(short.items(), key=lambda item: item[1])
+        return (
+            f"note        the model reads {self.longest} tokens: {len(short)} of {len(prompts)} prompts leave fewer "
+            f"than --max_new_tokens {self.max_new_tokens} for a response, the least {least} ({place}); their responses "
+            "end there, with the finish_reason length"
+        )
 
     def usable(self, prompts: Sequence[Prompt], file: PromptFile) -> list[Prompt]:
         """Encode the prompts, and return those that leave room for a response.

@@ -32,6 +32,11 @@ class BenchmarkItem:
     file: str = ""
     line: int = 0
 
+    @property
+    def row(self) -> Row:
+        """Where the item was read."""
+        return Row(self.file, self.line, {})
+
 
 def read_items(
     source: str,

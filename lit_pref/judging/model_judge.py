@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from lit_pref.data.batching.collation import collate
 from lit_pref.data.batching.token_budget import TokenBudget
-from lit_pref.data.checking.text_pair import TextPair
 from lit_pref.data.sources.row import BadRow, Row
-from lit_pref.data.tokenizing.tokenization import Tokenization, TokenizedPair
+from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UserError
+from lit_pref.judging.model_texts import bare_pair, in_words_of_judges, lengths_of, refusal, text_pair
 from lit_pref.models.embedding_reader import SETTINGS
 from lit_pref.models.folder import model_folder
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
@@ -46,7 +45,8 @@ class ModelJudge:
         spec: the model; see `judge_spec`.
         reference: the reference of a policy; None for none.
         per_token: divide log-probs by the number of tokens of the response.
-        max_length: the most tokens of prompt and response; longer ones are cut, and `cut` counts them.
+        max_length: the most tokens of prompt and response; longer ones are cut, and `cut` counts them as prompts and
+            responses; the first is at `first_cut`.
         max_tokens: the most tokens of a forward pass.
         device: of the models.
 
@@ -70,10 +70,29 @@ class ModelJudge:
             )
         self.spec, self.reference, self.per_token = spec, reference, per_token
         self.max_length, self.max_tokens, self.device = max_length, max_tokens, torch.device(device)
-        self.cut = 0
+        self._cut: dict[tuple[int, int | None], str] = {}
+        self.lost: dict[str, str] = {}
+        """Texts that a chat template leaves out or rewrites, by where they were read."""
         self._models = [(spec, _scorer(spec).to(self.device))]
         if reference is not None:
             self._models.append((reference, _scorer(reference).to(self.device)))
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """How many prompts and how many responses were cut."""
+        prompts = sum(response is None for _, response in self._cut)
+        return prompts, len(self._cut) - prompts
+
+    @property
+    def first_cut(self) -> str:
+        """Where the first text is that was cut; empty if none was."""
+        return next(iter(self._cut.values()), "")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of prompt and response that are read, by `max_length` and by the models' own limits."""
+        limits = [spec.max_length() for spec, _ in self._models]
+        return min(self.max_length, *(limit for limit in limits if limit is not None), self.max_length)
 
     def describe(self) -> str:
         """Return in words what the scores are."""
@@ -83,13 +102,18 @@ class ModelJudge:
         return f"{ratio}{' per token' if self.per_token else ''} of {self.spec.describe()}"
 
     def scores(
-        self, questions: Sequence[Question], progress: Callable[[int, int], None] | None = None
+        self,
+        questions: Sequence[Question],
+        progress: Callable[[int, int], None] | None = None,
+        rows: Sequence[Sequence[Row]] | None = None,
     ) -> list[list[float]]:
         """Return the scores of all responses of every question.
 
         Args:
             questions: prompts and responses; a text that is given twice gets one score.
-            progress: called with the number of scored and of all pairs of responses.
+            progress: called with the number of responses that were read, and of all that are to be read: by every
+                model, and by a preference embedding once for each comparison.
+            rows: where each response was read, for messages; None counts questions.
 
         Raises:
             UserError: a text cannot be encoded, a response is empty, or a score is not finite.
@@ -97,32 +121,46 @@ class ModelJudge:
         pairwise = self.spec.embedding is not None
         jobs = [job for k, question in enumerate(questions) for job in _jobs(k, question[1], pairwise)]
         found: dict[tuple[int, int, int], tuple[float, float]] = {}
-        columns = []
-        for spec, scorer in self._models:
-            pairs = self._tokenized(spec, questions, jobs)
-            columns.append(self._scored(spec, scorer, pairs, progress))
+        tokenized = [self._tokenized(spec, questions, jobs, rows) for spec, _ in self._models]
+        read = _Counted(sum(1 + bool(pair.rejected) for pairs in tokenized for pair in pairs), progress)
+        columns = [
+            self._scored(spec, scorer, pairs, read)
+            for (spec, scorer), pairs in zip(self._models, tokenized, strict=True)
+        ]
         for job, own, *reference in zip(jobs, *columns, strict=True):
             found[job] = own if not reference else (own[0] - reference[0][0], own[1] - reference[0][1])
         return [_of_question(k, question[1], found, pairwise) for k, question in enumerate(questions)]
 
     def _tokenized(
-        self, spec: ModelSpec, questions: Sequence[Question], jobs: list[tuple[int, int, int]]
+        self,
+        spec: ModelSpec,
+        questions: Sequence[Question],
+        jobs: list[tuple[int, int, int]],
+        rows: Sequence[Sequence[Row]] | None,
     ) -> list[PreferencePair]:
         limit = spec.max_length()
         longest = self.max_length if limit is None else min(self.max_length, limit)
         tokenization = Tokenization(spec.load_tokenizer(), longest, max(2, longest // 2))
+
+        def row(k: int, i: int) -> Row:
+            return Row("questions", k + 1, {}) if rows is None else replace(rows[k][i], values={})
+
         pairs: list[PreferencePair] = []
         for start in range(0, len(jobs), TOKENIZED_AT_ONCE):
-            items = []
-            for k, i, j in jobs[start : start + TOKENIZED_AT_ONCE]:
-                prompt, responses = questions[k]
-                row = Row("prompts", k + 1, {})
-                items.append((row, _text_pair(prompt, responses[i], None if i == j else responses[j])))
-            for tokenized in tokenization.tokenize_all(items):
+            part = jobs[start : start + TOKENIZED_AT_ONCE]
+            items = [(row(k, i), text_pair(questions[k], i, j)) for k, i, j in part]
+            with in_words_of_judges():
+                found = list(tokenization.tokenize_all(items))
+            for (k, i, j), tokenized in zip(part, found, strict=True):
                 if isinstance(tokenized, BadRow):
-                    raise tokenized
-                self.cut += tokenized.prompt_cut or tokenized.chosen_cut or tokenized.rejected_cut
-                pairs.append(_bare_pair(tokenized))
+                    raise refusal(tokenized, row(k, i).place, row(k, j).place) from tokenized
+                cuts = ((None, tokenized.prompt_cut), (i, tokenized.chosen_cut), (j, tokenized.rejected_cut))
+                for text, was_cut in cuts:
+                    if was_cut:
+                        self._cut.setdefault((k, text), row(k, i if text is None else text).place)
+                if tokenized.lost:
+                    self.lost.setdefault(row(k, i).place, " and ".join(tokenized.lost))
+                pairs.append(bare_pair(tokenized))
         return pairs
 
     @torch.no_grad()
@@ -131,18 +169,17 @@ class ModelJudge:
         spec: ModelSpec,
         scorer: nn.Module,
         pairs: list[PreferencePair],
-        progress: Callable[[int, int], None] | None,
+        read: "_Counted",
     ) -> list[tuple[float, float]]:
         layout: Layout = "padded" if prefix_sharing_obstacle(spec) else "prefix_shared"
         tokenizer = spec.load_tokenizer()
         scores = [(0.0, 0.0)] * len(pairs)
-        done = 0
         # Pairs of two responses and single responses cannot be in one batch.
         for two_sided in (True, False):
             members = [k for k, pair in enumerate(pairs) if bool(pair.rejected) == two_sided]
             if not members:
                 continue
-            lengths = _lengths([pairs[k] for k in members])
+            lengths = lengths_of([pairs[k] for k in members])
             largest = int(TokenBudget(1, lengths, layout).costs.max())
             budget = TokenBudget(max(self.max_tokens, largest), lengths, layout)
             every = list(range(len(members)))
@@ -156,9 +193,7 @@ class ModelJudge:
                     raise UserError(f"{self.describe()} gives a score that is not finite: check its weights and dtype")
                 for k, (first, second) in zip(batch, rows.tolist(), strict=True):
                     scores[members[k]] = (first, second)
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(pairs))
+                read.add(len(batch) * (1 + two_sided))
         return scores
 
 
@@ -226,24 +261,15 @@ def _of_question(
     return [values[i] for i in first]
 
 
-def _text_pair(prompt: Text, first: Text, second: Text | None) -> TextPair:
-    texts, further = [], {}
-    for side, text in (("chosen", first), ("rejected", second)):
-        if isinstance(text, list):
-            message = text[-1]
-            further[side] = {name: value for name, value in message.items() if name not in ("role", "content")}
-            text = str(message["content"])
-        texts.append(text)
-    return TextPair(
-        prompt, texts[0] or "", texts[1], None, None, {}, None, None, swapped=False, disagrees=False,
-        further={side: own for side, own in further.items() if own},
-    )  # fmt: skip
+@dataclass
+class _Counted:
+    """The number of responses that were read, of all."""
 
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
 
-def _bare_pair(pair: TokenizedPair) -> PreferencePair:
-    return PreferencePair("", pair.prompt, pair.chosen, pair.rejected, None, None, {}, None, pair.text)
-
-
-def _lengths(pairs: Sequence[PreferencePair]) -> NDArray[Any]:
-    """(pairs, 3), tokens of prompt, first and second response."""
-    return np.array([(len(p.prompt), len(p.chosen), len(p.rejected or ())) for p in pairs]).reshape(-1, 3)
+    def add(self, number: int) -> None:
+        self.done += number
+        if self.progress is not None:
+            self.progress(self.done, self.total)

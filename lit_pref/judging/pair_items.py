@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.preparation import Preparation
-from lit_pref.data.sources.row import BadRow
+from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.source import Source
 from lit_pref.errors import UserError
 from lit_pref.judging.benchmark_items import BenchmarkItem, Scores
@@ -23,6 +23,11 @@ class PairItem:
     prompt: Text
     responses: tuple[Text, Text]
     pair: JudgedPair
+
+    @property
+    def row(self) -> Row:
+        """Where the pair was read."""
+        return Row(self.pair.file, self.pair.line, {})
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, Row
 from lit_pref.data.sources.source import Source
-from lit_pref.errors import UserError
+from lit_pref.errors import UserError, printable
 from lit_pref.hints import did_you_mean
 from lit_pref.pairs import Text
 
@@ -53,6 +53,7 @@ def read_answered(path: str, prompt: str = "prompt", response: str = "response")
                     "columns with --prompt and --response"
                 )
         asked, given = row.values[prompt], row.values[response]
+        _refuse_half_surrogates(row, prompt, asked)
         one = not isinstance(given, list) or (bool(given) and isinstance(given[0], dict))
         for text in [given] if one else given:
             _check_text(row, response, text)
@@ -154,3 +155,13 @@ def _check_text(row: Row, column: str, text: Any) -> None:
     messages = isinstance(text, list) and text and all(isinstance(m, dict) and m.get("content") for m in text)
     if not messages and not (isinstance(text, str) and text):
         raise UserError(f"{row.place}: `{column}` must be a text or a list of messages, and none may be empty")
+    _refuse_half_surrogates(row, column, text)
+
+
+def _refuse_half_surrogates(row: Row, column: str, text: Any) -> None:
+    written = json.dumps(text, ensure_ascii=False)
+    if printable(written) != written:
+        raise UserError(
+            f"{row.place}: `{column}` contains half a surrogate pair, which is no character; fix the text's encoding, "
+            "or leave the row out of the file"
+        )

@@ -55,9 +55,7 @@ Scored = tuple[PairScores, list[PairScores], ObjectiveOutput]
 
 
 class PairModule(LightningModule, ABC):
-    """Base class of the modules that train a model on the scores of pairs.
-
-    A subclass implements `scores`.
+    """Base class of the modules that train a model on the scores of pairs; a subclass implements `scores`.
 
     Args:
         spec: The model to train.
@@ -136,6 +134,7 @@ class PairModule(LightningModule, ABC):
         self.batch_layout, self.layout_reason = decide_layout(self.layout, self.spec, lengths)
 
     def setup(self, stage: str) -> None:
+        self.resumption.check_early(self)
         selected_later = self.data.selection is not None and self.trainer.state.fn != "fit"
         self.fitted = fit_objective(self.objective, self.data.train_pairs, before_selection=selected_later)
 
@@ -294,7 +293,7 @@ class PairModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = read_info(checkpoint)
         self.check_checkpoint(saved)
-        self.resumption.check(self, saved, checkpoint["global_step"])
+        self.resumption.check(self, checkpoint)
         check_trained_tensors(saved, checkpoint.get("state_dict"))
         self.fitted = saved["fitted"]  # the fitted values are part of the state
         self.checkpoint_step = checkpoint["global_step"]

@@ -1,10 +1,13 @@
 """Stores information about a run in its checkpoints, and refuses to resume a run that would silently change."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lit_pref.errors import UserError
@@ -51,7 +54,7 @@ def model_info(spec: ModelSpec, model: Any) -> dict[str, Any]:
     """
     whole = spec.adapters is None
     return {
-        "model": asdict(spec),
+        "model": asdict(spec) | {name: _absolute(getattr(spec, name)) for name in ("path", "tokenizer", "base_model")},
         "policy": spec.fingerprint(),
         "policy_text": spec.describe(),
         "lora": _settings(spec.adapters),
@@ -85,6 +88,13 @@ def without_frozen(state: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     everything = module.named_parameters(remove_duplicate=False)
     frozen = {name for name, parameter in everything if not parameter.requires_grad}
     return {name: value for name, value in state.items() if name not in frozen}
+
+
+def content_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint; tensors stay on disk until they are used."""
+    file = checkpoint if checkpoint.is_file() else checkpoint / "meta.pt"
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return content
 
 
 def format_problem(checkpoint: dict[str, Any]) -> str | None:
@@ -215,6 +225,12 @@ def _fitted_by(objective: Objective) -> dict[str, str]:
 
 def _settings(lora: Lora | None) -> dict[str, Any] | None:
     return None if lora is None else asdict(lora)
+
+
+def _absolute(name: str | None) -> str | None:
+    """The absolute path of a local folder, as an export may be made elsewhere; any other name as it is."""
+    path = os.path.expanduser(name or "")
+    return os.path.abspath(path) if os.path.isdir(path) else name
 
 
 def _dtypes(descriptions: list[str]) -> list[list[str]]:

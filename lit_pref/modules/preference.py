@@ -95,6 +95,7 @@ class PreferenceModule(PairModule):
         Raises:
             UserError: the selection does not suit these pairs.
         """
+        self.resumption.check_early(self, selected=False)
         pool, choice = self.pool_and_choice(pairs, selection)
         self.selected = summary(pool, choice, selection)
         run = self.run_context
@@ -164,5 +165,7 @@ class PreferenceModule(PairModule):
             UserError: The base class refuses the checkpoint, or training would resume against other references.
         """
         super().check_checkpoint(saved)
-        if self.trainer.state.fn == "fit":
+        # Live references are known only once they are attached to a model.
+        known = self.scorer is not None or all(isinstance(reference, Stored) for reference in self.references)
+        if self.trainer.state.fn == "fit" and known:
             check_references(saved, self.references)

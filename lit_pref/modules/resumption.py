@@ -1,15 +1,27 @@
 """The settings of a resumed run that differ from its checkpoint's: applied, refused, or free."""
 
 import json
-import re
+import pickle
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lit_pref.data.batching.loaders import refuse_other_data
 from lit_pref.errors import UserError
+from lit_pref.modules.checkpoint_info import check_state, content_of, read_info
+from lit_pref.modules.effective_settings import (
+    TOTAL,
+    architecture_of,
+    as_written,
+    optimizer_settings,
+    optimizer_settings_without_model,
+    settings_of_data,
+    settings_of_run,
+)
 from lit_pref.modules.optimizers import build_optimizer, set_fused
 from lit_pref.printing import say
 
@@ -74,13 +86,11 @@ NOTHING_LEFT = (
     "note        nothing was left to train: the run ends at the step of its checkpoint; raise trainer.max_epochs, "
     "max_steps, max_time or stop_at_step to train on, as far as its schedule allows"
 )
-TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
-ARCHITECTURE = "model.policy (its config.json)."
+UNUSED = "note        not used, because nothing was left to train:"
 WEIGHTS = "model.policy (its weights before training; model.policy.path, config or seed)"
 RATES = ("lr", "weight_decay")
 FUSED = "model.optimizer.fused"
-OF_THE_SPEC = ("dtype", "dropout", "router_loss", "attention", "gradient_checkpointing", "compile", "head")
-NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
+OF_THE_PAIRS = _names("testbed model.policy.tokenizer model.policy.vocabulary data.val data.val_fraction")
 
 
 class Resumption:
@@ -89,6 +99,10 @@ class Resumption:
     def __init__(self) -> None:
         self.changes: list[str] = []
         """One line per change since the first step, with the optimizer step at which the run was resumed with it."""
+        self.checkpoint: str | None = None
+        """The checkpoint that a run is about to resume, if that is known before references are scored."""
+        self.without_effect: list[str] = []
+        """The changes that would have been applied if anything had been left to train."""
         self._optimizer: dict[str, Any] = {}
         self._notes: list[str] = []
         self._reset: set[str] = set()
@@ -102,38 +116,62 @@ class Resumption:
         """Return what a checkpoint records."""
         return {"settings": self._settings(module), "changes": self.changes}
 
-    def check(self, module: Any, saved: dict[str, Any], step: int) -> None:
+    def _settings(self, module: Any) -> dict[str, Any]:
+        return settings_of_run(module) | settings_of_data(module) | architecture_of(module) | self._optimizer
+
+    def check_early(self, module: Any, selected: bool = True) -> None:
+        """Refuse what can be compared before references are scored and the model is built; `check` compares all.
+
+        Args:
+            module: of the run.
+            selected: whether the training pairs are known, on which the number of steps depends.
+
+        Raises:
+            UserError: as in `check`.
+        """
+        if self.checkpoint is None or module.trainer.state.fn != "fit":
+            return
+        try:
+            content = content_of(Path(self.checkpoint))
+        except pickle.UnpicklingError:
+            return  # a callback of the user's has stored other objects; `check` reads it, if weights_only is false
+        saved = read_info(content)
+        check_state(saved, module.spec, module.objective)
+        before = saved.get("settings", {})
+        now = settings_of_run(module) | optimizer_settings_without_model(module.optimizer, before)
+        known = {name: before[name] for name in before if name in now}
+        _compare(module, content, known, now, selected=False)  # first: references follow the policy's settings
+        module.check_checkpoint(saved)
+        if selected:
+            later = settings_of_data(module)
+            _compare(module, content, {name: before[name] for name in later if name in before}, later)
+
+    def check(self, module: Any, checkpoint: dict[str, Any]) -> None:
         """Compare the settings of a training with those of the checkpoint that it resumes; `apply` prints what changed.
 
         Args:
             module: of the run; its model is built.
-            saved: the information in the checkpoint.
-            step: the optimizer step of the checkpoint.
+            checkpoint: its content.
 
         Raises:
             UserError: a setting differs that decides what the rest of the run trains.
         """
         if module.trainer.state.fn != "fit":
             return
+        saved, step = read_info(checkpoint), checkpoint["global_step"]
         self.changes = list(saved.get("changes", []))
         if "settings" not in saved:
+            refuse_other_pairs(module, checkpoint)
             self._notes.append("note        the checkpoint does not record its settings: changed ones are not noticed")
             return
         self.configured(build_optimizer(module))
-        before, now = saved["settings"], self._settings(module)
-        # Last, because it differs wherever the architecture does, which says more. Older checkpoints have it elsewhere.
-        before, now = {**before, WEIGHTS: saved["policy"]}, {**now, WEIGHTS: module.spec.fingerprint()}
-        applied = []
-        for name in [*before, *(name for name in now if name not in before)]:
-            old, new = before.get(name), now.get(name)
-            if old == new or name == "model.optimizer.foreach":
-                continue
-            if not _is_applied(name, old, new, module, step):
-                _refuse(name, old, new, f"{saved['policy_text']} of the checkpoint")
-            applied.append(name)
-            change = f"from step {step} with {name} {_typed(name, new)} instead of {_typed(name, old)}"
-            self._notes.append(f"resumed     {change}")
-            self.changes.append(change)
+        applied = _compare(module, checkpoint, saved["settings"], self._settings(module))
+        if step >= min(module.total_steps, module.stop_at_step or module.total_steps):
+            self.without_effect = list(applied.values())
+            return
+        for words in applied.values():
+            self._notes.append(f"resumed     from step {step} with {words}")
+            self.changes.append(f"from step {step} with {words}")
         self._reset = {FUSED, *(f"model.optimizer.{name}" for name in RATES)}.intersection(applied)
 
     def apply(self, module: Any) -> None:
@@ -161,36 +199,67 @@ class Resumption:
                 group["lr"] = rate
             schedule._last_lr = schedule.get_lr()
 
-    def _settings(self, module: Any) -> dict[str, Any]:
-        """Return the settings in effect, which may be written in several ways in a configuration."""
-        trainer = module.trainer
-        names = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches", "overfit_batches")
-        settings = {f"trainer.{name}": _plain(getattr(trainer, name)) for name in names}
-        settings |= {f"trainer.{name}": type(getattr(trainer, name)).__name__ for name in ("accelerator", "strategy")}
-        settings |= {f"model.policy.{name}": getattr(module.spec, name) for name in OF_THE_SPEC}
-        settings |= {
-            "model.policy.embedding": None if module.spec.embedding is None else repr(module.spec.embedding),
-            "trainer.devices": trainer.world_size,
-            "seed_everything": module.seed,
-            "data.val": module.trainer.datamodule.val_pairs.fingerprint,
-            "model.objective": repr(module.objective),
-            "model.schedule": None if module.schedule is None else repr(module.schedule),
-            TOTAL: module.total_steps,
-        }
-        if module.spec.adapters is None:
-            config = json.loads(module.scorer.model.config.to_json_string(use_diff=False))
-            kept = {k: v for k, v in config.items() if not any(part in k for part in NOT_ARCHITECTURE)}
-            settings |= {f"{ARCHITECTURE}{name}": value for name, value in kept.items()}
-        return settings | self._optimizer
+
+def refuse_other_pairs(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse to resume with other training pairs, or in another order, and name the settings that changed.
+
+    Raises:
+        UserError: the pairs differ, or their order.
+    """
+    data = module.data
+    names = [name for part in (OnResume.REFUSED, OnResume.CONTENT) for name in TABLE[part] if name[:5] == "data."]
+    old, new = read_info(checkpoint)["config"], module.plain_config
+    changed = [
+        f"{name} is {json.dumps(now)} and was {json.dumps(before)}"
+        for name in [*names, *OF_THE_PAIRS]
+        if (before := _value(old, name)) != (now := _value(new, name))
+    ]
+    refuse_other_data(checkpoint.get(type(data).__qualname__), data.identity(), changed if old and new else None)
 
 
-def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the class of an optimizer, and the values of each setting in its groups of parameters."""
-    settings: dict[str, Any] = {"model.optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"}
-    names = {name: None for group in optimizer.param_groups for name in group}
-    for name in names.keys() - {"params", "param_names", "initial_lr"}:
-        settings[f"model.optimizer.{name}"] = [_plain(group.get(name)) for group in optimizer.param_groups]
-    return settings
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _compare(
+    module: Any, checkpoint: dict[str, Any], before: dict[str, Any], now: dict[str, Any], selected: bool = True
+) -> dict[str, str]:
+    """Return the changed settings that are applied, in words, by name; the first one that cannot change is refused.
+
+    The number of steps is compared last, because it follows from others, which say more; it is not where the pairs are
+    not `selected` yet.
+    """
+    saved = read_info(checkpoint)
+    # The weights differ wherever the architecture does, which says more. Older checkpoints have them elsewhere.
+    first = {**before, WEIGHTS: saved["policy"]}, {**now, WEIGHTS: module.spec.fingerprint()}
+    total = first[0].pop(TOTAL, None), first[1].pop(TOTAL, None)
+    applied = _differences(*first, module, checkpoint) if before else {}
+    if selected:
+        refuse_other_pairs(module, checkpoint)
+    if selected and before:
+        applied |= _differences({TOTAL: total[0]}, {TOTAL: total[1]}, module, checkpoint)
+    return applied
+
+
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], module: Any, checkpoint: dict[str, Any]
+) -> dict[str, str]:
+    saved, step, applied = read_info(checkpoint), checkpoint["global_step"], {}
+    for name in [*before, *(name for name in now if name not in before)]:
+        old, new = before.get(name), now.get(name)
+        if old == new or name == "model.optimizer.foreach":
+            continue
+        if not _is_applied(name, old, new, module, step):
+            _refuse(name, old, new, f"{saved['policy_text']} of the checkpoint")
+        applied[name] = f"{name} {as_written(name, new)} instead of {as_written(name, old)}"
+    return applied
+
+
+def nothing_left(resumption: Resumption) -> str:
+    """Return the lines of a resumed run that had nothing left to train, and so did not use its changed settings."""
+    return "\n".join([NOTHING_LEFT, *(f"{UNUSED} {words}" for words in resumption.without_effect)])
 
 
 def end_if_stopped_early(trainer: Trainer) -> None:
@@ -216,30 +285,8 @@ def _refuse(name: str, old: Any, new: Any, policy: str) -> NoReturn:
             f"{WEIGHTS} are not those that the checkpoint was trained from, and a resumed run would name the wrong "
             f"model: set them to {policy}, or {rest}"
         )
-    old, new = _typed(name, old), _typed(name, new)
+    old, new = as_written(name, old), as_written(name, new)
     raise UserError(
         f"the checkpoint was trained with {name} {old} and this run has {new}, which cannot change when a run resumes: "
         f"set it to {old}, or {rest}"
     )
-
-
-def _typed(name: str, value: Any) -> str:
-    """Return a setting as a user writes it on the command line or in a configuration.
-
-    >>> _typed("model.optimizer.betas", [[0.9, 0.999]]), _typed("model.schedule", "Cosine(warmup=0.1, floor=0.0)")
-    ('[0.9, 0.999]', '{class_path: Cosine, init_args: {warmup: 0.1, floor: 0.0}}')
-    """
-    if name.startswith("model.optimizer.") and isinstance(value, list) and all(one == value[0] for one in value):
-        value = value[0]  # one value for all groups of parameters
-    if name == "model.schedule" and value is not None and (parts := re.fullmatch(r"(\w+)\((.*)\)", value)):
-        return f"{{class_path: {parts[1]}, init_args: {{{parts[2].replace('=', ': ')}}}}}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to plain data, which can be loaded without running code."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else str(value)

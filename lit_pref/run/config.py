@@ -1,10 +1,12 @@
 """The parser of a run's configuration: Trainer, module, data, and the run folder."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch
 import yaml
@@ -14,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_pref.callbacks.checkpointing import Checkpoints  # noqa: F401  short names resolve once they are imported
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401
-from lit_pref.config_files import place_of, refuse_mistakes
+from lit_pref.config_files import place_of_message, refuse_mistakes
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.data.selection import criteria  # noqa: F401
 from lit_pref.errors import UsageError, UserError
@@ -76,21 +78,44 @@ def resolve(arguments: Sequence[str], command: str = "fit") -> Namespace:
     Raises:
         UsageError: an option or a file cannot be read; the message gives the file and line of a faulty key.
     """
+    with with_place(arguments):
+        parser = run_parser(command)
+        config = parser.parse_args(list(arguments))
+        refuse_nulls(parser, config)
+        if (module := module_of(config)) is not PreferenceModule:
+            refuse_references(config)
+            config = run_parser(command, module).parse_args(list(arguments))
+    for name in ("run_dir", "ckpt_path"):
+        if config[name] is not None:
+            config[name] = os.path.expanduser(config[name])
+    return config
+
+
+@contextmanager
+def with_place(arguments: Sequence[str]) -> Iterator[None]:
+    """Context in which errors about a setting begin with the file and line that set it, unless an option did."""
     try:
-        config = run_parser(command).parse_args(list(arguments))
-        if (module := module_of(config)) is PreferenceModule:
-            return config
-        refuse_references(config)
-        return run_parser(command, module).parse_args(list(arguments))
-    except UsageError as error:
-        found = re.match(r"([a-z][\w.]*): |unknown key '([\w.]+)'", str(error))
-        if found is None:
+        yield
+    except UserError as error:
+        if type(error) not in (UserError, UsageError):
             raise
-        key = re.sub(r"\.(class_path|init_args)\b", "", found[1] or found[2])
-        leaf = re.search(r"has no argument '(\w+)'", str(error))
         options = [word.partition("=")[0].lstrip("-").rstrip("+") for word in arguments if word.startswith("--")]
-        place = place_of(key, leaf and leaf[1], values_of(arguments, "-c", "--config"), options)
-        raise UsageError(f"{place}{error}") from error.__cause__
+        place = place_of_message(str(error), values_of(arguments, "-c", "--config"), options)
+        raise type(error)(f"{place}{error}") from error.__cause__
+
+
+def refuse_nulls(parser: RunParser, config: Namespace) -> None:
+    """Refuse null for a setting that needs a value, which jsonargparse lets through.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if hint is None or action.default is None or type(None) in get_args(hint):
+            continue
+        if action.dest in config and config[action.dest] is None:
+            raise UsageError(f"{action.dest}: expected a value, got null; leave it out for {action.default!r}")
 
 
 def module_of(config: Namespace) -> type[PairModule]:
@@ -112,12 +137,22 @@ def refuse_references(config: Namespace) -> None:
             )
 
 
-def instantiate(parser: RunParser, config: Namespace) -> Namespace:
+def instantiate(parser: RunParser, config: Namespace, arguments: Sequence[str] = ()) -> Namespace:
     """Build the objects of a configuration, except the Trainer.
+
+    Args:
+        parser: of the run.
+        config: the configuration.
+        arguments: the options that it was parsed from, to name the place of a mistake.
 
     Raises:
         UserError: a class refuses its arguments.
     """
+    with with_place(arguments):
+        return _instantiate(parser, config)
+
+
+def _instantiate(parser: RunParser, config: Namespace) -> Namespace:
     try:
         return parser.instantiate(config)
     except ValueError as error:
@@ -175,7 +210,8 @@ def as_arguments(
     if isinstance(config, Mapping):
         files = [yaml.safe_dump(dict(config), sort_keys=False)]
     else:
-        files = [str(config)] if isinstance(config, str | Path) else [str(file) for file in config]
+        files = [config] if isinstance(config, str | Path) else list(config)
+        files = [os.path.expanduser(file) for file in files]
         refuse_mistakes(files)
     return [*(f"--config={file}" for file in files), *_overrides(overrides)]
 

@@ -1,5 +1,6 @@
 """Prints the first lines of a run: policy, references, objective, devices, data and layout."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ def first_lines(module: PairModule, trainer: Trainer, run_dir: Path) -> str:
             "warning     precision bf16-true has no fp32 master weights: small updates are lost; bf16-mixed keeps them"
         )
     return "\n".join(lines)
+
+
+def refuse_other_models(module: PairModule) -> None:
+    """Refuse folders of models of another task, such as a reward model as policy, before anything is prepared.
+
+    Raises:
+        UserError: the policy or a reference has such a folder, or one without a configuration that can be read.
+    """
+    specs = [module.spec]
+    for reference in module.references:
+        specs.append(reference.spec if isinstance(reference, Stored) else reference.frozen_spec(module.spec))
+    for spec in specs:
+        if spec is not None and spec.path is not None and os.path.isdir(os.path.expanduser(spec.path)):
+            spec.configuration()
 
 
 def seeds(module: PairModule, data: PreferenceDataModule) -> str:

@@ -23,14 +23,15 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.saving import refuse_foreign
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.distributed import check_devices
-from lit_pref.modules.resumption import NOTHING_LEFT
+from lit_pref.modules.resumption import nothing_left
 from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
 from lit_pref.run.export import Exported, export
-from lit_pref.run.first_lines import first_lines
+from lit_pref.run.first_lines import first_lines, refuse_other_models
 from lit_pref.run.folder_lock import holder_of, locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_used
 from lit_pref.run.lightning_messages import hide_hints, lightning_errors
+from lit_pref.run.saved_config import saved_text
 from lit_pref.run.seeding import seed_process
 from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
@@ -94,7 +95,7 @@ class Run:
             return self._fit(ckpt_path)
 
     def _fit(self, ckpt_path: str | Path | None) -> Exported | None:
-        checkpoint = self._checkpoint(ckpt_path, or_start=True)
+        checkpoint = self.module.resumption.checkpoint = self._checkpoint(ckpt_path, or_start=True)
         refuse_foreign(self.run_dir / "hf")  # before training, not after it
         if checkpoint is None:
             refuse_used(self.run_dir, begun="last" in (ckpt_path, self.options.ckpt_path))
@@ -107,10 +108,11 @@ class Run:
             self.trainer.logger = TensorBoardLogger(
                 self.run_dir, name="", version="", default_hp_metric=False, purge_step=first_step
             )
+        refuse_other_models(self.module)
         say(first_lines(self.module, self.trainer, self.run_dir))
         self._call(self.trainer.fit, ckpt_path=checkpoint, weights_only=self.options.weights_only)
         if checkpoint is not None and self.trainer.global_step == step_in(Path(checkpoint)):
-            say(NOTHING_LEFT)
+            say(nothing_left(self.module.resumption))
         return self._finish()
 
     def _finish(self) -> Exported | None:
@@ -273,12 +275,10 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     if testbed is not None:
         fill_in_testbed(config, testbed)
     parser = run_parser(command, module_of(config))
-    alone = config.clone()
-    alone.run_dir = alone.ckpt_path = None  # the saved configuration repeats the run by itself, in a new folder
-    text = parser.dump(alone, skip_unset=False)
+    text = saved_text(parser, config)
     for part in (config.model, config.data):  # after the text: it runs again under another seed
         fill_in_seed(part, seed)
-    built = instantiate(parser, config)
+    built = instantiate(parser, config, arguments)
     module = built.model
     module.plain_config = yaml.safe_load(text)
     module.seed = seed
@@ -292,7 +292,7 @@ def check_config(config: Namespace, title: str, model: bool, html: str | Path | 
     """Check a resolved configuration and print the report; see `Run.check`."""
     from lit_pref.check.check import Check
 
-    check = Check(title, None if html is None else Path(html), None if json is None else Path(json), model)
+    check = Check(title, None if html is None else Path(html).expanduser(), None if json is None else Path(json), model)
     check.loosen(config)
     assemble(config, "check", []).before_training(check.run, check.refused)
     check.finish()

@@ -102,7 +102,9 @@ def test_the_same_command_resumes_and_another_is_refused(
     generate: Callable[..., Any], model: Path, prompts: Path, tmp_path: Path
 ):
     options = {"model": model, "prompts": prompts, "out": tmp_path / "out", "max_new_tokens": 4, "block": 3}
-    assert generate(**options)[0] == 0
+    code, out, _ = generate(**options)
+    assert code == 0 and "prompts leave fewer" not in out
+    assert f"python -m lit_pref judge --texts {tmp_path}/out/responses.jsonl" in out.splitlines()[-1]
     whole = (tmp_path / "out" / "responses.jsonl").read_bytes()
     (tmp_path / "out" / "blocks" / "000002.jsonl").unlink()
     (tmp_path / "out" / "responses.jsonl").unlink()
@@ -310,3 +312,17 @@ def test_a_command_that_is_killed_loses_a_block_and_resumes(model: Path, prompts
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert run_command("generate", *options, "--out", tmp_path / "whole", cwd=tmp_path).returncode == 0
     assert (tmp_path / "out" / "responses.jsonl").read_bytes() == (tmp_path / "whole" / "responses.jsonl").read_bytes()
+
+
+def test_prompts_that_leave_less_room_than_asked_for_are_counted_in_the_first_lines(
+    generate: Callable[..., Any], model: Path, prompts: Path, tmp_path: Path
+):
+    lines = prompts.read_text().splitlines(keepends=True)
+    prompts.write_text("".join(lines[:2]) + json.dumps({"prompt": "elm " * 25 + ":"}) + "\n")
+    code, out, _ = generate(model=model, prompts=prompts, out=tmp_path / "out", max_new_tokens=60)
+    assert code == 0
+    (note,) = re.findall(
+        r"note .*the model reads 128 tokens: 1 of 3 prompts leave fewer than --max_new_tokens 60 .*", out
+    )
+    least = int(re.findall(r"the least (\d+) \(.*prompts.jsonl, line 3\)", note)[0])
+    assert out.index(note) < out.index("output  ") and rows(tmp_path / "out")[2]["tokens"] <= least < 60

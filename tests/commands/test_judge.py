@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -100,3 +101,34 @@ def test_refusals(tmp_path, texts):
     with pytest.raises(UserError, match="testbed's prompts"):
         judge(str(texts), tmp_path / "out", testbed=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_words_of_cut_and_unreadable_texts_name_the_line_and_a_remedy_of_this_command(
+    tmp_path, texts, policy_folder, capsys
+):
+    judge(str(texts), tmp_path / "out", model=str(policy_folder), max_length=8, reference=str(policy_folder))
+    said = capsys.readouterr()
+    assert "2 prompts and 3 responses were cut (the first:" in said.out and "--max_length 8; raise it" in said.out
+    assert "responses.jsonl, line 1" in said.out and said.out.count("judge  ") == 1 and "judge  " not in said.err
+    assert "6 of 6 texts" in said.err  # by both models
+    for name, value in {"response": " tin \ud800", "prompt": "red \ud800"}.items():
+        texts.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], name: value}) + "\n")
+        with pytest.raises(UserError, match=rf"responses.jsonl, line 2: `{name}` contains half a surrogate pair.*fix"):
+            judge(str(texts), tmp_path / "no", model=str(policy_folder))
+    chat = shutil.copytree(policy_folder, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    texts.write_text(json.dumps(ROWS[0]) + "\n")
+    judge(str(texts), tmp_path / "plain", model=str(chat))
+    assert "1 prompts are plain texts, which the model reads without its chat template" in capsys.readouterr().out
+    row = {"prompt": [{"role": "user", "content": "red"}], "response": " tin"}
+    texts.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"responses.jsonl, line 2: the prompt is read as messages, but") as refused:
+        judge(str(texts), tmp_path / "no", model=str(policy_folder))
+    assert "data." not in str(refused.value) and "model.policy" not in str(refused.value)
+
+
+def test_half_a_surrogate_elsewhere_is_kept_and_the_last_lines_name_a_next_command(tmp_path, texts, capsys):
+    texts.write_text(json.dumps({**ROWS[0], "note": "\ud800", "own": 1.5}) + "\n")
+    judge(str(texts), tmp_path / "out", given="own")
+    assert read(tmp_path / "out" / "judged.jsonl")[0]["note"] == "\ud800"
+    assert "python -m lit_pref evaluate --protocol responses --data" in capsys.readouterr().out.splitlines()[-1]

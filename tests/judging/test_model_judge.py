@@ -51,7 +51,7 @@ def test_a_reward_model_scores_every_response_like_transformers(reward_folder):
     for other in (together, alone):
         for a, b in zip(found, other, strict=True):
             assert a == pytest.approx(b, abs=1e-6)
-    assert judge.cut == 0 and "reward of" in judge.describe()
+    assert judge.cut == (0, 0) and "reward of" in judge.describe()
 
 
 def test_a_policy_scores_by_log_probs_ratios_and_means(policy_folder, tmp_path):
@@ -108,4 +108,7 @@ def test_refusals(reward_folder, policy_folder):
 def test_long_texts_are_cut_and_counted(reward_folder):
     judge = ModelJudge(judge_spec(reward_folder), max_length=24)
     judge.scores([("red :", [" blue" * 60, " good"])])
-    assert judge.cut == 1
+    assert judge.cut == (0, 1) and judge.first_cut == "questions, line 1" and judge.longest == 24
+    seen = []
+    judge.scores([("red :", [" blue", " good", " tin"])], lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (3, 3)

@@ -17,7 +17,8 @@ from lit_pref.errors import UserError
 from lit_pref.models.reward import Embedding
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.checkpoint_info import KEY
-from lit_pref.modules.resumption import ARCHITECTURE, TABLE, TOTAL, OnResume
+from lit_pref.modules.effective_settings import ARCHITECTURE, TOTAL
+from lit_pref.modules.resumption import TABLE, OnResume
 from lit_pref.modules.schedules import Cosine, Flat, Linear
 from lit_pref.objectives.dpo import DPO
 from lit_pref.references.reference import Pretrained
@@ -72,10 +73,11 @@ def test_a_new_rate_and_weight_decay_are_applied_from_the_next_step_on_under_the
     for other in (rate, decay):
         assert differences(weights(other), weights(same))
     # It is recorded, in every later checkpoint and in the model card.
-    again = fit(replace(run, optimizer=adamw(lr=0.002)), tmp_path / "again", ckpt=rate.checkpoint(4), max_epochs=1)
+    half = fit(replace(run, optimizer=adamw(lr=0.001)), tmp_path / "half", ckpt=part.checkpoint(2), stop_at_step=3)
+    again = fit(replace(run, optimizer=adamw(lr=0.002)), tmp_path / "again", ckpt=half.checkpoint(3))
     assert [change.partition(" with")[0] for change in again.module.resumption.changes] == [
         "from step 2",
-        "from step 4",
+        "from step 3",
     ]
     card = (export(rate.checkpoint(4), tmp_path / "hf").folder / "README.md").read_text()
     assert "- resumed from step 2 with model.optimizer.lr 0.001 instead of 0.01" in card

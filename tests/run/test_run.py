@@ -1,6 +1,7 @@
 """A run built from Python: what `build` takes, what a `Run` does, and that it does the same as the command line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from conftest import ROOT, write_pairs
 from lit_pref.__main__ import main
 from lit_pref.commands.run_options import TOP_LEVEL
 from lit_pref.errors import UsageError, UserError
+from lit_pref.modules.preference import PreferenceModule
 from lit_pref.run import Run, build
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.config import run_parser
@@ -211,6 +213,43 @@ def test_a_resumed_run_with_nothing_left_to_train_says_so(options: dict[str, Any
     assert "nothing was left" not in capsys.readouterr().out
     build(MMPO, {**options, "ckpt_path": "last"}).fit()
     assert "nothing was left to train: the run ends at the step of its checkpoint" in capsys.readouterr().out
+    beta = {"model.objective.beta": 0.3, "ckpt_path": "last", "trainer.max_steps": 3}
+    resumed = build(MMPO, {**options, **beta})
+    resumed.fit()
+    said = capsys.readouterr().out
+    assert "not used, because nothing was left to train: model.objective MMPO(beta=0.3" in said
+    assert "resumed     from" not in said and resumed.module.resumption.changes == []
+    assert "beta=0.3" not in Path("runs/mmpo/hf/README.md").read_text()
+
+
+def test_what_a_resumed_run_refuses_is_refused_before_references_are_scored(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    build(MMPO, options | {"stop_at_step": 1}).fit()
+    monkeypatch.setattr(PreferenceModule, "reference_preparations", lambda *_: pytest.fail("references are scored"))
+    rows = Path("pairs.jsonl").read_text()
+    for changed, sentence in {
+        "trainer.precision=bf16-mixed": "trainer.precision 32-true and this run has bf16-mixed",
+        "model.optimizer.betas=[0.8, 0.9]": r"model.optimizer.betas \[0.9, 0.999\] and this run has \[0.8, 0.9\]",
+        "seed_everything=3": "seed_everything 0 and this run has 3",
+        "data.global_batch=4": "data.global_batch 8, this run has 4.*set data.global_batch to the value",
+        "data.max_length=45": r"training data.*\(data.max_length is 45 and was \d+\)",
+        "data.val_fraction=0.5": r"number of training pairs of \d+.*\(data.val_fraction is 0.5 and was 0.1\)",
+        "model.policy.dtype=bfloat16": "model.policy.dtype float32 and this run has bfloat16",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            name, _, value = changed.partition("=")
+            build(MMPO, options | {"ckpt_path": "last", name: value}).fit()
+    # The same rows under another name are the same data; other rows under the same name are not.
+    Path("pairs.jsonl").write_text(rows.replace("good", "better"))
+    with pytest.raises(UserError, match=r"no setting of data changed, so the rows did"):
+        build(MMPO, options | {"ckpt_path": "last"}).fit()
+    monkeypatch.undo()
+    Path("moved.jsonl").write_text(rows)
+    live = {"model.reference_store": False}  # such references are not known before the model is built
+    resumed = build(MMPO, options | live | {"ckpt_path": "last", "data.train": "moved.jsonl"})
+    resumed.fit()
+    assert resumed.trainer.global_step == 3
 
 
 def test_a_tokenizer_that_changed_in_the_run_folder_is_not_exported(options: dict[str, Any]):
@@ -238,3 +277,49 @@ def test_a_folder_that_the_export_would_not_replace_stops_a_run_before_training(
     ):
         build(MMPO, options | {"run_dir": "run"}).fit("last")
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step=00000001.ckpt"]
+
+
+def test_the_configuration_of_a_run_folder_reads_the_same_files_from_another_directory(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.yaml").write_text("base: pairs")
+    here = options | {"run_dir": "run", "data.mapping": "mine.yaml", "model.policy.tokenizer": "tok"}
+    shutil.copytree(options["model.policy.path"], tmp_path / "tok")
+    run = build(MMPO, here)
+    assert run.data.train == "pairs.jsonl"  # as it was typed, in messages
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "config.yaml").write_text(run.config_text)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_pairs(Path("pairs.jsonl"), 5)  # another file of that name
+    again = build(tmp_path / "config.yaml", {"run_dir": "run"})
+    assert again.data.train == str(tmp_path / "pairs.jsonl") and again.module.spec.tokenizer == str(tmp_path / "tok")
+    assert again.config["data"]["mapping"] == str(tmp_path / "mine.yaml")
+    named = build(MMPO, options | {"run_dir": "run", "data.train": "~/pairs.jsonl", "data.mapping": "pairs"})
+    assert named.config["data"]["mapping"] == "pairs"
+
+
+def test_the_home_folder_is_known_in_every_option_and_in_files(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("home.yaml").write_text("run_dir: ~/runs/mine\ndata: {train: ~/pairs.jsonl}\n")
+    run = build([MMPO, "~/home.yaml"], {k: v for k, v in options.items() if k != "data.train"})
+    assert run.run_dir == tmp_path / "runs" / "mine" and run.config["data"]["train"] == str(tmp_path / "pairs.jsonl")
+    Path("texts.jsonl").write_text('{"prompt": "a", "response": "b", "own": 1}\n')
+    with pytest.raises(SystemExit):
+        main(["judge", "--texts=~/texts.jsonl", "--out=~/judged", "--given=own"])
+    assert (tmp_path / "judged" / "judged.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_reward_model_as_policy_or_reference_is_refused_before_the_first_lines(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    policy = Path(options["model.policy.path"])
+    reward = shutil.copytree(policy, tmp_path / "reward")
+    config = json.loads((policy / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (reward / "config.json").write_text(json.dumps(config))
+    reference = [{"class_path": "Pretrained", "init_args": {"path": str(reward)}}]
+    for changed in ({"model.policy.path": str(reward)}, {"model.references": reference}):
+        with pytest.raises(UserError, match="reward' is a LlamaForSequenceClassification, not a causal language model"):
+            build(MMPO, {**options, **changed, "run_dir": "run"}).fit()
+    assert capsys.readouterr().out == "" and not Path("run").exists()

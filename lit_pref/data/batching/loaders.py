@@ -1,6 +1,6 @@
 """Loaders of micro-batches, and the position of the training loader, counted in pairs."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Protocol
 
 import torch
@@ -71,14 +71,7 @@ class ResumableLoader(PairLoader):
     def __init__(self, source: BatchSource, sampler: WindowSampler, fingerprint: str, workers: int = 0) -> None:
         super().__init__(source, sampler, workers)
         self.sampler = sampler  # Lightning calls its set_epoch
-        self._identity = {
-            "fingerprint": fingerprint,
-            "length": sampler.pairs,
-            "seed": sampler.seed,
-            "global_batch": sampler.global_batch,
-            "accumulation": sampler.accumulation,
-            "micro_batches": len(sampler),
-        }
+        self._identity = identity_of(sampler, fingerprint)
         self._position = (0, 0)  # (epoch, pairs): the position of the next pair to return
         self._resume: tuple[int, int] | None = None
 
@@ -112,12 +105,7 @@ class ResumableLoader(PairLoader):
         Raises:
             UserError: the data, seed, global batch or micro-batches differ, or the position is within a step.
         """
-        for name, (subject, remedy) in _REFUSALS.items():
-            if state[name] != self._identity[name]:
-                raise UserError(
-                    f"The checkpoint was written with {subject} {state[name]}, this run has {self._identity[name]}; "
-                    f"{remedy}, or start a new run without --ckpt_path."
-                )
+        refuse_other_data(state, self._identity)
         if state["pairs"] % self.sampler.global_batch:
             raise UserError(
                 f"The checkpoint was written after {state['pairs']} pairs of epoch {state['epoch']}, within an "
@@ -125,6 +113,42 @@ class ResumableLoader(PairLoader):
                 "earlier one."
             )
         self._resume = self._position = (state["epoch"], state["pairs"])
+
+
+def identity_of(sampler: WindowSampler, fingerprint: str) -> dict[str, Any]:
+    """Return numbers and a fingerprint that identify training pairs, their order and their micro-batches."""
+    return {
+        "fingerprint": fingerprint,
+        "length": sampler.pairs,
+        "seed": sampler.seed,
+        "global_batch": sampler.global_batch,
+        "accumulation": sampler.accumulation,
+        "micro_batches": len(sampler),
+    }
+
+
+def refuse_other_data(
+    state: dict[str, Any] | None, identity: dict[str, Any], changed: Sequence[str] | None = None
+) -> None:
+    """Refuse a position in other data, or in another order of them.
+
+    Args:
+        state: the position in a checkpoint; None or empty has none.
+        identity: the `identity_of` this run.
+        changed: the settings of data that differ between the runs, for the message; None if they are not known.
+
+    Raises:
+        UserError: the data, seed, global batch or micro-batches differ.
+    """
+    for name, (subject, remedy) in _REFUSALS.items():
+        if state and name in state and state[name] != identity[name]:
+            why = "; ".join(changed or ())
+            if changed == [] and name in ("length", "fingerprint"):
+                why = "no setting of data changed, so the rows did, or the tokenizer"
+            raise UserError(
+                f"The checkpoint was written with {subject} {state[name]}, this run has {identity[name]}"
+                f"{f' ({why})' if why else ''}; {remedy}, or start a new run without --ckpt_path."
+            )
 
 
 _SAME_MICRO_BATCHES = (

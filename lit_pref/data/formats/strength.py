@@ -240,7 +240,9 @@ def refuse_outside(row: Row, name: str, value: float, limits: list[float] | None
         raise BadRow(
             row,
             name,
-            f"is not between {limits[0]:g} and {limits[1]:g}",
+            f"is below {limits[0]:g}"
+            if limits[1] == float("inf")
+            else f"is not between {limits[0]:g} and {limits[1]:g}",
             "fix it, or give its smallest and largest value as the mapping's `range` beside the column",
             f" ({value:g})",
         )

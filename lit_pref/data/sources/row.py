@@ -54,11 +54,12 @@ class Row:
 class BadRow(UserError):
     """One row that cannot become a pair; `kind` is the reason without the row's own numbers, by which rows are counted.
 
-    `field` is None if the line itself cannot be read; the row then has no values. `row_place` is file and line.
+    `field` is None if the line itself cannot be read; the row then has no values. `row_place` is file and line, and
+    `fault` the sentence after the field, without the option that leaves rows out.
     """
 
     def __init__(self, row: Row, field: str | None, reason: str, remedy: str, detail: str = "") -> None:
-        self.row_place = row.place
+        self.row_place, self.field, self.fault = row.place, field, f"{reason}{detail}; {remedy}"
         sentence = reason if field is None else f"{row.named(field)} {reason}"
         self.kind = re.sub(r"\[\d+\]", "[]", sentence)
         super().__init__(
