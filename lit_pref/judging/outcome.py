@@ -20,7 +20,7 @@ class Outcome:
 
     `benchmarks` has the numbers of each benchmark by name, the most important first. `pairs` and `evaluation` are of
     protocols that compare responses. `items` and `items_against` have a record for each item. `settings` says what was
-    evaluated, and how.
+    evaluated, and how. `examples` are a heading and items that the page shows as text.
     """
 
     title: str
@@ -32,6 +32,7 @@ class Outcome:
     comparisons: list[Comparison] = field(default_factory=list)
     items_against: Records | None = None
     notes: list[str] = field(default_factory=list)
+    examples: tuple[str, list[report.Example]] = ("", [])
 
     def verdict(self) -> str:
         """Return the result in one sentence."""
@@ -104,7 +105,7 @@ class Outcome:
         """Render the page."""
         sentences = [found.sentence for found in self.comparisons]
         shown = (self.title, self.evaluation, self.pairs, self.benchmarks, sentences)
-        return report.page(*shown, verdict=self.verdict(), notes=self.notes)
+        return report.page(*shown, verdict=self.verdict(), notes=self.notes, examples=self.examples)
 
 
 def write(outcome: Outcome, out: Path) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """The evaluation of a judge on pairs as one self-contained HTML page, with reliability diagram and worst pairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,15 @@ WORST = 20
 """Number of pairs that are shown as text."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """An item that is shown as text: a title, a remark, and texts by what they are."""
+
+    title: str
+    remark: str
+    texts: dict[str, str]
+
+
 def page(
     title: str,
     evaluation: PairEvaluation | None,
@@ -26,6 +36,7 @@ def page(
     comparisons: Sequence[str] = (),
     verdict: str | None = None,
     notes: Sequence[str] = (),
+    examples: tuple[str, Sequence[Example]] = ("", ()),
 ) -> str:
     """Render the page.
 
@@ -37,6 +48,7 @@ def page(
         comparisons: sentences about differences to other judges (`Comparison.sentence`).
         verdict: the first sentence; None for that of the pairs.
         notes: sentences about what was left out.
+        examples: a heading, and items to show as text.
     """
     worst: list[tuple[JudgedPair, float]] = []
     tables: dict[str, tuple[str, list[AccuracyGroup]]] = {}
@@ -64,6 +76,7 @@ def page(
         comparisons=comparisons,
         notes=notes,
         worst=worst,
+        examples=examples,
         interval=interval,
     )
 
