@@ -32,6 +32,8 @@ from lit_pref.models.sampling import Sampling
 from lit_pref.models.spec import ModelSpec
 from lit_pref.printing import say
 
+SIDES = ("", "_against")
+"""What the names of files and folders of the model, and of the one that it is compared with, end in."""
 Ratings = list[tuple[Verdict, Verdict]]
 
 
@@ -52,14 +54,15 @@ def mt_bench_outcome(options: dict[str, Any]) -> Outcome:
     say(f"questions   {len(questions)} of {source}", error=True)
     names = [options["model"] or options["model_name"] or options["endpoint"]]
     names += [] if options["against"] is None else [options["against"]]
+    server = _server(options, "judge", "judge_name", "judge_tokens")
+    most = options["max_unreadable"]
+    judges = [server.judge(options["out"] / ASKED / f"judge{side}", most) for side in SIDES[: len(names)]]
     notes: list[str] = []
-    answers = [_answers(options, questions, *side) for side in zip(names, ("", "_against"), strict=False)]
+    answers = [_answers(options, questions, *side) for side in zip(names, SIDES, strict=False)]
     found = []
-    for own, side in zip(answers, ("", "_against"), strict=False):
+    for own, judge in zip(answers, judges, strict=True):
         empty = sum(not text for both in own for text in both)
         notes += [f"{empty} answers are empty or refused, and are graded as such."] if empty else []
-        server = _server(options, "judge", "judge_name", "judge_tokens")
-        judge = server.judge(options["out"] / ASKED / f"judge{side}", options["max_unreadable"])
         found.append(rate_answers(judge, questions, own, prompts))
         if judge.unreadable:
             notes.append(f"{judge.unreadable} of {judge.asked} judgments have no readable rating and are left out.")

@@ -88,7 +88,10 @@ def _answers(
 def _rows(engine: Engine, requests: Sequence[Prompt], most: int, out: Path, temperature: float) -> list[str]:
     try:
         usable = engine.usable(requests, PromptFile("the questions"))
-    except BadRow as bad:
+    except UserError as error:
+        bad = error.__cause__  # the error itself names options of other commands
+        if not isinstance(bad, BadRow):
+            raise
         raise UserError(
             f"{bad.row_place}: the model cannot answer a turn of this question ({bad.kind}): lower --max_new_tokens, "
             "so that the first answer leaves room for the second, or take a model with a longer context"

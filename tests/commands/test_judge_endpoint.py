@@ -69,7 +69,7 @@ def test_preferences_are_means_of_both_orders_with_intervals_over_prompts_and_lo
     (tmp_path / "mine.txt").write_text("{prompt}|{response_a}|{response_b}|{reference}")
 
     def say(question: str) -> str:
-        _, a, b, truth = question.split("|")
+        _, a, _, truth = question.split("|")
         k = int(truth.removeprefix("is "))
         better = "x" if k % 4 else "y"
         if k == 5:
@@ -115,7 +115,7 @@ def test_grades_are_scores_beside_the_texts_and_the_same_command_asks_for_nothin
     judge(file, out, **options)
     assert server.asked == [] and (out / "judged.jsonl").read_bytes() == before
     (tmp_path / "mine.txt").write_text("{prompt} {response}")
-    with pytest.raises(UsageError, match="other settings .*template is .* and was"):
+    with pytest.raises(UsageError, match=r"other settings .*template is .* and was"):
         judge(file, out, **options, template=tmp_path / "mine.txt")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -167,7 +167,9 @@ def test_failed_requests_write_no_scores_and_are_asked_for_alone_by_the_same_com
 
     server.reply = answering(say)
     options: dict[str, Any] = {"endpoint": server.url, "retries": 0, "concurrency": 3}
-    with pytest.raises(UserError, match="3 of 9 requests to the judge failed .1 server error, 1 malformed, 1 rejected"):
+    with pytest.raises(
+        UserError, match=r"3 of 9 requests to the judge failed .1 server error, 1 malformed"
+    ):
         judge(file, out, **options)
     assert "attempts    3 failed" in capsys.readouterr().out and not (out / "judged.jsonl").exists()
     broken.clear()
@@ -175,7 +177,7 @@ def test_failed_requests_write_no_scores_and_are_asked_for_alone_by_the_same_com
     judge(file, out, **options)
     assert len(server.asked) == 3 and {row["score"] for row in read(out / "judged.jsonl")} == {5.0}
     server.reply = lambda path, body: (500, "down", {})
-    with pytest.raises(UserError, match="all 9 requests of block 0 failed .server error"):
+    with pytest.raises(UserError, match=r"all 9 requests of block 0 failed .server error"):
         judge(file, tmp_path / "down", **options)
 
 

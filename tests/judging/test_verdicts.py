@@ -74,7 +74,7 @@ def test_a_template_that_lacks_a_field_or_has_an_unknown_one_is_refused(
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=said):
         read_template(path, needed, reference)
-    with pytest.raises(UsageError, match="--template .*none.txt cannot be read"):
+    with pytest.raises(UsageError, match=r"--template .*none.txt cannot be read"):
         read_template(tmp_path / "none.txt", needed, reference)
 
 
