@@ -167,9 +167,7 @@ def test_failed_requests_write_no_scores_and_are_asked_for_alone_by_the_same_com
 
     server.reply = answering(say)
     options: dict[str, Any] = {"endpoint": server.url, "retries": 0, "concurrency": 3}
-    with pytest.raises(
-        UserError, match=r"3 of 9 requests to the judge failed .1 server error, 1 malformed"
-    ):
+    with pytest.raises(UserError, match=r"3 of 9 requests to the judge failed .1 server error, 1 malformed"):
         judge(file, out, **options)
     assert "attempts    3 failed" in capsys.readouterr().out and not (out / "judged.jsonl").exists()
     broken.clear()
