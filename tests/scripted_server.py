@@ -30,6 +30,10 @@ def completion(text: str, **choice: Any) -> Reply:
     )
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128  # of requests that wait on a busy machine; more are hung up on
+
+
 class Server:
     """A server whose answers are those of `reply(path, body)`: status, content (text is sent as it is), headers."""
 
@@ -71,7 +75,7 @@ class Server:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = _Http(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()

@@ -110,7 +110,8 @@ def win_rate_outcome(
     """Evaluate annotations in AlpacaEval's layout."""
     table = None if difficulty is None else read_difficulty(difficulty)
     annotations = read_annotations(data, generator)
-    name = generator or "the model"
+    name, baseline = (_named(annotations, column) for column in ("generator_2", "generator_1"))
+    name = generator or name or "the model"
     found = win_rate(annotations.preference, annotations.prompts)
     numbers = {"win rate": found.rate, "discrete win rate": found.discrete}
     if length_controlled or difficulty is not None:
@@ -130,8 +131,9 @@ def win_rate_outcome(
         bootstrap = PromptBootstrap(a["prompt_id"])
         first, second = (mean_of([_nan(value) for value in own["preference"]]) for own in (a, b))
         comparisons.append(compare(first, second, bootstrap, "win rate", (name, against)))
+    title = f"{name} against {baseline or 'the baseline'}: {data}"
     return Outcome(
-        f"{name} against the baseline: {data}", {"data": data, "generator": generator} | counts, records,
+        title, {"data": data, "generator": generator} | counts, records,
         {"Win rate": numbers}, comparisons=comparisons, items_against=others, notes=notes,
         examples=_losses(records, "instruction", "output_2", "output_1"),
     )  # fmt: skip
@@ -249,6 +251,13 @@ def _annotation_records(annotations: Annotations) -> Records:
     for name in ("instruction", "output_1", "output_2"):
         records[name] = [row.values.get(name) for row in annotations.rows]
     return records
+
+
+def _named(annotations: Annotations, column: str) -> str | None:
+    """Return the name that all rows have in a column, if there is one."""
+    names = {row.values.get(column) for row in annotations.rows}
+    name = names.pop() if len(names) == 1 else None
+    return name if isinstance(name, str) else None
 
 
 def _losses(records: Records, prompt: str, own: str, baseline: str) -> tuple[str, list[Example]]:

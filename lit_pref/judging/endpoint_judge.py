@@ -74,6 +74,8 @@ class EndpointJudge:
         """
         distinct = list({one.id: one for one in requests}.values())
         self.engine.usable(distinct, PromptFile(str(self.out)))
+        for line in (*self.engine.describe(distinct), f"judge       {len(distinct)} requests"):
+            say(line)
         reading = _Reading(read, needed, self.most_unreadable)
         sampling = {"temperature": self.engine.sampling.temperature, "max_new_tokens": self.engine.max_new_tokens}
         settings = {**about, **sampling, "samples": 1, "seed": self.engine.seed, "block": BLOCK}

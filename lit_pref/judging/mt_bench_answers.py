@@ -44,7 +44,10 @@ def answer_questions(engine: Engine, questions: Sequence[Question], most: int, o
     first = _answers(engine, questions, asked, most, out, 1)
     for messages, question, answer in zip(asked, questions, first, strict=True):
         messages += [{"role": "assistant", "content": answer}, _user(question.turns[1])]
-    return list(zip(first, _answers(engine, questions, asked, most, out, 2), strict=True))
+    second = _answers(engine, questions, asked, most, out, 2)
+    for line in engine.last_lines():
+        say(line)
+    return list(zip(first, second, strict=True))
 
 
 def rate_answers(
@@ -80,14 +83,22 @@ def _answers(
         requests = [request(asked[k], questions[k].row) for k in places]
         requests = [replace(one, id=f"{questions[k].id}-{one.id}") for k, one in zip(places, requests, strict=True)]
         engine.sampling = Sampling(temperature)
-        rows = _rows(engine, requests, most, out / f"turn_{turn}_temperature_{temperature:g}", temperature)
+        usable = _usable(engine, requests)
+        for line in engine.describe(usable) if turn == 1 and not found else ():
+            say(line)
+        rows = _rows(engine, usable, most, out / f"turn_{turn}_temperature_{temperature:g}", temperature)
         found |= dict(zip(places, rows, strict=True))
     return [found[k] for k in range(len(questions))]
 
 
-def _rows(engine: Engine, requests: Sequence[Prompt], most: int, out: Path, temperature: float) -> list[str]:
+def _usable(engine: Engine, requests: Sequence[Prompt]) -> list[Prompt]:
+    """Return the requests, of which the model must be able to answer each.
+
+    Raises:
+        UserError: it cannot.
+    """
     try:
-        usable = engine.usable(requests, PromptFile("the questions"))
+        return engine.usable(requests, PromptFile("the questions"))
     except UserError as error:
         bad = error.__cause__  # the error itself names options of other commands
         if not isinstance(bad, BadRow):
@@ -96,14 +107,20 @@ def _rows(engine: Engine, requests: Sequence[Prompt], most: int, out: Path, temp
             f"{bad.row_place}: the model cannot answer a turn of this question ({bad.kind}): lower --max_new_tokens, "
             "so that the first answer leaves room for the second, or take a model with a longer context"
         ) from bad
-    for line in engine.describe(usable):
-        say(line)
+
+
+def _rows(engine: Engine, requests: Sequence[Prompt], most: int, out: Path, temperature: float) -> list[str]:
+    """Return the answers to requests of one temperature.
+
+    Raises:
+        UserError: some are missing.
+    """
     settings = {"temperature": temperature, "samples": 1, "seed": 0, "max_new_tokens": most, "block": BLOCK}
-    blocks = generate_into(out, engine, usable, settings, {})
+    blocks = generate_into(out, engine, requests, settings, {})
     blocks.merge()
     rows = [row for block in blocks.all for row in blocks.rows(block) or ()]
-    for line in engine.last_lines():
-        say(line)
+    if cut := sum(row["finish_reason"] == "length" for row in rows):
+        say(f"note        {cut} of {len(rows)} answers were cut at --max_new_tokens")
     errors = [str(row.get("error")) for row in rows if row["finish_reason"] == ERROR]
     if failed := [error for error in errors if error.partition(":")[0] not in AT_ONCE]:
         raise UserError(

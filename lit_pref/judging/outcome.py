@@ -38,7 +38,7 @@ class Outcome:
         """Return the result in one sentence."""
         for benchmark, found in self.benchmarks.items():
             name, value = next(iter(found.items()))
-            return f"{benchmark}: {name} {report.interval(value)}."
+            return f"{benchmark}: {'' if name == benchmark.lower() else f'{name} '}{report.interval(value)}."
         return report.headline(self.evaluation) if self.evaluation else "There are no numbers."
 
     def table(self) -> str:
@@ -120,6 +120,8 @@ def write(outcome: Outcome, out: Path) -> dict[str, Path]:
     if outcome.items_against is not None:
         write_parquet(outcome.items_against, out / "items_against.parquet")
     files["page"].write_text(html, encoding="utf-8")
+    for earlier in out.glob("events.out.tfevents.*"):  # of the same command, where that may be repeated
+        earlier.unlink()
     with SummaryWriter(str(out)) as writer:
         for name, value in outcome.scalars().items():
             writer.add_scalar(name, value, 0)

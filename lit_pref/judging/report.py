@@ -1,6 +1,6 @@
 """The evaluation of a judge on pairs as one self-contained HTML page, with reliability diagram and worst pairs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -78,6 +78,8 @@ def page(
         worst=worst,
         examples=examples,
         interval=interval,
+        scale_of=scale_of,
+        places_of=places_of,
     )
 
 
@@ -112,6 +114,31 @@ def numbers(evaluation: PairEvaluation) -> dict[str, str]:
         "Spearman correlation of z with margins": interval(evaluation.spearman),
         "Kendall correlation of z with margins": interval(evaluation.kendall),
     }
+
+
+def scale_of(found: Iterable[Interval]) -> tuple[int, int] | None:
+    """Return the scale on which values are drawn: from 0 to 1, or from 1 to 10; None for others.
+
+    >>> scale_of([Interval(0.5, 0.4, 0.6)]), scale_of([Interval(7.0, 6.5, 7.5)]), scale_of([Interval(80.0, 70.0, 90.0)])
+    ((0, 1), (1, 10), None)
+    """
+    values = [value.value for value in found if np.isfinite(value.value)]
+    fits = ((0, 1), (1, 10)) if values else ()
+    return next((scale for scale in fits if scale[0] <= min(values) and max(values) <= scale[1]), None)
+
+
+def places_of(found: Interval, scale: tuple[int, int]) -> tuple[float, float, float] | None:
+    """Return where an interval begins, how wide it is, and where its value is, in percent of a scale.
+
+    >>> places_of(Interval(0.5, 0.25, 0.75), (0, 1)), places_of(Interval(5.5, -np.inf, np.inf), (1, 10))
+    ((25.0, 50.0, 50.0), (50.0, 0.0, 50.0))
+    """
+    if not np.isfinite(found.value):
+        return None
+    ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else (found.value, found.value)
+    start, width = scale[0], scale[1] - scale[0]
+    low, high, value = (100 * float(np.clip((x - start) / width, 0, 1)) for x in (*ends, found.value))
+    return round(low, 2), round(high - low, 2), round(value, 2)
 
 
 def interval(found: Interval | None) -> str:

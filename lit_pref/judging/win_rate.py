@@ -49,12 +49,15 @@ def win_rate(preference: ArrayLike, prompts: Sequence[str]) -> WinRate:
         prompts: (n,) the prompt of each comparison.
 
     Raises:
-        ValueError: a preference outside [0, 1], or no preference at all.
+        UserError: there is no preference at all.
+        ValueError: a preference is outside [0, 1].
     """
     p = np.asarray(preference, dtype=np.float64)
     known = ~np.isnan(p)
-    if not known.any() or not ((p[known] >= 0) & (p[known] <= 1)).all():
-        raise ValueError("preferences must be in [0, 1], and there must be at least one")
+    if not known.any():
+        raise UserError("No comparison has a preference (all are null), so there is no win rate.")
+    if not ((p[known] >= 0) & (p[known] <= 1)).all():
+        raise ValueError("preferences must be in [0, 1]")
     discrete = np.where(known, (1 + np.sign(p - 0.5)) / 2, np.nan)
     rate, rounded = PromptBootstrap(prompts).intervals(mean_of(np.stack([p, discrete], axis=1)))
     wins, ties, losses = (int((discrete == value).sum()) for value in (1, 0.5, 0))

@@ -79,6 +79,7 @@ def test_a_local_model_answers_two_turns_and_a_rerun_asks_for_nothing_again(
     server.asked.clear()
     evaluate(tmp_path / "out", **options)
     assert server.asked == [] and report(tmp_path / "out") == found
+    assert len(list((tmp_path / "out").glob("events.*"))) == 1
     assert (tmp_path / "out" / "answers.jsonl").read_text() == answers
     with pytest.raises(UsageError, match=r"other settings .max_new_tokens is 7 and was 6"):
         evaluate(tmp_path / "out", **options | {"max_new_tokens": 7})

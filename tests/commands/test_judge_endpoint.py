@@ -57,6 +57,7 @@ def test_a_judge_that_always_prefers_the_first_answer_gives_one_half_and_a_posit
     annotations = str(tmp_path / "out" / "annotations.jsonl")
     evaluate(tmp_path / "evaluated", "win_rate", annotations)
     found = json.loads((tmp_path / "evaluated" / "report.json").read_text())
+    assert found["title"] == f"{a} against {b}: {annotations}" and found["verdict"] == "Win rate: 0.5 (0.5 to 0.5)."
     assert found["benchmarks"]["Win rate"]["win rate"] == [0.5, 0.5, 0.5]
     assert any("disagree on 12 of 12 pairs (100 %)" in note for note in found["notes"])
 
@@ -136,7 +137,7 @@ def test_too_many_unreadable_verdicts_end_the_command_early_and_a_share_that_is_
         return f"[[{1 + k % 9}]]" if k % 2 == 0 or k > 70 else "It is rather good, I would say."
 
     server.reply = answering(say)
-    options: dict[str, Any] = {"endpoint": server.url, "retries": 0}
+    options: dict[str, Any] = {"endpoint": server.url, "retries": 0, "concurrency": 4}
     with pytest.raises(UserError, match=r"16 of 32 verdicts are unreadable.*--max_unreadable 0.1 .*exactly one number"):
         judge(file, out, **options)
     assert len(server.asked) == 32 and not (out / "judged.jsonl").exists(), "80 would be asked in all"
