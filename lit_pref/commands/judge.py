@@ -67,8 +67,9 @@ def judge(
 
     An --endpoint grades each response from 1 to 10. With --against FILE or --against_column COLUMN, it compares the
     responses with others to the same prompts instead, in both orders: OUT/judged.jsonl then has the preference of each
-    pair in [0, 1], and OUT/annotations.jsonl the same in AlpacaEval's layout, for `evaluate --protocol win_rate` and
-    for `fit`. Answers of the server are kept in OUT/asked, and the same command does not ask for them again.
+    pair in [0, 1], OUT/annotations.jsonl the same in AlpacaEval's layout, for `evaluate --protocol win_rate`, and
+    OUT/pairs.jsonl the pairs without ties, for `fit`. Answers of the server are kept in OUT/asked, and the same command
+    does not ask for them again.
 
     Args:
         texts: a file with prompts and responses, as `generate` writes it: one response or a list of them in each row.

@@ -13,6 +13,7 @@ from lit_pref.judging.pairwise import (
     compared_rows,
     grading_request,
     orders_of,
+    training_rows,
 )
 from lit_pref.judging.texts import Answered, read_answered
 from lit_pref.judging.verdicts import choice_of, grade_of, position_bias
@@ -80,7 +81,11 @@ def compare_in_both_orders(
         say(f"win rate    {found.rate}: {found.wins} wins, {found.ties} ties, {found.losses} losses{left}")
     say(f"orders      {position_bias(orders).sentence}")
     rows = annotation_rows(pairs, orders, names, str(judge.engine.name))
-    return {"judged.jsonl": compared_rows(pairs, orders), "annotations.jsonl": rows}
+    return {
+        "judged.jsonl": compared_rows(pairs, orders),
+        "annotations.jsonl": rows,
+        "pairs.jsonl": training_rows(pairs, orders),
+    }
 
 
 def _texts(answered: Answered) -> Iterable[tuple[Any, Any]]:

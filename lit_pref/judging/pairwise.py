@@ -130,7 +130,7 @@ def compared_rows(pairs: Sequence[ComparedPair], orders: Sequence[BothOrders]) -
 def annotation_rows(
     pairs: Sequence[ComparedPair], orders: Sequence[BothOrders], names: tuple[str, str], judge: str
 ) -> Iterator[dict[str, Any]]:
-    """Return the pairs in AlpacaEval's layout, which `evaluate` and `fit` read: preference + 1, in [1, 2].
+    """Return the pairs in AlpacaEval's layout, which `evaluate` reads: preference + 1, in [1, 2].
 
     Args:
         pairs: a response and the one that it is compared with, which is AlpacaEval's baseline.
@@ -151,6 +151,26 @@ def annotation_rows(
             "preference": None if math.isnan(both.preference) else 1 + both.preference,
             "when_first": both.when_first,
             "when_second": both.when_second,
+        }
+
+
+def training_rows(pairs: Sequence[ComparedPair], orders: Sequence[BothOrders]) -> Iterator[dict[str, Any]]:
+    """Return the pairs with a preference as rows that training reads, without ties.
+
+    The probability of the chosen response is the preference p for it, and the margin is p - (1 - p).
+    """
+    for pair, both in zip(pairs, orders, strict=True):
+        p = both.preference
+        if math.isnan(p) or p == 0.5:
+            continue
+        chosen, rejected = (pair.response, pair.other) if p > 0.5 else (pair.other, pair.response)
+        probability = max(p, 1 - p)
+        yield {
+            "prompt": pair.prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "probability": probability,
+            "margin": 2 * probability - 1,
         }
 
 

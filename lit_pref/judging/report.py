@@ -50,11 +50,8 @@ def page(
         notes: sentences about what was left out.
         examples: a heading, and items to show as text.
     """
-    worst: list[tuple[JudgedPair, float]] = []
     tables: dict[str, tuple[str, list[AccuracyGroup]]] = {}
     if evaluation is not None:
-        found = losses(pairs)
-        worst = [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
         tables = {
             "Accuracy by margin": ("margin", evaluation.by_margin),
             "Accuracy by length": ("characters of chosen - rejected", evaluation.by_length),
@@ -75,12 +72,17 @@ def page(
         benchmarks=benchmarks or {},
         comparisons=comparisons,
         notes=notes,
-        worst=worst,
+        worst=[] if evaluation is None else _worst(pairs),
         examples=examples,
         interval=interval,
         scale_of=scale_of,
         places_of=places_of,
     )
+
+
+def _worst(pairs: Sequence[JudgedPair]) -> list[tuple[JudgedPair, float]]:
+    found = losses(pairs)
+    return [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
 
 
 def headline(evaluation: PairEvaluation) -> str:

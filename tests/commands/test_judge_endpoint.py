@@ -12,6 +12,7 @@ from scripted_server import Reply, Server, chat
 from lit_pref.commands.evaluate import evaluate
 from lit_pref.commands.judge import judge
 from lit_pref.errors import UsageError, UserError
+from lit_pref.judging.pair_items import PairFile
 from lit_pref.judging.texts import read_answered, take_scores
 from lit_pref.metrics.records import read_parquet
 
@@ -50,6 +51,7 @@ def test_a_judge_that_always_prefers_the_first_answer_gives_one_half_and_a_posit
     rows = read(tmp_path / "out" / "judged.jsonl")
     assert len(server.asked) == 24 and [row["preference"] for row in rows] == [0.5] * 12
     assert {(row["when_first"], row["when_second"]) for row in rows} == {(1.0, 0.0)}
+    assert read(tmp_path / "out" / "pairs.jsonl") == [], "ties are no pairs to train on"
     assert (rows[3]["response"], rows[3]["other_response"], rows[3]["line"]) == ("good 3 of a", "good 3 of b", 4)
     said = capsys.readouterr().out
     assert "The two orders disagree on 12 of 12 pairs (100 %): 12 favour the answer that is shown first" in said
@@ -82,6 +84,10 @@ def test_preferences_are_means_of_both_orders_with_intervals_over_prompts_and_lo
     judge(file, tmp_path / "out", endpoint=server.url, response="chosen", against_column="rejected", **form)
     found = [row["preference"] for row in read(tmp_path / "out" / "judged.jsonl")]
     assert found == [0.25 if k == 5 else float(k % 4 > 0) for k in range(40)]
+    pairs = read(tmp_path / "out" / "pairs.jsonl")
+    assert [pair["chosen"] for pair in pairs[3:6]] == ["x3", "y4", "y5"] and len(pairs) == 40
+    assert [(pair["probability"], pair["margin"]) for pair in pairs[4:6]] == [(1.0, 1.0), (0.75, 0.5)]
+    assert [item.pair.label for item in PairFile(str(tmp_path / "out" / "pairs.jsonl")).read()[4:6]] == [1.0, 0.75]
     evaluate(tmp_path / "evaluated", "win_rate", str(tmp_path / "out" / "annotations.jsonl"))
     value, low, high = json.loads((tmp_path / "evaluated" / "report.json").read_text())["benchmarks"]["Win rate"][
         "win rate"
