@@ -3,20 +3,27 @@
 import json
 import os
 import random
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import pytest
 import torch
+from scripted_server import Server
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["red", "green", "blue", "tin", "iron", "oak", "elm", "cat", "dog", "owl", "one", "two", "three", "big", "old"]
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,6 +73,52 @@ def make_policy(folder: Path, seed: int, vocabulary: int = 300, **config: object
     policy.build().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """An HF folder of a language model for commands that write responses."""
+    return make_policy(tmp_path_factory.mktemp("models") / "model", seed=1)
+
+
+@pytest.fixture(scope="session")
+def chat_model(model: Path) -> Path:
+    """`model` with a chat template."""
+    folder = model.with_name("chat")
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serving(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`transformers serve`, as a user starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "serve", str(chat_model), "--host", "127.0.0.1", "--port", str(port)]
+    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
+    server = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ})
+    url = f"http://127.0.0.1:{port}/v1"
+    for _ in range(600):
+        assert server.poll() is None, Path(log.name).read_text()
+        try:
+            urllib.request.urlopen(f"{url}/models", timeout=5).read()
+            break
+        except OSError:
+            time.sleep(0.2)
+    yield url
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server whose answers the test writes."""
+    started = Server()
+    yield started
+    started.close()
 
 
 def run_command(

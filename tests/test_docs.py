@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, make_policy, run_command, write_pairs
+from scripted_server import Server, chat
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref import Pool
@@ -350,7 +351,7 @@ def test_the_page_about_python_runs_from_top_to_bottom(
 
 
 def test_the_commands_of_the_page_about_evaluations_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path, chat_model: Path, server: Server
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").symlink_to(policy_folder)
@@ -370,11 +371,19 @@ def test_the_commands_of_the_page_about_evaluations_run(
         (tmp_path / name).mkdir()
         judged = [{"prompt": f"p {n}", "response": f"r {k} {n}", "score": (n + 2 * k) % 3} for n in range(9)]
         (tmp_path / name / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
-    commands = blocks("docs/evaluating.md", "bash")[0].splitlines()
-    assert len(commands) == 5
-    for command in commands:
+        texts = [{"prompt": f"p {n // 2}", "response": "good " * (1 + n % (3 + k)) + name} for n in range(18)]
+        (tmp_path / name / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (tmp_path / "CHAT").symlink_to(chat_model)
+    question = {"question_id": 81, "category": "math", "turns": ["a", "b"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(question))
+    (tmp_path / "gpt-4.jsonl").write_text(json.dumps({"question_id": 81, "choices": [{"turns": ["c", "d"]}]}))
+    server.reply = lambda path, body: chat(f"[[{'AB'[len(server.asked) % 2]}]] [[{1 + len(server.asked) % 9}]]")
+    first, second = (block.splitlines() for block in blocks("docs/evaluating.md", "bash"))
+    assert (len(first), len(second)) == (5, 4)
+    for command in (*first, *second):
+        arguments = shlex.split(command.replace("http://localhost:8000/v1", server.url))[3:]
         with pytest.raises(SystemExit) as ended:
-            main(shlex.split(command)[3:])
+            main([*arguments, *(["--max_new_tokens", "5"] if "mt_bench" in command else [])])
         assert ended.value.code in (0, None), command
     assert {path.parent.name for path in tmp_path.glob("evaluated/*/report.html")} == {
         "pairs",
@@ -382,6 +391,8 @@ def test_the_commands_of_the_page_about_evaluations_run(
         "reward_bench",
         "win_rate",
         "responses",
+        "compared",
+        "mt_bench",
     }
 
 

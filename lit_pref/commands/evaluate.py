@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from lit_pref.commands.judge_model import ModelOptions, refuse_out_in_use
+from lit_pref.commands.server import refuse_out_of_others
 from lit_pref.errors import UsageError
 from lit_pref.printing import say
 
@@ -21,6 +22,10 @@ READ: dict[str, tuple[str, ...]] = {
     "reward_bench": (*OF_MODEL, *OF_JUDGE, "prior_sets", "limit"),
     "reward_bench2": (*OF_MODEL, *OF_JUDGE, "limit"),
     "rm_bench": (*OF_MODEL, *OF_JUDGE, "limit"),
+    "mt_bench": (
+        *(*OF_MODEL, "max_tokens", "endpoint", "model_name", "judge", "judge_name", "template", "references", "limit"),
+        *("max_new_tokens", "judge_tokens", "concurrency", "timeout", "retries", "max_unreadable"),
+    ),
     "win_rate": ("generator", "length_controlled", "difficulty"),
     "responses": ("column", "length_controlled"),
     "tasks": (*OF_MODEL, "tasks", "task_folder", "few_shot", "chat", "batch_size", "limit"),
@@ -30,7 +35,8 @@ READ: dict[str, tuple[str, ...]] = {
 
 def evaluate(
     out: Path,
-    protocol: Literal["pairs", "reward_bench", "reward_bench2", "rm_bench", "win_rate", "responses"] | None = None,
+    protocol: Literal["pairs", "reward_bench", "reward_bench2", "rm_bench", "mt_bench", "win_rate", "responses"]
+    | None = None,
     data: str | None = None,
     model: str | None = None,
     reference: str | None = None,
@@ -49,6 +55,18 @@ def evaluate(
     length_controlled: bool = False,
     difficulty: Path | None = None,
     column: str = "score",
+    judge: str | None = None,
+    judge_name: str | None = None,
+    endpoint: str | None = None,
+    model_name: str | None = None,
+    references: str | None = None,
+    template: Path | None = None,
+    max_new_tokens: PositiveInt = 1024,
+    judge_tokens: PositiveInt = 2048,
+    max_unreadable: float = 0.1,
+    concurrency: PositiveInt = 16,
+    timeout: float = 120.0,
+    retries: int = 5,
     tasks: str | None = None,
     task_folder: Path | None = None,
     few_shot: int | None = None,
@@ -63,16 +81,18 @@ def evaluate(
     """Evaluate a reward model or a policy, with 95 % intervals, and compare it with a second one.
 
     One --protocol: `pairs` (accuracy, calibration, and accuracies by margin, source and length of any pairs that
-    training reads), `reward_bench`, `reward_bench2`, `rm_bench`; or, without a model, `win_rate` (AlpacaEval's
-    annotations) or `responses` (two files of `judge`, one as --against). Or --tasks of lm-eval. OUT gets report.html to
-    look at, report.json, items.parquet with a record for each item, and TensorBoard scalars.
+    training reads), `reward_bench`, `reward_bench2`, `rm_bench`; `mt_bench` (answers of a language model in two turns,
+    graded by a server, --judge); or, without a model, `win_rate` (AlpacaEval's annotations, or those of `judge`) or
+    `responses` (two files of `judge`, one as --against). Or --tasks of lm-eval. OUT gets report.html to look at,
+    report.json, items.parquet with a record for each item, and TensorBoard scalars.
 
     Args:
-        out: the folder to write; it must not exist, or be empty.
+        out: the folder to write; it must not exist, be empty, or be of the same command with mt_bench, which keeps
+            all answers and asks for none again.
         protocol: what to evaluate on.
         data: a file, folder, glob or owner/name:split on the hub; benchmarks are taken from the hub by default.
         model: a folder, a run folder (its hf/ is taken) or a hub name: a reward model, or a policy, whose score is the
-            log-prob of the response.
+            log-prob of the response; with mt_bench a language model, or a file of its answers in FastChat's layout.
         reference: a policy's reference: the score is then the log-ratio, the implicit reward without beta.
         per_token: divide a policy's score by the number of tokens.
         beta: factor of a policy's scores: with the beta of its training, the implicit reward.
@@ -90,6 +110,19 @@ def evaluate(
         length_controlled: the length-controlled win rate too.
         difficulty: AlpacaEval's df_gamed.csv, for the published form of the length-controlled win rate.
         column: the column of the scores of `responses`.
+        judge: address of a server with OpenAI's interface that grades answers, such as http://localhost:8000/v1; the
+            environment variable OPENAI_API_KEY holds its key.
+        judge_name: the model's name on that server; the only one that it lists by default.
+        endpoint: address of a server that answers, in place of --model.
+        model_name: the model's name on that server; the only one that it lists by default.
+        references: MT-bench's reference answers, in FastChat's layout.
+        template: the judge's prompts, in FastChat's layout of judge_prompts.jsonl; by default those that are shipped.
+        max_new_tokens: the most tokens of an answer.
+        judge_tokens: the most tokens of a judgment.
+        max_unreadable: the share of judgments that may be unreadable; above it, the command ends without numbers.
+        concurrency: requests to a server at the same time.
+        timeout: seconds to wait for an answer of a server.
+        retries: how often a request is tried again, after waits that double.
         tasks: tasks of lm-eval, such as gsm8k,truthfulqa_mc2; the package is an extra.
         task_folder: a folder with YAML files of further tasks.
         few_shot: examples in the prompt of a task, instead of the task's own number.
@@ -137,12 +170,14 @@ def refuse(options: dict[str, Any]) -> None:
         known = ", ".join(name for name in READ if name != "tasks")
         raise UsageError(f"evaluate needs --protocol (one of {known}) or --tasks; {named}")
     kind = "tasks" if protocol is None else str(protocol)
-    refuse_out_in_use(options["out"], "evaluate")
+    (refuse_out_of_others if kind == "mt_bench" else refuse_out_in_use)(options["out"], "evaluate")
     read = {*READ[kind], "out", "protocol", "data", "against"}
     if unread := [name for name in _changed(options) if name not in read]:
         where = ", ".join(name for name, names in READ.items() if unread[0] in names)
         raise UsageError(f"--{unread[0]} belongs to {where}, and {kind} does not read it: leave it out")
-    if "model" in read and options["model"] is None:
+    if kind == "mt_bench":
+        _refuse_mt_bench(options)
+    elif "model" in read and options["model"] is None:
         raise UsageError(f"{kind} needs --model: a reward model or a policy, by folder, run folder or hub name")
     if options["against_reference"] is not None and options["against"] is None:
         raise UsageError("--against_reference is the reference of --against, which is not given")
@@ -165,6 +200,25 @@ def refuse(options: dict[str, Any]) -> None:
             check_source(Source(source))
 
 
+def _refuse_mt_bench(options: dict[str, Any]) -> None:
+    """Refuse a command without a judge, or without exactly one model.
+
+    Raises:
+        UsageError: it is one.
+    """
+    model, endpoint = options["model"], options["endpoint"]
+    if options["judge"] is None:
+        raise UsageError("mt_bench needs --judge URL: the address of a server with OpenAI's interface that grades")
+    if (model is None) == (endpoint is None):
+        given = "neither is" if model is None else "both are"
+        raise UsageError(f"mt_bench needs --model FOLDER, a file of its answers, or --endpoint URL; {given} given")
+    if options["model_name"] is not None and endpoint is None:
+        raise UsageError("--model_name is the model's name at --endpoint, which is not given")
+    local = {"dtype", "device", "trust_remote_code", "max_tokens"} & set(_changed(options))
+    if local and endpoint is not None and options["against"] is None:
+        raise UsageError(f"mt_bench: --{sorted(local)[0]} takes no effect with --endpoint; leave it out")
+
+
 def _changed(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that differ from their defaults, with paths as texts."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
@@ -184,6 +238,10 @@ def _outcome(options: dict[str, Any]) -> "Outcome":
         of_tasks = chosen("task_folder", "limit", "few_shot", "chat", "batch_size", "device", "dtype")
         of_tasks["trust_remote_code"] = options["trust_remote_code"]
         return evaluation.tasks_outcome(options["model"], options["against"], names, of_tasks)
+    if protocol == "mt_bench":
+        from lit_pref.commands.mt_bench import mt_bench_outcome
+
+        return mt_bench_outcome(options)
     if protocol == "win_rate":
         asked = chosen("data", "generator", "against", "length_controlled", "difficulty")
         return evaluation.win_rate_outcome(**asked)

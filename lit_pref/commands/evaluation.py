@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_pref.commands.judge_model import ModelOptions, NamedJudge, device_named
+from lit_pref.data.sources.row import Row
 from lit_pref.errors import UsageError
 from lit_pref.judging.benchmark_items import BenchmarkItem
 from lit_pref.judging.comparison import PromptBootstrap, compare, matched, mean_of
@@ -14,8 +15,10 @@ from lit_pref.judging.outcome import Outcome
 from lit_pref.judging.pair_evaluation import compare_judges, evaluate_pairs, records_of
 from lit_pref.judging.pair_items import PairFile, PairItem, judged, judged_responses, shown
 from lit_pref.judging.protocols import BENCHMARKS, Benchmark, difference, prior_sets_of_hub, with_prior_sets
+from lit_pref.judging.report import WORST, Example
 from lit_pref.judging.tasks import compare_tasks, run_tasks
 from lit_pref.judging.texts import read_answered, take_scores
+from lit_pref.judging.verdicts import BothOrders, position_bias
 from lit_pref.judging.win_rate import Annotations, judged_against, read_annotations, win_rate
 from lit_pref.metrics.records import Records
 from lit_pref.models.folder import folder_of_model
@@ -107,7 +110,8 @@ def win_rate_outcome(
     """Evaluate annotations in AlpacaEval's layout."""
     table = None if difficulty is None else read_difficulty(difficulty)
     annotations = read_annotations(data, generator)
-    name = generator or "the model"
+    name, baseline = (_named(annotations, column) for column in ("generator_2", "generator_1"))
+    name = generator or name or "the model"
     found = win_rate(annotations.preference, annotations.prompts)
     numbers = {"win rate": found.rate, "discrete win rate": found.discrete}
     if length_controlled or difficulty is not None:
@@ -116,17 +120,22 @@ def win_rate_outcome(
     notes = [f"{found.wins} wins, {found.ties} ties, {found.losses} losses."]
     if found.left_out:
         notes.append(f"{found.left_out} comparisons have no preference and are left out.")
+    orders = [orders for orders in map(_orders, annotations.rows) if orders is not None]
+    if orders:
+        notes.append(position_bias(orders).sentence)
     records, others, comparisons = _annotation_records(annotations), None, []
     if against is not None:
         in_file = Path(against).exists()
         others = _annotation_records(read_annotations(against if in_file else data, None if in_file else against))
         a, b, _ = matched(records, others)
-        bootstrap = PromptBootstrap(a["id"])
+        bootstrap = PromptBootstrap(a["prompt_id"])
         first, second = (mean_of([_nan(value) for value in own["preference"]]) for own in (a, b))
         comparisons.append(compare(first, second, bootstrap, "win rate", (name, against)))
+    title = f"{name} against {baseline or 'the baseline'}: {data}"
     return Outcome(
-        f"{name} against the baseline: {data}", {"data": data, "generator": generator} | counts, records,
+        title, {"data": data, "generator": generator} | counts, records,
         {"Win rate": numbers}, comparisons=comparisons, items_against=others, notes=notes,
+        examples=_losses(records, "instruction", "output_2", "output_1"),
     )  # fmt: skip
 
 
@@ -134,22 +143,26 @@ def responses_outcome(data: str, against: str, column: str, length_controlled: b
     """Evaluate judged responses against others to the same prompts."""
     both = [read_answered(path) for path in (data, against)]
     for every in both:
-        take_scores(every, column)
+        take_scores(every, column, null=True)
     annotations, own, baseline = judged_against(both[0], both[1])
     found = win_rate(annotations.preference, [str(answered.prompt) for answered in own])
     numbers = {"win rate": found.rate}
     if length_controlled:
         numbers["length-controlled win rate"] = length_controlled_win_rate(annotations).rate
     notes = [f"{found.wins} wins, {found.ties} ties, {found.losses} losses of {data} against {against}."]
+    if unknown := sum(score != score for every in (own, baseline) for answered in every for score in answered.scores):
+        notes.append(f"{unknown} responses have no score, and {found.left_out} prompts therefore no preference.")
     if alone := sum(map(len, both)) - 2 * len(own):
         notes.append(f"{alone} prompts are answered in one file only, and are left out.")
     records = _annotation_records(annotations) | {"prompt": [str(answered.prompt) for answered in own]}
     for name, side in (("", own), ("baseline_", baseline)):
         records[f"{name}responses"] = [list(map(shown, answered.responses)) for answered in side]
-        records[f"{name}scores"] = [answered.scores for answered in side]
+        records[f"{name}scores"] = [[_null(score) for score in answered.scores] for answered in side]
     kept = {name: values for name, values in records.items() if name not in ("instruction", "output_1", "output_2")}
     settings = {"data": data, "against": against, "prompts": len(own)}
-    return Outcome(f"{data} against {against}", settings, kept, {"Win rate": numbers}, notes=notes)
+    first = {name: [own[0] for own in kept[name]] for name in ("responses", "baseline_responses")}
+    examples = _losses(kept | first, "prompt", "responses", "baseline_responses")
+    return Outcome(f"{data} against {against}", settings, kept, {"Win rate": numbers}, notes=notes, examples=examples)
 
 
 def tasks_outcome(model: str, against: str | None, tasks: Sequence[str], options: dict[str, Any]) -> Outcome:
@@ -226,10 +239,11 @@ def _item_records(items: Sequence[BenchmarkItem], scores: list[list[float]]) -> 
 
 def _annotation_records(annotations: Annotations) -> Records:
     records: Records = {
-        "id": list(annotations.prompts),
+        "id": [str(item) for item in annotations.item],
+        "prompt_id": list(annotations.prompts),
         "file": [row.file for row in annotations.rows],
         "line": [row.line for row in annotations.rows],
-        "preference": [None if value != value else value for value in annotations.preference.tolist()],
+        "preference": [_null(value) for value in annotations.preference.tolist()],
         "model_length": annotations.model_length.tolist(),
         "baseline_length": annotations.baseline_length.tolist(),
     }
@@ -238,5 +252,38 @@ def _annotation_records(annotations: Annotations) -> Records:
     return records
 
 
+def _named(annotations: Annotations, column: str) -> str | None:
+    """Return the name that all rows have in a column, if there is one."""
+    names = {row.values.get(column) for row in annotations.rows}
+    name = names.pop() if len(names) == 1 else None
+    return name if isinstance(name, str) else None
+
+
+def _losses(records: Records, prompt: str, own: str, baseline: str) -> tuple[str, list[Example]]:
+    """Return the losses with the lowest preferences as texts, if there are texts."""
+    lost = [k for k, value in enumerate(records["preference"]) if value is not None and value < 0.5]
+    shown = [
+        Example(
+            f"{records['file'][k]}, line {records['line'][k]}",
+            f"preference {records['preference'][k]:.3g}",
+            {name: str(records[column][k]) for name, column in
+             (("prompt", prompt), ("model", own), ("baseline", baseline))},
+        )
+        for k in sorted(lost, key=lambda k: records["preference"][k])[:WORST]
+        if records[own][k] is not None
+    ]  # fmt: skip
+    return f"The {len(shown)} clearest losses", shown
+
+
+def _orders(row: Row) -> BothOrders | None:
+    """Return the preferences in both orders that `judge --endpoint` has written beside a comparison."""
+    both = [row.values.get(name, "") for name in ("when_first", "when_second")]
+    return None if any(isinstance(value, str) for value in both) else BothOrders(*both)
+
+
 def _nan(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def _null(value: float) -> float | None:
+    return None if value != value else value

@@ -194,29 +194,12 @@ def write(engine: "Engine", file: "PromptFile", out: Path, settings: dict[str, A
         UserError: a prompt cannot be read, the folder cannot be written, or some requests failed.
         UsageError: the folder has other settings.
     """
-    from lit_pref.generating.blocks import Blocks
-    from lit_pref.generating.generate import finish, generate_missing
-    from lit_pref.generating.progress import Progress
-    from lit_pref.generating.settings import SETTINGS, agree, digest_of
+    from lit_pref.generating.generate import finish, generate_into
 
     prompts = engine.usable(file.read(), file)
     for line in (*file.describe(len(prompts)), *engine.describe(prompts)):
         say(line)
-    mine = {**engine.settings(), "prompts": len(prompts), "prompts_digest": digest_of(prompts), **settings}
-    if new := not (out / SETTINGS).exists():
-        engine.load()  # a model that cannot be loaded leaves no folder behind
-    agree(out, mine, {"source": file.path, **engine.remarks()})
-    blocks = Blocks(out, prompts, settings["samples"], settings["block"])
-    there = blocks.responses_there()
-    total = len(prompts) * settings["samples"]
-    say(f"output      {out}: {there} of {total} responses are there" if there else f"output      {out}")
-    if there < total and not new:
-        engine.load()
-    progress = Progress(total, there, settings["max_new_tokens"])
-    try:
-        generate_missing(engine, blocks, settings["seed"], progress)
-    except KeyboardInterrupt:
-        raise UserError(f"interrupted; finished blocks are kept in {out}, and the same command resumes") from None
+    blocks = generate_into(out, engine, prompts, settings, {"source": file.path})
     outcome = finish(blocks)
     for line in (*engine.last_lines(), *last_lines(outcome, settings["samples"], out)):
         say(line)

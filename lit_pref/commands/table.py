@@ -88,14 +88,14 @@ COMMANDS = (
     ),
     Command(
         "judge",
-        "score responses by a model, and make pairs of them",
+        "score responses by a model or a server, and make pairs",
         "lit_pref.commands.judge:judge",
         False,
         "judge --texts responses.jsonl --out FOLDER --model FOLDER",
     ),
     Command(
         "evaluate",
-        "accuracy, calibration, benchmarks, win rates, lm-eval",
+        "accuracy, calibration, benchmarks, win rates, MT-bench",
         "lit_pref.commands.evaluate:evaluate",
         False,
         "evaluate --protocol pairs --data FILE --model FOLDER --out FOLDER",

@@ -41,6 +41,7 @@ class Endpoint(Engine):
         retries: how often a request that failed is tried again, after waits that double from `wait` seconds.
         logprobs: ask for log-probs, as the server computes them.
         wait: seconds before the second attempt.
+        options: the names of the options for address and model, for messages.
 
     Raises:
         UserError: the package `openai` is not installed.
@@ -60,18 +61,19 @@ class Endpoint(Engine):
         retries: int = 5,
         logprobs: bool = False,
         wait: float = 0.5,
+        options: tuple[str, str] = ("--endpoint", "--model_name"),
     ) -> None:
         if not timeout > 0 or retries < 0:
             raise UsageError(f"--timeout {timeout:g} and --retries {retries}: a time above 0, and a number from 0 on")
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--endpoint is {url!r}; give an address such as http://localhost:8000/v1")
+            raise UsageError(f"{options[0]} is {url!r}; give an address such as http://localhost:8000/v1")
         try:
             import openai
         except ImportError as error:
-            raise UserError("--endpoint needs the package openai: pip install 'lit_pref[endpoint]'") from error
+            raise UserError(f"{options[0]} needs the package openai: pip install 'lit_pref[endpoint]'") from error
         self.url, self.name, self.sampling, self.seed = url, name, sampling, seed
         self.max_new_tokens, self.stop, self.logprobs = max_new_tokens, list(stop), logprobs
-        self.concurrency, self.retries, self.wait = concurrency, retries, wait
+        self.concurrency, self.retries, self.wait, self.options = concurrency, retries, wait, options
         key = os.environ.get("OPENAI_API_KEY") or "none"  # local servers want none, the client insists on one
         self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
         self.failed: Counter[str] = Counter()
@@ -111,7 +113,7 @@ class Endpoint(Engine):
             failure = failure_of(error)
             if failure.kind in ("connection", "timeout"):
                 raise UserError(
-                    f"nothing answers at {self.url} ({failure}): start the server, or fix --endpoint"
+                    f"nothing answers at {self.url} ({failure}): start the server, or fix {self.options[0]}"
                 ) from error
             if failure.kind == "key":
                 raise UserError(_key_refused(failure)) from error
@@ -121,7 +123,7 @@ class Endpoint(Engine):
         if self.name is None:
             if len(names) != 1:
                 raise UsageError(
-                    f"--endpoint needs --model_name, one of: {', '.join(names[:20]) or '(none are listed)'}"
+                    f"{self.options[0]} needs {self.options[1]}, one of: {', '.join(names[:20]) or '(none are listed)'}"
                 )
             self.name = names[0]
         elif names and self.name not in names:
@@ -167,7 +169,7 @@ class Endpoint(Engine):
                 continue
             with self._lock:
                 self.failed[failure.kind] += 1
-            self._refuse_hopeless(failure)
+            self._refuse_hopeless(failure, of_text=isinstance(task[0].text, str))
             if isinstance(failure, Rejected) or attempt == self.retries:
                 return Answer.failed(f"{failure.kind}: {failure}", failure.kind not in AT_ONCE)
             if failure.kind not in AT_ONCE:
@@ -206,7 +208,7 @@ class Endpoint(Engine):
         text, found = without_stop(answer.response, self.stop)
         return Answer(text, "stop_string", answer.logprob, answer.tokens) if found else answer
 
-    def _refuse_hopeless(self, failure: Unusable) -> None:
+    def _refuse_hopeless(self, failure: Unusable, of_text: bool) -> None:
         """Stop at an error that every request would meet.
 
         Raises:
@@ -215,9 +217,10 @@ class Endpoint(Engine):
         if failure.kind == "key":
             raise UserError(_key_refused(failure))
         if failure.kind == "not found":
+            remedy = "; a server for chat models takes messages, which --mapping '{format: messages}' makes of texts"
             raise UserError(
-                f"{self.url} does not answer such requests ({failure}): check --endpoint and --model_name; a server "
-                "for chat models alone takes messages, which --mapping '{format: messages}' makes of texts"
+                f"{self.url} does not answer such requests ({failure}): check {' and '.join(self.options)}"
+                f"{remedy if of_text else ''}"
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lit_pref.generating.blocks import ERROR
 from lit_pref.generating.progress import Progress
 from lit_pref.generating.prompts import Prompt, PromptFile
+from lit_pref.models.sampling import Sampling
 
 Task = tuple[Prompt, int]
 """A prompt, and the number of the sample to generate for it."""
@@ -49,7 +50,9 @@ class Answer:
 
 
 class Engine(ABC):
-    """Generates responses."""
+    """Generates responses; `sampling` may be set before prompts are answered."""
+
+    sampling: Sampling
 
     @abstractmethod
     def usable(self, prompts: Sequence[Prompt], file: PromptFile) -> list[Prompt]:

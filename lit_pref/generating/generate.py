@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,13 @@ from lit_pref.errors import UserError
 from lit_pref.generating.blocks import ERROR, Block, Blocks
 from lit_pref.generating.engine import Answer, Engine
 from lit_pref.generating.progress import Progress
+from lit_pref.generating.prompts import Prompt
+from lit_pref.generating.settings import SETTINGS, agree, digest_of
+from lit_pref.printing import say
 
 POLL = 0.5  # seconds between two looks at the blocks of other processes
+Watch = Callable[[Sequence[dict[str, Any]]], None]
+"""Is given the rows of each block once they are written, and may raise to end the command."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,49 @@ class Outcome:
         return self.finished[ERROR]
 
 
-def generate_missing(engine: Engine, blocks: Blocks, seed: int, progress: Progress) -> None:
+def generate_into(
+    out: Path,
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    settings: dict[str, Any],
+    remarks: dict[str, Any],
+    watch: Watch | None = None,
+) -> Blocks:
+    """Generate the responses that a folder lacks, and return its blocks, all of which are then complete.
+
+    Args:
+        out: the folder, which is made; with other settings it is refused.
+        engine: generates the responses.
+        prompts: from `engine.usable`.
+        settings: `samples`, `seed`, `max_new_tokens`, `block`, and whatever else decides the responses.
+        remarks: further values to record, which decide nothing.
+        watch: is given the rows that are there already, and those of each block that is written.
+
+    Raises:
+        UserError: the folder cannot be written, or all requests of a block failed.
+        UsageError: the folder has other settings.
+    """
+    mine = {**engine.settings(), "prompts": len(prompts), "prompts_digest": digest_of(prompts), **settings}
+    if new := not (out / SETTINGS).exists():
+        engine.load()  # a model that cannot be loaded leaves no folder behind
+    agree(out, mine, {**remarks, **engine.remarks()})
+    blocks = Blocks(out, prompts, settings["samples"], settings["block"])
+    there = blocks.responses_there()
+    total = len(prompts) * settings["samples"]
+    say(f"output      {out}: {there} of {total} responses are there" if there else f"output      {out}")
+    if watch is not None:
+        watch([row for block in blocks.all for row in blocks.rows(block) or ()])
+    if there < total and not new:
+        engine.load()
+    progress = Progress(total, there, settings["max_new_tokens"])
+    try:
+        generate_missing(engine, blocks, settings["seed"], progress, watch)
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted; finished blocks are kept in {out}, and the same command resumes") from None
+    return blocks
+
+
+def generate_missing(engine: Engine, blocks: Blocks, seed: int, progress: Progress, watch: Watch | None = None) -> None:
     """Generate the responses that are missing; return once all blocks are complete, whoever wrote them.
 
     Raises:
@@ -47,14 +94,14 @@ def generate_missing(engine: Engine, blocks: Blocks, seed: int, progress: Progre
     """
     waiting = list(blocks.all)
     while waiting:
-        waiting = [block for block in waiting if not _complete(engine, blocks, block, seed, progress)]
+        waiting = [block for block in waiting if not _complete(engine, blocks, block, seed, progress, watch)]
         if waiting:  # blocks of other processes; if one of them is killed, its block is free
             time.sleep(POLL)
     progress.shared(progress.total)
     progress.end()
 
 
-def _complete(engine: Engine, blocks: Blocks, block: Block, seed: int, progress: Progress) -> bool:
+def _complete(engine: Engine, blocks: Blocks, block: Block, seed: int, progress: Progress, watch: Watch | None) -> bool:
     """Return whether a block is complete, after generating it unless another process does."""
     if blocks.is_done(block):
         return True
@@ -72,6 +119,8 @@ def _complete(engine: Engine, blocks: Blocks, block: Block, seed: int, progress:
         progress.finish(len(open_))
         progress.shared(blocks.number_written() * len(tasks))
     _refuse_all_failed(answers, block)
+    if watch is not None:
+        watch([row for row in rows if row is not None])
     return True
 
 

@@ -133,6 +133,8 @@ class LocalModel(Engine):
         return kept
 
     def load(self) -> None:
+        if self.model is not None:
+            return
         self.model = self.spec.build().eval().to(self.device)
         # Training ends a turn as the chat template does, even if the model's generation settings do not say so.
         self.ends = list(dict.fromkeys([*end_ids(self.model, self.tokenizer), self.encoding.turn_end()]))

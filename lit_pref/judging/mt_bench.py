@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -15,6 +15,7 @@ from lit_pref.errors import UserError
 from lit_pref.judging.comparison import Interval, PromptBootstrap, mean_of
 from lit_pref.pairs import Message
 
+HUB = "HuggingFaceH4/mt_bench_prompts:train"
 WITH_REFERENCE = ("math", "reasoning", "coding")
 """Categories whose answers are graded against a reference answer."""
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
@@ -27,12 +28,16 @@ _RATING, _LOOSE_RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+
 
 @dataclass(frozen=True)
 class Question:
-    """A question in two turns; `references` has the reference answers to both turns, or is empty."""
+    """A question in two turns; `references` has the reference answers to both turns, or is empty.
+
+    `row` is where it comes from, without the row's values.
+    """
 
     id: str
     category: str
     turns: tuple[str, str]
     references: tuple[str, ...] = ()
+    row: Row = field(default=Row("", 0, {}), compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def read_questions(source: str, references: str | None = None) -> list[Question]
         if number in questions:
             raise UserError(f"{row.place}: question {number} occurs twice.")
         used = tuple(own) if category in WITH_REFERENCE else ()
-        questions[number] = Question(number, category, (turns[0], turns[1]), used)
+        questions[number] = Question(number, category, (turns[0], turns[1]), used, replace(row, values={}))
     if not questions:
         raise UserError(f"{source} has no questions.")
     return list(questions.values())
@@ -130,6 +135,23 @@ def read_grading_prompts(path: Path | str = PROMPTS) -> dict[str, GradingPrompt]
     if missing := [name for name in _NAMES if name not in found]:
         raise UserError(f"{path} has no prompt {' and no '.join(missing)}; see lit_pref/judging/{PROMPTS.name}.")
     return found
+
+
+def check_grading_prompts(prompts: Mapping[str, GradingPrompt]) -> None:
+    """Refuse prompts that cannot be filled in, or that do not show the judge what it is to grade.
+
+    Raises:
+        UserError: a prompt has an unknown placeholder, or lacks the answer or the reference.
+    """
+    # Marks that no prompt has of its own.
+    texts = {what: (f"⟦{what} 1⟧", f"⟦{what} 2⟧") for what in ("question", "answer", "reference")}
+    for references, name in (((), "single-v1"), (texts["reference"], "single-math-v1")):
+        question = Question("", "", texts["question"], references)
+        messages = grading_messages(question, texts["answer"], prompts)
+        for turn, (kind, asked) in enumerate(zip((name, f"{name}-multi-turn"), messages, strict=True), start=1):
+            for what in ("question", "answer", *(["reference"] if references else [])):
+                if texts[what][turn - 1] not in str(asked[-1]["content"]):
+                    raise UserError(f"The judge's prompt {kind} does not show the {what} of turn {turn}.")
 
 
 def grading_messages(

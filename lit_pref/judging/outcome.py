@@ -20,7 +20,7 @@ class Outcome:
 
     `benchmarks` has the numbers of each benchmark by name, the most important first. `pairs` and `evaluation` are of
     protocols that compare responses. `items` and `items_against` have a record for each item. `settings` says what was
-    evaluated, and how.
+    evaluated, and how. `examples` are a heading and items that the page shows as text.
     """
 
     title: str
@@ -32,12 +32,13 @@ class Outcome:
     comparisons: list[Comparison] = field(default_factory=list)
     items_against: Records | None = None
     notes: list[str] = field(default_factory=list)
+    examples: tuple[str, list[report.Example]] = ("", [])
 
     def verdict(self) -> str:
         """Return the result in one sentence."""
         for benchmark, found in self.benchmarks.items():
             name, value = next(iter(found.items()))
-            return f"{benchmark}: {name} {report.interval(value)}."
+            return f"{benchmark}: {'' if name == benchmark.lower() else f'{name} '}{report.interval(value)}."
         return report.headline(self.evaluation) if self.evaluation else "There are no numbers."
 
     def table(self) -> str:
@@ -104,7 +105,7 @@ class Outcome:
         """Render the page."""
         sentences = [found.sentence for found in self.comparisons]
         shown = (self.title, self.evaluation, self.pairs, self.benchmarks, sentences)
-        return report.page(*shown, verdict=self.verdict(), notes=self.notes)
+        return report.page(*shown, verdict=self.verdict(), notes=self.notes, examples=self.examples)
 
 
 def write(outcome: Outcome, out: Path) -> dict[str, Path]:
@@ -119,6 +120,8 @@ def write(outcome: Outcome, out: Path) -> dict[str, Path]:
     if outcome.items_against is not None:
         write_parquet(outcome.items_against, out / "items_against.parquet")
     files["page"].write_text(html, encoding="utf-8")
+    for earlier in out.glob("events.out.tfevents.*"):  # of the same command, where that may be repeated
+        earlier.unlink()
     with SummaryWriter(str(out)) as writer:
         for name, value in outcome.scalars().items():
             writer.add_scalar(name, value, 0)

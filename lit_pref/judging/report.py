@@ -1,6 +1,7 @@
 """The evaluation of a judge on pairs as one self-contained HTML page, with reliability diagram and worst pairs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,15 @@ WORST = 20
 """Number of pairs that are shown as text."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """An item that is shown as text: a title, a remark, and texts by what they are."""
+
+    title: str
+    remark: str
+    texts: dict[str, str]
+
+
 def page(
     title: str,
     evaluation: PairEvaluation | None,
@@ -26,6 +36,7 @@ def page(
     comparisons: Sequence[str] = (),
     verdict: str | None = None,
     notes: Sequence[str] = (),
+    examples: tuple[str, Sequence[Example]] = ("", ()),
 ) -> str:
     """Render the page.
 
@@ -37,12 +48,10 @@ def page(
         comparisons: sentences about differences to other judges (`Comparison.sentence`).
         verdict: the first sentence; None for that of the pairs.
         notes: sentences about what was left out.
+        examples: a heading, and items to show as text.
     """
-    worst: list[tuple[JudgedPair, float]] = []
     tables: dict[str, tuple[str, list[AccuracyGroup]]] = {}
     if evaluation is not None:
-        found = losses(pairs)
-        worst = [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
         tables = {
             "Accuracy by margin": ("margin", evaluation.by_margin),
             "Accuracy by length": ("characters of chosen - rejected", evaluation.by_length),
@@ -63,9 +72,17 @@ def page(
         benchmarks=benchmarks or {},
         comparisons=comparisons,
         notes=notes,
-        worst=worst,
+        worst=[] if evaluation is None else _worst(pairs),
+        examples=examples,
         interval=interval,
+        scale_of=scale_of,
+        places_of=places_of,
     )
+
+
+def _worst(pairs: Sequence[JudgedPair]) -> list[tuple[JudgedPair, float]]:
+    found = losses(pairs)
+    return [(pairs[k], float(found[k])) for k in np.argsort(-found, kind="stable")[:WORST]]
 
 
 def headline(evaluation: PairEvaluation) -> str:
@@ -99,6 +116,31 @@ def numbers(evaluation: PairEvaluation) -> dict[str, str]:
         "Spearman correlation of z with margins": interval(evaluation.spearman),
         "Kendall correlation of z with margins": interval(evaluation.kendall),
     }
+
+
+def scale_of(found: Iterable[Interval]) -> tuple[int, int] | None:
+    """Return the scale on which values are drawn: from 0 to 1, or from 1 to 10; None for others.
+
+    >>> scale_of([Interval(0.5, 0.4, 0.6)]), scale_of([Interval(7.0, 6.5, 7.5)]), scale_of([Interval(80.0, 70.0, 90.0)])
+    ((0, 1), (1, 10), None)
+    """
+    values = [value.value for value in found if np.isfinite(value.value)]
+    fits = ((0, 1), (1, 10)) if values else ()
+    return next((scale for scale in fits if scale[0] <= min(values) and max(values) <= scale[1]), None)
+
+
+def places_of(found: Interval, scale: tuple[int, int]) -> tuple[float, float, float] | None:
+    """Return where an interval begins, how wide it is, and where its value is, in percent of a scale.
+
+    >>> places_of(Interval(0.5, 0.25, 0.75), (0, 1)), places_of(Interval(5.5, -np.inf, np.inf), (1, 10))
+    ((25.0, 50.0, 50.0), (50.0, 0.0, 50.0))
+    """
+    if not np.isfinite(found.value):
+        return None
+    ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else (found.value, found.value)
+    start, width = scale[0], scale[1] - scale[0]
+    low, high, value = (100 * float(np.clip((x - start) / width, 0, 1)) for x in (*ends, found.value))
+    return round(low, 2), round(high - low, 2), round(value, 2)
 
 
 def interval(found: Interval | None) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,7 +19,10 @@ Pairing = Literal["best_worst", "all", "adjacent"]
 
 @dataclass
 class Answered:
-    """A prompt and its responses, each with the row that it comes from and, once it is judged, its score."""
+    """A prompt and its responses, each with the row that it comes from and, once it is judged, its score.
+
+    The score is NaN for a response whose verdict cannot be read.
+    """
 
     prompt: Text
     responses: list[Text] = field(default_factory=list)
@@ -66,8 +70,13 @@ def read_answered(path: str, prompt: str = "prompt", response: str = "response")
     return list(found.values())
 
 
-def take_scores(every: Sequence[Answered], name: str) -> None:
+def take_scores(every: Sequence[Answered], name: str, null: bool = False) -> None:
     """Take the scores of responses from a column: a number in each row, or a list of them for a list of responses.
+
+    Args:
+        every: prompts with responses.
+        name: the column.
+        null: accept null, as `judge` writes it for an unreadable verdict; the score is then NaN.
 
     Raises:
         UserError: a response has no number.
@@ -79,7 +88,9 @@ def take_scores(every: Sequence[Answered], name: str) -> None:
             k = seen.get((row.file, row.line), 0)
             seen[row.file, row.line] = k + 1
             value = value[k] if isinstance(value, list) and k < len(value) else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            if value is None and null and name in row.values:
+                value = math.nan
+            elif isinstance(value, bool) or not isinstance(value, int | float) or value != value:
                 raise UserError(f"{row.place}: `{name}` has no number for a response ({value!r})")
             answered.scores.append(float(value))
 
@@ -90,11 +101,12 @@ def pairs_of(answered: Answered, pairing: Pairing, least: float = 0.0) -> Iterat
     Args:
         answered: a prompt with judged responses.
         pairing: `best_worst` is one pair, `adjacent` pairs neighbours in the order of scores, `all` every two.
-        least: leave out pairs whose margin is not above it; ties are always left out.
+        least: leave out pairs whose margin is not above it; ties and responses without a score are always left out.
     """
-    order = sorted(range(len(answered.responses)), key=lambda k: -answered.scores[k])
+    known = [k for k, score in enumerate(answered.scores) if not math.isnan(score)]
+    order = sorted(known, key=lambda k: -answered.scores[k])
     if pairing == "best_worst":
-        chosen = [(order[0], order[-1])]
+        chosen = [(order[0], order[-1])] if order else []
     elif pairing == "adjacent":
         chosen = list(itertools.pairwise(order))
     else:
@@ -112,22 +124,24 @@ def pairs_of(answered: Answered, pairing: Pairing, least: float = 0.0) -> Iterat
             }
 
 
-def best_of(answered: Answered, n: int | None = None) -> int:
-    """Return the index of the response with the highest score, among the first `n`; the earliest of equal ones."""
-    scores = answered.scores[:n]
-    return scores.index(max(scores))
+def best_of(answered: Answered, n: int | None = None) -> int | None:
+    """Return the index of the response with the highest score, among the first `n`; the earliest of equal ones.
+
+    None if none of them has a score.
+    """
+    known = [k for k, score in enumerate(answered.scores[:n]) if not math.isnan(score)]
+    return max(known, key=lambda k: answered.scores[k], default=None)
 
 
-def refuse_column(every: Sequence[Answered], name: str) -> None:
-    """Refuse a name for the scores that a row has as a column already.
+def check_new_column(every: Sequence[Answered], name: str) -> None:
+    """Refuse a name for the scores that a column has already.
 
     Raises:
-        UserError: it has.
+        UserError: a row has such a column.
     """
-    for answered in every:
-        for row in answered.rows:
-            if name in row.values:
-                raise UserError(f"{row.place}: there is a column `{name}` already; name another with --column")
+    for row in (row for answered in every for row in answered.rows):
+        if name in row.values:
+            raise UserError(f"{row.place}: there is a column `{name}` already; name another with --column")
 
 
 def is_cut(row: Row) -> bool:
@@ -138,14 +152,15 @@ def is_cut(row: Row) -> bool:
 def judged_rows(every: Sequence[Answered], name: str) -> Iterator[dict[str, Any]]:
     """Return the rows of the file with the score of each response in the column `name`, in the file's order.
 
-    A row with a list of responses gets the list of their scores.
+    A row with a list of responses gets the list of their scores; a response without a score has null.
     """
-    scores: dict[tuple[str, int], list[float]] = {}
+    scores: dict[tuple[str, int], list[float | None]] = {}
     rows: dict[tuple[str, int], Row] = {}
     for answered in every:
         for row, score in zip(answered.rows, answered.scores, strict=True):
-            scores.setdefault((row.file, row.line), []).append(score)
+            scores.setdefault((row.file, row.line), []).append(None if math.isnan(score) else score)
             rows[row.file, row.line] = row
+    check_new_column(every, name)
     for place in sorted(rows):
         found = scores[place]
         yield {**rows[place].values, name: found if len(found) > 1 else found[0]}

@@ -49,12 +49,15 @@ def win_rate(preference: ArrayLike, prompts: Sequence[str]) -> WinRate:
         prompts: (n,) the prompt of each comparison.
 
     Raises:
-        ValueError: a preference outside [0, 1], or no preference at all.
+        UserError: there is no preference at all.
+        ValueError: a preference is outside [0, 1].
     """
     p = np.asarray(preference, dtype=np.float64)
     known = ~np.isnan(p)
-    if not known.any() or not ((p[known] >= 0) & (p[known] <= 1)).all():
-        raise ValueError("preferences must be in [0, 1], and there must be at least one")
+    if not known.any():
+        raise UserError("No comparison has a preference (all are null), so there is no win rate.")
+    if not ((p[known] >= 0) & (p[known] <= 1)).all():
+        raise ValueError("preferences must be in [0, 1]")
     discrete = np.where(known, (1 + np.sign(p - 0.5)) / 2, np.nan)
     rate, rounded = PromptBootstrap(prompts).intervals(mean_of(np.stack([p, discrete], axis=1)))
     wins, ties, losses = (int((discrete == value).sum()) for value in (1, 0.5, 0))
@@ -86,8 +89,9 @@ class Annotations:
 
     @property
     def prompts(self) -> list[str]:
-        """The names of the instructions, by which they are resampled."""
-        return [str(number) for number in self.item]
+        """The names of the prompts, by which comparisons are resampled: `judge` numbers them, or else one each."""
+        numbers = [row.values.get("prompt_number") for row in self.rows] or [None] * len(self.item)
+        return [str(item if own is None else f"prompt {own}") for item, own in zip(self.item, numbers, strict=True)]
 
 
 def read_annotations(source: str, model: str | None = None) -> Annotations:
@@ -126,7 +130,8 @@ def read_annotations(source: str, model: str | None = None) -> Annotations:
 def judged_against(a: Sequence[Answered], b: Sequence[Answered]) -> tuple[Annotations, list[Answered], list[Answered]]:
     """Compare judged responses of a model (A) with those of a baseline (B) to the same prompts, by their scores.
 
-    The preference of a prompt is the mean over all pairs of a response of A and one of B; lengths are means.
+    The preference of a prompt is the mean over all pairs of a response of A and one of B with scores, NaN if there is
+    no such pair; lengths are means.
 
     Args:
         a: judged responses, by prompt.
@@ -144,13 +149,16 @@ def judged_against(a: Sequence[Answered], b: Sequence[Answered]) -> tuple[Annota
     second = [of_b[key] for key in keys if key in of_b]
     if not first:
         raise UserError("The two files answer no prompt in common; compare responses to the same prompts.")
-    preference = [
-        float(preferences_of_scores(np.array(one.scores)[:, None], np.array(other.scores)[None, :]).mean())
-        for one, other in zip(first, second, strict=True)
-    ]
+    preference = [_mean_preference(one.scores, other.scores) for one, other in zip(first, second, strict=True)]
     own, baseline = (np.array([_mean_length(answered) for answered in side]) for side in (first, second))
     rows = tuple(answered.rows[0] for answered in first)
     return Annotations(tuple(range(len(first))), np.array(preference), baseline, own, rows), first, second
+
+
+def _mean_preference(a: Sequence[float], b: Sequence[float]) -> float:
+    every = preferences_of_scores(np.array(a)[:, None], np.array(b)[None, :])
+    known = every[~np.isnan(every)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _mean_length(answered: Answered) -> float:

@@ -1,43 +1,24 @@
 """`generate` from prompts to responses.jsonl, by a model in the process and by a real server of transformers."""
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from conftest import make_policy, run_command
+from conftest import TEMPLATE, make_policy, run_command
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.__main__ import main
 from lit_pref.commands.generate import stop_strings
 from lit_pref.errors import UsageError
-
-TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
-TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    return make_policy(tmp_path_factory.mktemp("models") / "model", seed=1)
-
-
-@pytest.fixture(scope="module")
-def chat_model(model: Path) -> Path:
-    folder = model.with_name("chat")
-    shutil.copytree(model, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 @pytest.fixture
@@ -252,29 +233,6 @@ def test_options_that_exclude_each_other(generate: Callable[..., Any], tmp_path:
         assert code == 2 and said in error
     with pytest.raises(UsageError):
         stop_strings("[1]")
-
-
-@pytest.fixture(scope="module")
-def serving(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`transformers serve`, as a user starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", str(chat_model), "--host", "127.0.0.1", "--port", str(port)]
-    log = (tmp_path_factory.mktemp("server") / "log").open("w+")
-    server = subprocess.Popen([*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ})
-    url = f"http://127.0.0.1:{port}/v1"
-    for _ in range(600):
-        assert server.poll() is None, Path(log.name).read_text()
-        try:
-            urllib.request.urlopen(f"{url}/models", timeout=5).read()
-            break
-        except OSError:
-            time.sleep(0.2)
-    yield url
-    server.terminate()
-    server.wait(30)
 
 
 @pytest.mark.parametrize("mapping", ["{format: messages}", "{prompt: prompt}"])

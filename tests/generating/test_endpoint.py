@@ -1,14 +1,12 @@
 """A server's answers: what is sent, and that no failure of a server loses a row. The server is a real one, on HTTP."""
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_server import Reply, Server, chat, completion
 
 from lit_pref.__main__ import main
 from lit_pref.data.sources.row import Row
@@ -21,83 +19,6 @@ from lit_pref.models.sampling import Sampling
 from lit_pref.pairs import TEMPLATE_ARGUMENTS
 
 ASK = [{"role": "user", "content": "2+2?"}]
-Reply = tuple[int, Any, dict[str, str]]
-
-
-def chat(text: Any = "4", **choice: Any) -> Reply:
-    message = {"role": "assistant", "content": text, **choice.pop("message", {})}
-    whole = {"index": 0, "message": message, "finish_reason": "stop", **choice}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    return (
-        200,
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [whole], "usage": usage},
-        {},
-    )
-
-
-def completion(text: str, **choice: Any) -> Reply:
-    whole = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None, **choice}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    return (
-        200,
-        {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [whole], "usage": usage},
-        {},
-    )
-
-
-class Server:
-    """A server whose answers are those of `reply(path, body)`: status, content (text is sent as it is), headers."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[str, dict[str, Any]], Reply] = lambda path, body: chat()
-        self.models: Reply = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]}, {})
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.most = self.at_once = 0
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self, reply: Reply) -> None:
-                status, content, headers = reply
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def do_GET(self) -> None:
-                self.answer(server.models)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.asked.append((self.path, body))
-                    server.at_once += 1
-                    server.most = max(server.most, server.at_once)
-                try:
-                    self.answer(server.reply(self.path, body))
-                except (ConnectionError, BrokenPipeError):
-                    self.close_connection = True
-                finally:
-                    with lock:
-                        server.at_once -= 1
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
-    yield started
-    started.http.shutdown()
-    started.http.server_close()
 
 
 def engine(server: Server, sampling: Sampling = Sampling(), **options: Any) -> Endpoint:  # noqa: B008
@@ -216,13 +137,18 @@ def test_a_server_that_wants_the_newer_name_of_the_limit_gets_it(server: Server)
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
-    [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, r"--mapping '\{format: messages\}'")],
+    ("status", "asked", "said"),
+    [
+        (401, ASK, "OPENAI_API_KEY"),
+        (403, ASK, "OPENAI_API_KEY"),
+        (404, "2+2=", r"--mapping '\{format: messages\}'"),
+        (404, ASK, r"check --endpoint and --model_name$"),
+    ],
 )
-def test_an_error_that_every_request_would_meet_ends_the_command(server: Server, status: int, said: str):
+def test_an_error_that_every_request_would_meet_ends_the_command(server: Server, status: int, asked: Any, said: str):
     server.reply = lambda path, body: (status, {"error": {"message": "no"}}, {})
     with pytest.raises(UserError, match=said):
-        ask(server, *[ASK] * 40, concurrency=2)
+        ask(server, *[asked] * 40, concurrency=2)
     assert len(server.asked) < 40
 
 

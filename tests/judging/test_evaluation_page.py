@@ -94,6 +94,7 @@ def test_the_page_is_self_contained_and_shows_the_worst_pairs_as_text():
     assert "&lt;script&gt;bad &amp; &lt;/script&gt;" in text and "<script>bad" not in text
     places = [int(line) for line in re.findall(r"<b>pairs.jsonl, line (\d+)</b>", text)]
     assert places == (np.argsort(-losses(pairs), kind="stable")[:20] + 1).tolist() and places[0] == 18
+    assert "drawn on a scale from 0 to 1" in text and "left: 80.0%; width: 15.0%" in text
     assert "A is better." in text and "0.9 (0.8 to 0.95)" in text and html.escape(headline(found)) in text
     data = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)
     assert data is not None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lit_pref.errors import UserError
-from lit_pref.judging.texts import Answered, best_of, judged_rows, pairs_of, read_answered, refuse_column
+from lit_pref.judging.texts import Answered, best_of, check_new_column, judged_rows, pairs_of, read_answered
 
 
 def write(path, *rows):
@@ -32,7 +32,7 @@ def test_rows_of_one_response_and_of_lists_are_grouped_by_prompt(tmp_path):
         {"prompt": "a", "response": "w", "sample": 1, "score": 2.0},
     ]
     with pytest.raises(UserError, match="a column `sample` already"):
-        refuse_column([first, second], "sample")
+        check_new_column([first, second], "sample")
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,10 @@ def test_a_win_rate_counts_ties_as_half_a_win():
     graded = win_rate([0.9, 0.6, 0.2], list("abc"))
     assert graded.rate.value == pytest.approx(1.7 / 3) and graded.discrete.value == pytest.approx(2 / 3)
     assert graded.rate == PromptBootstrap(list("abc")).interval(mean_of([0.9, 0.6, 0.2]))
-    for bad in ([1.2], [math.nan]):
-        with pytest.raises(ValueError, match="in \\[0, 1\\]"):
-            win_rate(bad, ["a"])
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        win_rate([1.2], ["a"])
+    with pytest.raises(UserError, match="No comparison has a preference"):
+        win_rate([math.nan], ["a"])
 
 
 def annotated(**changes: Any) -> dict[str, Any]:
