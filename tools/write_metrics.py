@@ -37,8 +37,8 @@ reference has z = 0 for every pair, so no calibration error and no use: compare 
 calibration and sharpness together. Intervals of the closing table are over prompts, not over training seeds."""
 OF_LISTS = """## Lists of responses: `val/` only
 
-With an objective over lists (docs/reward_models.md), the losses of `train/` and `val/` are means over lists and all else
-is a mean over their responses. Scores are the labels of the data."""
+With an objective over lists (docs/reward_models.md), the losses of `train/` and `val/` are means over lists, and all
+else is a mean over their responses. Scores are the labels of the data."""
 SPLITS: dict[str, Meaning] = {
     "val/COLUMN": Meaning("mean of a numeric column of the data (`data.columns`)", "of the data"),
     "val/group/GROUP/METRIC": Meaning("every mean and total of `val/`, over the pairs of one group", "as METRIC"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lit_pref.data.prepared.preparation as preparation_module
-from lit_pref.data.prepared import tokenized_pairs
+import lit_pref.data.prepared.tokenized_pairs as tokenized_pairs
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.arrow import CHUNK, PairWriter
