@@ -120,6 +120,11 @@ def test_the_command_of_the_page_about_reward_models_trains_and_exports_one(
     assert "whole lists of responses[], prompt prompt, labels scores[]" in shown
     assert "lists (the last" in shown or "lists, 1 an epoch" in shown
     assert "Kendall's tau within lists" in shown and "--model.objective ListNet" in shown
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *shlex.split(command)[1:-2], *limits, "--model"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code in (0, None), shown
+    assert re.search(r"responses in \d+ lists kept", shown) and "; expected: " in shown
 
 
 def test_a_policy_is_trained_on_lists_against_a_reference(tmp_path, policy_folder, file):

@@ -20,9 +20,9 @@ class LambdaRank(Listwise):
     >>> LambdaRank()
     LambdaRank(beta=1.0)
 
-    **Source**: Burges, Ragno and Le, Learning to Rank with Nonsmooth Cost Functions, NIPS 2006, section 6; as the loss
-    whose gradient they give: Wang et al., The LambdaLoss Framework, CIKM 2018, equation 9. Differs from them by the
-    lowest label, which is 0 here.
+    **Source**: Burges, Ragno and Le, Learning to Rank with Nonsmooth Cost Functions, NIPS 2006; as the loss whose
+    gradient they give: Wang et al., The LambdaLoss Framework for Ranking Metric Optimization, CIKM 2018. Differs from
+    them by the lowest label of a list, which counts as 0 here.
 
     Args:
         beta: > 0; 1 for a reward model.

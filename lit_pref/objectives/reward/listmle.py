@@ -17,8 +17,8 @@ class ListMLE(Listwise):
     >>> ListMLE(mean=False)
     ListMLE(beta=1.0, mean=False)
 
-    **Source**: Xia et al., Listwise Approach to Learning to Rank, ICML 2008, equation 10; ties: Breslow, International
-    Statistical Review 43(1), 1975. Differs from the paper by the factor 1/K, without which a list of 8 responses weighs
+    **Source**: Xia et al., Listwise Approach to Learning to Rank, ICML 2008; ties: Breslow, International Statistical
+    Review 43(1), 1975. Differs from the paper by the factor 1/K, without which a list of 8 responses weighs
     15 times as much as one of two (at equal scores), and by ties, which it leaves to the order of the data.
 
     Args:

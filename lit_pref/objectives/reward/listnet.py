@@ -16,8 +16,8 @@ class ListNet(Listwise):
     >>> ListNet(temperature=2.0)
     ListNet(beta=1.0, temperature=2.0)
 
-    **Source**: Cao et al., Learning to Rank: From Pairwise Approach to Listwise Approach, ICML 2007, equations 4 to 6.
-    Differs from it in the temperature, which is 1 there.
+    **Source**: Cao et al., Learning to Rank: From Pairwise Approach to Listwise Approach, ICML 2007. Differs from
+    it in the temperature, which is 1 there.
 
     Args:
         beta: > 0; 1 for a reward model.

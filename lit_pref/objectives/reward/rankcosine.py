@@ -18,7 +18,7 @@ class RankCosine(Listwise):
     True
 
     **Source**: Qin et al., Query-level Loss Functions for Information Retrieval, Information Processing and Management
-    44(2), 2008, equation 8. Differs from the paper, which does not centre: `centre: false`.
+    44(2), 2008. Differs from the paper, which does not centre: `centre: false`.
 
     Args:
         beta: > 0; without effect, because the scale of the scores has none.

@@ -21,8 +21,8 @@ class RankNet(Listwise):
     >>> RankNet(gamma=0.5)
     RankNet(beta=1.0, gamma=0.5)
 
-    **Source**: Burges et al., Learning to Rank using Gradient Descent, ICML 2005, equation 3; soft targets from margins
-    as in MMPO, arXiv 2410.03145. Differs from RankNet, which also trains on ties, with p = 1/2.
+    **Source**: Burges et al., Learning to Rank using Gradient Descent, ICML 2005; soft targets from margins as in MMPO,
+    arXiv 2410.03145. Differs from RankNet, which also trains on ties, with p = 1/2.
 
     Args:
         beta: > 0; 1 for a reward model.
