@@ -26,6 +26,7 @@ from lit_pref.objectives.base import Objective as Objective
 from lit_pref.objectives.component import Component as Component
 from lit_pref.objectives.dpo import DPO as DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO as EpsilonDPO
+from lit_pref.objectives.listwise import Listwise as Listwise
 from lit_pref.objectives.mmpo import MMPO as MMPO
 from lit_pref.objectives.mrpo import MRPO as MRPO
 from lit_pref.objectives.pairwise import Pairwise as Pairwise
@@ -84,12 +85,17 @@ from lit_pref.objectives.parts.weight import Weight as Weight
 from lit_pref.objectives.requirements import Requirements as Requirements
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry as BradleyTerry
 from lit_pref.objectives.reward.gpm import GPM as GPM
+from lit_pref.objectives.reward.lambdarank import LambdaRank as LambdaRank
+from lit_pref.objectives.reward.listmle import ListMLE as ListMLE
+from lit_pref.objectives.reward.listnet import ListNet as ListNet
 from lit_pref.objectives.reward.pcrm import Cap as Cap
 from lit_pref.objectives.reward.pcrm import CosineColumn as CosineColumn
 from lit_pref.objectives.reward.pcrm import LengthRatio as LengthRatio
 from lit_pref.objectives.reward.pcrm import PCRM as PCRM
 from lit_pref.objectives.reward.pcrm import Similarity as Similarity
 from lit_pref.objectives.reward.pcrm import TokenPCRM as TokenPCRM
+from lit_pref.objectives.reward.rankcosine import RankCosine as RankCosine
+from lit_pref.objectives.reward.ranknet import RankNet as RankNet
 from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression
 from lit_pref.objectives.selm import SELM as SELM
 from lit_pref.objectives.sft import SFT as SFT

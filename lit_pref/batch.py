@@ -40,7 +40,10 @@ class PairData(_OnDevice):
 
     `is_real` is False for a filler: a repeated pair that gives every rank the same number of batches and is counted
     nowhere. `window_pairs` is the number of real pairs in the optimizer step of this batch, over all ranks and
-    micro-batches.
+    micro-batches; of data of lists, it is the number of real lists.
+
+    In data of lists, every record is one response, `chosen`, and `lists` says which records form one list. Lists are
+    always whole.
 
     `response_keys` identify a pair's two responses in the reference store; `texts` serve references with another
     tokenizer.
@@ -55,22 +58,33 @@ class PairData(_OnDevice):
     margin: Tensor | None = None  # (B,) fp32
     probability: Tensor | None = None  # (B,) fp32
     is_real: Tensor = None  # type: ignore[assignment]  # (B,) bool; all True by default
-    window_pairs: int = -1  # B by default
+    window_pairs: int = -1  # B by default, or the number of lists
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B,) fp32
     token_columns: dict[str, TokenTable] = field(default_factory=dict)  # fp32
     groups: list[str] | None = None
     places: list[str] = field(default_factory=list)
     texts: list[TruncatedText] | None = None
     response_keys: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    lists: Tensor | None = None  # (B,) int64, the number of each record's list in this batch; None for pairs
 
     def __post_init__(self) -> None:
         if self.is_real is None:
             self.is_real = torch.ones(len(self.ids), dtype=torch.bool)
         if self.window_pairs < 0:
-            self.window_pairs = int(self.is_real.sum())
+            self.window_pairs = round(float(self.weights.sum()))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def weights(self) -> Tensor:
+        """The weight of each record in the loss, (B,): 1 for a pair, 1/K in a list of K responses, 0 for a filler.
+
+        The weights of an optimizer step add up to `window_pairs`: a list counts once, however long it is.
+        """
+        if self.lists is None:
+            return self.is_real.float()
+        return self.is_real / (self.lists[:, None] == self.lists).sum(1)
 
     @property
     def names(self) -> list[str]:

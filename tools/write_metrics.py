@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lit_pref.metrics.calibration import CALIBRATION
+from lit_pref.metrics.list_metrics import LISTS
 from lit_pref.metrics.meaning import FIGURES, LOGGED_BY_OBJECTIVES, TRAINING, Meaning
 from lit_pref.metrics.pair_metrics import MEASURES, TOTALS
 from lit_pref.metrics.records import COLUMNS
@@ -34,6 +35,10 @@ The calibration error of a perfectly calibrated model is not 0 on few pairs: abo
 of their number. The closing table and the diagrams show it as `if calibrated`. Before training a policy that is its own
 reference has z = 0 for every pair, so no calibration error and no use: compare log-loss or Brier score, which count
 calibration and sharpness together. Intervals of the closing table are over prompts, not over training seeds."""
+OF_LISTS = """## Lists of responses: `val/` only
+
+With an objective over lists (docs/reward_models.md), the losses of `train/` and `val/` are means over lists, and all
+else is a mean over their responses. Scores are the labels of the data."""
 SPLITS: dict[str, Meaning] = {
     "val/COLUMN": Meaning("mean of a numeric column of the data (`data.columns`)", "of the data"),
     "val/group/GROUP/METRIC": Meaning("every mean and total of `val/`, over the pairs of one group", "as METRIC"),
@@ -62,6 +67,7 @@ def tags() -> set[str]:
     """Return every TensorBoard tag, with words in capitals for names of the run."""
     return {f"{prefix}/{name}" for prefix in ("train", "val") for name in means()} | {
         *calibration(),
+        *(f"val/lists/{name}" for name in LISTS),
         *TRAINING,
         *TOTALS,
         *SPLITS,
@@ -82,6 +88,8 @@ def page() -> str:
     parts += [
         CALIBRATED,
         _table(calibration()),
+        OF_LISTS,
+        _table({f"val/lists/{name}": meaning for name, meaning in LISTS.items()}),
         "## Columns of the data, splits, figures and texts",
         _table({**SPLITS, **FIGURES}),
     ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from forms import digits, fields_text, mapping_text
@@ -21,7 +22,8 @@ from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.strength import PairStrength
 from lit_pref.data.prepared.arrow import PairWriter
-from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, whole
+from lit_pref.data.prepared.normalisation import Normaliser
+from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.sources.jsonl import json_rows
 from lit_pref.data.sources.reading import read_rows, read_source
@@ -108,7 +110,8 @@ def _data(folder: Path) -> list[str]:
     tokenization = Tokenization(tokenizer)
     prepared = preparation.prepare(source, tokenization)
     arrow = pa.ipc.open_file(pa.memory_map(str(prepared / "train.arrow"))).read_all().to_pylist()[0]
-    pair = whole("pairs", PreparedPairs(prepared, "train"))[0]
+    every = PreparedPairs(prepared, "train")
+    pair = PairView([SourcePairs("pairs", every, np.arange(len(every)), Normaliser())])[0]
     tokenized = tokenization.tokenize(checked.row, checked.text)
     words = ", ".join(f"{k} `{word.strip()}`" for k in pair.rejected or [] for word in [tokenizer.decode([k])])
     batches = {layout: collate([pair], tokenizer.pad_token_id, layout=layout) for layout in LAYOUTS}

@@ -38,7 +38,7 @@ class ProgressLines(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         numbers = pl_module.evaluation.last
         if trainer.is_global_zero and numbers:
-            accuracy = numbers.get("val/rewards/accuracies")
+            accuracy = numbers.get("val/rewards/accuracies", numbers.get("val/lists/accuracies"))
             # A validation alone has no step of its own: that of the checkpoint counts.
             step = trainer.global_step if trainer.state.fn == "fit" else pl_module.checkpoint_step
             when = "before training" if trainer.sanity_checking or step == 0 else f"at step {step}"

@@ -87,7 +87,8 @@ def records(
     left_out["ties dropped"] += report.ties_dropped
     left_out = +left_out
     severity, consequence = _consequence(report, limits, reports)
-    parts = [f"{report.rows} records, {report.pairs} pairs kept"]
+    kept = f"{report.pairs} responses in {report.lists} lists" if report.lists else f"{report.pairs} pairs"
+    parts = [f"{report.rows} records, {kept} kept"]
     parts += [f"{refused.total()} refused ({_reasons(refused)})"] if refused else []
     parts += [f"{left_out.total()} left out ({_reasons(left_out)})"] if left_out else []
     if refused:

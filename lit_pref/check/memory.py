@@ -79,6 +79,8 @@ def largest_batch(probe: Probe, world: int) -> int:
     if data.max_tokens is not None:
         return int(data.max_tokens)
     pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
+    if (lists := data.train_pairs.lists) is not None:  # it then counts lists
+        pairs = int(sum(sorted(lists.sizes, reverse=True)[:pairs]))
     extra_response = data.train_pairs.extra_response_lengths.astype(int)
     further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # extra responses are scored in rows of their own
     if probe.module.batch_layout == "prefix_shared":

@@ -14,6 +14,7 @@ from lit_pref.check.memory import Devices, memory
 from lit_pref.check.probe import PAIRS, Probe
 from lit_pref.check.report import Finding, Severity
 from lit_pref.check.statistics import evenly
+from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.modules.base import PairModule
 from lit_pref.pages.html import percent
 from lit_pref.references.prepare import tolerance_of
@@ -48,11 +49,19 @@ def model_findings(module: PairModule, devices: Devices) -> list[Finding]:
     data = module.data
     if not len(data.train_pairs):
         return []
-    probe = Probe(module, evenly(len(data.train_pairs), PAIRS))
+    probe = Probe(module, _probed(data.train_pairs))
     stored = list(stored_scores(probe))
     probe.build()
     findings = [*repeated_passes(probe), *stored, *layouts(probe), *first_loss(probe), *accuracies(probe)]
     return [*findings, memory(probe, devices)]
+
+
+def _probed(pairs: PairView) -> list[int]:
+    """Return the indices of up to `PAIRS` training pairs, or of whole lists with about as many responses."""
+    if pairs.lists is None:
+        return evenly(len(pairs), PAIRS)
+    most = max(1, int(PAIRS / pairs.lists.sizes.mean()))
+    return list(pairs.lists.records(evenly(len(pairs.lists), most)).tolist())
 
 
 # Reproducible scores

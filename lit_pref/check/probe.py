@@ -32,6 +32,8 @@ class Probe:
         self.module, self.indices = module, list(indices)
         self.data = module.data
         self.pairs = [self.data.train_pairs[k] for k in indices]
+        lists = self.data.train_pairs.lists
+        self._lists = None if lists is None else np.searchsorted(lists.starts, self.indices, side="right")
         self.device = module.trainer.strategy.root_device
 
     def open_stored(self) -> Iterator[tuple[ReferencePreparation, np.ndarray, np.ndarray]]:
@@ -92,21 +94,24 @@ class Probe:
         return next(p.dtype for p in self.scorer.parameters() if p.dtype.is_floating_point)
 
     def batches(self, most: int, layout: Layout | None = None) -> Iterator[PreferenceBatch]:
-        """Collate the first `most` pairs into batches.
+        """Collate the first `most` pairs into batches; each list of responses is one batch.
 
         Args:
-            most: the number of pairs.
+            most: the number of pairs, rounded up to whole lists.
             layout: the layout of the rows; None takes the layout of the run.
         """
         tokenizer, objective = self.module.spec.load_tokenizer(), self.module.objective
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        for start in range(0, min(most, len(self.pairs)), BATCH):
+        numbers = np.arange(len(self.pairs)) // BATCH if self._lists is None else self._lists
+        for number in dict.fromkeys(numbers[:most].tolist()):
+            pairs = [self.pairs[k] for k in np.flatnonzero(numbers == number)]
             yield collate(
-                self.pairs[start : start + BATCH],
+                pairs,
                 pad,
                 layout=layout or self.module.batch_layout,
                 token_functions=objective.requirements.token_functions,
                 extra_response="extra_response" in objective.requirements.sides,
+                lists=None if self._lists is None else [0] * len(pairs),
             ).to(self.device)
 
     @cached_property

@@ -19,6 +19,7 @@ from lit_pref.data.batching.loaders import PairLoader, ResumableLoader, identity
 from lit_pref.data.batching.sampling import WindowSampler, evaluation_batches
 from lit_pref.data.batching.token_budget import TokenBudget, refuse_pairs_above
 from lit_pref.data.checking.swapping import OnSwap
+from lit_pref.data.prepared.lists import number_of_units
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.prepared.preparation import Preparation
@@ -46,7 +47,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         val_fraction: the share of prompts held out of `train` if `val` is null; 0 trains without validation.
         split_seed: seed of the split by prompt.
         seed: seed of the order; null is `seed_everything` in a run, else 0.
-        global_batch: pairs per optimizer step, over all devices.
+        global_batch: pairs per optimizer step, over all devices. For an objective over lists of responses this and the
+            next ones count lists, of which none is split.
         micro_batch: the most pairs per device and forward pass; null is global_batch / devices.
         max_tokens: the most tokens per device and forward pass, in place of micro_batch: pairs of similar lengths are
             combined, as many as fit, and steps keep their pairs. Counted are prompt, chosen and rejected response in
@@ -221,7 +223,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
         split = "train" if pairs is self._train else "val"
         if split not in self._budgets:
             self._budgets[split] = TokenBudget(
-                self.max_tokens, pairs.lengths, self._module.batch_layout, pairs.extra_response_lengths
+                self.max_tokens, pairs.lengths, self._module.batch_layout, pairs.extra_response_lengths, pairs.lists
             )
         return self._budgets[split]
 
@@ -234,7 +236,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             )
         pairs = self.train_pairs
         micro_batch = self.micro_batch_of(pairs, world)
-        return WindowSampler(len(pairs), self.seed, self.global_batch, micro_batch, world, rank, epochs)
+        return WindowSampler(number_of_units(pairs), self.seed, self.global_batch, micro_batch, world, rank, epochs)
 
     def _batches(self, pairs: PairView) -> UncastBatches:
         tokenizer = self.tokenization.tokenizer
@@ -246,6 +248,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             self._module.batch_layout,
             objective.requirements.token_functions,
             "extra_response" in objective.requirements.sides,
+            pairs.lists,
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -267,7 +270,7 @@ class PreferenceDataModule(RunData, LightningDataModule):
             return []  # makes Lightning train without validation
         rank, world = self.rank_and_world()
         batch = self.val_batch or self.micro_batch_of(self.val_pairs, world)
-        micro_batches = evaluation_batches(len(self.val_pairs), rank, world, batch)
+        micro_batches = evaluation_batches(number_of_units(self.val_pairs), rank, world, batch)
         return PairLoader(self._batches(self.val_pairs), micro_batches, self.workers)
 
     def test_dataloader(self) -> PairLoader | list[PairLoader]:

@@ -43,7 +43,8 @@ class TrainAccumulator:
     ) -> None:
         """Add the real pairs of a micro-batch; fillers are not counted.
 
-        The router loss of the micro-batch counts once for each pair, which is its weight in the training loss.
+        The router loss of the micro-batch counts once for each pair, which is its weight in the training loss. The
+        loss of lists is a mean over lists; all else is a mean over their responses.
 
         Raises:
             ValueError: as `pair_values` and `measures`.
@@ -51,9 +52,15 @@ class TrainAccumulator:
         values = measures(pair_values(policy, references, output, len(pairs)))
         if policy.router_loss is not None:
             values["router_loss"] = policy.router_loss.detach().expand(len(pairs))
+        if pairs.lists is not None:
+            self._add({"loss": values.pop("loss")}, pairs.is_real, pairs.weights)
+        self._add(values, pairs.is_real)
+
+    def _add(self, values: dict[str, Tensor], is_real: Tensor, weights: Tensor | None = None) -> None:
         columns = [value if value.is_floating_point() else value.float() for value in values.values()]
         rows = torch.stack([*columns, torch.ones_like(columns[0])])
-        sums = torch.where(pairs.is_real, rows, 0).sum(
+        rows = rows if weights is None else rows * weights
+        sums = torch.where(is_real, rows, 0).sum(
             1, dtype=torch.float64
         )  # multiplying by `is_real` would keep a filler's NaN
         names = tuple(values)
@@ -99,7 +106,7 @@ class TrainAccumulator:
                 "names on every rank between two flushes"
             )
         metrics = {f"train/{name}": rows[k][0] / rows[k][1] for name, k in slot.items() if rows[k][1]}
-        metrics["train/pairs"] = rows[slot["loss"]][1]
+        metrics["train/pairs"] = rows[slot["lengths/chosen"]][1]
         lengths = ("lengths/chosen", "lengths/rejected")
         metrics["train/response_tokens"] = sum(rows[slot[name]][0] for name in lengths if name in slot)
         return metrics

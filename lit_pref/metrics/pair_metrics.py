@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_pref.metrics.list_metrics import summarise_lists
 from lit_pref.metrics.meaning import Meaning
 from lit_pref.metrics.records import Records, select
 
@@ -61,7 +62,7 @@ MEASURES: dict[str, Measure] = {
 }
 """Every metric that is computed from the values of pairs (see `pair_values`). The names are TRL's where TRL has one."""
 
-NOT_MEASURED = frozenset({"id", "group", "prompt", "margin", "probability"}) | {
+NOT_MEASURED = frozenset({"id", "group", "prompt", "list", "margin", "probability"}) | {
     name for measure in MEASURES.values() for name in measure.inputs
 }
 """Columns whose mean is not reported under their own name; any other column is a value that the objective logged."""
@@ -111,6 +112,9 @@ def per_pair(records: Records) -> dict[str, Tensor]:
 def summarise(records: Records, prefix: str = "val") -> dict[str, float]:
     """Return the metrics of merged records, under `prefix/`: exact means over pairs, and totals.
 
+    For lists of responses, `PREFIX/loss` is the mean over lists, and `PREFIX/lists/` has their metrics (see
+    `summarise_lists`); the other metrics are means over responses.
+
     A metric is the mean over the pairs that have its values. A non-finite value is not left out: it makes the mean
     non-finite, and `non_finite_pairs` counts the pairs that have one.
 
@@ -120,7 +124,7 @@ def summarise(records: Records, prefix: str = "val") -> dict[str, float]:
     summary: dict[str, float] = {f"{prefix}/{name}": value.mean().item() for name, value in per_pair(records).items()}
     summary[f"{prefix}/pairs"] = len(records["id"])
     summary[f"{prefix}/non_finite_pairs"] = len(non_finite_pairs(records))
-    return summary
+    return summary | summarise_lists(records, prefix)
 
 
 def non_finite_pairs(records: Records) -> list[str]:

@@ -34,6 +34,7 @@ COLUMNS: dict[str, Meaning] = {
     "probability": Meaning("P(chosen is better), from the data", "1"),
     "group": Meaning("the source, or the value of `data.group_column`", ""),
     "prompt": Meaning("16 hex digits that identify the prompt", ""),
+    "list": Meaning("the id of the first response of the list, for lists of responses; the record is a response", ""),
 }
 """Columns of a record, apart from the values that the objective logs and the numeric columns of the data."""
 
@@ -90,8 +91,8 @@ class PairRecords:
     Args:
         columns: names of columns of the batch to include in the records (e.g. `p_true`).
 
-    A record has `id`, the entries of `pair_values`, and, if the batch has them, `margin`, `probability`, `group` and
-    `prompt`; see `COLUMNS`.
+    A record has `id`, the entries of `pair_values`, and, if the batch has them, `margin`, `probability`, `group`,
+    `prompt` and `list`; see `COLUMNS`.
 
     >>> import torch
     >>> from lit_pref.batch import PairData
@@ -128,6 +129,11 @@ class PairRecords:
             values["group"] = list(pairs.groups)
         if pairs.texts is not None:
             values["prompt"] = [_digest(text.prompt) for text in pairs.texts]
+        if pairs.lists is not None:
+            firsts: dict[int, str] = {}
+            values["list"] = [
+                firsts.setdefault(number, id) for number, id in zip(pairs.lists.tolist(), pairs.ids, strict=True)
+            ]
         for name in self.columns:
             if name not in pairs.columns:
                 known = ", ".join(sorted(pairs.columns)) or "none"

@@ -175,9 +175,9 @@ class PairModule(LightningModule, ABC):
         self._guard.add(losses, batch.pairs)
         self._log.pairs.add(output, policy, references, batch.pairs)
         # Lightning divides by the accumulation, and strategies divide by the ranks; this factor makes the result the
-        # mean over the pairs of the optimizer step, for any number of ranks and micro-batches of any sizes.
+        # mean over the pairs, or lists, of the optimizer step, for any number of ranks and micro-batches of any sizes.
         scale = data_parallel_size(self.trainer) * self.trainer.accumulate_grad_batches / batch.pairs.window_pairs
-        return (losses * batch.pairs.is_real).sum() * scale
+        return (losses * batch.pairs.weights).sum() * scale
 
     def on_train_batch_start(self, batch: PreferenceBatch, batch_idx: int) -> None:
         seed_batch(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank, self.device)

@@ -106,6 +106,11 @@ class PreferenceModule(PairModule):
 
     def pool_and_choice(self, pairs: PairView, selection: Selection) -> tuple[Pool, Choice]:
         """Return the scored pool of training pairs and the selection from it; see `SelectionScores`."""
+        if pairs.lists is not None:
+            raise UsageError(
+                f"data.selection chooses pairs, and {type(self.objective).__name__} reads whole lists of responses, "
+                "which it would split: leave it out"
+            )
         # In bf16 a score depends on the batch's layout, so decide it first.
         self.decide_layout(pairs.lengths)
         scores = SelectionScores(self.policy, self.objective, self.references, self.run_context)

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lit_pref.data.prepared.lists import number_of_units
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -24,6 +26,7 @@ class Steps:
         may_end_sooner: what else may end the run.
         limit: `trainer.limit_train_batches`, if it is a number and no share.
         micro_batches: of an optimizer step.
+        unit: what `pairs` and `global_batch` count.
 
     >>> print(*Steps(22, 8, 3, 5, max_epochs=4, max_steps=5).lines(), sep="\n")
     5 optimizer step(s) of 8 pairs (the last one of an epoch has 6), 3 an epoch
@@ -42,6 +45,7 @@ class Steps:
     may_end_sooner: str = ""
     limit: int | None = None
     micro_batches: int = 1
+    unit: str = "pairs"
 
     def lines(self) -> Iterator[str]:
         """Yield the number of steps, and what ends the run."""
@@ -51,7 +55,7 @@ class Steps:
         limited = "" if whole else ", by trainer.limit_train_batches"
         if not whole and self.limit is not None:
             limited += f" {self.limit}, which counts micro-batches ({self.micro_batches} a step)"
-        yield f"{self.total} optimizer step(s) of {size} pairs{ragged}, {self.per_epoch} an epoch{limited}"
+        yield f"{self.total} optimizer step(s) of {size} {self.unit}{ragged}, {self.per_epoch} an epoch{limited}"
         if self.max_epochs and self.max_steps and self.max_steps < self.max_epochs * self.per_epoch:
             epoch = -(-self.max_steps // self.per_epoch)
             yield f"max_steps {self.max_steps} ends the run in epoch {epoch} of {self.max_epochs}"
@@ -91,8 +95,8 @@ class Steps:
         """Yield what may not be what was asked for."""
         if self.global_batch > self.pairs:
             yield (
-                f"data.global_batch {self.global_batch} is more than the {self.pairs} training pairs: every optimizer "
-                f"step is a whole epoch of {self.pairs} pairs; lower data.global_batch for more steps"
+                f"data.global_batch {self.global_batch} is more than the {self.pairs} training {self.unit}: every "
+                f"optimizer step is a whole epoch of {self.pairs} {self.unit}; lower data.global_batch for more steps"
             )
         if self.max_epochs and self.max_steps and self.max_steps > self.total:
             yield (
@@ -112,7 +116,8 @@ def steps_of(module: Any) -> Steps:
     stopping += ["trainer.max_time"] if asked.get("max_time") else []
     limit = asked.get("limit_train_batches")  # the Trainer's own was rounded to whole steps
     return Steps(
-        pairs=len(data.train_pairs),
+        pairs=number_of_units(data.train_pairs),
+        unit="pairs" if data.train_pairs.lists is None else "lists",
         global_batch=data.global_batch,
         per_epoch=data.windows_per_epoch,
         total=module.total_steps,

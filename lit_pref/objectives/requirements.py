@@ -35,6 +35,8 @@ class Requirements:
         sides: the responses it reads: both; or `("chosen",)`, and then `rejected` may be absent everywhere; or both and
             `"extra_response"`, and then every record of the data must have one.
         fit_inputs: data that `fit` reads: `margin`, `probability`, `responses`, names of columns.
+        lists: whether it reads lists of responses to one prompt: every response is a record of its own, whose label is
+            the column `score`, and the records of a list are always in one micro-batch (`PairData.lists`).
 
     Raises:
         UsageError: `|` combines two requirements with different token functions of the same name.
@@ -49,6 +51,7 @@ class Requirements:
     token_functions: Mapping[str, TokenFunction] = field(default_factory=dict, hash=False)
     sides: tuple[str, ...] = ("chosen", "rejected")
     fit_inputs: frozenset[str] = frozenset()
+    lists: bool = False
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if isinstance(f.default, frozenset)):
@@ -74,4 +77,5 @@ class Requirements:
             token_functions={**self.token_functions, **other.token_functions},
             sides=tuple(side for side in SIDES if side in self.sides or side in other.sides),
             fit_inputs=self.fit_inputs | other.fit_inputs,
+            lists=self.lists or other.lists,
         )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lit_pref.data.batching.sampling import epoch_order, evaluation_batches
 from lit_pref.data.batching.token_budget import TokenBudget
+from lit_pref.data.prepared.lists import number_of_units
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.run_context import RunContext
 
@@ -54,16 +55,16 @@ def pairs_read(data: BatchedData, run: RunContext, stage: str) -> list[Split]:
 
 def _trained(data: BatchedData, run: RunContext) -> NDArray[Any]:
     """The training pairs of all optimizer steps of the run; the order is a function of seed and epoch."""
-    pairs, steps_per_epoch = len(data.train_pairs), data.windows_per_epoch
+    pairs, steps_per_epoch = number_of_units(data.train_pairs), data.windows_per_epoch
     steps = math.inf if run.max_steps is None else run.max_steps
     epochs = math.inf if run.max_epochs is None else run.max_epochs
     if epochs == steps == math.inf or (epochs > 0 and min(steps_per_epoch, steps) * data.global_batch >= pairs):
-        return np.arange(pairs)
+        return np.arange(len(data.train_pairs))
     seen = np.zeros(pairs, bool)
     for epoch in itertools.count():
         now = int(min(steps_per_epoch, steps - epoch * steps_per_epoch))
         if epoch >= epochs or now <= 0 or seen.all():
-            return np.flatnonzero(seen)
+            return _records(data.train_pairs, seen)
         seen[epoch_order(pairs, data.seed, epoch)[: now * data.global_batch]] = True
     raise AssertionError
 
@@ -71,13 +72,18 @@ def _trained(data: BatchedData, run: RunContext) -> NDArray[Any]:
 def _evaluated(data: BatchedData, limit: int | float) -> NDArray[Any]:
     """The held-out pairs in the first `limit` batches of every rank."""
     _, world = data.rank_and_world()
-    pairs = len(data.val_pairs)
+    pairs = number_of_units(data.val_pairs)
     if not pairs or limit == 0 or (limit == 1 and isinstance(limit, float)):
-        return np.arange(pairs if limit else 0)
+        return np.arange(len(data.val_pairs) if limit else 0)
     batch = data.val_batch or data.micro_batch_of(data.val_pairs, world)
     seen = np.zeros(pairs, bool)
     for rank in range(world):
         batches = evaluation_batches(pairs, rank, world, batch)
         for micro_batch in batches[: limit if isinstance(limit, int) else int(limit * len(batches))]:
             seen[list(micro_batch.indices)] = True
-    return np.flatnonzero(seen)
+    return _records(data.val_pairs, seen)
+
+
+def _records(pairs: PairView, seen: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the indices of the pairs that are seen, or of those in lists that are."""
+    return np.flatnonzero(seen) if pairs.lists is None else pairs.lists.records(np.flatnonzero(seen))

@@ -24,6 +24,9 @@ from lit_pref.run.export import Exported
 HELD_OUT = {
     "loss minus the target's entropy (nats)": "val/kl_to_target",
     "preference accuracy": "val/rewards/accuracies",
+    "accuracy within lists": "val/lists/accuracies",
+    "Kendall's tau within lists": "val/lists/kendall_tau",
+    "best response ranked first": "val/lists/best_first",
     "accuracy under the first reference": "val/rewards/accuracies@reference0",
     "reward margin": "val/rewards/margins",
     "log-loss against the labels (nats)": "val/calibration/log_loss",
@@ -80,11 +83,13 @@ def _logdir(run_dir: Path) -> Path:
 
 def next_steps(module: PairModule, run_dir: Path, arguments: list[str]) -> str:
     """A command to run next: the same run with another objective that works with these references and data."""
-    if module.objective.requirements.sides == ("chosen",):
-        return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     method = type(module.objective).__name__
+    if module.objective.requirements.sides == ("chosen",) and not module.objective.requirements.lists:
+        return f"Next: preferences, from this policy on\n  --model.policy.path {run_dir / 'hf'}"
     has_margins = module.data.train_pairs[0].margin is not None
-    if module.spec.outputs is not None:
+    if module.objective.requirements.lists:
+        change = ["--model.objective", "ListNet" if method != "ListNet" else "RankNet"]
+    elif module.spec.outputs is not None:
         change = ["--model.objective", "BradleyTerry"]
         if method == "BradleyTerry":
             change = ["--model.objective", "MMPO", "--model.objective.beta", "1"]
@@ -149,7 +154,9 @@ def _intervals(records: Records) -> dict[str, str]:
         return {}
     if known := 0 < len(z) == len(records["z"]):
         values |= {"val/calibration/log_loss": softplus(-z), "val/calibration/brier": (z.sigmoid() - 1).square()}
-    shown = {key: values[key] for key in (*HELD_OUT.values(), "val/loss") if key in values}
+    # The loss of lists is a mean over lists, and these values are of responses.
+    loss = ("val/loss",) if "list" not in records else ()
+    shown = {key: values[key] for key in (*HELD_OUT.values(), *loss) if key in values}
     cells = {key: f"{low:.3f} to {high:.3f}" for key, (low, high) in prompt_intervals(records, shown).items()}
     if known:
         floor = reliability_bins(z).error_if_calibrated

@@ -184,7 +184,7 @@ def test_the_optimisers_state_is_measured(optimizer: Any, times: float):
 
 def test_the_largest_micro_batch_is_made_of_the_longest_pairs():
     lengths = torch.tensor([[2, 3, 4], [2, 9, 1], [5, 5, 5]]).numpy()
-    pairs = SimpleNamespace(lengths=lengths, extra_response_lengths=torch.zeros(3, dtype=int).numpy())
+    pairs = SimpleNamespace(lengths=lengths, extra_response_lengths=torch.zeros(3, dtype=int).numpy(), lists=None)
     data = SimpleNamespace(max_tokens=None, micro_batch=2, global_batch=8, train_pairs=pairs)
     padded, shared = (
         SimpleNamespace(data=data, module=SimpleNamespace(batch_layout=n)) for n in ("padded", "prefix_shared")

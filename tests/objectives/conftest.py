@@ -47,6 +47,11 @@ class Inputs:
     def into(self, objective: Objective) -> ObjectiveOutput:
         return objective(self.policy, self.references, self.pairs)
 
+    def parts(self) -> list[list[int]]:
+        """The indices of each pair, or of the records of each list."""
+        numbers = range(len(self.pairs)) if self.pairs.lists is None else self.pairs.lists.tolist()
+        return [[i for i, own in enumerate(numbers) if own == number] for number in dict.fromkeys(numbers)]
+
     def select(self, index: Sequence[int]) -> "Inputs":
         """The pairs `index`, in that order."""
         tokens = {name: self.pairs.token_column(name) for name in self.pairs.token_columns}
@@ -65,6 +70,7 @@ class Inputs:
             value = getattr(self.pairs, name)
             setattr(pairs, name, None if value is None else value[index])
         pairs.token_columns = {name: (first[index], second[index]) for name, (first, second) in tokens.items()}
+        pairs.lists = None if self.pairs.lists is None else self.pairs.lists[index]
         return Inputs(pair(self.policy), [pair(reference) for reference in self.references], pairs)
 
 
@@ -110,6 +116,7 @@ def random_inputs(objective: Objective, size: int = 5, references: int | None = 
     pairs.token_columns = {
         name: tuple(torch.rand(size, tokens, generator=generator).round() for tokens in widths) for name in names
     }
+    pairs.lists = torch.arange(size) // 3 if asked.lists else None
     return Inputs(policy, [pair(asked.reference_statistics) for _ in range(count)], pairs)
 
 

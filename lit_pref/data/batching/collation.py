@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lit_pref.batch import PairData, PreferenceBatch, TokenTable
 from lit_pref.data.batching.sampling import MicroBatch
+from lit_pref.data.prepared.lists import Lists
 from lit_pref.errors import UsageError
 from lit_pref.pairs import PreferencePair, TokenFunction, TokenValues
 from lit_pref.response_key import response_key
@@ -23,6 +24,7 @@ def collate(
     layout: Layout = "padded",
     token_functions: Mapping[str, TokenFunction] | None = None,
     extra_response: bool = False,
+    lists: Sequence[int] | None = None,
 ) -> PreferenceBatch:
     """Return a batch of B pairs laid out for a model.
 
@@ -34,6 +36,7 @@ def collate(
         layout: `prefix_shared` reads a prompt once and has no padding; `padded` works for every model.
         token_functions: further token columns, by name, each a function of the ids of a pair.
         extra_response: whether to lay out the extra responses too.
+        lists: (B,), the number of each pair's list, if every pair is one response of a list.
 
     Raises:
         UsageError: a token function has the name of a token column of the data.
@@ -51,7 +54,7 @@ def collate(
     ids = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs], rejected or None)
     rows = prefix_shared(*ids) if layout == "prefix_shared" else padded(*ids, pad_id)
     is_real = [True] * len(pairs) if is_real is None else list(is_real)
-    data = _pair_data(pairs, is_real, window_pairs, token_functions or {})
+    data = _pair_data(pairs, is_real, window_pairs, token_functions or {}, lists)
     if not extra_response:
         return PreferenceBatch(data, rows)
     extra = [pair.of_extra_response() for pair in pairs]
@@ -63,6 +66,7 @@ def _pair_data(
     is_real: list[bool],
     window_pairs: int | None,
     token_functions: Mapping[str, TokenFunction],
+    lists: Sequence[int] | None,
 ) -> PairData:
     """Return what objectives and metrics read of the pairs."""
     two_sided = pairs[0].rejected is not None
@@ -75,13 +79,14 @@ def _pair_data(
         margin=_numbers([pair.margin for pair in pairs], "margin"),
         probability=_numbers([pair.probability for pair in pairs], "probability"),
         is_real=torch.tensor(is_real),
-        window_pairs=sum(is_real) if window_pairs is None else window_pairs,
+        window_pairs=-1 if window_pairs is None else window_pairs,
         columns={name: torch.tensor([pair.columns[name] for pair in pairs]) for name in pairs[0].columns},
         token_columns=_token_columns(pairs, token_functions),
         groups=groups if len(groups) == len(pairs) else None,
         places=places if len(places) == len(pairs) else [],
         texts=[pair.text for pair in pairs],
         response_keys=[_response_keys(pair) for pair in pairs],
+        lists=None if lists is None else torch.tensor(lists),
     )
 
 
@@ -156,6 +161,7 @@ class UncastBatches:
         layout: layout of the rows.
         token_functions: see `collate`.
         extra_response: see `collate`.
+        lists: the lists that the pairs form; the indices of a micro-batch are then those of lists.
     """
 
     def __init__(
@@ -165,11 +171,18 @@ class UncastBatches:
         layout: Layout = "padded",
         token_functions: Mapping[str, TokenFunction] | None = None,
         extra_response: bool = False,
+        lists: Lists | None = None,
     ) -> None:
         self.pairs, self.pad_id, self.layout = pairs, pad_id, layout
         self.token_functions, self.extra_response = dict(token_functions or {}), extra_response
+        self.lists = lists
 
     def __getitem__(self, batch: MicroBatch) -> UncastBatch:
-        pairs = [self.pairs[k] for k in batch.indices]
-        options = (self.layout, self.token_functions, self.extra_response)
-        return UncastBatch(collate(pairs, self.pad_id, batch.is_real, batch.window_pairs, *options))
+        indices, is_real, numbers = list(batch.indices), list(batch.is_real), None
+        if self.lists is not None:
+            indices = self.lists.records(batch.indices).tolist()
+            numbers = self.lists.numbers(batch.indices).tolist()
+            is_real = [batch.is_real[number] for number in numbers]
+        pairs = [self.pairs[k] for k in indices]
+        options = (self.layout, self.token_functions, self.extra_response, numbers)
+        return UncastBatch(collate(pairs, self.pad_id, is_real, batch.window_pairs, *options))

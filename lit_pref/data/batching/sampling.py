@@ -1,7 +1,8 @@
 """The order of pairs: the permutation of an epoch, its optimizer steps, and the micro-batches of every rank.
 
 All functions are pure, so that every rank knows the micro-batches of all others. `window` is the list of pairs of one
-optimizer step.
+optimizer step. For an objective over lists of responses, every index here is that of a list: lists take the place of
+pairs, and none is split.
 """
 
 from collections.abc import Iterator, Sequence

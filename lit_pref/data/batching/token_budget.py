@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_pref.data.prepared.lists import Lists
 from lit_pref.errors import UserError
 from lit_pref.pairs import PreferencePair
 from lit_pref.scoring.layout import Layout
@@ -16,9 +17,9 @@ class TokenBudget:
     """Cuts an optimizer step into micro-batches, given the most tokens in one forward pass of one rank.
 
     In the prefix-shared layout a pair costs its tokens, prompt + chosen + rejected, and a micro-batch costs the sum of
-    its pairs. In the padded layout a pair costs its rows times the longer one, and every pair of a micro-batch costs as
-    much as its largest pair. A step is sorted by cost and sliced, so that a padded micro-batch has pairs of similar
-    lengths.
+    its pairs. In the padded layout a pair costs its rows times the longer one, and a micro-batch costs all its rows
+    times the longest one. A step is sorted by length and sliced, so that a padded micro-batch has pairs of similar
+    lengths. Lists are cut like pairs that have the rows of all their responses; none is split.
 
     An extra response is read separately and kept until the same backward pass: it costs the prompt's tokens once more
     and its own; in the padded layout, one more row as long as the longest of the pair.
@@ -28,6 +29,7 @@ class TokenBudget:
         lengths: (pairs, 3), tokens of prompt, chosen and rejected response; rejected 0 for one-sided data.
         layout: layout of the rows.
         extra_response: (pairs,), tokens of the extra response; None if none is read.
+        lists: the lists that the pairs form; indices are then of lists.
 
     >>> budget = TokenBudget(20, np.array([[2, 1, 1], [2, 4, 3], [3, 2, 1]]), "padded")
     >>> budget.costs.tolist(), budget.least([0, 1, 2]), budget.cut([0, 1, 2], micro_batches=2)
@@ -35,33 +37,42 @@ class TokenBudget:
     """
 
     def __init__(
-        self, tokens: int, lengths: NDArray[Any], layout: Layout, extra_response: NDArray[Any] | None = None
+        self,
+        tokens: int,
+        lengths: NDArray[Any],
+        layout: Layout,
+        extra_response: NDArray[Any] | None = None,
+        lists: Lists | None = None,
     ) -> None:
         prompt, chosen, rejected = lengths.astype(np.int64).T
         extra = np.zeros_like(prompt) if extra_response is None else extra_response.astype(np.int64)
-        self.tokens, self.layout = tokens, layout
+        self.tokens, self.layout, self.lists = tokens, layout, lists
         rows = 1 + (rejected > 0) + (extra > 0)
-        padded = rows * (prompt + np.maximum(np.maximum(chosen, rejected), extra))
-        shared = prompt + chosen + rejected + (extra > 0) * (prompt + extra)
-        self.costs = shared if layout == "prefix_shared" else padded  # (pairs,)
+        longest = prompt + np.maximum(np.maximum(chosen, rejected), extra)
+        if layout == "prefix_shared":  # as one row without padding, whose length is the sum
+            rows, longest = np.ones_like(rows), prompt + chosen + rejected + (extra > 0) * (prompt + extra)
+        if lists is not None and len(lists):
+            of_list = np.add if layout == "prefix_shared" else np.maximum
+            rows = rows[lists.starts] if layout == "prefix_shared" else np.add.reduceat(rows, lists.starts)
+            longest = of_list.reduceat(longest, lists.starts)
+        self.rows, self.longest = rows, longest  # (pairs,) each
+        self.costs = rows * longest
 
     def least(self, window: Sequence[int]) -> int:
         """Return the smallest number of micro-batches for the pairs of an optimizer step."""
-        return len(self._ends(np.sort(self.costs[np.asarray(window)]).tolist(), self.tokens))
+        return len(self._ends(self._ascending(window)[1], self.tokens))
 
     def cut(self, window: Sequence[int], micro_batches: int) -> list[list[int]]:
         """Cut an optimizer step into that many micro-batches, or into single pairs if it has fewer pairs.
 
-        The pairs, sorted by cost, are sliced so that the cost of the most expensive micro-batch is minimal; it is the
+        The pairs, sorted by length, are sliced so that the cost of the most expensive micro-batch is minimal; it is the
         last one.
 
         Raises:
             ValueError: a micro-batch would exceed the budget.
         """
-        costs = self.costs[np.asarray(window)]
-        order = np.argsort(costs, kind="stable")  # a stable sort, so that equal pairs keep their order
-        ascending = costs[order].tolist()
-        limits = range(ascending[-1], self.tokens + 1)
+        order, ascending = self._ascending(window)
+        limits = range(max(rows * longest for rows, longest in ascending), self.tokens + 1)
         k = bisect_left(limits, True, key=lambda limit: len(self._ends(ascending, limit)) <= micro_batches)
         if k == len(limits):
             raise ValueError(f"{len(window)} pairs do not fit {micro_batches} micro-batches of {self.tokens} tokens")
@@ -71,26 +82,36 @@ class TokenBudget:
         pairs = [window[place] for place in order.tolist()]
         return [pairs[start:end] for start, end in slices]
 
-    def _cost(self, ascending: list[int]) -> int:
-        return sum(ascending) if self.layout == "prefix_shared" else len(ascending) * ascending[-1]
+    def _ascending(self, window: Sequence[int]) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+        """Return the order of a step's pairs by length, and the rows and the longest row of each in that order."""
+        index = np.asarray(window)
+        order = np.argsort(self.longest[index], kind="stable")  # a stable sort, so that equal pairs keep their order
+        sizes = zip(self.rows[index][order].tolist(), self.longest[index][order].tolist(), strict=True)
+        return order, list(sizes)
 
-    def _ends(self, ascending: list[int], limit: int, least: int = 0) -> list[int]:
+    def _cost(self, ascending: list[tuple[int, int]]) -> int:
+        if self.layout == "prefix_shared":
+            return sum(longest for _, longest in ascending)
+        return sum(rows for rows, _ in ascending) * ascending[-1][1]
+
+    def _ends(self, ascending: list[tuple[int, int]], limit: int, least: int = 0) -> list[int]:
         """Return the ends of as few slices as the limit allows, but at least `least` if there are enough pairs."""
         ends: list[int] = []
-        start, taken, pairs, shared = 0, 0, len(ascending), self.layout == "prefix_shared"
-        for k, cost in enumerate(ascending):
-            taken = taken + cost if shared else (k - start + 1) * cost
+        start, together, pairs, shared = 0, 0, len(ascending), self.layout == "prefix_shared"
+        for k, (rows, longest) in enumerate(ascending):
+            together += longest if shared else rows
+            taken = together if shared else together * longest
             if k > start and (taken > limit or pairs - k < least - len(ends)):
                 ends.append(k)
-                start, taken = k, cost
+                start, together = k, longest if shared else rows
         return [*ends, pairs]
 
 
 def refuse_pairs_above(splits: Sequence[tuple[TokenBudget, Sequence[PreferencePair]]]) -> None:
-    """Refuse the data if the largest pair of all splits exceeds the budget by itself.
+    """Refuse the data if the largest pair, or list, of all splits exceeds the budget by itself.
 
     Raises:
-        UserError: a pair exceeds the budget.
+        UserError: a pair or a list exceeds the budget.
     """
     splits = [(budget, pairs) for budget, pairs in splits if len(pairs)]
     if not splits:
@@ -99,7 +120,12 @@ def refuse_pairs_above(splits: Sequence[tuple[TokenBudget, Sequence[PreferencePa
     most = int(budget.costs.argmax())
     tokens = int(budget.costs[most])
     if tokens > budget.tokens:
+        if budget.lists is None:
+            what = f"Pair {pairs[most].id}"
+        else:
+            first = pairs[int(budget.lists.starts[most])]
+            what = f"The list of {budget.lists.sizes[most]} responses at {first.place}, which stays in one micro-batch,"
         raise UserError(
-            f"Pair {pairs[most].id} alone takes {tokens} tokens of a forward pass ({budget.layout} rows), more than "
-            f"data.max_tokens {budget.tokens}; raise that to {tokens} or more, or lower data.max_length."
+            f"{what} alone takes {tokens} tokens of a forward pass ({budget.layout} rows), more than data.max_tokens "
+            f"{budget.tokens}; raise that to {tokens} or more, or lower data.max_length."
         )

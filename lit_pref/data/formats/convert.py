@@ -10,6 +10,7 @@ from lit_pref.data.formats.ranked_lists import Answers, Asked, answers_in_row, a
 from lit_pref.data.formats.several import listed
 from lit_pref.data.formats.spec import SIDES, SOURCES, STRENGTH, RowMapping
 from lit_pref.data.formats.strength import PairStrength, PairStrengthValue
+from lit_pref.data.formats.whole_lists import WholeLists
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 
 TEXTS = ("prompt", "chosen", "rejected", "extra_response")
@@ -17,6 +18,8 @@ TEXTS = ("prompt", "chosen", "rejected", "extra_response")
 
 class Conversion:
     """Converts the rows of a source to canonical rows, whose columns have this project's names.
+
+    Of a mapping of kind list it makes pairs; with `whole_lists`, each answer is a row of its own (see `WholeLists`).
 
     >>> from lit_pref.data.formats.strength import Score
     >>> mapping = RowMapping("mine", kind="ab", prompt="q", a="x", b="y", score=Score(a="sx", b="sy"))
@@ -26,7 +29,7 @@ class Conversion:
     ['2+2=', '5', '4', -2.0]
     """
 
-    def __init__(self, mapping: RowMapping) -> None:
+    def __init__(self, mapping: RowMapping, whole_lists: bool = False) -> None:
         self.mapping = mapping
         self.dialogues = Dialogues(mapping.format, mapping.as_ == "text", mapping.prompt_repeated)
         self.prompt, self.system, self.id = map(_path, (mapping.prompt, mapping.system, mapping.id))
@@ -51,6 +54,8 @@ class Conversion:
         if not self.reads_strength and mapping.margin != type(mapping.margin)(normalise=mapping.margin.normalise):
             raise ValueError("a margin transform needs a column of strength; `mapping_of` looks for one in the rows")
         self.combinations = Combinations(mapping, lambda one: Conversion(one)._pair) if mapping.combines else None
+        parts = (self.dialogues, self.id, self.dropped, self.plain, self.sided)
+        self.whole_lists = WholeLists(mapping, *parts) if whole_lists else None
         self.is_canonical = not self.reads_strength and self.dialogues == Dialogues() and mapping.is_canonical
 
     def canonical_rows(self, rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
@@ -63,8 +68,8 @@ class Conversion:
             UserError: rows of one list are not consecutive.
         """
         if self.mapping.kind == "list":
-            for answers in self._lists(rows):
-                yield from [answers] if isinstance(answers, BadRow) else self._pairs_of(answers)
+            for number, answers in enumerate(self._lists(rows)):
+                yield from [answers] if isinstance(answers, BadRow) else self._rows_of(answers, number)
             return
         convert: Callable[[Row], Row] = self._unchanged if self.is_canonical else self._pair
         for row in rows:
@@ -187,7 +192,7 @@ class Conversion:
             parts += [more] if more and more.strip() else []
         return name, "\n\n".join(parts)
 
-    def _pairs_of(self, answers: Answers) -> Iterator[Row | BadRow]:
+    def _rows_of(self, answers: Answers, number: int) -> Iterator[Row | BadRow]:
         scored: list[tuple[int, float]] = []
         score = self.mapping.score
         for answer in answers.scored(score.range if score else None):
@@ -196,8 +201,11 @@ class Conversion:
             else:
                 scored.append(answer)
         if len(scored) < 2:
-            remedy = "a pair needs two"
+            remedy = "a list needs two" if self.whole_lists else "a pair needs two"
             yield LeftOut(answers.row, str(self.mapping.responses), "has fewer than two answers with a score", remedy)
+            return
+        if self.whole_lists:
+            yield from self.whole_lists.rows(answers, scored, number)
             return
         pairs = self.mapping.pairs_from_list.pairs([value for _, value in scored], answers.prompt[1])
         for i, j in pairs:

@@ -5,8 +5,14 @@ from lit_pref.data.formats.spec import SIDES, RowMapping
 from lit_pref.data.formats.strength import Transform
 
 
-def describe(mapping: RowMapping, one_sided: bool = False) -> str:
-    """Return one line that names the columns of texts and strength; if `one_sided`, of the chosen text alone."""
+def describe(mapping: RowMapping, one_sided: bool = False, lists: bool = False) -> str:
+    """Return one line that names the columns of texts and strength.
+
+    Args:
+        mapping: the mapping.
+        one_sided: name the chosen text alone.
+        lists: lists are kept whole, with a label for each response.
+    """
     sides = [getattr(mapping, side) for side in SIDES.get(mapping.kind, ()) if getattr(mapping, side) is not None]
     texts = mapping.responses or " and ".join(sides)
     prompt = (
@@ -14,8 +20,18 @@ def describe(mapping: RowMapping, one_sided: bool = False) -> str:
     )
     if one_sided and mapping.kind in ("pair", "none"):
         return f"format {mapping.name}: text {sides[0]}, {prompt}" + (f" ({mapping.note})" if mapping.note else "")
-    sentence = f"format {mapping.name}: texts {texts}, {prompt}, {strength_in_words(mapping)}"
+    if lists:
+        sentence = f"format {mapping.name}: whole lists of {texts}, {prompt}, {_labels_in_words(mapping)}"
+    else:
+        sentence = f"format {mapping.name}: texts {texts}, {prompt}, {strength_in_words(mapping)}"
     return f"{sentence} ({mapping.note})" if mapping.note else sentence
+
+
+def _labels_in_words(mapping: RowMapping) -> str:
+    """Return how the label of a response is computed from its score."""
+    words = f"labels {'-' if mapping.ascending else ''}{mapping.score.path if mapping.score else ''}"
+    words += " as logarithms" if mapping.margin.transform == "log_ratio" else ""
+    return words + (f", times {mapping.margin.scale:g}" if mapping.margin.scale != 1 else "")
 
 
 def strength_in_words(mapping: RowMapping) -> str:

@@ -56,6 +56,8 @@ FIELDS: dict[str, tuple[pa.DataType, Callable[[CheckedPair, TokenizedPair], Any]
     "special_texts": (pa.int32(), lambda pair, tokens: tokens.special_texts),
     "further": (pa.string(), lambda pair, tokens: json.dumps(tokens.text.further) if tokens.text.further else None),
 }
+LIST = "list"
+"""A further field of data of lists: the number of the list in the source."""
 UNHASHED = frozenset(("place", "further", "prompt_group"))
 """Fields that the fingerprint leaves out: the source file may be moved, and the others follow from what it covers."""
 
@@ -68,9 +70,17 @@ class PairWriter:
         split: name of the split.
         columns: names of the further columns that every pair has.
         token_columns: names of the per-token columns.
+        lists: whether every pair is one response of a list.
     """
 
-    def __init__(self, folder: Path, split: str, columns: Sequence[str], token_columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        columns: Sequence[str],
+        token_columns: Sequence[str] = (),
+        lists: bool = False,
+    ) -> None:
         self.folder, self.split = folder, split
         self.report = PreparationReport()
         self._fields = dict(FIELDS)
@@ -79,17 +89,22 @@ class PairWriter:
         for name in token_columns:
             for k, side in enumerate(("chosen", "rejected")):
                 self._fields[f"tokens:{name}:{side}"] = (VALUES, partial(_token_values, name=name, side=k))
+        if lists:
+            self._fields[LIST] = (pa.int64(), lambda pair, tokens: pair.row.list_number)
         self._schema = pa.schema({name: kind for name, (kind, _) in self._fields.items()})
         self._writer = pa.ipc.new_file(str(folder / f"{split}.arrow"), self._schema)
         self._rows: list[list[Any]] = []
         self._margins = array("d")
         self._prompts: set[str] = set()
+        self._list: int | None = None
         self._hash = hashlib.sha256()
 
     def add(self, pair: CheckedPair, tokens: TokenizedPair) -> None:
         """Add one pair."""
         self.report.count(pair.text, tokens)
         self._prompts.add(pair.text.prompt_id)
+        self.report.lists += pair.row.list_number != self._list
+        self._list = pair.row.list_number
         if pair.text.margin is not None:
             self._margins.append(pair.text.margin)
         # Only the kept values are stored, not the pair, whose whole texts may be many times as long.

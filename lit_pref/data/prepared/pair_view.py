@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lit_pref.data.prepared.arrow import CHUNK, FIELDS
+from lit_pref.data.prepared.arrow import CHUNK, FIELDS, LIST
+from lit_pref.data.prepared.lists import Lists
 from lit_pref.data.prepared.normalisation import Normaliser
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.pairs import PreferencePair, TruncatedText
@@ -33,6 +34,7 @@ class PreparedPairs(Sequence[PreferencePair]):
         reader = pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow")))
         self._chunks = [reader.get_batch(k) for k in range(reader.num_record_batches)]
         self._length = sum(chunk.num_rows for chunk in self._chunks)
+        self.has_lists = LIST in reader.schema.names
         further = [name for name in reader.schema.names if name not in FIELDS]
         self.columns = [name.removeprefix("column:") for name in further if name.startswith("column:")]
         per_token = (name.removeprefix("tokens:").rpartition(":")[0] for name in further if name.startswith("tokens:"))
@@ -95,7 +97,7 @@ class PreparedPairs(Sequence[PreferencePair]):
 
         Numbers and booleans if every pair has a value, else float64 with NaN; texts are objects or None.
         """
-        known = FIELDS.keys() - {"prompt", "chosen", "rejected", "extra_response"}
+        known = {*FIELDS, LIST} - {"prompt", "chosen", "rejected", "extra_response"}
         field = name if name in known else f"column:{name}"
         chunks = [chunk.column(field) for chunk in self._chunks]
         if not chunks:
@@ -245,6 +247,12 @@ class PairView(Sequence[PreferencePair]):
         return np.concatenate([part.pairs.tokens_of("extra_response")[part.indices] for part in self.parts])
 
     @cached_property
+    def lists(self) -> Lists | None:
+        """The lists that the records form if each is one response of a list; None for pairs."""
+        columns = [part.pairs.column(LIST)[part.indices] for part in self.parts if part.pairs.has_lists]
+        return Lists(columns) if columns else None
+
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest prompt with one of its responses."""
         responses = np.maximum(self.lengths[:, 1:].max(1, initial=0), self.extra_response_lengths)
@@ -288,8 +296,3 @@ class PairView(Sequence[PreferencePair]):
     def _is_whole(part: SourcePairs) -> bool:
         whole = len(part.indices) == len(part.pairs) and not part.as_group
         return whole and part.normaliser == Normaliser()
-
-
-def whole(source: str, pairs: PreparedPairs) -> PairView:
-    """All pairs of one prepared split, unchanged."""
-    return PairView([SourcePairs(source, pairs, np.arange(len(pairs)), Normaliser())])

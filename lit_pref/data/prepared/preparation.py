@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,21 +17,22 @@ from lit_pref.data.formats.convert import Conversion
 from lit_pref.data.formats.describe import describe
 from lit_pref.data.formats.load import mapping_of
 from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.formats.whole_lists import refuse_unless_list
 from lit_pref.data.prepared.arrow import PairWriter
-from lit_pref.data.prepared.garbage import collecting, collection_paused
+from lit_pref.data.prepared.garbage import collection_paused
 from lit_pref.data.prepared.pair_rules import Lots, PairIds, filtered_out, in_validation, last_lots
 from lit_pref.data.prepared.pair_view import PreparedPairs
 from lit_pref.data.prepared.preparation_report import PreparationReport, example_of
+from lit_pref.data.prepared.tokenized_pairs import lists_with_an_order, tokenized_pairs
 from lit_pref.data.sources.first_rows import first_rows
 from lit_pref.data.sources.reading import read_source
 from lit_pref.data.sources.row import BadRow, LeftOut, Row
 from lit_pref.data.sources.source import Source, files_of, source_digest
 from lit_pref.data.sources.unread import UnreadColumns
-from lit_pref.data.tokenizing.tokenization import Tokenization, TokenizedPair
+from lit_pref.data.tokenizing.tokenization import Tokenization
 from lit_pref.errors import UsageError, UserError
 
 FORMAT = 6  # raise it when a code change makes the same source and settings give other pairs
-CHUNK, CHUNK_TEXT = 256, 2**20  # pairs that are tokenized together, and the characters after which no more are added
 SPLITS = ("train", "validation")
 Refuse = Callable[[BadRow, str], None]
 """A function that is called with each faulty row and its split."""
@@ -49,6 +50,7 @@ class Preparation:
         group_column: the column that names the group of a pair.
         required: columns that the objective needs (see `RowReader`).
         one_sided: read only the chosen text.
+        lists: keep lists of answers whole: every answer is a one-sided pair with a label (see `WholeLists`).
         ties: "keep" or "drop" pairs of equal strength.
         bad_rows: "strict" stops at the first faulty row, "lenient" counts them and leaves them out.
         max_refused: the share of rows that lenient preparation may leave out.
@@ -68,6 +70,7 @@ class Preparation:
     group_column: str | None = None
     required: frozenset[str] = frozenset()
     one_sided: bool = False
+    lists: bool = False
     ties: Literal["keep", "drop"] = "keep"
     bad_rows: Literal["strict", "lenient"] = "strict"
     max_refused: float = 0.01
@@ -85,6 +88,11 @@ class Preparation:
             raise UsageError(f"data.val_fraction is {self.val_fraction:g}; it must be at least 0 and below 1.")
         if not 0 <= self.max_refused <= 1:
             raise UsageError(f"data.max_refused is {self.max_refused:g}; it must be between 0 and 1.")
+        if self.lists and self.ties == "drop":
+            raise UsageError(
+                "data.ties is drop, which is for pairs: an objective over lists compares no responses of equal scores "
+                "anyway; leave it out."
+            )
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -109,7 +117,10 @@ class Preparation:
             UserError: the format cannot be recognised, or the mapping has an error.
         """
         given = self.mapping if source.mapping is None else source.mapping
-        return mapping_of(given, lambda: [row for row in first_rows(read_source(source)) if isinstance(row, Row)])
+        mapping = mapping_of(given, lambda: [row for row in first_rows(read_source(source)) if isinstance(row, Row)])
+        if self.lists:
+            refuse_unless_list(mapping, source.path)
+        return mapping
 
     def prepare(self, source: Source, tokenization: Tokenization) -> Path:
         """Return the folder with the prepared splits of a source, after building it if it does not exist.
@@ -183,7 +194,7 @@ class Preparation:
         reader = self._reader()
         unread = UnreadColumns(reader.read_columns | mapping.columns_read, (*self.ignore_columns, *mapping.ignore))
         reports["train"].unread, reports["train"].unread_texts = unread.rows, unread.of_note
-        rows = Conversion(mapping).canonical_rows(unread.watch(read_source(source)))
+        rows = Conversion(mapping, self.lists).canonical_rows(unread.watch(read_source(source)))
         for row, text in reader.read_all(rows):
             # A row that cannot be read has no prompt, which decides the split, so it counts as training data.
             key = None if row is None else split_key(row.values.get("prompt"))
@@ -208,7 +219,7 @@ class Preparation:
 
     def _build(self, source: Source, mapping: RowMapping, tokenization: Tokenization, folder: Path) -> None:
         columns = self.all_columns
-        splits = {name: PairWriter(folder, name, columns, self.token_columns) for name in SPLITS}
+        splits = {name: PairWriter(folder, name, columns, self.token_columns, self.lists) for name in SPLITS}
         reports = {name: writer.report for name, writer in splits.items()}
 
         def refuse(bad: BadRow, split: str) -> None:
@@ -218,14 +229,18 @@ class Preparation:
             reports[split].refused_first.setdefault(bad.kind, str(bad))
 
         for report in reports.values():
-            report.format = describe(mapping, self.one_sided)
+            report.format = describe(mapping, self.one_sided, self.lists)
         pairs = self.checked_pairs(source, mapping, refuse, reports)
         with collection_paused():
-            for pair, tokenized in _tokenized(pairs, tokenization):
+            rows = tokenized_pairs(pairs, tokenization)
+            for pair, tokenized in lists_with_an_order(rows) if self.lists else rows:
+                report = reports[pair.split]
+                if isinstance(tokenized, LeftOut):
+                    report.left_out[tokenized.kind] += 1
+                    continue
                 if isinstance(tokenized, BadRow):
                     refuse(tokenized, pair.split)
                     continue
-                report = reports[pair.split]
                 if tokenized.lost:
                     report.lost_first = report.lost_first or pair.row.place
                     self._check_lost(report.lost_first, tokenized.lost)
@@ -265,27 +280,3 @@ class Preparation:
                 "row's would be trained on; give the tokenizer a template that writes it, write a system text into the "
                 "user's message, or accept it by data.lost_text: accept."
             )
-
-
-def _tokenized(
-    pairs: Iterable[CheckedPair], tokenization: Tokenization
-) -> Iterator[tuple[CheckedPair, TokenizedPair | BadRow]]:
-    """Yield each pair with its ids, or with the reason why it has none."""
-    for chunk in collecting(_chunks(pairs)):
-        yield from zip(chunk, tokenization.tokenize_all([(pair.row, pair.text) for pair in chunk]), strict=True)
-
-
-def _chunks(pairs: Iterable[CheckedPair]) -> Iterator[list[CheckedPair]]:
-    """Yield the pairs in order, in chunks bounded by number and by text, because tokens take many times its memory."""
-    chunk: list[CheckedPair] = []
-    size = 0
-    for pair in pairs:
-        text = pair.text
-        prompt = text.prompt if isinstance(text.prompt, str) else "".join(turn["content"] for turn in text.prompt)
-        chunk.append(pair)
-        size += 2 * len(prompt) + len(text.chosen) + len(text.rejected or "") + len(text.extra_response or "")
-        if len(chunk) == CHUNK or size >= CHUNK_TEXT:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

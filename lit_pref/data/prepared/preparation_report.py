@@ -45,6 +45,7 @@ class PreparationReport:
     - `rows`: canonical rows (a list of four responses may give six). Of these, `refused` are faulty (`refused_first`
       has the first of each kind), `left_out` do not pass the mapping's filters, and `capped` exceed its number of pairs
       per prompt.
+    - `lists`: lists of responses that were kept whole; the pairs are then single responses.
     - `repeated`: pairs that occur more than once in the source; they are kept.
     - `format`: how the source was read; `example`: a description of its first pair.
     - `swapped`: chosen and rejected were swapped; `ties`: both responses are equally strong.
@@ -64,6 +65,7 @@ class PreparationReport:
     rows: int = 0
     pairs: int = 0
     prompts: int = 0
+    lists: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     refused_first: dict[str, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -169,7 +171,8 @@ class PreparationReport:
         refused = ", ".join(f"{kind}: {count}" for kind, count in self.refused.most_common()) or "none"
         left_out = {**self.left_out, "beyond the pairs per prompt": self.capped}
         skipped = ", ".join(f"{kind}: {count}" for kind, count in left_out.items() if count)
-        parts = [f"{self.rows} rows, {self.pairs} pairs of {self.prompts} prompts; refused: {refused}"]
+        kept = f"{self.pairs} responses in {self.lists} lists" if self.lists else f"{self.pairs} pairs"
+        parts = [f"{self.rows} rows, {kept} of {self.prompts} prompts; refused: {refused}"]
         parts += [f"left out: {skipped}"] if skipped else []
         if self.one_sided or not self.rows:
             return "; ".join(

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.formats.spec import RowMapping
+from lit_pref.data.formats.whole_lists import LABEL
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.preparation_report import PreparationReport
@@ -75,13 +76,15 @@ class RunData:
             raise UsageError("data.train is not set; name a file, a folder or a hub dataset with preference pairs.")
         train = sources_of(self.train, "data.train")
         val = None if self.val is None else sources_of(self.val, "data.val")
-        extra_response = {"extra_response"} if "extra_response" in objective.requirements.sides else set()
+        asked = objective.requirements
+        needed = asked.columns | ({"extra_response"} & set(asked.sides)) if required is None else required
         self.preparation = preparation = replace(
             self.options,
             columns=tuple(self.columns),
-            token_columns=tuple(sorted({*self.options.token_columns, *objective.requirements.token_columns})),
-            required=frozenset(objective.requirements.columns) | extra_response if required is None else required,
-            one_sided="rejected" not in objective.requirements.sides,
+            token_columns=tuple(sorted({*self.options.token_columns, *asked.token_columns})),
+            required=frozenset(needed) | ({LABEL} if asked.lists else set()),
+            one_sided="rejected" not in asked.sides,
+            lists=asked.lists,
         )
         texts = partial(training_texts, train, preparation)
         tokenizer = policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))

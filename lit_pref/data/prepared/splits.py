@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_pref.data.checking.text_pair import CheckedPair, pair_key
+from lit_pref.data.prepared.arrow import LIST
+from lit_pref.data.prepared.lists import Lists
 from lit_pref.data.prepared.normalisation import Normaliser, constants_for
 from lit_pref.data.prepared.pair_view import PairView, PreparedPairs, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
@@ -144,7 +146,8 @@ def _pair_key(pair: PreferencePair) -> str:
 
 
 def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> list[NDArray[np.int64]]:
-    sizes = [len(pairs) for pairs in prepared]
+    every = [_lists(pairs) for pairs in prepared]
+    sizes = [len(pairs) if lists is None else len(lists) for pairs, lists in zip(prepared, every, strict=True)]
     if all(source.weight is not None for source in sources):
         weights = np.array([float(source.weight or 0) for source in sources])
         total = min(size / weight for size, weight in zip(sizes, weights, strict=True))
@@ -155,16 +158,27 @@ def _shares(sources: list[Source], prepared: list[PreparedPairs], seed: int) -> 
         if count > size:
             raise UserError(
                 f"{source.path} has {size} pairs and its `count` is {count}; no pair is taken twice: lower it."
+                if every[0] is None
+                else f"{source.path} has {size} lists and its `count` is {count}; no list is taken twice: lower it."
             )
-    return [_some(pairs, count, seed) for pairs, count in zip(prepared, counts, strict=True)]
+    return [_some(pairs, lists, n, seed) for pairs, lists, n in zip(prepared, every, counts, strict=True)]
 
 
-def _some(pairs: PreparedPairs, count: int, seed: int) -> NDArray[np.int64]:
-    """Return the indices of `count` pairs drawn by hash, in order; additional rows change few of them."""
-    if count == len(pairs):
+def _lists(pairs: PreparedPairs) -> Lists | None:
+    return Lists([pairs.column(LIST)]) if pairs.has_lists else None
+
+
+def _some(pairs: PreparedPairs, lists: Lists | None, count: int, seed: int) -> NDArray[np.int64]:
+    """Return the indices of `count` pairs, or of the records of `count` lists, in order.
+
+    They are drawn by hash, so that additional rows change few of them.
+    """
+    if count == len(pairs if lists is None else lists):
         return np.arange(len(pairs))
-    lots = [hashlib.sha256(f"{seed} {id}".encode()).digest()[:8] for id in pairs.ids]
-    return np.sort(np.argsort(np.array(lots, "S8"), kind="stable")[:count])
+    ids = pairs.ids if lists is None else np.array(pairs.ids)[lists.starts]
+    lots = [hashlib.sha256(f"{seed} {id}".encode()).digest()[:8] for id in ids]
+    drawn = np.sort(np.argsort(np.array(lots, "S8"), kind="stable")[:count])
+    return drawn if lists is None else lists.records(drawn)
 
 
 def digest_of_split(sources: list[Source], preparation: Preparation) -> str:

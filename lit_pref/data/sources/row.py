@@ -23,7 +23,8 @@ class Row:
     (`data/formats/`). In a canonical row, `names` maps a field to its name in the source; `clipped` says that the
     margin was cut to the mapping's bound; `chosen_first` says whether the text that the row calls chosen came first in
     the source, and is None if the source itself names a chosen and a rejected text. `prefers` is the side that a label
-    prefers, if there is one in addition to the strength.
+    prefers, if there is one in addition to the strength. `list_number` counts the lists of the source, if a canonical
+    row is one response of a list.
     """
 
     file: str
@@ -33,6 +34,7 @@ class Row:
     clipped: bool = False
     chosen_first: bool | None = None
     prefers: Literal["chosen", "rejected", "tie"] | None = None
+    list_number: int | None = None
 
     @property
     def is_table(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lit_pref.data.prepared.preparation as preparation_module
+import lit_pref.data.prepared.tokenized_pairs as tokenized_pairs
 from lit_pref.data.checking.row_reader import RowReader
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.prepared.arrow import CHUNK, PairWriter
@@ -340,7 +341,7 @@ def test_long_rows_are_tokenized_in_smaller_chunks_with_the_same_tokens(tokenize
     monkeypatch.setattr(
         Tokenization, "tokenize_all", lambda self, items: sizes.append(len(items)) or tokenize_all(self, items)
     )
-    monkeypatch.setattr(preparation_module, "CHUNK_TEXT", 1000)
+    monkeypatch.setattr(tokenized_pairs, "CHUNK_TEXT", 1000)
     small = prepared(tokenizer, path, max_length=200, split_seed=1)  # another key of the cache
     assert max(sizes) <= 6 and sum(sizes) == 40
     assert [pair.chosen for pair in small] == [pair.chosen for pair in whole]
