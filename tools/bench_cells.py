@@ -34,6 +34,7 @@ from bench_goals import (
 from bench_loop import loop_overhead
 from bench_ours import Ours
 from bench_profile import profile
+from bench_reward import scoring
 from bench_start import start_up
 from bench_steps import Loop, alternate, whole
 from bench_trl import Trl
@@ -166,7 +167,10 @@ def _cells() -> list[Cell]:
     cells.append(Cell("optimizer", steps, work, (OURS, UNFUSED), full=True))
     for case in ("2k", "4k", "8k"):
         cells.append(Cell(f"row-{case}", steps, Work(case, "s", 512, 1), (SHARED, PADDED), full=True))
-    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5), Cell("generate", generating)]
+    cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5)]
+    cells.append(Cell("generate", partial(generating, temperature=1.0), timed=5))
+    cells.append(Cell("generate-greedy", partial(generating, temperature=0.0), timed=5))
+    cells.append(Cell("reward-score", scoring, Work("judged", "s", 32_000, 32)))
     cells.append(Cell("profile", profile, WORKS["a-s-32k"]))
     cells.append(Cell("profile-128k", profile, WORKS["a-s-128k"]))
     cells.append(Cell("profile-c", profile, WORKS["c-s-32k"]))

@@ -75,9 +75,9 @@ def number(cell: str, name: str, minus: str | None = None) -> Callable[[Cells], 
     return value
 
 
-def speed(cell: str) -> Callable[[Cells], float]:
+def speed(cell: str, rival: str = "bare_s") -> Callable[[Cells], float]:
     def value(cells: Cells) -> float:
-        return cells[cell]["numbers"]["bare_s"] / cells[cell]["numbers"]["lit_pref_s"]
+        return cells[cell]["numbers"][rival] / cells[cell]["numbers"]["lit_pref_s"]
 
     return value
 
@@ -130,6 +130,9 @@ def _goals() -> list[Goal]:
         ),
         Goal("ten metrics", number("loop", "metrics_ms"), "loop", 0.1, None, "ms", True),
         Goal("generate, against a bare loop at its best batch", speed("generate"), "generate", 0.9, 1.0),
+        Goal("generate greedily, the same", speed("generate-greedy"), "generate-greedy", 0.9, 1.0),
+        Goal("rewards, against padded batches", speed("reward-score", "file_order_s"), "reward-score", 2.0),
+        Goal("rewards, against padded and sorted batches", speed("reward-score", "sorted_s"), "reward-score", 1.0),
         Goal("--help", number("start", "help_s"), "start", 0.3, None, "s", True),
         Goal("import lit_pref", number("start", "import_s"), "start", 0.05, None, "s", True),
         Goal("fit beyond its imports", number("start", "fit_s", "fit_imports_s"), "start", 0.4, None, "s", True),

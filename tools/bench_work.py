@@ -48,13 +48,14 @@ CASES = {
     "4k": (around(2048, 0.01), around(1024, 0.01)),
     "8k": (around(4096, 0.01), around(2048, 0.01)),
     "feedback": (lognormal(140, 0.8, 1024), lognormal(260, 0.7, 1024)),
+    "judged": (around(768, 1 / 3), around(175, 0.43)),
     "short": (around(9, 0), around(11, 0.4)),
     "smoke": (around(24, 0.12), around(8, 0.25)),
 }
 """Tokens of prompts and of responses, begin and end tokens among them.
 
 `long` are conversations of several turns, `2k` to `8k` pairs of that many tokens, `feedback` resembles UltraFeedback,
-`short` are the testbed's.
+`judged` are pairs to score, prompts of 512 to 1024 tokens and responses of 100 to 250, `short` are the testbed's.
 """
 
 

@@ -1,6 +1,7 @@
 """Writes docs/performance.md and its plot from docs/performance.json, the results of the benchmark."""
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ Memory is the peak within a step, not counting weights and optimizer state, but 
 
 - Lengths: **a** prompts 512 ± 12 %, responses 128 ± 25 %; **b** prompts 128 ± 25 %, responses 256 ± 25 %; **c**
   log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512.
+- **row-2k** (also 4k, 8k): one pair of that many tokens a step, half of them the prompt; a vocabulary of 512.
 - Models: random Llamas, **s** 6 layers of 256, **m** 12 of 512; vocabularies of 32,000 and 128,256.
 - **TRL-compact** is TRL {trl}, changed to project response positions only, as it does on a GPU; without Triton it
   projects all positions. Its references are precomputed like ours, gradient checkpointing is off, its metrics are on.
@@ -37,8 +39,13 @@ Memory is the peak within a step, not counting weights and optimizer state, but 
 - Tuned malloc: both sides keep freed memory in the process (`MALLOC_TRIM_THRESHOLD_` and similar settings). All runs
   use one arena.
 - With two and three references the objective is MRPO, so the losses differ from those with one reference.
-- `generate` samples 32 tokens for each of 64 prompts, and writes texts and log-probs; the bare loop over transformers'
-  `generate` takes the prompts in their order, samples and decodes, at the batch size that is best for it, in turns.
+- `generate` writes 32 tokens for each of 64 prompts, and puts texts and log-probs into a file. The bare loop over
+  transformers' `generate` sorts the prompts by length, samples and decodes, at the batch size that is best for it, in
+  turns. Greedily both write the same texts.
+- Rewards: {pairs:g} pairs, prompts of 512 to 1024 tokens and responses of 100 to 250, from texts to scores by the judge
+  of `judge` and `evaluate`. The rival is a loop over `AutoModelForSequenceClassification` in batches of 16 responses,
+  in the order of the file or sorted by length, in turns. All scores agree to 1e-4. Times grow in proportion to the
+  number of pairs; in a larger file, sorting leaves less padding.
 - On a GPU: `tools/bench_gpu.py`, not measured here.
 
 If the head takes most of a step (case b, and vocabularies of 128k; see the profiles at the end), and TRL's metrics are
@@ -51,11 +58,16 @@ for these settings is out of reach there.
 def page(results: dict[str, Any]) -> str:
     """The page's text."""
     cells = results["cells"]
-    lines = [HEAD.format(machine=_machine(results), trl=results["machine"]["trl"], timed=_timed(cells))]
+    pairs = cells.get("reward-score", {"numbers": {"pairs": math.nan}})["numbers"]["pairs"]
+    trl = results["machine"]["trl"]
+    lines = [HEAD.format(machine=_machine(results), trl=trl, timed=_timed(cells), pairs=pairs)]
     lines += ["## Goals", "", "![ratios](performance.png)", "", *table(cells), ""]
     lines += ["## Steps", "", *_steps(cells), ""]
     lines += _numbers(cells, "loop", "A step of the loop alone", "CPU ms")
     lines += _numbers(cells, "start", "Start", "CPU s")
+    lines += _numbers(cells, "reward-score", "Rewards of pairs", "CPU s")
+    lines += _numbers(cells, "generate", "Responses, sampled", "CPU s")
+    lines += _numbers(cells, "generate-greedy", "Responses, greedy", "CPU s")
     lines += _processes(cells)
     lines += _profiles(cells)
     return "\n".join(lines).rstrip() + "\n"

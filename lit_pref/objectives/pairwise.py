@@ -43,8 +43,8 @@ class Pairwise(Objective):
         L_i = omega_i link(x_i, p_i) + sum_j c_j A_j,i
         x_i = beta_i (phi(h_w) - phi(h_l)) - o_i,        h_y = log pi(y) - log pi~(y)
 
-    Each part is chosen separately; with all defaults the loss is DPO. The same parts can fit a reward model, with
-    `reference: NoReference` and `beta: 1`, its scalar in place of log pi; no command does so yet.
+    Each part is chosen separately; with all defaults the loss is DPO. The same parts train a reward model with
+    `reference: NoReference` and `beta: 1`: its score takes the place of log pi.
 
     Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
     `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, if this is a KL divergence),

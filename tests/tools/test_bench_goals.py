@@ -28,7 +28,9 @@ def results() -> dict[str, Any]:
         cells[cell.name] |= {"date": "2026-01-01", "load": 0.1}
     cells["loop"]["numbers"] = {"lit_pref_ms": 1.0, "bare_ms": 0.4, "metrics_ms": 0.05}
     cells["start"]["numbers"] = {"help_s": 0.1, "import_s": 0.01, "fit_s": 5.0, "fit_imports_s": 4.7}
-    cells["generate"]["numbers"] = {"lit_pref_s": 2.0, "bare_s": 3.0}
+    cells["generate"]["numbers"] = cells["generate-greedy"]["numbers"] = {"lit_pref_s": 2.0, "bare_s": 3.0}
+    rewards = {"pairs": 32.0, "lit_pref_s": 2.0, "file_order_s": 5.0, "sorted_s": 4.0}
+    cells["reward-score"]["numbers"] = rewards
     versions = {name: "1" for name in ("torch", "transformers", "trl", "lightning", "python", "cpu", "cores")}
     return {"machine": versions, "cells": cells}
 
@@ -52,6 +54,8 @@ def test_values_are_those_of_the_synthetic_results():
     assert values["a step of the loop, over bare"] == pytest.approx(0.6)
     assert values["fit beyond its imports"] == pytest.approx(0.3)
     assert values["generate, against a bare loop at its best batch"] == 1.5
+    assert values["rewards, against padded batches"] == 2.5
+    assert values["rewards, against padded and sorted batches"] == 2.0
 
 
 @pytest.mark.parametrize(
