@@ -34,6 +34,7 @@ COLUMNS: dict[str, Meaning] = {
     "probability": Meaning("P(chosen is better), from the data", "1"),
     "group": Meaning("the source, or the value of `data.group_column`", ""),
     "prompt": Meaning("16 hex digits that identify the prompt", ""),
+    "place": Meaning("file and line of the pair", ""),
 }
 """Columns of a record, apart from the values that the objective logs and the numeric columns of the data."""
 
@@ -127,7 +128,7 @@ class PairRecords:
         if pairs.groups is not None:
             values["group"] = list(pairs.groups)
         if pairs.texts is not None:
-            values["prompt"] = [_digest(text.prompt) for text in pairs.texts]
+            values["prompt"] = [prompt_digest(text.prompt) for text in pairs.texts]
         for name in self.columns:
             if name not in pairs.columns:
                 known = ", ".join(sorted(pairs.columns)) or "none"
@@ -199,5 +200,6 @@ def read_parquet(path: Path | str) -> Records:
     return pq.read_table(Path(path)).to_pydict()
 
 
-def _digest(prompt: Text) -> str:
+def prompt_digest(prompt: Text) -> str:
+    """Return 16 hex digits that identify a prompt, as a record has them."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
