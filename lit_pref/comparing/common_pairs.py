@@ -38,14 +38,14 @@ def common_pairs(runs: Sequence[RunRecord]) -> CommonPairs:
     ids = [name for name in shared if name not in set(other_prompt)]
     if not ids:
         raise UserError(
-            f"all {len(shared)} ids that the runs share have other prompts in {runs[-1].name} than in {runs[0].name}, so "
-            f"they name other pairs: {_remedy(runs)}"
+            f"all {len(shared)} ids that the runs share have other prompts in {runs[-1].name} than in {runs[0].name}, "
+            f"so they name other pairs: {_remedy(runs)}"
         )
     notes = []
     if any(len(own) > len(ids) for own in rows):
         counts = ", ".join(f"{run.name} {len(own)}" for run, own in zip(runs, rows, strict=True))
         notes.append(
-            f"The runs were validated on other pairs ({counts}): compared are the {len(ids)} that all of them have."
+            f"The runs were validated on different pairs ({counts}): compared are the {len(ids)} that all of them have."
         )
     if other_prompt:
         notes.append(
@@ -84,6 +84,6 @@ def _none_shared(runs: Sequence[RunRecord], rows: Sequence[dict[str, int]]) -> s
 
 def _remedy(runs: Sequence[RunRecord]) -> str:
     return (
-        f"validate each on the same file (validate --config {runs[0].folder / 'config.yaml'} --ckpt_path last --data.val "
-        "FILE) and compare with --records validate"
+        f"validate each on the same file (validate --config {runs[0].folder / 'config.yaml'} --ckpt_path last "
+        "--data.val FILE) and compare with --records validate"
     )

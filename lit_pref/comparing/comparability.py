@@ -113,13 +113,12 @@ def arguments_of(text: str) -> dict[str, str]:
 
 
 def not_comparable(reasons: Sequence[tuple[str, str]]) -> str:
-    """Return one sentence about metrics that cannot be compared, from (metric, reason); empty if there are none.
+    """Return the metrics that cannot be compared, from (metric, reason), grouped by reason; empty if there are none.
 
     >>> not_comparable([("loss", "another objective"), ("target", "another objective")])
-    'Not comparable: loss, target (another objective).'
+    'loss, target (another objective)'
     """
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons:
         by_reason.setdefault(reason, []).append(name)
-    words = "; ".join(f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in by_reason.items())
-    return f"Not comparable: {words}." if words else ""
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())

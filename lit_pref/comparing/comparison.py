@@ -1,7 +1,7 @@
 """The comparison of runs: everything that the terminal, the page and the JSON file show."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from lit_pref.pages.html import plain
 MARGIN_GROUPS = 5
 FEW_PROMPTS = 20
 ONE_SEED = (
-    "The intervals cover other prompts of the same kind, not other training seeds: two runs with one setting and different "
-    "seeds differ too. Train each setting with several seeds before you call it better."
+    "The intervals cover other prompts of the same kind, not other training seeds: two runs that differ in "
+    "nothing but their seed differ too. Train each setting with several seeds before you call it better."
 )
 
 
@@ -154,14 +154,7 @@ def _notes(runs: Sequence[RunRecord], common: CommonPairs, measured: Sequence[Me
             found.append(f"{run.name} has values that are NaN or infinite for {len(bad)} pairs: they are left out.")
     if len({run.step for run in runs}) > 1:
         found.append("Their steps differ: " + ", ".join(f"{run.name} {run.step}" for run in runs) + ".")
-    reasons = [
-        (metric.name, measure.incomparable)
-        for metric in measured
-        for measure in metric.runs
-        if measure is not None and measure.incomparable
-    ]
-    if words := not_comparable(reasons):
-        found.append(f"{words} {COMPARABLE}")
+    found += _not_compared(runs, measured)
     if (prompts := len(set(common.prompts))) < FEW_PROMPTS:
         found.append(f"Intervals over {prompts} prompts are rough: below {FEW_PROMPTS} they are often too narrow.")
     if len(runs) > 2:
@@ -171,6 +164,18 @@ def _notes(runs: Sequence[RunRecord], common: CommonPairs, measured: Sequence[Me
         )
     found.append(ONE_SEED)
     return found
+
+
+def _not_compared(runs: Sequence[RunRecord], measured: Sequence[MeasuredMetric]) -> Iterator[str]:
+    """Yield a sentence about the metrics of each run that cannot be compared, and one about those that can."""
+    told = False
+    for k, run in enumerate(runs):
+        of_run = [(metric.name, of.incomparable) for metric in measured if (of := metric.runs[k]) and of.incomparable]
+        if of_run:
+            told = True
+            yield f"Not comparable between {run.name} and {runs[0].name}: {not_comparable(of_run)}."
+    if told:
+        yield COMPARABLE
 
 
 COMPARABLE = (

@@ -69,8 +69,9 @@ def metrics_of(records: Records) -> dict[str, Array]:
         for column in (None, *(name for name in PROBABILITIES if name in columns)):
             label = np.ones_like(z) if column is None else columns[column].numpy()
             name = "calibration" if column is None else f"calibration@{column}"
-            found[f"{name}/log_loss"] = cross_entropy(z, label)
-            found[f"{name}/brier"] = (sigmoid(z) - label) ** 2
+            with np.errstate(invalid="ignore"):
+                found[f"{name}/log_loss"] = cross_entropy(z, label)
+                found[f"{name}/brier"] = (sigmoid(z) - label) ** 2
     found |= {name: value.numpy() for name, value in measures(columns).items()}
     return {name: values for name, values in found.items() if not np.isnan(values).all()}
 

@@ -30,8 +30,7 @@ def page(comparison: RunComparison) -> str:
         of=comparison,
         names=comparison.names,
         colours=[colour(k) for k in range(len(comparison.runs))],
-        reliability=list(_reliability(comparison)),
-        figures=list(_accuracies(comparison)),
+        figures=[*_reliability(comparison), *_accuracies(comparison)],
         curves=list(_curves(comparison)),
         groups=group_table(comparison.calibrations),
         interval=interval,
@@ -79,15 +78,16 @@ def group_table(calibrations: Sequence[RunCalibration | None]) -> dict[str, list
 
 def _reliability(comparison: RunComparison) -> Iterator[tuple[str, str]]:
     known = [(k, of) for k, of in enumerate(comparison.calibrations) if of is not None]
-    ends = [group.accuracy.low for _, of in known for group in of.reliability if np.isfinite(group.accuracy.low)]
-    bottom = max(0.0, min([0.5, *ends]) - 0.02)
+    groups = [group for _, of in known for group in of.reliability]
+    bottom = max(0.0, min([0.5, *(group.accuracy.low for group in groups if np.isfinite(group.accuracy.low))]) - 0.02)
+    right = min(1.01, 0.01 + max([0.6, *(group.confidence for group in groups)]))  # rewards may be small
 
     def draw(axes: "Axes", k: int, of: RunCalibration) -> None:
         draw_reliability(axes, of.reliability, of.calibration.equal_mass, colour(k))
-        axes.set(ylim=(bottom, 1.14))  # the same in all figures
+        axes.set(xlim=(0.5 - 0.02 * (right - 0.5), right), ylim=(bottom, 1.14))  # the same in all figures
 
     for k, of in known:
-        yield comparison.names[k], drawn(partial(draw, k=k, of=of))
+        yield f"Reliability of {comparison.names[k]}", drawn(partial(draw, k=k, of=of))
 
 
 def _accuracies(comparison: RunComparison) -> Iterator[tuple[str, str]]:

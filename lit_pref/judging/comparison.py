@@ -214,10 +214,9 @@ def sign_test(differences: ArrayLike, prompts: Sequence[Hashable]) -> SignTest:
     """
     array = np.asarray(differences, dtype=np.float64)
     known = ~np.isnan(array)
-    numbers = {
-        prompt: k for k, prompt in enumerate(dict.fromkeys(p for p, has in zip(prompts, known, strict=True) if has))
-    }
-    index = [numbers[prompt] for prompt, has in zip(prompts, known, strict=True) if has]
+    kept = [prompt for prompt, has in zip(prompts, known, strict=True) if has]
+    numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(kept))}
+    index = [numbers[prompt] for prompt in kept]
     signs = np.sign(np.bincount(index, array[known], len(numbers)))
     above, below = int((signs > 0).sum()), int((signs < 0).sum())
     count, tail, term = above + below, 0, 1
