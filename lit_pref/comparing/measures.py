@@ -19,6 +19,9 @@ PROBABILITIES = ("p_true", "probability")
 """Columns of known probabilities, against which sigma(z) is measured in addition to the labels."""
 SENTENCES = {"rewards/accuracies": "accuracy", "calibration/log_loss": "log-loss"}
 """The metrics about which a comparison has a sentence, by their names in it."""
+MANY_SMALL = (
+    " The sign test counts prompts and the mean weighs them: many small differences stand against few large ones."
+)
 HIGHER = ("rewards/accuracies", "rewards/accuracies@reference0")
 LOWER = ("brier", "log_loss", "loss", "kl_to_target")
 """Metrics of which the larger, or the smaller, is better (by their last part); the others have no better side."""
@@ -136,16 +139,12 @@ def sentences(measured: Sequence[MeasuredMetric], names: Sequence[str], prompts:
             if metric.name not in SENTENCES or measure is None or baseline is None or measure.difference is None:
                 continue
             higher = metric.higher_is_better is not False
-            words = Comparison(
-                SENTENCES[metric.name],
-                (name, names[0]),
-                measure.value,
-                baseline.value,
-                measure.difference,
-                prompts,
-                higher,
-            ).sentence
-            found.append(f"{words} {in_words(measure.signs, name, higher)}")
+            both = (measure.value, baseline.value, measure.difference)
+            compared = Comparison(SENTENCES[metric.name], (name, names[0]), *both, prompts, higher)
+            many_small = compared.winner is None and measure.signs is not None and measure.signs.p < 0.05
+            found.append(
+                f"{compared.sentence} {in_words(measure.signs, name, higher)}{MANY_SMALL if many_small else ''}"
+            )
     return found
 
 
@@ -158,8 +157,18 @@ def in_words(signs: SignTest | None, name: str, higher_is_better: bool) -> str:
     if signs is None:
         return ""
     better, worse = (signs.above, signs.below) if higher_is_better else (signs.below, signs.above)
-    p = f"p = {signs.p:.3g}" if signs.p >= 1e-4 else "p < 0.0001"
+    p = p_value(signs.p)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
     return f"By prompts, {name} is better in {better}, worse in {worse} and equal in {signs.equal} (sign test: {p})."
+
+
+def p_value(p: float) -> str:
+    """Format a p-value.
+
+    >>> p_value(0.03456), p_value(1e-9)
+    ('0.0346', '< 0.0001')
+    """
+    return f"{p:.3g}" if p >= 1e-4 else "< 0.0001"
 
 
 def meaning_of(name: str) -> Meaning:

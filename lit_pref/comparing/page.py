@@ -8,7 +8,7 @@ import numpy as np
 
 from lit_pref.comparing.comparison import RunCalibration, RunComparison
 from lit_pref.comparing.curves import Curve, pairs_per_step, smoothed, title_of
-from lit_pref.comparing.measures import Measure, MeasuredMetric, in_words
+from lit_pref.comparing.measures import Measure, MeasuredMetric, p_value
 from lit_pref.judging.accuracy_tables import AccuracyGroup
 from lit_pref.judging.pair_items import shown
 from lit_pref.judging.report import draw_accuracies, draw_reliability, interval
@@ -36,7 +36,7 @@ def page(comparison: RunComparison) -> str:
         interval=interval,
         change=change,
         side=side,
-        in_words=in_words,
+        p_value=p_value,
         shown=shown,
     )
 

@@ -32,11 +32,13 @@ def setting_differences(runs: Sequence[RunRecord]) -> list[SettingDifference]:
 def _different(every: Sequence[Mapping[str, str]], recorded: bool) -> list[SettingDifference]:
     known = [settings for settings in every if settings]
     names = dict.fromkeys(name for settings in known for name in settings)
-    return [
-        SettingDifference(name, tuple(settings.get(name, ABSENT) for settings in every), recorded)
-        for name in names
-        if len({settings.get(name, ABSENT) for settings in known}) > 1
-    ]
+    found = []
+    for name in names:
+        values = {settings.get(name, ABSENT) for settings in known}
+        # A part that one class leaves open, as null, and another fills by itself, says nothing beside their names.
+        if len(values) > 1 and values != {ABSENT, "null"}:
+            found.append(SettingDifference(name, tuple(settings.get(name, ABSENT) for settings in every), recorded))
+    return found
 
 
 def flat_settings(value: Any, name: str = "") -> dict[str, str]:

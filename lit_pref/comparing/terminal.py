@@ -5,11 +5,17 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from lit_pref.comparing.comparison import RunComparison
+from lit_pref.comparing.measures import p_value
 from lit_pref.comparing.page import change
 from lit_pref.judging.pair_items import shown
 from lit_pref.judging.report import interval
 from lit_pref.run.summary import as_text
 
+WIDTH = 140
+FULL = 3
+"""The most runs of which a terminal shows all metrics; the page has those of any number."""
+FIRST = ("rewards/accuracies", "calibration/", "rewards/margins")
+"""The metrics of more runs that a terminal shows, by the beginnings of their names."""
 SHOWN = 3
 """Pairs that a terminal shows; the page has all."""
 LONGEST = 100
@@ -42,14 +48,14 @@ def _settings(comparison: RunComparison) -> str:
     table = _table("Settings that differ", ["setting", *comparison.names])
     for setting in comparison.settings:
         table.add_row(f"{setting.name} (manifest)" if setting.recorded else setting.name, *setting.values)
-    return as_text(table)
+    return as_text(table, WIDTH)
 
 
 def _metrics(comparison: RunComparison) -> str:
     columns = ["metric", "run", "value, 95 %", f"difference to {comparison.names[0]}", "above:below:equal", "p"]
     table = _table("Held-out metrics (intervals over prompts; prompts above, below and equal, sign test)", columns)
     for metric in comparison.metrics:
-        if not metric.comparable:
+        if not metric.comparable or (len(comparison.runs) > FULL and not metric.name.startswith(FIRST)):
             continue
         for k, (name, measure) in enumerate(zip(comparison.names, metric.runs, strict=True)):
             first = metric.name if k == 0 else ""
@@ -57,16 +63,16 @@ def _metrics(comparison: RunComparison) -> str:
                 table.add_row(first, name, "-")
                 continue
             signs = measure.signs
-            counts = ("", "") if signs is None else (f"{signs.above}:{signs.below}:{signs.equal}", f"{signs.p:.3g}")
+            counts = ("", "") if signs is None else (f"{signs.above}:{signs.below}:{signs.equal}", p_value(signs.p))
             differs = measure.incomparable or change(measure)
             table.add_row(first, name, interval(measure.value), differs, *counts)
-    return as_text(table)
+    return as_text(table, WIDTH)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, overflow="fold")
+    for k, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=k == 0)
     return table
 
 

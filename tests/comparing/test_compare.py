@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from comparing_runs import records, write_run
-from conftest import ROOT
+from conftest import ROOT, write_pairs
 from filelock import FileLock
 
 from lit_pref.__main__ import main
@@ -73,7 +73,7 @@ def test_the_page_the_json_and_the_terminal_say_the_same(
     assert len(of_page) == 1 and of_page[0][2].startswith(shown["dpo"]) and shown["mmpo"] in said
     assert ["model.objective", "DPO", "MMPO"] in page.rows
     assert page.headings == [
-        *("Runs", "Settings that differ", "Held-out metrics", "Calibration", "Curves"),
+        *("Notes", "Runs", "Settings that differ", "Held-out metrics", "Calibration", "Curves"),
         "The 4 pairs on which the runs differ most",
     ]
     assert len(page.images) >= 2 + 1 + 4 + 3, "reliability, margins, held-out curves, training curves"
@@ -109,7 +109,9 @@ def test_many_runs_are_compared_with_a_named_baseline(tmp_path: Path, capsys: py
     z = found["metrics"]["rewards/margins"]["runs"]
     assert z["a/run"]["difference"][0] == pytest.approx(z["a/run"]["value"][0] - z["c/run"]["value"][0])
     assert z["c/run"]["difference"] is None and any("14%" in note for note in found["notes"])
-    assert Page(html.read_text()).rows and "a/run, b/run, d/run against c/run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a/run, b/run, d/run against c/run" in said and "calibration/brier" in said and "logps/chosen" not in said
+    assert [row for row in Page(html.read_text()).rows if row and row[0].startswith("logps/chosen")]
 
 
 def test_the_commands_of_its_page_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,13 +119,17 @@ def test_the_commands_of_its_page_run(trained: Path, tmp_path: Path, monkeypatch
     for name, target in (("first", "mmpo"), ("dpo", "dpo"), ("long", "mmpo")):
         shutil.copytree(trained / target, tmp_path / "runs" / name)
     text = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
-    commands = [line for line in text.splitlines() if line.startswith("python -m lit_pref compare")]
-    assert len(commands) == 3
-    for command in commands:
+    commands = [line for line in text.splitlines() if line.startswith("python -m lit_pref ")]
+    assert len(commands) == 5
+    write_pairs(tmp_path / "FILE.jsonl", 9, seed=5)
+    for command in (line.replace("FILE", "FILE.jsonl") for line in commands):
         with pytest.raises(SystemExit) as ended:
             main(command.split()[3:])
         assert ended.value.code == 0, command
     assert (tmp_path / "compare.html").exists() and (tmp_path / "compare.json").exists()
+    both = read_runs(["runs/first", "runs/dpo"], "validate")
+    assert [len(run.records["id"]) for run in both] == [9, 9]
+    assert both[0].records["place"][0].startswith("FILE.jsonl, line ")
 
 
 def test_runs_that_did_not_end_or_were_not_validated_at_their_end_are_named(

@@ -65,6 +65,16 @@ def test_the_sign_test_counts_prompts_and_is_exact():
     assert sign_test([1.0] * 520 + [-1.0] * 480, range(1000)).p == pytest.approx(0.2174, abs=1e-3)
 
 
+def test_a_sign_test_that_the_mean_does_not_confirm_is_explained(tmp_path: Path):
+    a = records(seed=1)
+    better = [*([0.05] * 48), *([-0.2] * 12)]
+    b = a | {"z": [z + change for z, change in zip(a["z"], better, strict=True)], "prompt": a["id"]}
+    of = compared(write_run(tmp_path / "a", a | {"prompt": a["id"]}), write_run(tmp_path / "b", b))
+    (sentence,) = (sentence for sentence in of.sentences if "log-loss" in sentence)
+    assert measure(of, "calibration/log_loss").signs == sign_test([-1.0] * 48 + [1.0] * 12, range(60))
+    assert "do not differ clearly" in sentence and "many small differences stand against few large ones" in sentence
+
+
 def test_a_loss_is_not_compared_across_objectives_and_a_reward_only_under_one_beta_and_reference(tmp_path: Path):
     base = write_run(tmp_path / "base", records(seed=1))
     others = {
@@ -130,7 +140,6 @@ def test_only_settings_that_differ_are_listed_by_the_names_of_their_options(tmp_
     found = setting_differences(read_runs([str(first), str(second)]))
     assert {entry.name: entry.values for entry in found} == {
         "model.objective": ("DPO", "MMPO"),
-        "model.objective.target": ("null", "-"),
         "model.objective.gamma": ("-", "0.8"),
         "model.references.0.path": ("r", "s"),
         "layout": ("padded", "prefix_shared"),
