@@ -38,10 +38,7 @@ def compare(
         UsageError: fewer than two runs, or a folder to write to that does not exist.
         UserError: a folder is none of a run or has no records, or the runs have no pair in common.
     """
-    for name, file in (("html", html), ("json", json)):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            reason = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
-            raise UsageError(f"--{name} {file} {reason}; name a file")
+    refuse_folders(html=html, json=json)
     from lit_pref.comparing.comparison import compare_runs
     from lit_pref.comparing.page import page
     from lit_pref.comparing.run_record import read_runs
@@ -62,3 +59,15 @@ def compare(
         say("Next: --html compare.html writes a page with figures and all pairs as text")
     else:
         say(f"Next: look at {html}")
+
+
+def refuse_folders(**files: Path | None) -> None:
+    """Refuse files to write, by the names of their options, that are folders or lie in none.
+
+    Raises:
+        UsageError: one cannot be written.
+    """
+    for name, file in files.items():
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            reason = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+            raise UsageError(f"--{name} {file} {reason}; name a file")

@@ -51,8 +51,8 @@ def held_out_curves(runs: Sequence[RunRecord], common: CommonPairs) -> list[Curv
                 if name in HELD_OUT:
                     points.setdefault(name, []).append((step, float(np.nanmean(values))))
         for name, of_run in points.items():
-            steps, values = zip(*of_run, strict=True)
-            found.append(Curve(run.name, name, HELD_OUT[name], steps, values))
+            steps, means = zip(*of_run, strict=True)
+            found.append(Curve(run.name, name, HELD_OUT[name], steps, means))
     return found
 
 
