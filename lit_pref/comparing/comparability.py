@@ -1,4 +1,4 @@
-"""Which numbers of two runs may be compared, and the reason why others may not."""
+"""Comparability of two runs: the numbers that may be compared, and the reasons why others may not."""
 
 from collections.abc import Sequence
 

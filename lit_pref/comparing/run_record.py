@@ -1,4 +1,4 @@
-"""What a run folder says about its run: settings in effect, held-out records by step, and whether training ended."""
+"""A run as its folder records it: settings in effect, held-out records by step, and whether training ended."""
 
 import json
 import re
@@ -186,7 +186,7 @@ def _no_records(folder: Path, stage: Stage, step: int | None, files: dict[int, P
 
 
 def _problems(folder: Path, step: int, newest: bool) -> list[str]:
-    """Say what is missing at the end of a run, each as the rest of a sentence that begins with the run."""
+    """Return the faults at the end of a run, each as the rest of a sentence that begins with the run."""
     found = []
     if (who := holder_of(folder)) is not None:
         found.append(f"is still training{who}: its records are of step {step}")

@@ -1,4 +1,4 @@
-"""What a comparison of runs says: settings, numbers against plain numpy, what cannot be compared, and texts."""
+"""The comparison of runs: settings, numbers against plain numpy, what cannot be compared, and texts."""
 
 import json
 import math
