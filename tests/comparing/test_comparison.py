@@ -120,6 +120,9 @@ def test_a_beta_that_moved_apart_other_tokens_and_reward_models_are_told_apart(t
     assert measure(of, "rewards/accuracies", 3).difference is not None
     (logps,) = (metric for metric in of.metrics if metric.name == "logps/chosen")
     assert logps.runs[3] is None
+    fixed = write_run(tmp_path / "fixed", records(seed=3), objective=DPO.replace("DPO(beta=0.1, ", "Fixed("))
+    assert measure(compared(base, fixed), "rewards/margins").difference is not None
+    assert measure(compared(folders[0], fixed), "rewards/margins").incomparable == "beta 0.1 against 0.2"
 
 
 def test_only_settings_that_differ_are_listed_by_the_names_of_their_options(tmp_path: Path):
