@@ -1,6 +1,8 @@
 """Runs one command of the table: its own options come from the function's signature, the others belong to the run."""
 
 import argparse
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
@@ -25,7 +27,9 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     function = command.load()
     parser = command_parser(command, function)
     if not command.needs_run:
-        function(**parser.parse_args(arguments[1:]).as_dict())
+        options = parser.parse_args(arguments[1:]).as_dict()
+        words = [word for name in _positional(function) for word in options.pop(name)]
+        function(*words, **options)
         return
     own, others = keep_options(arguments[1:], parser)
     names = [action.option_strings[-1].removeprefix("--") for action in _own_actions(parser)]
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
 
 
 def command_parser(command: Command, function: Callable[..., None]) -> Parser:
-    """The parser of a command's own options: a parameter that takes true or false is a flag."""
+    """The parser of a command's own options: parameters of true or false are flags, and `*words` take words."""
     parser = Parser(
         prog=f"python -m lit_pref {command.name}",
         description=description(function),
@@ -46,6 +50,9 @@ def command_parser(command: Command, function: Callable[..., None]) -> Parser:
         else None,
         add_help=not command.lists_options_of_run,
     )
+    for name in _positional(function):
+        about = re.search(rf"^ *{name}: (.+)$", inspect.getdoc(function) or "", flags=re.MULTILINE)
+        parser.add_argument(name, nargs="*", help=about and about[1], metavar=name.upper().removesuffix("S"))
     parser.add_function_arguments(function, as_group=False, skip={1} if command.needs_run else set())
     hints = get_type_hints(function)
     for action in _own_actions(parser):
@@ -56,6 +63,12 @@ def command_parser(command: Command, function: Callable[..., None]) -> Parser:
     if command.needs_run:
         parser.usage = " ".join(["%(prog)s [--config FILE]", *map(_usage, _own_actions(parser)), "[options of a run]"])
     return parser
+
+
+def _positional(function: Callable[..., None]) -> list[str]:
+    """The parameter that takes all words that are no options, as `*runs`, if a command has one."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.VAR_POSITIONAL]
 
 
 def _own_actions(parser: Parser) -> list[argparse.Action]:

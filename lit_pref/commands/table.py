@@ -101,6 +101,13 @@ COMMANDS = (
         "evaluate --protocol pairs --data FILE --model FOLDER --out FOLDER",
     ),
     Command(
+        "compare",
+        "settings, metrics and pairs of finished runs",
+        "lit_pref.commands.compare:compare",
+        False,
+        "compare runs/first runs/second --html compare.html",
+    ),
+    Command(
         "export",
         "write a checkpoint as a Hugging Face folder",
         "lit_pref.commands.export:write_folder",

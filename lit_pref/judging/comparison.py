@@ -187,6 +187,45 @@ def compare(
     return Comparison(measure, names, of_a, of_b, difference, bootstrap.prompts, higher_is_better)
 
 
+@dataclass(frozen=True)
+class SignTest:
+    """The prompts in which A is above B, below it and equal, and the p-value of the sign test."""
+
+    above: int
+    below: int
+    equal: int
+    p: float
+
+
+def sign_test(differences: ArrayLike, prompts: Sequence[Hashable]) -> SignTest:
+    """Return the two-sided exact sign test over prompts, whose items are not independent of each other.
+
+    The sign of a prompt is that of the mean difference over its items; prompts without a difference are left out. p is
+    the probability, for signs that are + and - with probability 1/2 each, of a count at least as far from its mean.
+
+    **Source** Dixon and Mood, Journal of the American Statistical Association 41 (1946).
+
+    >>> sign_test([0.5, 0.1, 0.2, -0.1, 0.0, 0.3], ["a", "a", "b", "c", "d", "e"])
+    SignTest(above=3, below=1, equal=1, p=0.625)
+
+    Args:
+        differences: (n,) A - B of each item; NaN for an item that one of them has no value for.
+        prompts: (n,) the prompt of each item.
+    """
+    array = np.asarray(differences, dtype=np.float64)
+    known = ~np.isnan(array)
+    kept = [prompt for prompt, has in zip(prompts, known, strict=True) if has]
+    numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(kept))}
+    index = [numbers[prompt] for prompt in kept]
+    signs = np.sign(np.bincount(index, array[known], len(numbers)))
+    above, below = int((signs > 0).sum()), int((signs < 0).sum())
+    count, tail, term = above + below, 0, 1
+    for k in range(min(above, below) + 1):
+        tail += term
+        term = term * (count - k) // (k + 1)
+    return SignTest(above, below, len(signs) - count, min(1.0, 2 * tail / 2**count))
+
+
 def matched(a: Records, b: Records) -> tuple[Records, Records, int]:
     """Return the records of two models for the items that both have, in the same order, and how many are left out.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lit_pref.judging.accuracy_tables import AccuracyGroup
+from lit_pref.judging.calibration import CalibrationError
 from lit_pref.judging.comparison import Interval
 from lit_pref.judging.pair_evaluation import JudgedPair, PairEvaluation, losses
 from lit_pref.pages.html import BAD, GOOD, MARK, NEUTRAL, drawn, number, plain, render
@@ -158,7 +159,10 @@ def interval(found: Interval | None) -> str:
 
 def figures(evaluation: PairEvaluation, pairs: Sequence[JudgedPair]) -> Iterator[tuple[str, str]]:
     """Draw all figures, as (caption, data URI)."""
-    yield "Reliability", drawn(partial(_reliability, evaluation=evaluation))
+    yield (
+        "Reliability",
+        drawn(partial(draw_reliability, groups=evaluation.reliability, error=evaluation.calibration.equal_mass)),
+    )
     if evaluation.by_margin:
         yield "Accuracy by margin", drawn(partial(_groups, groups=evaluation.by_margin, label="given margin"))
     label = "characters of chosen - characters of rejected"
@@ -166,13 +170,15 @@ def figures(evaluation: PairEvaluation, pairs: Sequence[JudgedPair]) -> Iterator
     yield "Score differences", drawn(partial(_scores, pairs=pairs))
 
 
-def _reliability(axes: "Axes", evaluation: PairEvaluation) -> None:
-    groups = [group for group in evaluation.reliability if np.isfinite(group.accuracy.value)]
+def draw_reliability(
+    axes: "Axes", groups: Sequence[AccuracyGroup], error: CalibrationError, colour: str = GOOD
+) -> None:
+    """Draw the agreement with the labels over the confidence, with intervals."""
+    groups = [group for group in groups if np.isfinite(group.accuracy.value)]
     x = [group.confidence for group in groups]
     axes.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="calibrated")
-    error = evaluation.calibration.equal_mass
     label = f"observed, 95 % over prompts; ECE {error.value:.3f} ({error.if_calibrated:.3f} if calibrated)"
-    _with_bars(axes, x, groups, GOOD, label)
+    draw_accuracies(axes, x, groups, colour, label)
     lowest = min([0.5, *(group.accuracy.low for group in groups if np.isfinite(group.accuracy.low))])
     axes.set(xlabel="confidence max(q, 1 - q), q = sigmoid(z)", ylabel="agreement with the labels")
     axes.set(xlim=(0.49, 1.01), ylim=(max(0, lowest - 0.02), 1.14))
@@ -183,7 +189,7 @@ def _groups(axes: "Axes", groups: Sequence[AccuracyGroup], label: str) -> None:
     known = [group for group in groups if np.isfinite(group.accuracy.value)]
     places = list(range(len(known)))
     axes.axhline(0.5, color=NEUTRAL, linewidth=1, linestyle=":")
-    _with_bars(axes, places, known, GOOD, "accuracy, 95 % over prompts", line="")
+    draw_accuracies(axes, places, known, GOOD, "accuracy, 95 % over prompts", line="")
     axes.plot(places, [group.confidence for group in known], "_", color=MARK, markersize=14, label="mean confidence")
     names = [group.name.replace(" to ", " to\n") + f"\nn = {group.pairs}" for group in known]
     axes.set_xticks(places, names, fontsize=8)
@@ -191,9 +197,10 @@ def _groups(axes: "Axes", groups: Sequence[AccuracyGroup], label: str) -> None:
     axes.legend(frameon=False, loc="lower right", fontsize=8)
 
 
-def _with_bars(
+def draw_accuracies(
     axes: "Axes", x: Sequence[float], groups: Sequence[AccuracyGroup], colour: str, label: str, line: str = "-"
 ) -> None:
+    """Draw the accuracies of groups with their intervals."""
     y = np.array([group.accuracy.value for group in groups])
     ends = np.array([[group.accuracy.low, group.accuracy.high] for group in groups]).reshape(-1, 2)
     bars = np.abs(np.where(np.isfinite(ends), np.clip(ends, 0, 1), y[:, None]) - y[:, None]).T

@@ -62,7 +62,7 @@ MEASURES: dict[str, Measure] = {
 }
 """Every metric that is computed from the values of pairs (see `pair_values`). The names are TRL's where TRL has one."""
 
-NOT_MEASURED = frozenset({"id", "group", "prompt", "list", "margin", "probability"}) | {
+NOT_MEASURED = frozenset({"id", "group", "prompt", "list", "place", "margin", "probability"}) | {
     name for measure in MEASURES.values() for name in measure.inputs
 }
 """Columns whose mean is not reported under their own name; any other column is a value that the objective logged."""

@@ -35,6 +35,7 @@ COLUMNS: dict[str, Meaning] = {
     "group": Meaning("the source, or the value of `data.group_column`", ""),
     "prompt": Meaning("16 hex digits that identify the prompt", ""),
     "list": Meaning("the id of the first response of the list, for lists of responses; the record is a response", ""),
+    "place": Meaning("file and line of the pair", ""),
 }
 """Columns of a record, apart from the values that the objective logs and the numeric columns of the data."""
 
@@ -128,7 +129,7 @@ class PairRecords:
         if pairs.groups is not None:
             values["group"] = list(pairs.groups)
         if pairs.texts is not None:
-            values["prompt"] = [_digest(text.prompt) for text in pairs.texts]
+            values["prompt"] = [prompt_digest(text.prompt) for text in pairs.texts]
         if pairs.lists is not None:
             firsts: dict[int, str] = {}
             values["list"] = [
@@ -205,5 +206,6 @@ def read_parquet(path: Path | str) -> Records:
     return pq.read_table(Path(path)).to_pydict()
 
 
-def _digest(prompt: Text) -> str:
+def prompt_digest(prompt: Text) -> str:
+    """Return 16 hex digits that identify a prompt, as a record has them."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]

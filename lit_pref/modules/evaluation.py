@@ -62,14 +62,15 @@ class Evaluation:
         step = trainer.global_step if fitting else weights_step
         if fitting and trainer.sanity_checking and step > 0:
             return {}  # the pass before a resumed run is not the one before training
+        held_out = trainer.datamodule.val_pairs  # type: ignore[attr-defined]
+        place_of = dict(zip(held_out.ids, held_out.column("place"), strict=True))
+        places = records["place"] = [place_of[name] for name in records["id"]]
         if trainer.is_global_zero and not (fitting and trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The file is named after the command, so that `validate` does not overwrite the records of `fit`.
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))
-        if bad := [name for name, loss in zip(records["id"], records["loss"], strict=True) if not math.isfinite(loss)]:
-            held_out = trainer.datamodule.val_pairs  # type: ignore[attr-defined]
-            places = dict(zip(held_out.ids, held_out.column("place"), strict=True))
-            refuse_nonfinite(trainer, [places[name] for name in bad])
+        if bad := [place for place, loss in zip(places, records["loss"], strict=True) if not math.isfinite(loss)]:
+            refuse_nonfinite(trainer, bad)
         self.last, self.records = self.measure(records, stage), records
         if trainer.sanity_checking:
             self.before, self.records_before = self.last, records

@@ -164,8 +164,8 @@ def _intervals(records: Records) -> dict[str, str]:
     return cells
 
 
-def as_text(table: Table) -> str:
+def as_text(table: Table, width: int = 120) -> str:
     """Format a table as plain text, which looks the same on a terminal and in a log."""
     out = StringIO()
-    Console(file=out, width=120, force_terminal=False).print(table)
+    Console(file=out, width=width, force_terminal=False).print(table)
     return out.getvalue().rstrip()

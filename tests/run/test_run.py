@@ -226,6 +226,7 @@ def test_what_a_resumed_run_refuses_is_refused_before_references_are_scored(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     build(MMPO, options | {"stop_at_step": 1}).fit()
+    real = PreferenceModule.reference_preparations
     monkeypatch.setattr(PreferenceModule, "reference_preparations", lambda *_: pytest.fail("references are scored"))
     rows = Path("pairs.jsonl").read_text()
     for changed, sentence in {
@@ -244,7 +245,7 @@ def test_what_a_resumed_run_refuses_is_refused_before_references_are_scored(
     Path("pairs.jsonl").write_text(rows.replace("good", "better"))
     with pytest.raises(UserError, match=r"no setting of data changed, so the rows did"):
         build(MMPO, options | {"ckpt_path": "last"}).fit()
-    monkeypatch.undo()
+    monkeypatch.setattr(PreferenceModule, "reference_preparations", real)
     Path("moved.jsonl").write_text(rows)
     live = {"model.reference_store": False}  # such references are not known before the model is built
     resumed = build(MMPO, options | live | {"ckpt_path": "last", "data.train": "moved.jsonl"})
