@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.commands.table import Command, command_named
+from lit_pref.commands.table import Command, command_of
 from lit_pref.option_split import keep_options
 from lit_pref.parser import Parser, description
 
@@ -20,13 +20,13 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     Raises:
         UserError: the command refused its input.
     """
-    command = command_named(arguments[0])
+    command, options = command_of(arguments)
     function = command.load()
     parser = command_parser(command, function)
     if not command.needs_run:
-        function(**parser.parse_args(arguments[1:]).as_dict())
+        function(**parser.parse_args(options).as_dict())
         return
-    own, others = keep_options(arguments[1:], parser)
+    own, others = keep_options(options, parser)
     names = [action.option_strings[-1].removeprefix("--") for action in _own_actions(parser)]
     run = RunOptions(command.name, tuple(others), relaunchable, tuple(names))
     run.refuse_unknown()

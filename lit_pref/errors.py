@@ -13,6 +13,12 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class Diverged(UserError):
+    """A loss that is not finite: training cannot continue, and a study counts it as a result."""
+
+    exit_code = 3
+
+
 class UsageError(UserError):
     """A command line, configuration or combination of parts that cannot run as written."""
 

@@ -76,7 +76,7 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     return gathered
 
 
-def refuse(trainer: Trainer, sentence: str) -> NoReturn:
+def refuse(trainer: Trainer, sentence: str, kind: type[UserError] = UserError) -> NoReturn:
     """Stop all ranks; every rank must call it.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse(trainer: Trainer, sentence: str) -> NoReturn:
     """
     if not trainer.is_global_zero:
         sys.exit(0)
-    raise UserError(sentence)
+    raise kind(sentence)
 
 
 class NonfiniteGuard:
@@ -116,7 +116,7 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     """Stop all ranks because the losses of these pairs are not finite; every rank calls it with the pairs of all ranks.
 
     Raises:
-        UserError: see `refuse`.
+        Diverged: see `refuse`.
     """
     module: Any = trainer.lightning_module
     remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
@@ -125,6 +125,7 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
         trainer,
         f"the loss of {len(pairs)} pair(s) is not finite at step {trainer.global_step}: {'; '.join(pairs[:8])}; "
         f"{remedy}",
+        Diverged,
     )
 
 

@@ -1,0 +1,225 @@
+"""Writes a study for TensorBoard: HParams with a row a cell, means with bands, texts, effects, and every trial."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_pref.studies.rendering import draw_effects, markdown
+from lit_pref.studies.statistics import t_interval
+from lit_pref.studies.study import Study
+from lit_pref.studies.table import Table
+from lit_pref.studies.trial import Outcome, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HPARAMS = "_hparams_/"
+LAYOUT = "custom_scalars__config__"
+
+
+def write_boards(study: Study, table: Table, outcomes: Mapping[tuple[str, int], Outcome]) -> None:
+    """Write the folder `tb` of a study anew.
+
+    Args:
+        study: the study.
+        table: its table.
+        outcomes: of its trials.
+    """
+    root = study.folder / "tb"
+    shown = {row.cell for row in table.rows}
+    for (cell, seed), outcome in outcomes.items():
+        trial = Trial(study.folder, cell, seed)
+        _write(root / "runs" / cell / f"s{seed}", [*_copied(trial), *_session(study, outcome, cell)])
+    for row in table.rows:
+        trials = [outcome for (cell, _), outcome in outcomes.items() if cell == row.cell]
+        if means := list(_means(study, trials)):
+            _write(root / "mean" / row.cell, means)
+    _write(
+        root, [_experiment(study, outcomes), _layout(study), *_texts(study, table), *_figures(table)] if shown else []
+    )
+
+
+# HParams
+
+
+def _experiment(study: Study, outcomes: Mapping[tuple[str, int], Outcome]) -> Any:
+    """Declare the axes as hyperparameters and the measures as metrics, under their names."""
+    from google.protobuf.struct_pb2 import ListValue, Value
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    axes: dict[str, dict[str, None]] = {}
+    for outcome in outcomes.values():
+        for axis, label in outcome.cell.items():
+            axes.setdefault(axis, {})[label] = None
+    hparams = [
+        api_pb2.HParamInfo(
+            name=axis,
+            display_name=axis,
+            type=api_pb2.DATA_TYPE_STRING,
+            domain_discrete=ListValue(values=[Value(string_value=label) for label in labels]),
+        )
+        for axis, labels in axes.items()
+    ]
+    metrics = [
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"study/{measure.metric}"), display_name=measure.metric)
+        for measure in study.measures
+    ]
+    experiment = api_pb2.Experiment(
+        name=study.name, description=study.question, hparam_infos=hparams, metric_infos=metrics
+    )
+    return _hparams("experiment", plugin_data_pb2.HParamsPluginData(experiment=experiment, version=0))
+
+
+def _session(study: Study, outcome: Outcome, cell: str) -> Iterator[Any]:
+    """The trial's measures as scalars, and its session; TensorBoard averages the sessions of a group, the cell."""
+    from google.protobuf.struct_pb2 import Value
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    for measure in study.measures:
+        if (number := outcome.value(measure)) is not None:
+            yield _scalar(f"study/{measure.metric}", outcome.step, number)
+    start = plugin_data_pb2.SessionStartInfo(group_name=cell, monitor_url=outcome.repeat)
+    for axis, label in outcome.cell.items():
+        start.hparams[axis].CopyFrom(Value(string_value=label))
+    good = outcome.state in ("finished", "stopped")
+    status = api_pb2.STATUS_SUCCESS if good else api_pb2.STATUS_FAILURE
+    yield _hparams("session_start_info", plugin_data_pb2.HParamsPluginData(session_start_info=start, version=0))
+    end = plugin_data_pb2.SessionEndInfo(status=status)
+    yield _hparams("session_end_info", plugin_data_pb2.HParamsPluginData(session_end_info=end, version=0))
+
+
+def _hparams(name: str, content: Any) -> Any:
+    return _tensor(f"{HPARAMS}{name}", "hparams", content.SerializeToString(), None)
+
+
+# Means
+
+
+def _means(study: Study, outcomes: Sequence[Outcome]) -> Iterator[Any]:
+    """The mean of each measure's curve over seeds, with the bounds of its 95 % t interval."""
+    for measure in study.measures:
+        curves = [dict(outcome.curves.get(measure.tag, [])) for outcome in outcomes if outcome.state != "failed"]
+        steps = sorted({step for curve in curves for step in curve})
+        for step in steps:
+            of = t_interval(values) if (values := [curve[step] for curve in curves if step in curve]) else None
+            if of is None:
+                continue
+            low, high = (of.low, of.high) if len(values) > 1 else (of.value, of.value)
+            for tag, number in (("", of.value), ("/low", low), ("/high", high)):
+                yield _scalar(f"mean/{measure.metric}{tag}", step, number)
+
+
+def _layout(study: Study) -> Any:
+    """Charts of the means with their bands, in the tab of custom scalars."""
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    charts = []
+    for measure in (measure for measure in study.measures if measure.metric != "time"):
+        tag = f"mean/{measure.metric}"
+        series = layout_pb2.MarginChartContent.Series(value=tag, lower=f"{tag}/low", upper=f"{tag}/high")
+        charts.append(layout_pb2.Chart(title=measure.metric, margin=layout_pb2.MarginChartContent(series=[series])))
+    layout = layout_pb2.Layout(category=[layout_pb2.Category(title="means over seeds, 95 %", chart=charts)])
+    return _tensor(LAYOUT, "custom_scalars", None, layout.SerializeToString())
+
+
+# Texts and figures
+
+
+def _texts(study: Study, table: Table) -> Iterator[Any]:
+    texts = {
+        "study/question": study.question,
+        "study/hypothesis": study.hypothesis,
+        "study/command": f"`python -m lit_pref ablate --config {study.file}`",
+        "study/result": markdown(table),
+    }
+    for tag, text in texts.items():
+        yield _tensor(tag, "text", None, text.encode("utf-8"))
+
+
+def _figures(table: Table) -> Iterator[Any]:
+    if not any(row.seeds for row in table.rows):
+        return
+    yield _image("study/effects", partial(draw_effects, table=table), len(table.rows))
+    if all(any("kl" in row.means for row in table.rows) for _ in "x"):
+        yield _image("study/front", partial(_draw_front, table=table), 8)
+
+
+def _draw_front(axes: "Axes", table: Table) -> None:
+    """Draw the primary measure against the distance from the initial policy."""
+    primary = table.study.primary.metric
+    for row in table.rows:
+        if "kl" in row.means and primary in row.means:
+            x, y = row.means["kl"], row.means[primary]
+            axes.errorbar(x.value, y.value, fmt="o", capsize=2)
+            axes.annotate(row.text, (x.value, y.value), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.set(xlabel="KL from the initial policy, nats", ylabel=primary)
+
+
+def _image(tag: str, draw: Any, rows: int) -> Any:
+    from matplotlib.figure import Figure
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    figure = Figure(figsize=(8, 1.5 + 0.3 * rows), layout="constrained")
+    draw(figure.subplots())
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    width, height = (int(110 * inches) for inches in figure.get_size_inches())
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=out.getvalue())
+    return Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+
+# Events
+
+
+def _scalar(tag: str, step: int, number: float) -> Any:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=number)]))
+
+
+def _tensor(tag: str, plugin: str, content: bytes | None, text: bytes | None) -> Any:
+    """An event of a plugin: its content is in the metadata, or a tensor of one string."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
+
+    data = SummaryMetadata.PluginData(plugin_name=plugin, content=content or b"")
+    empty = TensorProto(dtype=DT_FLOAT, float_val=[0.0])
+    tensor = empty if text is None else TensorProto(dtype=DT_STRING, string_val=[text])
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=data), tensor=tensor)
+    return Event(summary=Summary(value=[value]))
+
+
+def _copied(trial: Trial) -> Iterator[Any]:
+    """The events of a trial, without the HParams of a single run, which would be further columns of the study's."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for file in sorted(trial.run_dir.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime):
+        for record in RawEventFileLoader(str(file)).Load():
+            event = Event.FromString(record)
+            if not any(value.tag.startswith(HPARAMS) for value in event.summary.value) and not event.file_version:
+                yield event
+
+
+def _write(folder: Path, events: Iterable[Any]) -> None:
+    """Write the events of a folder anew."""
+    import time
+
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    old = list(folder.glob("events.out.tfevents.*"))
+    writer = EventFileWriter(str(folder))
+    now = time.time()
+    for event in events:
+        event.wall_time = event.wall_time or now
+        writer.add_event(event)
+    writer.close()
+    for file in old:
+        file.unlink(missing_ok=True)
