@@ -21,7 +21,8 @@ GOLD: dict[str, Meaning] = {
     ),
     "testbed/gold_greedy": Meaning("the same of greedy responses", "gold"),
     "testbed/win_rate": Meaning(
-        "share of these prompts on which the sampled response has more gold reward than the initial policy's; a tie is ½",
+        "share of these prompts on which the sampled response has more gold reward than that of the initial policy; a "
+        "tie counts ½",
         "1",
     ),
     "testbed/kl": Meaning("mean of log π(y) - log π_initial(y) over the sampled responses y", "nats"),
@@ -54,8 +55,8 @@ class GoldReward(Callback):
         module: Any = pl_module
         if isinstance(trainer.strategy, ModelParallelStrategy) or module.spec.head != "lm":
             raise UsageError(
-                "GoldReward needs a policy whose weights are whole on each device: leave it out of trainer.callbacks of "
-                "a reward model, and of a run that FSDP2 shards"
+                "GoldReward needs a policy whose weights are whole on each device: leave it out of the "
+                "trainer.callbacks of a reward model, and of a run that FSDP2 shards"
             )
         self._held_out = self._read(trainer)
 
@@ -86,8 +87,8 @@ class GoldReward(Callback):
             return [Prompt.parse(json.loads(line)["prompt"]) for line in lines]
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
-                f"GoldReward: {file} has no prompts of the testbed ({error}): train in the testbed (`testbed: {{}}` and no "
-                "data.train), or leave the callback out of trainer.callbacks"
+                f"GoldReward: {file} has no prompts of the testbed ({error}): train in the testbed (`testbed: {{}}` "
+                "and no data.train), or leave the callback out of trainer.callbacks"
             ) from error
 
 
@@ -96,7 +97,9 @@ def _log_probs(model: Any, tokenizer: Any, written: GoldEvaluation) -> torch.Ten
     """Return (prompts,) log-probs of the sampled responses, in nats, in float64."""
     bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     prompts = [[bos, *tokenizer(p.text, add_special_tokens=False)["input_ids"]] for p in written.prompts]
-    responses = [tokenizer.convert_tokens_to_ids(words) for words in written.sampled]
+    words = {word for response in written.sampled for word in response}
+    ids_of = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+    responses = [[number for word in response for number in ids_of[word]] for response in written.sampled]
     rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     device, longest = next(model.parameters()).device, max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lit_pref.errors import UsageError
 from lit_pref.printing import say
 from lit_pref.studies.plan_file import read_plan
-from lit_pref.studies.study_file import read_study
+from lit_pref.studies.reading import read_study
 
 if TYPE_CHECKING:
     from lit_pref.studies.plan_file import Plan

@@ -67,7 +67,10 @@ def _named(measure: Measure) -> str:
 
 def _remedy(measure: Measure, known: set[str], module: Any) -> str:
     if measure.tag in GOLD:
-        return "; the gold reward of the testbed is measured by a callback: add `- GoldReward` to trainer.callbacks of the base"
+        return (
+            "; the gold reward of the testbed is measured by a callback: add `- class_path: GoldReward` to "
+            "trainer.callbacks of the base"
+        )
     if measure.tag.startswith("val/") and not len(module.data.val_pairs):
         return "; the base run holds out no pairs: set data.val or data.val_fraction"
     if "@p_true" in measure.tag:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from lit_pref.studies.trial import config_of, outcomes_of
 
 ONE_PROCESS = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 TRIED_STEPS = 4
+UNUSED_SEED = 2**31 - 19
+"""A seed that no setting of a configuration has by chance."""
 
 
 def plan_of(study: Study, share: bool) -> Plan:
@@ -104,7 +106,7 @@ class Planning:
         processes, digest = run.trainer.world_size, digest_of(run.config_text)
         if processes > 1:
             run = build(str(config_of(self.study.folder, cell.name)), {**ONE_PROCESS, "run_dir": "."}, "score")
-        refuse_fixed_seeds(self.study, cell, run)
+        refuse_fixed_seeds(self.study, cell)
         steps: list[int] = []
 
         def look(module: Any) -> None:
@@ -189,26 +191,26 @@ def refuse_equal(study: Study, cells: Sequence[Cell], texts: Sequence[str]) -> N
         if (same := seen.setdefault(text, cell)) is not cell:
             axis = next(name for name, label in cell.labels.items() if same.labels[name] != label)
             raise UsageError(
-                f"{study.file}: axes: {axis}: {same.labels[axis]} and {cell.labels[axis]} give the same configuration, so "
-                "that the axis changes nothing: leave one of them out"
+                f"{study.file}: axes: {axis}: {same.labels[axis]} and {cell.labels[axis]} give the same configuration: "
+                "the axis changes nothing; leave one of them out"
             )
 
 
-def refuse_fixed_seeds(study: Study, cell: Cell, run: Run) -> None:
+def refuse_fixed_seeds(study: Study, cell: Cell) -> None:
     """Refuse seeds that decide nothing in a cell.
 
     Raises:
         UsageError: no draw of the run follows `seed_everything`.
     """
-    if len(study.seeds) > 1:
-        for seed in study.seeds[:2]:
-            file = str(config_of(study.folder, cell.name))
-            again = build(file, {"seed_everything": seed, "run_dir": str(run.run_dir)}, "score")
-            if not moved_by_seed(again.module, again.data):
-                raise UsageError(
-                    f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of "
-                    "their own (data.seed, model.policy.seed): set these to null, so that they follow seed_everything"
-                )
+    if len(study.seeds) == 1:
+        return
+    file, options = str(config_of(study.folder, cell.name)), {"seed_everything": UNUSED_SEED, "run_dir": "."}
+    again = build(file, options, "score")
+    if not moved_by_seed(again.module, again.data):
+        raise UsageError(
+            f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of their own "
+            "(data.seed, model.policy.seed): set these to null, so that they follow seed_everything"
+        )
 
 
 def refuse_early_rungs(study: Study, cell: str, module: Any) -> None:
@@ -252,11 +254,6 @@ def refuse_other_trials(study: Study, plan: Plan) -> None:
 def digest_of(text: str) -> str:
     """A hash of a configuration."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def free_config(study: Study, cell: Cell, base: Mapping[str, Any]) -> str:
-    """The configuration of a cell of a search as YAML."""
-    return yaml.safe_dump(cell.config(base), sort_keys=False)
 
 
 @contextmanager

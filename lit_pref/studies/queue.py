@@ -1,4 +1,4 @@
-"""The queue of a study's trials in Optuna's storage: any number of workers claim from it, and none does a trial twice."""
+"""The queue of a study's trials in Optuna's storage, from which workers claim; none does a trial twice."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import optuna
 from filelock import FileLock
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
 
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.studies.lease import LEASE, age
 from lit_pref.studies.study import Range, Study
 from lit_pref.studies.trial import Job
+
+try:
+    import optuna
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+    from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError as error:
+    raise UsageError(f"studies need the package optuna ({error}): pip install 'lit_pref[studies]'") from error
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
@@ -183,8 +187,8 @@ def _storage(study: Study) -> BaseStorage:
         return RDBStorage(study.storage)
     except Exception as error:  # of the driver of the database, which may not be installed
         raise UserError(
-            f"{study.file}: engine: the storage cannot be used ({' '.join(str(error).split())[:200]}): check the URL and "
-            "that its driver is installed, or write `storage: auto`"
+            f"{study.file}: engine: the storage cannot be used ({' '.join(str(error).split())[:200]}): check the URL "
+            "and that its driver is installed, or write `storage: auto`"
         ) from error
 
 

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Return the header and the cells of a table as text."""
     study = table.study
-    header = ["cell", "n", f"{study.primary.metric} (mean ± 95 %)"]
+    names = [measure.metric for measure in study.measures]
+    ends = [name.rpartition("/")[2] for name in names]
+    short = {name: end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)}
+    header = ["cell", "n", f"{short[study.primary.metric]} ± 95 %"]
     compared = any(row.baseline is not None for row in table.rows)
     if compared:
         p = "p (Holm)" if study.compare.correction == "holm" else "p"
         header += [f"difference from {_baseline(table)}", p, "better"]
-    header += [measure.metric for measure in study.also if measure.metric != "time"] + ["time"]
+    header += [short[measure.metric] for measure in study.also if measure.metric != "time"] + ["time"]
     return header, [_cells(table, row, compared) for row in table.rows]
 
 
@@ -79,7 +82,7 @@ def terminal(table: Table) -> str:
     header, rows = grid(table)
     shown = RichTable(title=table.heading, title_justify="left")
     for k, name in enumerate(header):
-        shown.add_column(name, justify="left" if k == 0 else "right")
+        shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
     for row in rows:
         shown.add_row(*row)
     out = io.StringIO()

@@ -68,7 +68,8 @@ def with_results(study: Study, readme: str, table: Table | None = None) -> str:
 
 def _first_readme(study: Study) -> str:
     command = f"python -m lit_pref ablate --config {study.file}"
-    return f"# {study.question}\n\nHypothesis: {study.hypothesis}\n\n```bash\n{command}\n```\n\n## Result\n\n{START}\n{END}\n"
+    head = f"# {study.question}\n\nHypothesis: {study.hypothesis}\n\n```bash\n{command}\n```\n"
+    return f"{head}\n## Result\n\n{START}\n{END}\n"
 
 
 def _draw(file: Path, table: Table) -> None:

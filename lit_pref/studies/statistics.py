@@ -1,4 +1,4 @@
-"""Statistics over seeds: t intervals of means and of paired differences, sign counts, Holm's correction, rank correlation."""
+"""Statistics over seeds: t intervals of means and of paired differences, sign counts, Holm's correction, rank order."""
 
 import math
 from collections.abc import Sequence

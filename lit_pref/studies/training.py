@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -31,7 +32,11 @@ def train(trial: Trial, stop: int | None, cell: Planned) -> None:
             _by_command_line(trial, stop, log.fileno())
             return
         with redirect_stdout(log), redirect_stderr(log):
-            _here(trial, stop)
+            try:
+                _here(trial, stop)
+            except Exception:
+                traceback.print_exc(file=log)
+                raise
 
 
 def _here(trial: Trial, stop: int | None) -> None:

@@ -2,23 +2,27 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_pref.errors import Diverged
+import yaml
+
+from lit_pref.errors import Diverged, UserError
 from lit_pref.printing import say
-from lit_pref.studies.cells import Cell
+from lit_pref.studies.cells import BASE, Cell
 from lit_pref.studies.lease import BEAT, LEASE, Lease
 from lit_pref.studies.plan_file import Plan, Planned
 from lit_pref.studies.queue import Claim, Queue
 from lit_pref.studies.rungs import next_jobs
 from lit_pref.studies.search import Found, cell_of, founds, search_jobs
 from lit_pref.studies.study import Study
-from lit_pref.studies.trial import Job, Outcome, Trial, curves_of, outcomes_of, read_outcome
+from lit_pref.studies.trial import Job, Outcome, Trial, config_of, curves_of, outcomes_of, read_outcome
 
 Train = Callable[[Trial, int | None, Planned], None]
 """Trains a trial up to an optimizer step (None: to its end), resuming from its newest checkpoint."""
+HOPELESS = 3
+"""Failures in a row, before any trial has ended, after which a worker stops."""
 MOST_LOSSES = 10
 """Lost workers after which a trial counts as failed, because it may be what ends them."""
 
@@ -44,6 +48,7 @@ class Worker:
     lease: float = LEASE
     beat: float = BEAT
     pause: float = 2.0
+    _failed: list[str] = field(default_factory=list, init=False)
 
     def work(self) -> None:
         """Run jobs until none is left, also those of workers that are lost meanwhile."""
@@ -99,8 +104,16 @@ class Worker:
         else:
             found = {one.cell: one for one in founds(self.study)}.get(claim.job.cell)
             cell = Cell({}, {}) if found is None else Cell(found.labels, found.values)
+        self._write_config(cell)
         planned = replace(base, name=cell.name, labels=cell.labels, values=cell.values)
         return planned, replace(claim, job=claim.job._replace(cell=cell.name))
+
+    def _write_config(self, cell: Cell) -> None:
+        """Write the configuration of a cell of a search, unless a worker did."""
+        file, base = (config_of(self.study.folder, name) for name in (cell.name, BASE))
+        if not file.exists():
+            config = cell.config(yaml.safe_load(base.read_text(encoding="utf-8")))
+            file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def _trained(
         self, queue: Queue, claim: Claim, cell: Planned, trial: Trial, before: Outcome | None
@@ -120,16 +133,31 @@ class Worker:
             if failures <= self.study.retries and claim.losses < MOST_LOSSES:
                 say(f"failed      {trial.name}, attempt {failures} of {self.study.retries + 1}: {reason}")
                 queue.failed(claim, failures)
+                self._refuse_hopeless(trial, reason)
                 return None
             state = "failed"
         except BaseException:
             queue.failed(claim, failures)  # this process ends; the trial is nobody's fault and is resumed
             raise
         curves = self.curves(trial.run_dir)
-        step = max((curve[-1][0] for curve in curves.values()), default=0)
+        logged = max((curve[-1][0] for curve in curves.values()), default=cell.steps if state == "finished" else 0)
+        step = stop if state == "stopped" else logged
         seconds = time.monotonic() - started + (0.0 if before is None else before.seconds)
         known = (cell.labels, trial.seed, state, step, cell.steps, round(seconds, 3), cell.digest, reason)
         return Outcome(*known, failures, claim.losses, curves, trial.repeat(), cell.values)  # type: ignore[arg-type]
+
+    def _refuse_hopeless(self, trial: Trial, reason: str) -> None:
+        """Stop where the first trials all fail for the same reason, before each of them is tried again.
+
+        Raises:
+            UserError: they do.
+        """
+        self._failed = [*self._failed, reason][-HOPELESS:]
+        if self._failed == [reason] * HOPELESS and not outcomes_of(self.study):
+            raise UserError(
+                f"the first {HOPELESS} trials failed for the same reason: {reason} (see {trial.log}); correct it and "
+                "run the same command again"
+            )
 
     def _line(self, trial: Trial, outcome: Outcome) -> str:
         """What became of a trial, in one line."""
