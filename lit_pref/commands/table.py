@@ -172,7 +172,7 @@ def command_of(arguments: Sequence[str]) -> tuple[Command, list[str]]:
 
 def lines(which: tuple[Command, ...] = COMMANDS) -> str:
     """The commands, one line each with an example."""
-    return "\n".join(f"  {command.name:<13} {command.help:<58} {command.example}" for command in which)
+    return "\n".join(f"  {command.name:<14} {command.help:<58} {command.example}" for command in which)
 
 
 def program_help() -> str:

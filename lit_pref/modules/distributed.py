@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import Diverged, UsageError, UserError
 from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
 from lit_pref.printing import say

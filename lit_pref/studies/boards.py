@@ -31,12 +31,12 @@ def write_boards(study: Study, table: Table, outcomes: Mapping[tuple[str, int], 
     shown = {row.cell for row in table.rows}
     for (cell, seed), outcome in outcomes.items():
         trial = Trial(study.folder, cell, seed)
-        _write(root / "runs" / cell / f"s{seed}", [*_copied(trial), *_session(study, outcome, cell)])
+        write_events(root / "runs" / cell / f"s{seed}", [*_copied(trial), *_session(study, outcome, cell)])
     for row in table.rows:
         trials = [outcome for (cell, _), outcome in outcomes.items() if cell == row.cell]
         if means := list(_means(study, trials)):
-            _write(root / "mean" / row.cell, means)
-    _write(
+            write_events(root / "mean" / row.cell, means)
+    write_events(
         root, [_experiment(study, outcomes), _layout(study), *_texts(study, table), *_figures(table)] if shown else []
     )
 
@@ -79,7 +79,7 @@ def _session(study: Study, outcome: Outcome, cell: str) -> Iterator[Any]:
 
     for measure in study.measures:
         if (number := outcome.value(measure)) is not None:
-            yield _scalar(f"study/{measure.metric}", outcome.step, number)
+            yield scalar(f"study/{measure.metric}", outcome.step, number)
     start = plugin_data_pb2.SessionStartInfo(group_name=cell, monitor_url=outcome.repeat)
     for axis, label in outcome.cell.items():
         start.hparams[axis].CopyFrom(Value(string_value=label))
@@ -108,7 +108,7 @@ def _means(study: Study, outcomes: Sequence[Outcome]) -> Iterator[Any]:
                 continue
             low, high = (of.low, of.high) if len(values) > 1 else (of.value, of.value)
             for tag, number in (("", of.value), ("/low", low), ("/high", high)):
-                yield _scalar(f"mean/{measure.metric}{tag}", step, number)
+                yield scalar(f"mean/{measure.metric}{tag}", step, number)
 
 
 def _layout(study: Study) -> Any:
@@ -174,7 +174,8 @@ def _image(tag: str, draw: Any, rows: int) -> Any:
 # Events
 
 
-def _scalar(tag: str, step: int, number: float) -> Any:
+def scalar(tag: str, step: int, number: float) -> Any:
+    """An event with a number."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -207,7 +208,7 @@ def _copied(trial: Trial) -> Iterator[Any]:
                 yield event
 
 
-def _write(folder: Path, events: Iterable[Any]) -> None:
+def write_events(folder: Path, events: Iterable[Any]) -> None:
     """Write the events of a folder anew."""
     import time
 

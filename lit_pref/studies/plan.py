@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from jsonargparse import Namespace
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.resumption import TABLE, OnResume
 from lit_pref.printing import say
-from lit_pref.run.config import module_of, resolve, run_parser
+from lit_pref.run.config import as_arguments, module_of, resolve, run_parser
 from lit_pref.run.first_lines import moved_by_seed
-from lit_pref.run.run import Run, build
+from lit_pref.run.run import Run, assemble, build
 from lit_pref.studies.cells import Cell, cells_of
 from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan_file import Plan, Planned, read_plan
@@ -66,10 +67,11 @@ class Planning:
             refuse_free(study, axis.path)
         for cell in self._ends_of_ranges():
             self._built(cell, write=False)
-        runs = [self._built(cell, write=True) for cell in cells]
-        refuse_equal(study, cells, [run.config_text for run in runs])
-        planned = [self._planned(cell, run, share) for cell, run in zip(cells, runs, strict=True)]
-        seconds, disk = self._tried(planned[0])
+        built = [self._built(cell, write=True) for cell in cells]
+        refuse_equal(study, cells, [text for text, _ in built])
+        planned = [self._planned(cell, *one, share) for cell, one in zip(cells, built, strict=True)]
+        before = read_plan(study)
+        seconds, disk = self._tried(planned[0]) if before is None else (before.seconds, before.disk)
         return Plan(study.key, planned, seconds, disk, share)
 
     def _ends_of_ranges(self) -> Iterator[Cell]:
@@ -85,12 +87,14 @@ class Planning:
                 drawn[one.path] = values[k % len(values)]
             yield cell_of(self.study, drawn)
 
-    def _built(self, cell: Cell, write: bool) -> Run:
-        """Build the run of a cell, and write its whole configuration."""
+    def _built(self, cell: Cell, write: bool) -> tuple[str, Run]:
+        """Build the run of a cell; return its whole configuration as YAML, which is also written, and the run."""
         study = self.study
         try:
-            config = cell.config(self.base)
-            run = build(config, {"run_dir": str(study.folder / "runs" / cell.name)}, "score")
+            arguments = as_arguments(cell.config(self.base), {"run_dir": str(study.folder / "runs" / cell.name)})
+            config = resolve(arguments)
+            text = dumped(config)  # before a testbed fills in its folder, which is another one on another machine
+            run = assemble(config, "score", arguments)
         except UserError as error:
             raise UsageError(
                 f"{study.file}: the cell {cell.name} cannot be run: {error}. Correct it, or leave it out with `skip`"
@@ -98,12 +102,12 @@ class Planning:
         if write:
             file = config_of(study.folder, cell.name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(run.config_text, encoding="utf-8")
-        return run
+            file.write_text(text, encoding="utf-8")
+        return text, run
 
-    def _planned(self, cell: Cell, run: Run, share: bool) -> Planned:
+    def _planned(self, cell: Cell, text: str, run: Run, share: bool) -> Planned:
         """Prepare the data of a cell, check what depends on them, and compute reference scores if they are shared."""
-        processes, digest = run.trainer.world_size, digest_of(run.config_text)
+        processes, digest = run.trainer.world_size, digest_of(text)
         if processes > 1:
             run = build(str(config_of(self.study.folder, cell.name)), {**ONE_PROCESS, "run_dir": "."}, "score")
         refuse_fixed_seeds(self.study, cell)
@@ -156,13 +160,18 @@ def resolved_base(study: Study) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be resolved, or sets what a trial sets itself.
     """
-    config = resolve([f"--config={file}" for file in study.base])
-    text = run_parser("fit", module_of(config)).dump(config, skip_unset=False)
-    base: dict[str, Any] = yaml.safe_load(text)
+    base: dict[str, Any] = yaml.safe_load(dumped(resolve([f"--config={file}" for file in study.base])))
     for name in ("ckpt_path", "stop_at_step"):
         if base.get(name) is not None:
             raise UsageError(f"{', '.join(study.base)}: {name}: a study sets it for each trial; leave it out")
     return base
+
+
+def dumped(config: Namespace) -> str:
+    """A whole configuration as YAML, without the folder of its run."""
+    alone = config.clone()
+    alone.run_dir = None
+    return run_parser("fit", module_of(config)).dump(alone, skip_unset=False)
 
 
 def refuse_free(study: Study, path: str) -> None:
@@ -208,8 +217,8 @@ def refuse_fixed_seeds(study: Study, cell: Cell) -> None:
     again = build(file, options, "score")
     if not moved_by_seed(again.module, again.data):
         raise UsageError(
-            f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of their own "
-            "(data.seed, model.policy.seed): set these to null, so that they follow seed_everything"
+            f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of their "
+            "own (data.seed, model.policy.seed): set these to null, so that they follow seed_everything"
         )
 
 

@@ -46,8 +46,14 @@ def _cells(table: Table, row: Row, compared: bool) -> list[str]:
         bounds = "" if math.isinf(d.low) else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
         p = "-" if math.isnan(row.probability) else "< .001" if row.probability < 0.001 else f"{row.probability:.3f}"
         cells += [f"{d.value:+.{digits}f}{bounds}", p, f"{row.against.better}/{row.against.seeds}"]
-    cells += [interval(row.means.get(measure.metric)) for measure in study.also if measure.metric != "time"]
+    cells += [_other(row, measure.metric) for measure in study.also if measure.metric != "time"]
     return [*cells, "-" if math.isnan(row.seconds) else f"{row.seconds:.0f} s"]
+
+
+def _other(row: Row, metric: str) -> str:
+    """A further measure, with its number of trials if fewer have it than the primary measure."""
+    count = row.counts.get(metric, 0)
+    return interval(row.means.get(metric)) + (f" (n={count})" if 0 < count != len(row.seeds) else "")
 
 
 def _baseline(table: Table) -> str:

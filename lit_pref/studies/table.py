@@ -11,6 +11,7 @@ from lit_pref.studies.statistics import Paired, holm, paired, spearman, t_interv
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import labels_text
 
+UNMEASURED = "unmeasured"
 SHOWN = 0.05
 """Corrected p-values below this are called shown."""
 
@@ -23,7 +24,8 @@ class Row:
         cell: the name of the cell.
         labels: axis name -> label.
         seeds: seed -> primary measure, of the trials that have it.
-        means: measure -> its mean over these seeds with the 95 % t interval; measures without a number are left out.
+        means: measure -> its mean over the trials that have it, with the 95 % t interval; left out where none has.
+        counts: measure -> the number of trials that have it.
         seconds: mean over the trials that ended.
         baseline: the name of the cell it is compared with.
         against: the paired difference.
@@ -35,6 +37,7 @@ class Row:
     labels: dict[str, str]
     seeds: dict[int, float]
     means: dict[str, Interval]
+    counts: dict[str, int]
     seconds: float
     baseline: str | None = None
     against: Paired | None = None
@@ -98,21 +101,21 @@ def table_of(study: Study, results: Sequence[Result]) -> Table:
 
 def _row(study: Study, trials: Sequence[Result]) -> Row:
     primary = study.primary.metric
-    means = {}
-    for measure in study.measures:
-        values = [one.values[measure.metric] for one in trials if measure.metric in one.values]
-        if values:
-            means[measure.metric] = t_interval(values)
+    names = [measure.metric for measure in study.measures]
+    values = {name: [one.values[name] for one in trials if name in one.values] for name in names}
+    values = {name: numbers for name, numbers in values.items() if numbers}
     seconds = [one.seconds for one in trials if one.state == "finished"]
     states: dict[str, list[int]] = {}
     for one in trials:
-        if one.state != "finished":
-            states.setdefault(one.state, []).append(one.seed)
+        state = UNMEASURED if one.state == "finished" and primary not in one.values else one.state
+        if state != "finished":
+            states.setdefault(state, []).append(one.seed)
     return Row(
         trials[0].cell,
         trials[0].labels,
         {one.seed: one.values[primary] for one in trials if primary in one.values},
-        means,
+        {name: t_interval(numbers) for name, numbers in values.items()},
+        {name: len(numbers) for name, numbers in values.items()},
         sum(seconds) / len(seconds) if seconds else math.nan,
         states=states,
     )
@@ -184,6 +187,7 @@ def _missing(rows: Sequence[Row]) -> list[str]:
         "failed": "failed as often as they may be retried (`ablate retry`)",
         "stopped": "stopped at a rung, because other cells were better there",
         WAITING: "waiting at a rung",
+        UNMEASURED: "finished, and their primary measure is no finite number",
         MISSING: "missing",
     }
     notes = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import lit_pref
 from lit_pref.errors import Diverged, UserError
 from lit_pref.studies.plan_file import Planned
-from lit_pref.studies.trial import Trial
+from lit_pref.studies.trial import Busy, Trial
 
 
 def train(trial: Trial, stop: int | None, cell: Planned) -> None:
@@ -24,6 +24,7 @@ def train(trial: Trial, stop: int | None, cell: Planned) -> None:
 
     Raises:
         Diverged: a loss is not finite.
+        Busy: another process trains this trial.
         Exception: anything else that can go wrong in a run.
     """
     trial.log.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,11 @@ def train(trial: Trial, stop: int | None, cell: Planned) -> None:
 def _here(trial: Trial, stop: int | None) -> None:
     import torch
 
+    from lit_pref.run.folder_lock import holder_of
     from lit_pref.run.run import build
 
+    if (holder := holder_of(trial.run_dir)) is not None:
+        raise Busy(f"another run{holder} trains in {trial.run_dir}")
     _reset_peak_memory()
     try:
         build(str(trial.config), trial.overrides(stop)).fit()

@@ -75,6 +75,10 @@ class Trial:
         return f"python -m lit_pref {shlex.join(again)}"
 
 
+class Busy(Exception):
+    """Another process trains in the run folder: a worker that was taken for lost, or a run started by hand."""
+
+
 class Job(NamedTuple):
     """Work for a worker: train a trial up to a step.
 

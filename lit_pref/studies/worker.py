@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lit_pref.errors import Diverged, UserError
+from lit_pref.hints import did_you_mean
 from lit_pref.printing import say
 from lit_pref.studies.cells import BASE, Cell
 from lit_pref.studies.lease import BEAT, LEASE, Lease
@@ -17,7 +18,7 @@ from lit_pref.studies.queue import Claim, Queue
 from lit_pref.studies.rungs import next_jobs
 from lit_pref.studies.search import Found, cell_of, founds, search_jobs
 from lit_pref.studies.study import Study
-from lit_pref.studies.trial import Job, Outcome, Trial, config_of, curves_of, outcomes_of, read_outcome
+from lit_pref.studies.trial import Busy, Job, Outcome, Trial, config_of, curves_of, outcomes_of, read_outcome
 
 Train = Callable[[Trial, int | None, Planned], None]
 """Trains a trial up to an optimizer step (None: to its end), resuming from its newest checkpoint."""
@@ -127,6 +128,11 @@ class Worker:
             self.train(trial, stop, cell)
         except Diverged as error:
             state, reason = "diverged", str(error)
+        except Busy as error:
+            say(f"busy        {trial.name}: {error}; it is looked at again later")
+            queue.failed(claim, failures)
+            time.sleep(self.pause)
+            return None
         except Exception as error:
             # Whatever a trial does, the other trials of this worker go on.
             failures, reason = failures + 1, f"{type(error).__name__}: {str(error) or 'no message'}"
@@ -140,6 +146,12 @@ class Worker:
             queue.failed(claim, failures)  # this process ends; the trial is nobody's fault and is resumed
             raise
         curves = self.curves(trial.run_dir)
+        if state == "finished" and self.study.primary.tag not in curves and self.study.primary.metric != "time":
+            queue.failed(claim, failures)
+            raise UserError(
+                f"{self.study.file}: measure: {trial.name} has ended and wrote no {self.study.primary.tag}; it wrote "
+                f"{', '.join(curves) or 'nothing'}{did_you_mean(self.study.primary.tag, curves)}"
+            )
         logged = max((curve[-1][0] for curve in curves.values()), default=cell.steps if state == "finished" else 0)
         step = stop if state == "stopped" else logged
         seconds = time.monotonic() - started + (0.0 if before is None else before.seconds)

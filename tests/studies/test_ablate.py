@@ -1,6 +1,8 @@
 """A study of real runs in this process: planned, trained, resumed from a rung, reported; and what is refused first."""
 
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from lit_pref.modules.schedules import Cosine, Flat
 from lit_pref.objectives.dpo import DPO
 from lit_pref.run import build
 from lit_pref.run.checkpoint_model import read_checkpoint
+from lit_pref.studies.boards import scalar, write_events
 from lit_pref.studies.cells import cells_of
 from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan import plan_of, refuse_early_rungs, refuse_equal, refuse_free
@@ -97,6 +100,36 @@ def test_a_study_is_planned_trained_over_a_rung_and_reported(
     assert "ended       2\nstopped     2" in capsys.readouterr().out
     assert ended_with("ablate", "reprt", "--config", file) == 2
     assert "unknown command 'ablate reprt'" in (err := capsys.readouterr().err) and "did you mean ablate report" in err
+
+
+def test_the_commands_of_the_page_about_studies_run(
+    study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    study_file()  # the pairs, and a base that names them
+    page = (ROOT / "docs" / "studies.md").read_text()
+    example, *rungs = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    Path("configs").symlink_to(ROOT / "configs")
+    Path("base.yaml").rename("my.yaml")
+    Path("beta").mkdir()
+    Path("beta", "study.yaml").write_text(example)
+
+    def trained(trial: Trial, stop: int | None, cell: Planned) -> None:
+        tags = ("val/rewards/accuracies", "val/kl_to_target", "val/calibration/ece", "train/peak_memory_gib")
+        write_events(trial.run_dir, [scalar(tag, cell.steps, 0.5 + 0.01 * trial.seed) for tag in tags])
+
+    monkeypatch.setattr("lit_pref.studies.training.train", trained)
+    commands = re.findall(r"^python -m lit_pref (.*)$", page, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert ended_with(*shlex.split(command)) == 0, command
+    said = capsys.readouterr().out
+    assert "12 trials (4 cells x 3 seeds)" in said and "VERDICT     nothing was varied: every cell has its base" in said
+    for line in [line for line in rungs[0].splitlines() if line]:
+        Path("beta", "study.yaml").write_text(example + line)
+        assert read_study("beta/study.yaml").rungs.shares
+    without_axes = re.sub(r"^(axes|compare):.*?(?=^\S)|^compare.*", "", example + "\n", flags=re.DOTALL | re.MULTILINE)
+    Path("beta", "study.yaml").write_text(without_axes + rungs[1])
+    assert read_study("beta/study.yaml").search is not None
 
 
 def test_a_cell_that_cannot_be_built_and_seeds_that_decide_nothing_are_refused_before_training(

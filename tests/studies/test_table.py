@@ -136,3 +136,15 @@ def test_the_report_of_nothing_says_so(study: Study):
     assert table.verdict == "preliminary, 0 of 16 trials: not shown: no difference has two seeds yet"
     assert [row.means for row in table.rows] == [{}] * 4 and "effects.png" not in with_results(study, "", table)
     assert Path(study.folder / "results.csv").exists() is False
+
+
+def test_a_trial_without_a_finite_number_is_named(study: Study):
+    found = outcomes(study)
+    key = ("target=hard,beta=0.3", 2)
+    found[key] = ended(Trial(study.folder, *key), found[key].cell, curves={"score": [(10, float("nan"))], "other": []})
+    table = made(study, found)
+    assert "finished, and their primary measure is no finite number: hard · beta 0.3: seed 2" in table.notes
+    key = ("target=hard,beta=0.1", 2)
+    found[key] = ended(Trial(study.folder, *key), found[key].cell, curves={"score": [(10, 1.0)]})
+    header, cells = grid(made(study, found))
+    assert cells[0][header.index("other")] == "0.500 ± 0.000 (n=3)"

@@ -17,7 +17,7 @@ from lit_pref.studies.queue import Queue
 from lit_pref.studies.reading import read_study
 from lit_pref.studies.results import results_of, to_csv
 from lit_pref.studies.study import Study
-from lit_pref.studies.trial import Job, Trial, outcomes_of
+from lit_pref.studies.trial import Busy, Job, Trial, outcomes_of
 from lit_pref.studies.worker import Train, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -228,3 +228,24 @@ def test_a_search_trains_the_best_cells_on_the_other_seeds(searching: Study):
     assert [row.cell for row in table.rows] == [best[0].cell, best[1].cell, "base"]
     assert set(table.rows[0].seeds) == {1, 2} and table.rows[0].baseline == "base"
     assert "cells were selected on seed 0 among 6; means are over the 2 other seeds" in table.notes
+
+
+def test_a_trial_that_another_process_trains_is_left_alone_and_looked_at_again(study: Study):
+    tried: list[str] = []
+
+    def busy(trial: Trial, stop: int | None, cell: Planned) -> None:
+        tried.append(trial.name)
+        if tried.count("target=hard,beta=0.1/s0") <= 5 and trial.name == "target=hard,beta=0.1/s0":
+            raise Busy("another run trains there")
+        computed(trial, stop, cell)
+
+    worker(study, busy).work()
+    found = outcomes_of(study)["target=hard,beta=0.1", 0]
+    assert (found.state, found.failures) == ("finished", 0), "it did not fail, however often it was looked at"
+
+
+def test_a_primary_measure_that_the_first_trial_did_not_write_stops_the_worker(write_study: Callable[..., Path]):
+    study = read_study(write_study(measure={"primary": {"metric": "scoer", "goal": "max"}}))
+    with pytest.raises(UserError, match=r"ended and wrote no scoer; it wrote .*score.*; did you mean score"):
+        worker(study).work()
+    assert not outcomes_of(study) and not Queue(study).running()
