@@ -115,5 +115,6 @@ def _report(study: "Study", plan: "Plan") -> None:
     say(f"\n{terminal(table)}\n")
     say(
         f"report       {folder / 'report.html'}  (trials: {folder / 'results.csv'}, cells: {folder / 'table.csv'})\n"
-        f"README       {folder / 'README.md'}\nTensorBoard  tensorboard --logdir {folder / 'tb'}"
+        f"README       {folder / 'README.md'}\nTensorBoard  tensorboard --logdir {folder / 'tb'}  (single trials: "
+        f"--logdir {folder / 'runs'})"
     )

@@ -1,5 +1,6 @@
 """Writes a study for TensorBoard: HParams with a row a cell, means with bands, texts, effects, and every trial."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lit_pref.studies.rendering import draw_effects, markdown
 from lit_pref.studies.statistics import t_interval
 from lit_pref.studies.study import Study
-from lit_pref.studies.table import Table
+from lit_pref.studies.table import Row, Table
 from lit_pref.studies.trial import Outcome, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_RUNS = 40
+"""With more runs in a folder, TensorBoard selects none of them when it opens."""
 HPARAMS = "_hparams_/"
 LAYOUT = "custom_scalars__config__"
 
@@ -28,30 +31,34 @@ def write_boards(study: Study, table: Table, outcomes: Mapping[tuple[str, int], 
         outcomes: of its trials.
     """
     root = study.folder / "tb"
-    shown = {row.cell for row in table.rows}
-    for (cell, seed), outcome in outcomes.items():
-        trial = Trial(study.folder, cell, seed)
-        write_events(root / "runs" / cell / f"s{seed}", [*_copied(trial), *_session(study, outcome, cell)])
+    shutil.rmtree(root / "runs", ignore_errors=True)
+    if shows_trials(table, len(outcomes)):
+        for cell, seed in outcomes:
+            trial = Trial(study.folder, cell, seed)
+            write_events(root / "runs" / trial.name, _copied(trial))
     for row in table.rows:
-        trials = [outcome for (cell, _), outcome in outcomes.items() if cell == row.cell]
-        if means := list(_means(study, trials)):
-            write_events(root / "mean" / row.cell, means)
-    write_events(
-        root, [_experiment(study, outcomes), _layout(study), *_texts(study, table), *_figures(table)] if shown else []
-    )
+        trials = [outcome for (cell, _), outcome in outcomes.items() if cell == row.cell and outcome.state != "failed"]
+        if trials:
+            write_events(root / "mean" / row.cell, [*_means(study, trials), *_session(row)])
+    write_events(root, [_experiment(table), _layout(study), *_texts(study, table), *_figures(table)])
+
+
+def shows_trials(table: Table, trials: int) -> bool:
+    """Whether the folder `tb` has the single trials beside the means; else TensorBoard would show nothing unasked."""
+    return trials + len(table.rows) + 1 <= MOST_RUNS
 
 
 # HParams
 
 
-def _experiment(study: Study, outcomes: Mapping[tuple[str, int], Outcome]) -> Any:
+def _experiment(table: Table) -> Any:
     """Declare the axes as hyperparameters and the measures as metrics, under their names."""
     from google.protobuf.struct_pb2 import ListValue, Value
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
     axes: dict[str, dict[str, None]] = {}
-    for outcome in outcomes.values():
-        for axis, label in outcome.cell.items():
+    for row in table.rows:
+        for axis, label in row.labels.items():
             axes.setdefault(axis, {})[label] = None
     hparams = [
         api_pb2.HParamInfo(
@@ -62,31 +69,26 @@ def _experiment(study: Study, outcomes: Mapping[tuple[str, int], Outcome]) -> An
         )
         for axis, labels in axes.items()
     ]
-    metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"study/{measure.metric}"), display_name=measure.metric)
-        for measure in study.measures
-    ]
-    experiment = api_pb2.Experiment(
-        name=study.name, description=study.question, hparam_infos=hparams, metric_infos=metrics
-    )
+    names = [*(measure.metric for measure in table.study.measures), "trials"]
+    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"study/{name}"), display_name=name) for name in names]
+    named = {"name": table.study.name, "description": table.study.question}
+    experiment = api_pb2.Experiment(**named, hparam_infos=hparams, metric_infos=metrics)
     return _hparams("experiment", plugin_data_pb2.HParamsPluginData(experiment=experiment, version=0))
 
 
-def _session(study: Study, outcome: Outcome, cell: str) -> Iterator[Any]:
-    """The trial's measures as scalars, and its session; TensorBoard averages the sessions of a group, the cell."""
+def _session(row: Row) -> Iterator[Any]:
+    """A row of the table: its means as scalars, and the session that gives them a row in the HParams."""
     from google.protobuf.struct_pb2 import Value
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-    for measure in study.measures:
-        if (number := outcome.value(measure)) is not None:
-            yield scalar(f"study/{measure.metric}", outcome.step, number)
-    start = plugin_data_pb2.SessionStartInfo(group_name=cell, monitor_url=outcome.repeat)
-    for axis, label in outcome.cell.items():
+    for name, mean in row.means.items():
+        yield scalar(f"study/{name}", 0, mean.value)
+    yield scalar("study/trials", 0, len(row.seeds))
+    start = plugin_data_pb2.SessionStartInfo(group_name=row.cell)
+    for axis, label in row.labels.items():
         start.hparams[axis].CopyFrom(Value(string_value=label))
-    good = outcome.state in ("finished", "stopped")
-    status = api_pb2.STATUS_SUCCESS if good else api_pb2.STATUS_FAILURE
     yield _hparams("session_start_info", plugin_data_pb2.HParamsPluginData(session_start_info=start, version=0))
-    end = plugin_data_pb2.SessionEndInfo(status=status)
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
     yield _hparams("session_end_info", plugin_data_pb2.HParamsPluginData(session_end_info=end, version=0))
 
 
@@ -100,15 +102,16 @@ def _hparams(name: str, content: Any) -> Any:
 def _means(study: Study, outcomes: Sequence[Outcome]) -> Iterator[Any]:
     """The mean of each measure's curve over seeds, with the bounds of its 95 % t interval."""
     for measure in study.measures:
-        curves = [dict(outcome.curves.get(measure.tag, [])) for outcome in outcomes if outcome.state != "failed"]
+        curves = [dict(outcome.curves.get(measure.tag, [])) for outcome in outcomes]
         steps = sorted({step for curve in curves for step in curve})
         for step in steps:
             of = t_interval(values) if (values := [curve[step] for curve in curves if step in curve]) else None
             if of is None:
                 continue
             low, high = (of.low, of.high) if len(values) > 1 else (of.value, of.value)
-            for tag, number in (("", of.value), ("/low", low), ("/high", high)):
-                yield scalar(f"mean/{measure.metric}{tag}", step, number)
+            yield scalar(measure.tag, step, of.value)
+            yield scalar(f"within_95/{measure.tag}/low", step, low)
+            yield scalar(f"within_95/{measure.tag}/high", step, high)
 
 
 def _layout(study: Study) -> Any:
@@ -117,8 +120,8 @@ def _layout(study: Study) -> Any:
 
     charts = []
     for measure in (measure for measure in study.measures if measure.metric != "time"):
-        tag = f"mean/{measure.metric}"
-        series = layout_pb2.MarginChartContent.Series(value=tag, lower=f"{tag}/low", upper=f"{tag}/high")
+        bounds = {"lower": f"within_95/{measure.tag}/low", "upper": f"within_95/{measure.tag}/high"}
+        series = layout_pb2.MarginChartContent.Series(value=measure.tag, **bounds)
         charts.append(layout_pb2.Chart(title=measure.metric, margin=layout_pb2.MarginChartContent(series=[series])))
     layout = layout_pb2.Layout(category=[layout_pb2.Category(title="means over seeds, 95 %", chart=charts)])
     return _tensor(LAYOUT, "custom_scalars", None, layout.SerializeToString())
@@ -142,16 +145,17 @@ def _figures(table: Table) -> Iterator[Any]:
     if not any(row.seeds for row in table.rows):
         return
     yield _image("study/effects", partial(draw_effects, table=table), len(table.rows))
-    if all(any("kl" in row.means for row in table.rows) for _ in "x"):
-        yield _image("study/front", partial(_draw_front, table=table), 8)
+    kl = next((measure.metric for measure in table.study.measures if measure.tag == "testbed/kl"), "")
+    if any(kl in row.means for row in table.rows):
+        yield _image("study/front", partial(_draw_front, table=table, kl=kl), 8)
 
 
-def _draw_front(axes: "Axes", table: Table) -> None:
+def _draw_front(axes: "Axes", table: Table, kl: str) -> None:
     """Draw the primary measure against the distance from the initial policy."""
     primary = table.study.primary.metric
     for row in table.rows:
-        if "kl" in row.means and primary in row.means:
-            x, y = row.means["kl"], row.means[primary]
+        if kl in row.means and primary in row.means:
+            x, y = row.means[kl], row.means[primary]
             axes.errorbar(x.value, y.value, fmt="o", capsize=2)
             axes.annotate(row.text, (x.value, y.value), textcoords="offset points", xytext=(5, 4), fontsize=7)
     axes.set(xlabel="KL from the initial policy, nats", ylabel=primary)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -86,14 +87,15 @@ def decimals(of: Interval) -> int:
 def terminal(table: Table) -> str:
     """The table as plain text, which looks the same on a terminal and in a log."""
     header, rows = grid(table)
-    shown = RichTable(title=table.heading, title_justify="left")
+    shown = RichTable(title=table.heading, title_justify="left", box=SIMPLE, pad_edge=False)
     for k, name in enumerate(header):
-        shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
+        shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     out = io.StringIO()
-    Console(file=out, width=160, force_terminal=False).print(shown)
-    return "\n".join([f"Q  {table.study.question}", out.getvalue().rstrip(), *_below(table)])
+    Console(file=out, width=400, force_terminal=False).print(shown)  # as wide as its content
+    lines = [line.rstrip() for line in out.getvalue().rstrip().splitlines()]
+    return "\n".join([f"Q  {table.study.question}", *lines, *_below(table)])
 
 
 def _below(table: Table) -> list[str]:
