@@ -8,6 +8,20 @@ from typing import Any
 
 from lit_pref.studies.study import Study
 
+IGNORED = """# Written by `ablate`: study.yaml, README.md, the CSV files and effects.png belong into a repository.
+.*
+!.gitignore
+*.html
+*.journal*
+plan.json
+cells/
+leases/
+logs/
+runs/
+search/
+tb/
+"""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -57,8 +71,11 @@ class Plan:
         return next(cell for cell in self.cells if cell.name == name)
 
     def write(self, study: Study) -> None:
-        """Write the plan; the file appears by one rename."""
+        """Write the plan; the file appears by one rename. Git ignores what does not belong into a repository."""
         study.folder.mkdir(parents=True, exist_ok=True)
+        ignored = study.folder / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text(IGNORED, encoding="utf-8")
         file = plan_file(study)
         unfinished = file.with_name(f".plan.{os.getpid()}.json")
         unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")

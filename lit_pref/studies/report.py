@@ -1,6 +1,8 @@
 """Writes the report of a study: results.csv, table.csv, report.html, README.md between markers, and TensorBoard."""
 
 import os
+import textwrap
+from datetime import date
 from pathlib import Path
 
 from filelock import FileLock
@@ -41,6 +43,7 @@ def _written(study: Study, plan: Plan) -> Table:
         if any(row.seeds for row in table.rows):
             _draw(study.folder / "effects.png", table)
         write_boards(study, table, outcomes)
+        _log(study, table)
     except OSError as error:
         raise UserError(
             f"the report in {study.folder} cannot be written ({error}): free space or permissions"
@@ -64,6 +67,18 @@ def with_results(study: Study, readme: str, table: Table | None = None) -> str:
     _, _, tail = rest.partition(END)
     figure = "\n\n![effects](effects.png)" if any(row.seeds for row in table.rows) else ""
     return f"{head}{START}\n\n{markdown(table)}{figure}\n\n{END}{tail}"
+
+
+def _log(study: Study, table: Table) -> None:
+    """Add a dated line with the verdict of a complete study to the LOG.md beside its folder, if there is one."""
+    log = study.folder.resolve().parent / "LOG.md"
+    if table.ended < table.trials or not log.exists():
+        return
+    result = f"{study.name}.** {study.question} Verdict: {table.verdict}."
+    text = log.read_text(encoding="utf-8")
+    if result not in " ".join(text.split()):
+        line = textwrap.fill(f"- **{date.today()}, {result}", 118, subsequent_indent="  ", break_on_hyphens=False)
+        _write(log, f"{text.rstrip()}\n{line}\n")
 
 
 def _first_readme(study: Study) -> str:

@@ -24,7 +24,7 @@ def boards(study: Study) -> EventMultiplexer:
     return found
 
 
-def test_hparams_declare_axes_and_measures_and_have_a_row_for_each_cell(study: Study, boards: EventMultiplexer):
+def test_hparams_have_a_row_a_cell_means_have_bands_and_texts_are_there(study: Study, boards: EventMultiplexer):
     metadata = boards.SummaryMetadata(".", "_hparams_/experiment")
     experiment = HParamsPluginData.FromString(metadata.plugin_data.content).experiment
     assert [info.display_name for info in experiment.hparam_infos] == ["target", "beta"]
@@ -37,8 +37,6 @@ def test_hparams_declare_axes_and_measures_and_have_a_row_for_each_cell(study: S
         mean = sum(number(cell.name, seed) for seed in study.seeds) / 4
         assert [event.value for event in boards.Scalars(run, "study/score")] == pytest.approx([mean])
 
-
-def test_means_have_bands_and_texts_and_the_plot_of_effects_are_there(study: Study, boards: EventMultiplexer):
     run = "mean/target=hard,beta=0.1"
     mean, low, high = (boards.Scalars(run, tag) for tag in ("score", "within_95/score/low", "within_95/score/high"))
     assert [event.step for event in mean] == [0, 4, 10]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,17 @@ def test_an_axis_that_changed_no_number_is_found(study: Study):
 def test_every_form_shows_the_same_cells(study: Study):
     table = made(study, outcomes(study))
     header, cells = grid(table)
-    said, written, html = terminal(table), markdown(table), page(table)
+    said, written, page_text = terminal(table), markdown(table), page(table)
     for text in (*header, *(cell for row in cells for cell in row)):
-        assert text.split()[0] in said and text in written and text in html
+        assert text.split()[0] in said and text in written and escape(text) in page_text
     rows = list(csv.DictReader(table_csv(table).splitlines()))
     assert [row["cell"] for row in rows] == [row.cell for row in table.rows]
     best = next(row for row in rows if row["cell"] == "target=margin,beta=0.3")
     of = next(row for row in table.rows if row.shown).against
     assert of is not None and float(best["difference low"]) == of.difference.low
     assert "**" not in written, "nothing is set in bold"
-    data = json.loads(re.search(r'id="report">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
-    assert data["verdict"] == table.verdict and "data:image/svg+xml" in html
+    data = json.loads(re.search(r'id="report">(.*?)</script>', page_text, re.DOTALL)[1])  # type: ignore[index]
+    assert data["verdict"] == table.verdict and "data:image/svg+xml" in page_text
 
 
 def test_the_readme_is_made_again_from_the_csv_and_keeps_what_is_written_by_hand(study: Study):
@@ -96,9 +97,13 @@ def test_the_readme_is_made_again_from_the_csv_and_keeps_what_is_written_by_hand
     readme = study.folder / "README.md"
     first = readme.read_text()
     assert table.verdict in first and "![effects](effects.png)" in first and (study.folder / "effects.png").exists()
+    log = study.folder.parent / "LOG.md"
+    log.write_text("# Log\n")
     by_hand = f"# Mine\n\nWhy I asked.\n\n{START}\nold\n{END}\n\nWhat I learnt.\n"
     readme.write_text(by_hand)
     write_report(study, plan)
+    write_report(study, plan)
+    assert log.read_text().count(", study.** Does the margin help? Verdict: shown for") == 1
     again = readme.read_text()
     assert again.startswith("# Mine\n\nWhy I asked.\n") and again.endswith("What I learnt.\n") and "old" not in again
     assert with_results(study, again) == again, "results.csv alone gives the same text"
