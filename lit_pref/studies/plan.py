@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ from lit_pref.studies.trial import config_of, outcomes_of
 
 ONE_PROCESS = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 TRIED_STEPS = 4
-UNUSED_SEED = 2**31 - 19
-"""A seed that no setting of a configuration has by chance."""
 
 
 def plan_of(study: Study, share: bool) -> Plan:
@@ -45,8 +44,12 @@ def plan_of(study: Study, share: bool) -> Plan:
     study.folder.mkdir(parents=True, exist_ok=True)
     with _locked(study.folder / ".plan.lock"):
         plan = read_plan(study)
-        if plan is None or (share and not plan.shared):
-            plan = Planning(study).plan(share)
+        if plan is None:
+            plan = Planning(study).plan()
+            plan.write(study)
+        if share and not plan.shared:
+            make_shared(study, plan)
+            plan = replace(plan, shared=True)
             plan.write(study)
     refuse_other_trials(study, plan)
     return plan
@@ -59,7 +62,7 @@ class Planning:
         self.study = study
         self.base = resolved_base(study)
 
-    def plan(self, share: bool) -> Plan:
+    def plan(self) -> Plan:
         """Return the plan."""
         study = self.study
         cells = [Cell({}, {})] if study.search is not None else cells_of(study)
@@ -69,10 +72,8 @@ class Planning:
             self._built(cell, write=False)
         built = [self._built(cell, write=True) for cell in cells]
         refuse_equal(study, cells, [text for text, _ in built])
-        planned = [self._planned(cell, *one, share) for cell, one in zip(cells, built, strict=True)]
-        before = read_plan(study)
-        seconds, disk = self._tried(planned[0]) if before is None else (before.seconds, before.disk)
-        return Plan(study.key, planned, seconds, disk, share)
+        planned = [self._planned(cell, *one) for cell, one in zip(cells, built, strict=True)]
+        return Plan(study.key, planned, *self._tried(planned[0]))
 
     def _ends_of_ranges(self) -> Iterator[Cell]:
         """Cells of a search that use every end of a range and every choice."""
@@ -105,22 +106,20 @@ class Planning:
             file.write_text(text, encoding="utf-8")
         return text, run
 
-    def _planned(self, cell: Cell, text: str, run: Run, share: bool) -> Planned:
-        """Prepare the data of a cell, check what depends on them, and compute reference scores if they are shared."""
+    def _planned(self, cell: Cell, text: str, run: Run) -> Planned:
+        """Prepare the data of a cell, and check what depends on them."""
         processes, digest = run.trainer.world_size, digest_of(text)
         if processes > 1:
             run = build(str(config_of(self.study.folder, cell.name)), {**ONE_PROCESS, "run_dir": "."}, "score")
-        refuse_fixed_seeds(self.study, cell)
+        refuse_fixed_seeds(self.study, cell, run)
         steps: list[int] = []
 
         def look(module: Any) -> None:
             steps.append(module.total_steps)
             refuse_unknown_measures(self.study, module)
             refuse_early_rungs(self.study, cell.name, module)
-            for preparation in module.reference_preparations("fit") if share else []:
-                preparation.fill()
 
-        say(f"cell        {cell.name}: {'data and reference scores' if share else 'data'}")
+        say(f"checking    {cell.name}")
         run.before_training(look)
         return Planned(cell.name, cell.labels, digest, steps[0], processes, cell.values)
 
@@ -152,6 +151,19 @@ class Planning:
     def _passes(run: Run, steps: int) -> float:
         """Validation passes of a whole run, with the one before training."""
         return 1 + max(1.0, steps / max(1, run.data.windows_per_epoch))
+
+
+def make_shared(study: Study, plan: Plan) -> None:
+    """Compute the reference scores of all cells, so that trials that start together do not each compute them."""
+
+    def fill(module: Any) -> None:
+        for preparation in module.reference_preparations("fit"):
+            preparation.fill()
+
+    for cell in plan.cells:
+        say(f"scores      {cell.name}: references")
+        several = ONE_PROCESS if cell.processes > 1 else {}
+        build(str(config_of(study.folder, cell.name)), {**several, "run_dir": "."}, "score").before_training(fill)
 
 
 def resolved_base(study: Study) -> dict[str, Any]:
@@ -205,17 +217,21 @@ def refuse_equal(study: Study, cells: Sequence[Cell], texts: Sequence[str]) -> N
             )
 
 
-def refuse_fixed_seeds(study: Study, cell: Cell) -> None:
+def refuse_fixed_seeds(study: Study, cell: Cell, run: Run) -> None:
     """Refuse seeds that decide nothing in a cell.
 
     Raises:
         UsageError: no draw of the run follows `seed_everything`.
     """
-    if len(study.seeds) == 1:
-        return
-    file, options = str(config_of(study.folder, cell.name)), {"seed_everything": UNUSED_SEED, "run_dir": "."}
-    again = build(file, options, "score")
-    if not moved_by_seed(again.module, again.data):
+    policy = run.config["model"]["policy"]["seed"]
+    own = {
+        "the order of pairs": run.config["data"]["seed"],
+        "random weights": policy,
+        "the adapters' first weights": policy,
+    }
+    # A seed of its own may equal the run's by chance, so that the draw seems to follow it.
+    moved = [draw for draw in moved_by_seed(run.module, run.data) if own.get(draw) is None]
+    if len(study.seeds) > 1 and not moved:
         raise UsageError(
             f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of their "
             "own (data.seed, model.policy.seed): set these to null, so that they follow seed_everything"

@@ -30,7 +30,7 @@ def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     def write(folder: str = "study", **changes: Any) -> Path:
         content = {name: value for name, value in {**CONTENT, **changes}.items() if value is not None}
-        file = tmp_path / folder / "study.yaml"
+        file = Path(folder) / "study.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         return file

@@ -220,6 +220,6 @@ def test_a_run_of_several_processes_is_started_by_its_command_line(study: Study,
     with pytest.raises(Diverged, match="the loss of 1 pair"):
         train(trial, 1, Planned("target=hard", {"target": "hard"}, "", 2, processes=2))
     ((command, environment),) = started
-    assert command[2:5] == ["lit_pref", "fit", "--config=study/cells/target=hard.yaml"]
+    assert command[2:5] == ["lit_pref", "fit", f"--config={study.folder}/cells/target=hard.yaml"]
     assert {"--seed_everything=1", "--ckpt_path=last", "--stop_at_step=1", "--print_summary=false"} <= set(command)
     assert not any(name.startswith("SLURM_") for name in environment)
