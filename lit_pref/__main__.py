@@ -6,8 +6,7 @@ from typing import NoReturn
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run one command and exit with 0 (done), 1 (refused input), 2 (an impossible command line or configuration) or 3
-    (the loss of a run is not finite).
+    """Run one command and exit with 0 (done), 1 (refused input) or 2 (an impossible command line or configuration).
 
     If the reader of the output ends first, as in `check | head`, the exit code is 141, as of other programs.
 

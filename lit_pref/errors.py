@@ -16,8 +16,6 @@ class UserError(Exception):
 class Diverged(UserError):
     """A loss that is not finite: training cannot continue, and a study counts it as a result."""
 
-    exit_code = 3
-
 
 class UsageError(UserError):
     """A command line, configuration or combination of parts that cannot run as written."""

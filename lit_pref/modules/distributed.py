@@ -88,6 +88,10 @@ def refuse(trainer: Trainer, sentence: str, kind: type[UserError] = UserError) -
     raise kind(sentence)
 
 
+NOT_FINITE = "is not finite at step"
+"""Words of the sentence by which the end of another process is known to be a divergence."""
+
+
 class NonfiniteGuard:
     """Stops training before an optimizer step with a loss that is not finite."""
 
@@ -123,7 +127,7 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
     refuse(
         trainer,
-        f"the loss of {len(pairs)} pair(s) is not finite at step {trainer.global_step}: {'; '.join(pairs[:8])}; "
+        f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {trainer.global_step}: {'; '.join(pairs[:8])}; "
         f"{remedy}",
         Diverged,
     )

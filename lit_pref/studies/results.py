@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lit_pref.studies.plan_file import Planned
 from lit_pref.studies.rungs import stage
@@ -113,8 +112,8 @@ def _read(study: Study, row: Mapping[str, str]) -> Result:
     values = {name: float(row[name]) for name in numbers if row.get(name)}
     if any(measure.metric == "time" for measure in study.measures) and row["state"] == "finished":
         values["time"] = float(row["seconds"])
-    spent: tuple[Any, ...] = (int(row["step"]), int(row["steps"]), float(row["seconds"]), row["reason"])
-    return Result(row["cell"], labels, int(row["seed"]), row["state"], *spent, values)
+    step, steps, seconds = int(row["step"]), int(row["steps"]), float(row["seconds"])
+    return Result(row["cell"], labels, int(row["seed"]), row["state"], step, steps, seconds, row["reason"], values)
 
 
 def _axes(study: Study) -> Iterator[str]:

@@ -183,7 +183,7 @@ class Study:
     @property
     def key(self) -> str:
         """A hash of everything that decides which runs are trained, contents of the base files included."""
-        parts = [asdict_of(axis) for axis in self.axes]
+        parts: list[Any] = [asdict_of(axis) for axis in self.axes]
         parts += [None if self.search is None else asdict(self.search), self.seeds, self.skip, asdict(self.rungs)]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
         for file in self.base:

@@ -59,6 +59,8 @@ def _here(trial: Trial, stop: int | None) -> None:
 
 def _by_command_line(trial: Trial, stop: int | None, log: int) -> None:
     """Train by `python -m lit_pref fit`, which starts the processes of the run."""
+    from lit_pref.modules.distributed import NOT_FINITE
+
     # Lightning takes the variables of a SLURM job for those of its own ranks, and would use one device.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     package = str(Path(lit_pref.__path__[0]).resolve().parent)
@@ -67,7 +69,7 @@ def _by_command_line(trial: Trial, stop: int | None, log: int) -> None:
     code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         last = (trial.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"])[-1]
-        raise (Diverged if code == Diverged.exit_code else UserError)(f"{last} (exit code {code}, log {trial.log})")
+        raise (Diverged if NOT_FINITE in last else UserError)(f"{last} (exit code {code}, log {trial.log})")
 
 
 def _reset_peak_memory() -> None:

@@ -211,8 +211,8 @@ def test_a_run_of_several_processes_is_started_by_its_command_line(study: Study,
 
     def run(command: list[str], env: dict[str, str], stdout: int, **options: Any) -> SimpleNamespace:
         started.append((command, env))
-        os.write(stdout, b"lit_pref: the loss of 1 pair(s) is not finite\n")
-        return SimpleNamespace(returncode=3)
+        os.write(stdout, b"lit_pref: the loss of 1 pair(s) is not finite at step 3: pairs.jsonl, line 1\n")
+        return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr("lit_pref.studies.training.subprocess.run", run)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
