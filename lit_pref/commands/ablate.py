@@ -28,6 +28,7 @@ def ablate(config: str, dry_run: bool = False) -> None:
         UserError: the study cannot be done as written.
     """
     study = read_study(config)
+    forget_slurm_job()
     from lit_pref.callbacks.termination import ending_on_sigterm
     from lit_pref.studies.plan import plan_of
     from lit_pref.studies.training import train
@@ -41,6 +42,12 @@ def ablate(config: str, dry_run: bool = False) -> None:
     with ending_on_sigterm(words="ended by SIGTERM; the same command resumes"):
         Worker(study, plan, train).work()
     _report(study, plan)
+
+
+def forget_slurm_job() -> None:
+    """Remove SLURM's variables, by which Lightning would take the tasks of a job for the ranks of one run."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        del os.environ[name]
 
 
 def report(config: str) -> None:

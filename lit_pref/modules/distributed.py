@@ -127,8 +127,7 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
     refuse(
         trainer,
-        f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {trainer.global_step}: {'; '.join(pairs[:8])}; "
-        f"{remedy}",
+        f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {trainer.global_step}: {'; '.join(pairs[:8])}; {remedy}",
         Diverged,
     )
 

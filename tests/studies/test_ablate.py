@@ -16,6 +16,7 @@ from studies.computed_trials import ended
 
 from lit_pref.__main__ import main
 from lit_pref.callbacks.gold_reward import GoldReward
+from lit_pref.commands.ablate import forget_slurm_job
 from lit_pref.errors import Diverged, UsageError
 from lit_pref.modules.schedules import Cosine, Flat
 from lit_pref.objectives.dpo import DPO
@@ -223,3 +224,5 @@ def test_a_run_of_several_processes_is_started_by_its_command_line(study: Study,
     assert command[2:5] == ["lit_pref", "fit", f"--config={study.folder}/cells/target=hard.yaml"]
     assert {"--seed_everything=1", "--ckpt_path=last", "--stop_at_step=1", "--print_summary=false"} <= set(command)
     assert not any(name.startswith("SLURM_") for name in environment)
+    forget_slurm_job()
+    assert "SLURM_JOB_ID" not in os.environ
