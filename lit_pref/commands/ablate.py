@@ -1,5 +1,6 @@
 """`python -m lit_pref ablate`: trains the cells of a study on its seeds, and reports on them."""
 
+import os
 from typing import TYPE_CHECKING
 
 from lit_pref.errors import UsageError
