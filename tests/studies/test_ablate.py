@@ -39,11 +39,12 @@ MEASURE = {"primary": {"metric": "val/accuracy", "goal": "max"}, "also": ["val/e
 @pytest.fixture
 def study_file(write_study: Callable[..., Path], policy_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a study whose base is a run of two steps of a tiny policy."""
-    write_pairs(tmp_path / "pairs.jsonl", 20)
+    write_pairs(tmp_path / "pairs.jsonl", 16)
+    write_pairs(tmp_path / "val.jsonl", 8, seed=1)
     base = yaml.safe_load((ROOT / "configs" / "dpo.yaml").read_text())
     base["model"]["policy"] = {"path": str(policy_folder)}
     base["model"]["optimizer"]["init_args"]["lr"] = 0.01
-    base["data"] = {"train": "pairs.jsonl", "val_fraction": 0.2, "global_batch": 8}
+    base["data"] = {"train": "pairs.jsonl", "val": "val.jsonl", "global_batch": 8}
     base["trainer"] |= {"accelerator": "cpu", "log_every_n_steps": 1}
     base["model"]["schedule"]["init_args"]["warmup"] = 0
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
