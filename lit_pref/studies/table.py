@@ -12,8 +12,8 @@ from lit_pref.studies.study import Study
 from lit_pref.studies.trial import labels_text
 
 UNMEASURED = "unmeasured"
-SHOWN = 0.05
-"""Corrected p-values below this are called shown."""
+SHOWN, FEWEST = 0.05, 3
+"""A difference is called shown if its corrected p-value is below the first, on at least so many seeds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Row:
     @property
     def shown(self) -> bool:
         """Whether the difference is clear after the correction."""
-        return self.probability < SHOWN
+        return self.probability < SHOWN and self.against is not None and self.against.seeds >= FEWEST
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,8 @@ def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
     if known:
         how = f"Holm's correction over {known} comparisons" if study.compare.correction == "holm" else "not corrected"
         notes.append(f"intervals are 95 % t intervals over seeds; p is of the paired differences, {how}")
+    if any(row.against is not None and row.against.seeds < FEWEST for row in rows):
+        notes.append(f"nothing is called shown on fewer than {FEWEST} seeds")
     if study.primary.at == "best":
         notes.append("`best` is chosen on the held-out pairs or prompts on which it is reported")
     if study.search is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from studies.computed_trials import ended, plan_by_hand
 
+from lit_pref.studies.reading import read_study
 from lit_pref.studies.rendering import grid, markdown, page, table_csv, terminal
 from lit_pref.studies.report import END, START, with_results, write_report
 from lit_pref.studies.results import read_csv, results_of, to_csv
@@ -41,6 +42,15 @@ def test_a_clear_difference_is_shown_and_an_unclear_one_is_not(study: Study):
     assert table.verdict.startswith("shown for margin · beta 0.3 (+") and "better in 4 of 4 seeds" in table.verdict
     assert table.verdict.endswith("not shown for margin · beta 0.1")
     assert any("Holm's correction over 2 comparisons" in note for note in table.notes)
+
+
+def test_two_seeds_show_nothing(write_study: Any):
+    study = read_study(write_study(seeds=[0, 2]))
+    table = made(study, outcomes(study))
+    assert table.verdict.startswith("not shown: none of 2 difference(s) is clear") and not any(
+        r.shown for r in table.rows
+    )
+    assert "nothing is called shown on fewer than 3 seeds" in table.notes
 
 
 def test_missing_diverged_and_failed_trials_are_named_and_do_not_shrink_n_silently(study: Study):
@@ -111,8 +121,6 @@ def test_the_readme_is_made_again_from_the_csv_and_keeps_what_is_written_by_hand
 
 
 def test_rungs_report_the_rank_correlation_and_the_steps_saved(write_study: Any):
-    from lit_pref.studies.reading import read_study
-
     axes = {"model.objective.beta": [0.1, 0.2, 0.3, 0.4]}
     study = read_study(write_study(axes=axes, compare={"against": "beta=0.1"}, rungs={"strategy": "full", "at": 0.4}))
     notes = made(study, outcomes(study)).notes
