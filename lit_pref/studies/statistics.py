@@ -14,8 +14,8 @@ from lit_pref.objectives.parts.estimation import student_975, student_within
 def t_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent values with its 95 % interval by Student's t; one value has an infinite one.
 
-    >>> t_interval([1.0, 2.0, 3.0])
-    Interval(value=2.0, low=-0.484137711796622, high=4.484137711796622)
+    >>> print(t_interval([1.0, 2.0, 3.0]))
+    2 (-0.4841 to 4.484)
     """
     n, mean = len(values), float(np.mean(values))
     if n < 2:
