@@ -19,6 +19,7 @@ try:
     from optuna.samplers import BaseSampler, RandomSampler, TPESampler
     from optuna.storages import BaseStorage, JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial, TrialState
 except ImportError as error:
     raise UsageError(f"studies need the package optuna ({error}): pip install 'lit_pref[studies]'") from error
@@ -59,13 +60,13 @@ class Queue:
         study.folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.lease = study.folder, lease
         self._storage = _storage(study)
-        direction = "maximize" if study.primary.goal == "max" else "minimize"
+        directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
         with self._lock():
             self._study = optuna.create_study(
                 study_name=study.name,
                 storage=self._storage,
                 sampler=_sampler(study),
-                direction=direction,
+                direction=directions[study.primary.goal],
                 load_if_exists=True,
             )
         self._id = self._storage.get_study_id_from_name(study.name)
@@ -78,9 +79,9 @@ class Queue:
                 trial = last.get(job)
                 if trial is not None and trial.state in OPEN:
                     continue
-                again = trial is not None and trial.state == TrialState.FAIL
-                counts = {name: trial.user_attrs.get(name, 0) for name in COUNTS} if again else {}
-                params = trial.params if again else {}
+                counts, params = {}, {}
+                if trial is not None and trial.state == TrialState.FAIL:
+                    counts, params = {name: trial.user_attrs.get(name, 0) for name in COUNTS}, trial.params
                 self._study.enqueue_trial(params, user_attrs={"job": list(job), **counts})
 
     def claim(self, wanted: Collection[Job]) -> Claim | None:

@@ -44,8 +44,8 @@ def status_text(study: Study, plan: Plan) -> str:
     lines = [f"{'ended' if state == 'finished' else state:<11} {number}" for state, number in sorted(states.items())]
     if study.search is not None:
         lines.append(f"{'searched':<11} {len(founds(study))} of {study.search.trials}")
-    for job, seconds in Queue(study).running():
-        lines.append(f"running     {job.cell or f'search {job.search}'}/s{job.seed} for {_duration(seconds)}")
+    for job, since in Queue(study).running():
+        lines.append(f"running     {job.cell or f'search {job.search}'}/s{job.seed} for {_duration(since)}")
     for outcome in outcomes.values():
         if outcome.state in ("failed", "diverged"):
             log = Trial(study.folder, outcome.name, outcome.seed).log
