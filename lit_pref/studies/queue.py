@@ -130,6 +130,7 @@ class Queue:
                 continue
             self._count(trial._trial_id, "losses", int(trial.user_attrs.get("losses", 0)) + 1)
             if self._end(trial._trial_id, TrialState.FAIL):
+                self._lease_file(trial).unlink(missing_ok=True)
                 lost.append(_job(trial))
         return lost
 

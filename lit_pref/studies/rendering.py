@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 
 from lit_pref.judging.comparison import Interval
 from lit_pref.pages.html import BAD, GOOD, NEUTRAL, drawn, plain, render
+from lit_pref.studies.statistics import decimals, signed
 from lit_pref.studies.table import Row, Table
 
 if TYPE_CHECKING:
@@ -42,11 +43,8 @@ def _cells(table: Table, row: Row, compared: bool) -> list[str]:
     if compared and row.against is None:
         cells += ["-", "-", "-"]
     elif compared and row.against is not None:
-        d = row.against.difference
-        digits = decimals(d)
-        bounds = "" if math.isinf(d.low) else f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
         p = "-" if math.isnan(row.probability) else "< .001" if row.probability < 0.001 else f"{row.probability:.3f}"
-        cells += [f"{d.value:+.{digits}f}{bounds}", p, f"{row.against.better}/{row.against.seeds}"]
+        cells += [signed(row.against.difference), p, f"{row.against.better}/{row.against.seeds}"]
     cells += [_other(row, measure.metric) for measure in study.also if measure.metric != "time"]
     return [*cells, "-" if math.isnan(row.seconds) else f"{row.seconds:.0f} s"]
 
@@ -74,14 +72,6 @@ def interval(of: Interval | None) -> str:
         return f"{of.value:.4g}"
     digits = decimals(of)
     return f"{of.value:.{digits}f} ± {of.high - of.value:.{digits}f}"
-
-
-def decimals(of: Interval) -> int:
-    """The decimals that show two digits of an interval's half-width."""
-    half = of.high - of.value
-    if not math.isfinite(half) or half <= 0:
-        return 3
-    return min(8, max(0, 1 - math.floor(math.log10(half))))
 
 
 def terminal(table: Table) -> str:

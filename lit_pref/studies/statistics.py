@@ -93,3 +93,23 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     if len(first) < 3:
         return math.nan
     return float(spearman_of(first, second)(np.ones((1, len(first))))[0])
+
+
+def decimals(of: Interval) -> int:
+    """The decimals that show two digits of an interval's half-width."""
+    half = of.high - of.value
+    if not math.isfinite(half) or half <= 0:
+        return 3
+    return min(8, max(0, 1 - math.floor(math.log10(half))))
+
+
+def signed(difference: Interval) -> str:
+    """Format a difference with its interval; that of one seed has none.
+
+    >>> signed(Interval(0.0999, 0.0658, 0.134)), signed(Interval(0.1, -math.inf, math.inf))
+    ('+0.100 [+0.066, +0.134]', '+0.100')
+    """
+    digits = decimals(difference)
+    low, high = difference.low, difference.high
+    bounds = "" if math.isinf(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{difference.value:+.{digits}f}{bounds}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from lit_pref.judging.comparison import Interval
 from lit_pref.studies.cells import baseline_of
 from lit_pref.studies.results import MISSING, WAITING, Result, rung_name
-from lit_pref.studies.statistics import Paired, holm, paired, spearman, t_interval
+from lit_pref.studies.statistics import Paired, holm, paired, signed, spearman, t_interval
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import labels_text
 
@@ -167,13 +167,8 @@ def _is_better(study: Study, row: Row) -> bool:
 
 
 def _list(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row.text} ({_signed(row)}, better in {_of(row)} seeds)" for row in rows)
-
-
-def _signed(row: Row) -> str:
-    assert row.against is not None
-    d = row.against.difference
-    return f"{d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
+    known = [(row, row.against) for row in rows if row.against is not None]
+    return ", ".join(f"{row.text} ({signed(of.difference)}, better in {_of(row)} seeds)" for row, of in known)
 
 
 def _of(row: Row) -> str:
