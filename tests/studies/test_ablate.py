@@ -18,6 +18,7 @@ from lit_pref.__main__ import main
 from lit_pref.callbacks.gold_reward import GoldReward
 from lit_pref.commands.ablate import forget_slurm_job
 from lit_pref.errors import Diverged, UsageError
+from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.schedules import Cosine, Flat
 from lit_pref.objectives.dpo import DPO
 from lit_pref.run import build
@@ -68,8 +69,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_study_is_planned_trained_over_a_rung_and_reported(
-    study_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    study_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(Evaluation, "_draw", lambda *_: None)  # reliability diagrams take most of such short runs
     file = str(study_file(rungs={"strategy": "one_rung", "at": 0.5, "keep": 1}))
     assert ended_with("ablate", "report", "--config", file) == 2
     assert "has no trials of study/study.yaml as it is now: train them first" in capsys.readouterr().err
@@ -97,7 +99,6 @@ def test_a_study_is_planned_trained_over_a_rung_and_reported(
     alone, resumed = weights(Path("alone")), weights(trial.run_dir)
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
 
-    assert ended_with("ablate", "--config", file) == 0, "nothing is left, and the report is written again"
     assert ended_with("ablate", "status", "--config", file) == 0
     assert "ended       2\nstopped     2" in capsys.readouterr().out
     assert ended_with("ablate", "reprt", "--config", file) == 2
