@@ -60,16 +60,17 @@ class Queue:
         study.folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.lease = study.folder, lease
         self._storage = _storage(study)
+        name = f"{study.name}-{study.key}"  # a study that trains something else is another one
         directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
         with self._lock():
             self._study = optuna.create_study(
-                study_name=study.name,
+                study_name=name,
                 storage=self._storage,
                 sampler=_sampler(study),
                 direction=directions[study.primary.goal],
                 load_if_exists=True,
             )
-        self._id = self._storage.get_study_id_from_name(study.name)
+        self._id = self._storage.get_study_id_from_name(name)
 
     def offer(self, jobs: Sequence[Job]) -> None:
         """Enqueue the jobs that are neither waiting nor running; those that are tried again keep counts and values."""
