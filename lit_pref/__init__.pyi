@@ -13,6 +13,7 @@ from lit_pref.data.selection.selection import Logps as Logps
 from lit_pref.data.selection.selection import Pool as Pool
 from lit_pref.data.selection.selection import Selection as Selection
 from lit_pref.data.sources.source import Source as Source
+from lit_pref.errors import Diverged as Diverged
 from lit_pref.errors import UsageError as UsageError
 from lit_pref.errors import UserError as UserError
 from lit_pref.models.lora import Lora as Lora

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.commands.table import Command, command_named
+from lit_pref.commands.table import Command, command_of
 from lit_pref.option_split import keep_options, with_home
 from lit_pref.parser import Parser, description
 
@@ -22,16 +22,15 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     Raises:
         UserError: the command refused its input.
     """
-    arguments = with_home(arguments)
-    command = command_named(arguments[0])
+    command, options = command_of(with_home(arguments))
     function = command.load()
     parser = command_parser(command, function)
     if not command.needs_run:
-        options = parser.parse_args(arguments[1:]).as_dict()
-        words = [word for name in _positional(function) for word in options.pop(name)]
-        function(*words, **options)
+        given = parser.parse_args(options).as_dict()
+        words = [word for name in _positional(function) for word in given.pop(name)]
+        function(*words, **given)
         return
-    own, others = keep_options(arguments[1:], parser)
+    own, others = keep_options(options, parser)
     names = [action.option_strings[-1].removeprefix("--") for action in _own_actions(parser)]
     run = RunOptions(command.name, tuple(others), relaunchable, tuple(names))
     run.refuse_unknown()

@@ -74,6 +74,8 @@ def place_of(key: str, leaf: str | None, configs: Sequence[str], options: Iterab
     if any(f"{option}.".startswith(f"{key}.") or f"{key}.".startswith(f"{option}.") for option in options):
         return ""
     for config in reversed(configs):
+        if "\n" in config:
+            continue  # a configuration given as text
         if not Path(config).is_file() or not isinstance(root := _composed(Path(config)), MappingNode):
             continue
         node, line = root, 1

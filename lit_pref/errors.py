@@ -13,6 +13,10 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class Diverged(UserError):
+    """A loss that is not finite: training cannot continue, and a study counts it as a result."""
+
+
 class UsageError(UserError):
     """A command line, configuration or combination of parts that cannot run as written."""
 

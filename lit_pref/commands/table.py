@@ -1,7 +1,7 @@
 """The table of commands, from which dispatch, help, error messages and documentation are made."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lit_pref.errors import UsageError
@@ -13,7 +13,7 @@ class Command:
     """A command of `python -m lit_pref`.
 
     Args:
-        name: the word to type.
+        name: the word to type, or two.
         help: one line for the list of commands.
         function: its typed function, as `module:name`. The options come from its signature, their help from
             its docstring.
@@ -121,6 +121,34 @@ COMMANDS = (
         False,
         "generate --model FOLDER --prompts FILE --out FOLDER",
     ),
+    Command(
+        "ablate",
+        "train the cells of a study on several seeds",
+        "lit_pref.commands.ablate:ablate",
+        False,
+        "ablate --config experiments/NAME/study.yaml",
+    ),
+    Command(
+        "ablate report",
+        "write a study's table, page and TensorBoard, also half-way",
+        "lit_pref.commands.ablate:report",
+        False,
+        "ablate report --config experiments/NAME/study.yaml",
+    ),
+    Command(
+        "ablate status",
+        "what of a study has ended, runs, waits or failed",
+        "lit_pref.commands.ablate:status",
+        False,
+        "ablate status --config experiments/NAME/study.yaml",
+    ),
+    Command(
+        "ablate retry",
+        "let failed trials of a study be trained again",
+        "lit_pref.commands.ablate:retry",
+        False,
+        "ablate retry --config experiments/NAME/study.yaml",
+    ),
 )
 
 
@@ -136,9 +164,22 @@ def command_named(name: str) -> Command:
     return COMMANDS[names.index(name)]
 
 
+def command_of(arguments: Sequence[str]) -> tuple[Command, list[str]]:
+    """The command that a command line begins with, and its options; a few commands have names of two words.
+
+    Raises:
+        UsageError: there is no such command.
+    """
+    name, *options = arguments
+    has_second = any(command.name.startswith(f"{name} ") for command in COMMANDS)
+    if has_second and options and not options[0].startswith("-"):
+        return command_named(f"{name} {options[0]}"), options[1:]
+    return command_named(name), options
+
+
 def lines(which: tuple[Command, ...] = COMMANDS) -> str:
     """The commands, one line each with an example."""
-    return "\n".join(f"  {command.name:<10} {command.help:<56} {command.example}" for command in which)
+    return "\n".join(f"  {command.name:<14} {command.help:<58} {command.example}" for command in which)
 
 
 def program_help() -> str:

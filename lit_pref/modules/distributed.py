@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import Diverged, UsageError, UserError
 from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.loading import blocks_of
 from lit_pref.printing import say
@@ -76,7 +76,7 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     return gathered
 
 
-def refuse(trainer: Trainer, sentence: str) -> NoReturn:
+def refuse(trainer: Trainer, sentence: str, kind: type[UserError] = UserError) -> NoReturn:
     """Stop all ranks; every rank must call it.
 
     Raises:
@@ -85,7 +85,11 @@ def refuse(trainer: Trainer, sentence: str) -> NoReturn:
     """
     if not trainer.is_global_zero:
         sys.exit(0)
-    raise UserError(sentence)
+    raise kind(sentence)
+
+
+NOT_FINITE = "is not finite at step"
+"""Words of the sentence by which the end of another process is known to be a divergence."""
 
 
 class NonfiniteGuard:
@@ -116,15 +120,15 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
     """Stop all ranks because the losses of these pairs are not finite; every rank calls it with the pairs of all ranks.
 
     Raises:
-        UserError: see `refuse`.
+        Diverged: see `refuse`.
     """
     module: Any = trainer.lightning_module
     remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
     remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
     refuse(
         trainer,
-        f"the loss of {len(pairs)} pair(s) is not finite at step {trainer.global_step}: {'; '.join(pairs[:8])}; "
-        f"{remedy}",
+        f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {trainer.global_step}: {'; '.join(pairs[:8])}; {remedy}",
+        Diverged,
     )
 
 

@@ -84,6 +84,19 @@ def refuse_other_models(module: PairModule) -> None:
 
 def seeds(module: PairModule, data: PreferenceDataModule) -> str:
     """Describe which draws follow the run's seed, and which have a seed of their own."""
+    moved = moved_by_seed(module, data)
+    apart = [f"{what} by {name} {seed}" for what, name, seed in _draws(module, data) if seed != module.seed]
+    apart.append(f"the split by data.split_seed {data.options.split_seed}")
+    return f"seed_everything {module.seed} decides {', '.join(moved) or 'nothing here'}; set apart: {', '.join(apart)}"
+
+
+def moved_by_seed(module: PairModule, data: PreferenceDataModule) -> list[str]:
+    """Name the draws of a run that follow its seed."""
+    return [what for what, _, seed in _draws(module, data) if seed == module.seed]
+
+
+def _draws(module: PairModule, data: PreferenceDataModule) -> list[tuple[str, str, int]]:
+    """List what a run draws, with the setting that seeds it and its value."""
     spec = module.spec
     drawn = [("the order of pairs", "data.seed", data.seed)]
     if spec.config is not None or spec.lora is not None:
@@ -91,10 +104,7 @@ def seeds(module: PairModule, data: PreferenceDataModule) -> str:
         drawn.append((what, "model.policy.seed", spec.seed or 0))
     if spec.dropout or (spec.lora is not None and spec.lora.dropout):
         drawn.append(("dropout", "seed_everything", module.seed))
-    moved = [what for what, _, seed in drawn if seed == module.seed]
-    apart = [f"{what} by {name} {seed}" for what, name, seed in drawn if seed != module.seed]
-    apart.append(f"the split by data.split_seed {data.options.split_seed}")
-    return f"seed_everything {module.seed} decides {', '.join(moved) or 'nothing here'}; set apart: {', '.join(apart)}"
+    return drawn
 
 
 def _reference(module: PairModule, k: int) -> str:

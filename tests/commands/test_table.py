@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from lit_pref.cli import command_parser, main
 from lit_pref.commands.run_options import RunOptions
-from lit_pref.commands.table import COMMANDS, Command, command_named, program_help
+from lit_pref.commands.table import COMMANDS, Command, command_named, command_of, program_help
 from lit_pref.errors import UsageError
 
 DPO = str(ROOT / "configs" / "dpo.yaml")
@@ -26,7 +26,16 @@ def test_a_command_is_a_documented_typed_function(command: Command):
     actions = {action.dest: action for action in command_parser(command, function)._actions}
     for parameter in own:
         assert actions[parameter.name].help, f"the docstring says nothing of {parameter.name}"
-    assert f"  {command.name} " in program_help() and command.example.split()[0] == command.name
+    assert f"  {command.name} " in program_help() and command.example.startswith(f"{command.name} ")
+
+
+def test_a_command_of_two_words_is_found_by_both_and_answered_with_the_nearest():
+    command, options = command_of(["ablate", "report", "--config", "x"])
+    assert (command.name, options) == ("ablate report", ["--config", "x"])
+    assert command_of(["ablate", "--config", "x"])[0].name == "ablate"
+    assert command_of(["export", "x"])[0].name == "export"
+    with pytest.raises(UsageError, match=r"unknown command 'ablate reprt'; .*; did you mean ablate report"):
+        command_of(["ablate", "reprt"])
 
 
 def test_an_unknown_command_is_answered_with_all_that_are_known():
@@ -37,7 +46,7 @@ def test_an_unknown_command_is_answered_with_all_that_are_known():
 
 
 BEFORE_TORCH: list[tuple[list[str], str]] = [
-    *(([command.name, "--help"], "usage: python -m lit_pref") for command in COMMANDS if command.name != "fit"),
+    *(([*one.name.split(), "--help"], "usage: python -m lit_pref") for one in COMMANDS if one.name != "fit"),
     (
         ["fit", "--trainr.max_steps", "1", "--config", DPO],
         "--trainr.max_steps; did you mean --trainer.max_steps?",
@@ -65,6 +74,9 @@ BEFORE_TORCH: list[tuple[list[str], str]] = [
     (["evaluate", "--out", "y"], "evaluate needs --protocol (one of pairs, reward_bench"),
     (["evaluate", "--protocol", "pairs", "--model", "x", "--data", "nowhere.jsonl", "--out", "y"], "nowhere.jsonl"),
     (["export", "--ckpt_path", "x"], "missing: --out"),
+    (["ablate"], "missing: --config"),
+    (["ablate", "--config", "x.yaml"], "config file x.yaml does not exist"),
+    (["ablate", "report", "--dry_run"], "unknown option --dry_run"),
     (["export", "--ckpt_path", "last", "--out", "y"], "`last`: name the file, such as --ckpt_path runs/NAME/"),
     (["export", "--ckpt_path", "x", "--outt", "y"], "unknown option --outt; did you mean --out?"),
     (["generate", "--prompts", "x", "--out", "y"], "give either --model FOLDER or --endpoint URL; neither is given"),

@@ -34,12 +34,12 @@ def student_975(freedom: int) -> float:
         return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     low, high = z, 13.0
     while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
+        low, high = (middle, high) if student_within(middle, freedom) < 0.95 else (low, middle)
     return middle
 
 
-def _within(t: float, freedom: int) -> float:
-    """Return P(|T| < t)."""
+def student_within(t: float, freedom: int) -> float:
+    """Return P(|T| < t) under Student's t distribution."""
     angle = math.atan(t / math.sqrt(freedom))
     odd = freedom % 2
     term = math.cos(angle) if odd else 1.0

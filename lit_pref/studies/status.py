@@ -1,0 +1,96 @@
+"""The state of a study in words: its plan, what runs, what is left."""
+
+from collections import Counter
+from statistics import fmean
+
+from lit_pref.studies.plan_file import Plan
+from lit_pref.studies.queue import Queue
+from lit_pref.studies.results import results_of
+from lit_pref.studies.rungs import next_jobs
+from lit_pref.studies.search import founds, search_jobs
+from lit_pref.studies.study import Study
+from lit_pref.studies.trial import Trial, outcomes_of
+
+
+def overview(study: Study, plan: Plan) -> str:
+    """The plan of a study: cells, seeds, estimated time and disk, and what is there already."""
+    outcomes = outcomes_of(study)
+    if study.search is None:
+        trials = len(plan.cells) * len(study.seeds)
+        names = [f"  {cell.name}  ({cell.steps} steps)" for cell in plan.cells]
+        counted = f"{trials} trials = {len(plan.cells)} cells x {len(study.seeds)} seeds"
+    else:
+        rest = (len(study.seeds) - 1) * (study.search.best + study.compare.base)
+        trials, names = study.search.trials + rest, [f"  {one.path}" for one in study.search.ranges]
+        counted = f"{trials} trials = {study.search.trials} of the search with seed {study.seeds[0]}, {rest} after it"
+    ended = sum(outcome.state != "stopped" for outcome in outcomes.values())
+    seconds = _seconds(study, plan)
+    time = "unknown until the first trial has ended" if seconds is None else f"{_duration(seconds * (trials - ended))}"
+    how = "" if outcomes or seconds is None else ", from a few steps of the first cell"
+    disk = "" if plan.disk is None else f"; about {_size(plan.disk * trials)} of disk"
+    lines = [
+        f"question    {study.question}",
+        f"hypothesis  {study.hypothesis}",
+        f"trials      {counted}; {ended} ended",
+    ]
+    estimate = f"about {time} with one worker{how}" if seconds is not None else time
+    return "\n".join([*lines, *names, f"estimate    {estimate}{disk}"])
+
+
+def status_text(study: Study, plan: Plan) -> str:
+    """What has ended, runs, waits and failed, with the time that is left for one worker."""
+    outcomes = outcomes_of(study)
+    states = Counter(result.state for result in results_of(study, plan.cells, outcomes))
+    lines = [f"{'ended' if state == 'finished' else state:<11} {number}" for state, number in sorted(states.items())]
+    if study.search is not None:
+        lines.append(f"{'searched':<11} {len(founds(study))} of {study.search.trials}")
+    for job, since in Queue(study).running():
+        lines.append(f"running     {job.cell or f'search {job.search}'}/s{job.seed} for {_duration(since)}")
+    for outcome in outcomes.values():
+        if outcome.state in ("failed", "diverged"):
+            log = Trial(study.folder, outcome.name, outcome.seed).log
+            lines.append(f"{outcome.state:<11} {outcome.name}/s{outcome.seed}: {outcome.reason} (log {log})")
+    left = next_jobs(study, plan.cells, outcomes) if study.search is None else search_jobs(study, outcomes)
+    seconds = _seconds(study, plan)
+    if left and seconds is not None:
+        lines.append(f"left        about {_duration(seconds * len(left))} for one worker")
+    return "\n".join(lines)
+
+
+def forget_failures(study: Study) -> list[str]:
+    """Remove the outcomes of failed trials, so that they count as missing, and return their names."""
+    failed = [outcome for outcome in outcomes_of(study).values() if outcome.state == "failed"]
+    trials = [Trial(study.folder, outcome.name, outcome.seed) for outcome in failed]
+    cells = {trial.cell for trial in trials}
+    for found in founds(study):
+        if found.cell in cells and found.value is None:
+            found.file(study).unlink(missing_ok=True)
+    for trial in trials:
+        trial.file.unlink(missing_ok=True)
+    return [trial.name for trial in trials]
+
+
+def _seconds(study: Study, plan: Plan) -> float | None:
+    """Seconds of a trial: of those that have ended, else the plan's estimate."""
+    ended = [outcome.seconds for outcome in outcomes_of(study).values() if outcome.state == "finished"]
+    return fmean(ended) if ended else plan.seconds
+
+
+def _duration(seconds: float) -> str:
+    """Format a duration.
+
+    >>> _duration(42), _duration(600), _duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(size: float) -> str:
+    """Format a size.
+
+    >>> _size(2_500_000), _size(3e9)
+    ('2.5 MB', '3.0 GB')
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

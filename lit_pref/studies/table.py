@@ -1,0 +1,252 @@
+"""The table of a study, a row a cell, made from the rows of its trials; and the verdict in one sentence."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from lit_pref.judging.comparison import Interval
+from lit_pref.studies.cells import baseline_of
+from lit_pref.studies.results import MISSING, WAITING, Result, rung_name
+from lit_pref.studies.statistics import Paired, holm, paired, signed, spearman, t_interval
+from lit_pref.studies.study import Study
+from lit_pref.studies.trial import labels_text
+
+UNMEASURED = "unmeasured"
+SHOWN, FEWEST = 0.05, 3
+"""A difference is called shown if its corrected p-value is below the first, on at least so many seeds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell in the table.
+
+    Args:
+        cell: the name of the cell.
+        labels: axis name -> label.
+        seeds: seed -> primary measure, of the trials that have it.
+        means: measure -> its mean over the trials that have it, with the 95 % t interval; left out where none has.
+        counts: measure -> the number of trials that have it.
+        seconds: mean over the trials that ended.
+        baseline: the name of the cell it is compared with.
+        against: the paired difference.
+        probability: its corrected p-value.
+        states: state -> seeds, for trials that have not finished.
+    """
+
+    cell: str
+    labels: dict[str, str]
+    seeds: dict[int, float]
+    means: dict[str, Interval]
+    counts: dict[str, int]
+    seconds: float
+    baseline: str | None = None
+    against: Paired | None = None
+    probability: float = math.nan
+    states: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The cell in words."""
+        return labels_text(self.labels)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the difference is clear after the correction."""
+        return self.probability < SHOWN and self.against is not None and self.against.seeds >= FEWEST
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of a study.
+
+    Args:
+        study: the study.
+        rows: the cells.
+        trials: number of planned trials.
+        ended: number of those that have finished, diverged or failed, or were stopped for good.
+        notes: sentences below the table.
+        verdict: the result in one sentence.
+    """
+
+    study: Study
+    rows: list[Row]
+    trials: int
+    ended: int
+    notes: list[str]
+    verdict: str
+
+    @property
+    def heading(self) -> str:
+        """Trials and measure in one line."""
+        seeds, primary = len({seed for row in self.rows for seed in (*row.seeds, *_flat(row))}), self.study.primary
+        done = f"{self.trials}" if self.ended == self.trials else f"{self.ended} of {self.trials}"
+        diverged = sum(len(row.states.get("diverged", [])) for row in self.rows)
+        words = f"{done} trials ({len(self.rows)} cells x {seeds} seeds)" + (
+            f", {diverged} diverged" if diverged else ""
+        )
+        return f"{words}; primary: {primary.metric}, {primary.at}, {primary.goal}; paired on the seed"
+
+
+def table_of(study: Study, results: Sequence[Result]) -> Table:
+    """Return the table of a study from the rows of its trials."""
+    counted = [one for one in results if study.search is None or one.seed != study.seeds[0]]
+    names = list(dict.fromkeys(one.cell for one in counted))
+    rows = [_row(study, [one for one in counted if one.cell == name]) for name in names]
+    rows = _compared(study, rows)
+    ended = sum(one.state not in (MISSING, WAITING) for one in counted)
+    table = Table(study, rows, len(counted), ended, [], "")
+    table = replace(table, notes=[*_missing(rows), *_of_numbers(study, rows), *_of_rungs(study, counted)])
+    return replace(table, verdict=verdict_of(table))
+
+
+def _row(study: Study, trials: Sequence[Result]) -> Row:
+    primary = study.primary.metric
+    names = [measure.metric for measure in study.measures]
+    values = {name: [one.values[name] for one in trials if name in one.values] for name in names}
+    values = {name: numbers for name, numbers in values.items() if numbers}
+    seconds = [one.seconds for one in trials if one.state == "finished"]
+    states: dict[str, list[int]] = {}
+    for one in trials:
+        state = UNMEASURED if one.state == "finished" and primary not in one.values else one.state
+        if state != "finished":
+            states.setdefault(state, []).append(one.seed)
+    return Row(
+        trials[0].cell,
+        trials[0].labels,
+        {one.seed: one.values[primary] for one in trials if primary in one.values},
+        {name: t_interval(numbers) for name, numbers in values.items()},
+        {name: len(numbers) for name, numbers in values.items()},
+        sum(seconds) / len(seconds) if seconds else math.nan,
+        states=states,
+    )
+
+
+def _compared(study: Study, rows: list[Row]) -> list[Row]:
+    """The rows with their paired differences from their baselines, and corrected p-values."""
+    by_labels = {tuple(sorted(row.labels.items())): row for row in rows}
+    found = []
+    for row in rows:
+        labels = baseline_of(study, row.labels)
+        other = None if labels is None else by_labels.get(tuple(sorted(labels.items())))
+        against = None if other is None else paired(row.seeds, other.seeds, study.primary.goal)
+        found.append(replace(row, baseline=None if other is None else other.cell, against=against))
+    raw = [math.nan if row.against is None else row.against.probability for row in found]
+    corrected = holm(raw) if study.compare.correction == "holm" else raw
+    return [replace(row, probability=p) for row, p in zip(found, corrected, strict=True)]
+
+
+def verdict_of(table: Table) -> str:
+    """The result of a table in one sentence."""
+    compared = [row for row in table.rows if row.baseline is not None]
+    start = "" if table.ended == table.trials else f"preliminary, {table.ended} of {table.trials} trials: "
+    if not compared:
+        return start + "the study names no comparison"
+    known = [row for row in compared if not math.isnan(row.probability)]
+    if not known:
+        return start + "not shown: no difference has two seeds yet"
+    if all(row.against is not None and row.against.identical for row in known):
+        return start + "nothing was varied: every cell has its baseline's numbers in every seed"
+    better = [row for row in known if row.shown and _is_better(table.study, row)]
+    worse = [row for row in known if row.shown and not _is_better(table.study, row)]
+    rest = [row for row in known if not row.shown]
+    parts = [f"shown for {_list(better)}"] if better else []
+    parts += [f"the opposite is shown for {_list(worse)}"] if worse else []
+    if rest and parts:
+        parts.append("not shown for " + ", ".join(row.text for row in rest))
+    elif rest:
+        signs = ", ".join(f"{row.text} better in {_of(row)} seeds" for row in rest[:4]) + (", ..." if rest[4:] else "")
+        parts.append(f"not shown: none of {len(rest)} difference(s) is clear after the correction ({signs})")
+    fewer = [row.text for row in compared if row.states.get("diverged")]
+    parts += [f"trials diverged in {', '.join(fewer)}, whose differences are of the other seeds"] if fewer else []
+    return start + "; ".join(parts)
+
+
+def _is_better(study: Study, row: Row) -> bool:
+    assert row.against is not None
+    return (row.against.difference.value > 0) == (study.primary.goal == "max")
+
+
+def _list(rows: Sequence[Row]) -> str:
+    known = [(row, row.against) for row in rows if row.against is not None]
+    return ", ".join(f"{row.text} ({signed(of.difference)}, better in {_of(row)} seeds)" for row, of in known)
+
+
+def _of(row: Row) -> str:
+    return "0 of 0" if row.against is None else f"{row.against.better} of {row.against.seeds}"
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Sentences that name every trial without a final number."""
+    words = {
+        "diverged": "diverged (a loss was not finite), a result of the cell",
+        "failed": "failed as often as they may be retried (`ablate retry`)",
+        "stopped": "stopped at a rung, because other cells were better there",
+        WAITING: "waiting at a rung",
+        UNMEASURED: "finished, and their primary measure is no finite number",
+        MISSING: "missing",
+    }
+    notes = []
+    for state, meaning in words.items():
+        named = [f"{row.text}: seed {', '.join(map(str, row.states[state]))}" for row in rows if state in row.states]
+        notes += [f"{meaning}: {'; '.join(named)}"] if named else []
+    return notes
+
+
+def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Sentences on how the numbers are to be read."""
+    notes = []
+    same = [f"{row.text} = {row.baseline}" for row in rows if row.against is not None and row.against.identical]
+    if same:
+        notes.append(f"identical in every seed, so that nothing was varied there: {'; '.join(same)}")
+    known = sum(not math.isnan(row.probability) for row in rows)
+    if known:
+        how = f"Holm's correction over {known} comparisons" if study.compare.correction == "holm" else "not corrected"
+        notes.append(f"intervals are 95 % t intervals over seeds; p is of the paired differences, {how}")
+    if any(row.against is not None and row.against.seeds < FEWEST for row in rows):
+        notes.append(f"nothing is called shown on fewer than {FEWEST} seeds")
+    if study.primary.at == "best":
+        notes.append("`best` is chosen on the held-out pairs or prompts on which it is reported")
+    if study.search is not None:
+        first, rest = study.seeds[0], len(study.seeds) - 1
+        notes.append(
+            f"cells were selected on seed {first} among {study.search.trials}; means are over the {rest} other seeds"
+        )
+    return notes
+
+
+def _of_rungs(study: Study, results: Sequence[Result]) -> list[str]:
+    """Sentences on how well the ranking at each rung agrees with the final one, and on the steps saved."""
+    notes = []
+    for share in study.rungs.shares:
+        cells = list(dict.fromkeys(one.cell for one in results))
+        pairs = [
+            (_mean(results, cell, rung_name(study, share)), _mean(results, cell, study.primary.metric))
+            for cell in cells
+        ]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        rho = spearman(*zip(*known, strict=True)) if len(known) > 2 else math.nan
+        words = f"{rho:.2f}" if not math.isnan(rho) else "unknown (below three cells, or ties)"
+        notes.append(
+            f"rung at {share:g} of the run: Spearman correlation of its ranking with the final one {words}, over the "
+            f"{len(known)} of {len(cells)} cells that were trained to the end"
+        )
+    total = sum(one.steps for one in results)
+    if study.rungs.shares and total:
+        saved = 1 - sum(one.step for one in results) / total
+        notes.append(f"optimizer steps saved by rungs: {saved:.0%} of {total}")
+        if study.rungs.strategy == "full":
+            share, kept = study.rungs.shares[0], min(study.rungs.keep, len(cells))
+            would = (1 - share) * (1 - kept / len(cells))
+            notes[-1] = (
+                f"stopping there and keeping {kept} of {len(cells)} cells would have saved {would:.0%} of {total} steps"
+            )
+    return notes
+
+
+def _mean(results: Sequence[Result], cell: str, name: str) -> float | None:
+    values = [one.values[name] for one in results if one.cell == cell and name in one.values]
+    return sum(values) / len(values) if values else None
+
+
+def _flat(row: Row) -> list[int]:
+    return [seed for seeds in row.states.values() for seed in seeds]

@@ -1,0 +1,79 @@
+"""The gold reward of responses after each validation, their win rate and their KL from the initial policy."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lit_pref.callbacks.gold_reward import GOLD, GoldReward
+from lit_pref.errors import UsageError
+from lit_pref.models.spec import ModelSpec
+from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.scoring.scorer import Scorer
+from lit_pref.testbed.samples import evaluate
+from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY, Prompt
+
+PROMPTS = ["4 metal down lead plain 5 6 :", "3 animal up cat warm 1 2 :"] * 40
+
+
+def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
+    """The HF folder of a policy that writes each word with its probability, whatever came before."""
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ids = {"bos_token_id": VOCABULARY.index(BOS), "eos_token_id": VOCABULARY.index(EOS)}
+    config = AutoConfig.for_model("phi", vocab_size=len(VOCABULARY), max_position_embeddings=64, **small, **ids)
+    config.pad_token_id = VOCABULARY.index(PAD)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.fill_(-1e4)
+        for word, probability in probabilities.items():
+            model.lm_head.bias[VOCABULARY.index(word)] = math.log(probability)
+    model.save_pretrained(folder)
+    return Path(save_word_tokenizer(folder, VOCABULARY, PAD, BOS, EOS))
+
+
+@pytest.fixture
+def callback(tmp_path: Path) -> GoldReward:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    (tmp_path / "train.jsonl").write_text("")
+    callback = GoldReward()
+    datamodule = SimpleNamespace(train=str(tmp_path / "train.jsonl"))
+    trainer: Any = SimpleNamespace(strategy=None, datamodule=datamodule)
+    callback.setup(trainer, SimpleNamespace(spec=SimpleNamespace(head="lm")), "fit")  # type: ignore[arg-type]
+    return callback
+
+
+def test_the_numbers_are_those_of_the_testbed_and_the_kl_is_that_of_the_words(callback: GoldReward, tmp_path: Path):
+    initial = ModelSpec(path=str(write_policy(tmp_path / "initial", {"zinc": 0.5, "tin": 0.3, EOS: 0.2})))
+    trained = ModelSpec(path=str(write_policy(tmp_path / "trained", {"zinc": 0.2, "tin": 0.4, EOS: 0.4})))
+    model = trained.build()
+    before = torch.get_rng_state()
+    numbers = callback.measure(SimpleNamespace(spec=initial, scorer=Scorer(model)))
+    assert torch.equal(torch.get_rng_state(), before), "training draws the same numbers with and without it"
+    alone = evaluate(model, trained.load_tokenizer(), [Prompt.parse(text) for text in PROMPTS])
+    assert list(numbers) == list(GOLD)
+    assert (numbers["testbed/gold_sampled"], numbers["testbed/gold_greedy"]) == (alone.g1, alone.g0)
+    ratio = {"zinc": math.log(0.2 / 0.5), "tin": math.log(0.4 / 0.3), EOS: math.log(0.4 / 0.2)}
+    by_hand = sum(ratio[word] for words in alone.sampled for word in words) / len(PROMPTS)
+    assert numbers["testbed/kl"] == pytest.approx(by_hand, abs=1e-5) and by_hand > 0
+    same = callback.measure(SimpleNamespace(spec=initial, scorer=Scorer(initial.build())))
+    assert (same["testbed/win_rate"], same["testbed/kl"]) == (0.5, 0.0)
+
+
+def test_it_is_refused_where_it_cannot_measure(tmp_path: Path):
+    trainer: Any = SimpleNamespace(strategy=None, datamodule=SimpleNamespace(train=str(tmp_path / "pairs.jsonl")))
+    (tmp_path / "pairs.jsonl").write_text("")
+    policy: Any = SimpleNamespace(spec=SimpleNamespace(head="lm"))
+    with pytest.raises(UsageError, match=r"prompts.jsonl has no prompts of the testbed .*or leave the callback out"):
+        GoldReward().setup(trainer, policy, "fit")
+    with pytest.raises(UsageError, match="GoldReward needs a policy"):
+        GoldReward().setup(trainer, SimpleNamespace(spec=SimpleNamespace(head="scalar")), "fit")  # type: ignore[arg-type]
+    trainer.strategy = ModelParallelStrategy()
+    with pytest.raises(UsageError, match="whole on each device"):
+        GoldReward().setup(trainer, policy, "fit")
