@@ -6,7 +6,7 @@ help:  ## print the targets
 
 setup:  ## a virtual environment with everything a developer needs
 	python3 -m venv .venv
-	.venv/bin/pip install -q -e ".[dev]"
+	.venv/bin/pip install -q -c versions.txt -e ".[dev]"
 	.venv/bin/pre-commit install
 
 check:  ## ruff, the type checker, the import contract

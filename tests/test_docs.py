@@ -123,7 +123,7 @@ def test_the_mapping_that_the_readme_names_for_chat_models_puts_strings_into_the
 
 def test_the_two_commands_to_start_with_are_the_ones_that_ci_and_the_quickstart_test_run():
     first, second = (block.strip() for block in blocks("README.md", "bash")[:2])
-    venv = "python3 -m venv .venv && .venv/bin/pip install -e "
+    venv = "python3 -m venv .venv && .venv/bin/pip install -c versions.txt -e "
     assert first == venv + ". && .venv/bin/python -m lit_pref fit --config configs/quickstart.yaml"
     assert second == venv + '".[test]" && .venv/bin/python -m pytest -q'
     assert (ROOT / ".ci" / "run").read_text().endswith('.venv/bin/python" -m pytest -q\n')
