@@ -205,6 +205,7 @@ def _scores(
                 f"{judge.name} has a chat template, and {plain} prompts are plain texts outside of it; if they are "
                 "messages of a user: --mapping '{format: messages}'."
             )
+            say(f"warning     {notes[-1]}")  # before the scores, which it may make worthless
         asked = [(_message(prompt), responses) for prompt, responses in questions] if templated and chat else questions
         found.append(judge.scores(asked, [[item.row] * len(item.responses) for item in items]))
         notes += [f"{note[0].upper()}{note[1:]}." for note in judge.notes]

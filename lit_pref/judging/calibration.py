@@ -36,7 +36,8 @@ class Calibration:
     (1 - p) log(1 - p), the smallest possible log-loss, and `kl` = log-loss - entropy the mean of KL(p || q).
     `equal_mass` and `equal_width` are calibration errors over bins of equal count and of equal width. `temperature` is
     the T of the smallest log-loss of sigma(z / T), above 1 for an overconfident judge; `boundary` says why it is 0,
-    infinite or NaN (`metrics.calibration.FittedTemperature`).
+    infinite or NaN (`metrics.calibration.FittedTemperature`). The interval of `temperature` ends at infinity if scores
+    that say nothing about the labels, 1/T = 0, are in it. `tied` pairs have the label 1/2, and so no right side.
 
     The calibration errors have no interval: resampling adds noise to the bins and so shifts the error upwards. Compare
     them with `if_calibrated` instead, and judges with each other by log-loss or Brier score.
@@ -53,6 +54,7 @@ class Calibration:
     equal_width: CalibrationError
     temperature: Interval
     boundary: str = ""
+    tied: int = 0
 
 
 def calibration(
@@ -61,7 +63,8 @@ def calibration(
     """Return the calibration of a judge.
 
     **Source** Temperature: Guo et al., ICML 2017, arXiv 1706.04599, for one logit; its interval is that of
-    `by_likelihood` (sandwich over prompts, Student's t, on a logarithmic scale) for 1/T.
+    `by_likelihood` (sandwich over prompts, Student's t) for 1/T, here on the scale of 1/T itself, so that it can
+    contain 1/T = 0.
 
     Args:
         z: (n,) score of chosen - score of rejected, finite.
@@ -87,7 +90,9 @@ def calibration(
     temperature = Interval(fitted.value, math.nan, math.nan)
     if not fitted.boundary:
         inverse = by_likelihood(z_torch, p_torch, prompts)
-        temperature = Interval(1 / inverse.gamma, 1 / inverse.high, 1 / inverse.low if inverse.low else math.inf)
+        half = inverse.gamma * math.log(inverse.high / inverse.gamma)  # t times the standard error of 1/T
+        low, high = inverse.gamma - half, inverse.gamma + half
+        temperature = Interval(1 / inverse.gamma, 1 / high, 1 / low if low > 0 else math.inf)
     return Calibration(
         len(z),
         bootstrap.prompts,
@@ -100,6 +105,7 @@ def calibration(
         equal_width_error(z, p, votes, bins),
         temperature,
         fitted.boundary,
+        int((p == 0.5).sum()),
     )
 
 

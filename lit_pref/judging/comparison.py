@@ -149,6 +149,8 @@ class Comparison:
     def sentence(self) -> str:
         """The result in one sentence."""
         (first, second), a, b, d = self.names, self.a, self.b, self.difference
+        if d.value == d.low == d.high == 0:
+            return f"{first} and {second} have the same {self.measure}, {a.value:.4g}, in all {self.prompts} prompts."
         if self.winner == second:
             first, second, a, b, d = second, first, b, a, Interval(-d.value, -d.high, -d.low)
         says = f"{first} is better than {second}" if self.winner else f"{first} and {second} do not differ clearly"

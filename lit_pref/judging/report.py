@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WORST = 20
 """Number of pairs that are shown as text."""
+FEW = 10
+"""Below so many prompts, intervals are not to be relied on."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,21 @@ def _worst(pairs: Sequence[JudgedPair]) -> list[tuple[JudgedPair, float]]:
 def headline(evaluation: PairEvaluation) -> str:
     """Return the result in one sentence."""
     of = evaluation.calibration
-    says = f"Right in {100 * of.accuracy.value:.1f} % of {of.pairs} pairs of {of.prompts} prompts"
+    says = f"Right in {100 * of.accuracy.value:.1f} % of {of.pairs - of.tied} pairs of {of.prompts} prompts"
+    if of.tied:
+        says += f" ({of.tied} more have the label 1/2 and no right side)"
+    if of.prompts < FEW:
+        return f"{says}: too few prompts to judge the calibration."
     if of.boundary == "no better than chance":
         return f"{says}: no better than chance."
     if of.boundary:
         return f"{says}; no temperature can be fitted ({of.boundary})."
     t = of.temperature
+    if t.high == np.inf:
+        return (
+            f"{says}; whether its scores say anything about such pairs is not shown: the fitted temperature, "
+            f"{t.value:.3g}, may be any from {t.low:.3g} on."
+        )
     sure = "overconfident" if t.low > 1 else "underconfident" if t.high < 1 else "neither over- nor underconfident"
     return f"{says}, and {sure}: the fitted temperature is {t.value:.3g} ({t.low:.3g} to {t.high:.3g})."
 
@@ -152,7 +163,7 @@ def interval(found: Interval | None) -> str:
     """
     if found is None or not np.isfinite(found.value):
         return "-"
-    if not np.isfinite([found.low, found.high]).all():
+    if np.isnan([found.low, found.high]).any():
         return number(found.value)
     return f"{found.value:.4g} ({found.low:.3g} to {found.high:.3g})"
 

@@ -111,6 +111,16 @@ def test_the_headline_says_how_sure_the_judge_may_be(scale: float, says: str):
     assert says in headline(evaluate_pairs(judged(400, scale)))
 
 
+def test_the_headline_claims_nothing_that_few_or_random_pairs_do_not_show():
+    assert "too few prompts to judge the calibration" in headline(evaluate_pairs(judged(400)[:6]))
+    sides = [replace(pair, chosen_score=1.0 if k < 32 else -1.0, label=1.0) for k, pair in enumerate(judged(60))]
+    found = evaluate_pairs(sides)  # right in 32 of 60 pairs: nothing is shown
+    assert found.calibration.temperature.high == math.inf and "is not shown" in headline(found)
+    tied = [*judged(400), *(replace(pair, id=f"{pair.id}t", label=0.5) for pair in judged(400)[:8])]
+    says = headline(evaluate_pairs(tied))
+    assert "% of 400 pairs" in says and "(8 more have the label 1/2 and no right side)" in says
+
+
 def test_two_judges_are_compared_on_the_pairs_that_both_have():
     good, sure = records_of(judged(300)), records_of(judged(300, scale=4.0)[20:])
     accuracy, loss = compare_judges(good, sure, ("calibrated", "too sure"))

@@ -1,8 +1,11 @@
 """Tests for `lit_pref.judging.model_judge`: scores of texts by reward models, embeddings and policies."""
 
+import re
+import shutil
+
 import pytest
 import torch
-from conftest import make_policy
+from conftest import ROOT, make_policy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_pref.errors import UserError
@@ -52,6 +55,24 @@ def test_a_reward_model_scores_every_response_like_transformers(reward_folder):
         for a, b in zip(found, other, strict=True):
             assert a == pytest.approx(b, abs=1e-6)
     assert judge.cut == (0, 0) and "reward of" in judge.describe()
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}{{ m.role }} : {{ m.content }}{{ eos_token }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}assistant : {% endif %}"
+
+
+def test_the_code_of_the_docs_reads_the_score_at_the_end_of_the_turn(reward_folder, tmp_path):
+    folder = tmp_path / "chat"
+    shutil.copytree(reward_folder, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    page = (ROOT / "docs" / "reward_models.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    values = {}
+    exec(code.replace("runs/reward/hf", str(folder)), values)
+    prompt = [{"role": "user", "content": "Name a metal."}]
+    ((score,),) = ModelJudge(judge_spec(folder)).scores([(prompt, [[{"role": "assistant", "content": "Tin."}]])])
+    assert values["score"] == pytest.approx(score, abs=1e-6)
+    assert values["tokenizer"].apply_chat_template(values["chat"], tokenize=False).endswith("\n")
 
 
 def test_a_policy_scores_by_log_probs_ratios_and_means(policy_folder, tmp_path):
