@@ -45,7 +45,7 @@ PAIRS = [*FIT, "--model.policy.path", "policy", "--data.train", "pairs.jsonl"]
 MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     (
         "--model.objective MPO",
-        ["model.objective: unknown class 'MPO'", "known: BradleyTerry, DPO, EpsilonDPO,", "MRPO or MMPO?"],
+        ["model.objective: unknown class 'MPO'", "known", "DPO, ", "MRPO or MMPO?"],
     ),
     ("--model.objective torch.nn.Linear", ["unknown class 'torch.nn.Linear'", "module.Class"]),
     ("--model.objective my_own.Loss", ["cannot import my_own.Loss", "module.Class and must be importable from here"]),
@@ -136,7 +136,7 @@ MISTYPED_FILES: list[tuple[str, list[str]]] = [
         ["model.objective: MMPO has no argument 'gama'", "mean gamma"],
     ),
     ("model: {objective: {class: DPO}}", ["model.objective: DPO has no argument 'class'", "mean class_path?"]),
-    ("model: {objective: [DPO]}", ["model.objective: expected a class, its name or `class_path` with `init_args`"]),
+    ("model: {objective: [DPO]}", ["mine.yaml, line 1: model.objective: expected a class, got a list; name one"]),
     ("model: {objective: {class_path: Mmpo}}", ["unknown class 'Mmpo'", "mean MMPO"]),
     ("model: {optimizer: {class_path: AdamW, init_args: {lr: abc}}}", ["model.optimizer.lr: expected a number"]),
     (
