@@ -127,6 +127,7 @@ def test_resuming_from_an_older_checkpoint_beside_newer_ones_is_refused(run: Run
         fit(run, tmp_path / "whole", ckpt=whole.checkpoint(1), max_epochs=1)
 
 
+@pytest.mark.slow
 def test_resuming_with_workers_under_kill_is_exact(tmp_path: Path):
     options = ["--devices", "1", "--workers", "2", "--epochs", "2", "--objectives", "EpsilonDPO"]
     assert killed(tmp_path, "--kills", "1", *options, "--moments", "training")["lost"] == 0
