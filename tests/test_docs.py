@@ -334,6 +334,18 @@ def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pyt
         assert mapping is None or load_mapping(mapping) is None or mapping["base"] == "shp"
 
 
+def test_the_offset_and_the_term_of_the_page_about_reward_models_can_be_pasted(tmp_path: Path):
+    page = (ROOT / "docs/reward_models.md").read_text(encoding="utf-8")
+    (tmp_path / "said.yaml").write_text(blocks("docs/reward_models.md", "yaml")[0])
+    (options,) = re.findall(r"^As options: `(.+?)`", page, re.MULTILINE)
+    base = ["--config", str(ROOT / "configs/reward/bradley_terry.yaml")]
+    for given in (["--config", str(tmp_path / "said.yaml")], shlex.split(options)):
+        objective = resolve([*base, *given]).model.objective
+        assert objective.init_args.offset.init_args.column == "margin"
+        terms = objective.init_args.terms
+        assert given[0] != "--config" or terms[0].init_args.coefficient == 0.01
+
+
 def test_the_page_about_python_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy_folder: Path
 ):
