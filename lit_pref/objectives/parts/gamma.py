@@ -143,7 +143,7 @@ class Fitted(Gamma):
             note = f"the margin is computed from {name}, which is not an independent label: "
             if self.labels is None:
                 factor = log_odds_factor(margin, labels)  # none after a normalisation that changes ratios
-                end = "" if factor is None else f"; gamma {factor:.4g} reproduces {name}"
+                end = "" if factor is None else f"; gamma {factor:.3g} reproduces {name}"
                 labels = None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)

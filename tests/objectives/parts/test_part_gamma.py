@@ -253,7 +253,7 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
         "(the default of mean_probability) over 40"
     )
     note = "the margin is computed from `probability`, which is not an independent label: "
-    assert line == f"{note}{said} pairs of 40 prompts; gamma {1 / scale:.4g} reproduces `probability`"
+    assert line == f"{note}{said} pairs of 40 prompts; gamma {1 / scale:.3g} reproduces `probability`"
     # Who names the column is followed, and told.
     (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
     assert line.startswith(note) and "maximum likelihood of `probability` over 40 pairs" in line
