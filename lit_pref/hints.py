@@ -73,6 +73,23 @@ EXPLAINED = {
 }
 """What else a user of another library should know about an option."""
 
+ADVICE = {
+    "center_rewards_coefficient": "it is a term of the objective: terms: [{class_path: Center, init_args: "
+    "{coefficient: 0.01}}] under its init_args",
+    "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
+    "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
+    "probabilities of margins",
+    "reward_model": "a reward model is trained with model.policy.head: scalar; `judge` and `evaluate` use one, as "
+    "--model FOLDER",
+}
+"""What to do instead of an option or argument that is none of a run and has no counterpart of one name."""
+
+OF_COMMANDS = {
+    ("judge", "mapping"): "judge has none: prompts that are messages are lists of {role, content}, and `generate "
+    "--mapping` writes them so",
+}
+"""The same for options of one command."""
+
 _OURS = {name: option for names, option in ELSEWHERE.items() for name in names.split()}
 _COMMANDS = {"train": "fit", "run": "fit", "sft": "fit", "dpo": "fit", "eval": "validate", "evaluate": "validate"}
 _COMMANDS |= {"merge": "export", "save": "export", "inspect": "check", "infer": "predict"}
@@ -109,8 +126,29 @@ def command_meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {_COMMANDS[name]}?" if name in _COMMANDS else did_you_mean(name, known)
 
 
-def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> str:
-    """The sentence for an unknown option or key of a file; for a renamed one it gives the new name.
+def advice(name: str) -> str:
+    """The end of a sentence that says what to do instead of a setting of another library; empty for other names.
+
+    >>> advice("reward_model")[:38]
+    '; a reward model is trained with model'
+    """
+    return f"; {ADVICE[name]}" if name in ADVICE else ""
+
+
+def argument_meant(name: str, key: str, known: Iterable[str]) -> str:
+    """The end of a sentence that suggests an argument of the class at `key` for one of another library or for a typo.
+
+    >>> argument_meant("learning_rate", "model.optimizer", ["lr", "betas"])
+    '; did you mean lr?'
+    """
+    owner, _, ours = _OURS.get(name, "").rpartition(".")
+    if owner == key and ours in known:
+        return f"; did you mean {ours}?"
+    return (advice(name) if key.startswith("model") else "") or did_you_mean(name, known)
+
+
+def unknown_option(name: str, options: Iterable[str], in_file: bool = False, command: str = "") -> str:
+    """The sentence for an unknown option of a command or key of a file; for a renamed one it gives the new name.
 
     >>> unknown_option("num_train_epochs", [])
     'unknown option --num_train_epochs; here it is called --trainer.max_epochs'
@@ -122,6 +160,10 @@ def unknown_option(name: str, options: Iterable[str], in_file: bool = False) -> 
     unknown = f"unknown key {name!r} in the configuration" if in_file else f"unknown option --{name}"
     options, plain = list(options), key.replace("-", "_").lower()
     ours = _OURS.get(plain) or _OURS.get(plain.rpartition(".")[-1])
+    if how := OF_COMMANDS.get((command, plain)):
+        return f"{unknown}; {how}"
+    if not plain.startswith(("data.", "trainer.")) and (instead := advice(plain.rpartition(".")[-1])):
+        return unknown + instead
     if ours in (None, key) or nearest_names(key, options, cutoff=0.93):  # it is our name, mistyped
         return f"{unknown}{did_you_mean(key, options, prefix=dashes)}"
     explained = f" ({EXPLAINED[ours]})" if ours in EXPLAINED else ""

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from lit_pref.hints import did_you_mean, nearest_names, stray_word, unknown_option
+from lit_pref.hints import argument_meant, did_you_mean, nearest_names, stray_word, unknown_option
 
 _ONLY_BASES = {
     "model.objective": "lit_pref.objectives.base.Objective",
@@ -20,14 +20,14 @@ _PRECISIONS = {"fp16": "16-mixed", "float16": "16-mixed", "bfloat16": "bf16-mixe
 _WORDS |= {"PositiveInt": "a whole number above 0"}
 
 
-def plain_sentence(message: str, options: Sequence[str] = ("config",)) -> str:
+def plain_sentence(message: str, options: Sequence[str] = ("config",), command: str = "") -> str:
     """Turn jsonargparse's report into one sentence, with the known names and the nearest guess if a name is unknown."""
     if found := re.search(
         r"^(?:Group '(.+?)' does not accept option|Option) '([^']+)'(?! is not accepted \[)", message
     ):
         return unknown_option(".".join(filter(None, found.groups())), options, in_file=True)
     if name := _found(r"unrecognized arguments: --(\S+)", message):
-        return unknown_option(name.split("=")[0].rstrip("+"), options)
+        return unknown_option(name.split("=")[0].rstrip("+"), options, command=command)
     if name := _found(r"unrecognized arguments: (\S+)", message):
         return stray_word(name)
     if name := _found(r"argument (\S+): expected one argument", message):
@@ -73,8 +73,8 @@ def _class_sentence(message: str) -> str | None:
     if found := re.search(r"Option '([^']+)' is not accepted(?: \[(.*?)\])?", message):
         name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
         form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
-        guess = did_you_mean(name, [*known, *form])
         key, owner = _key(message, found.start()), _owner(message, found)
+        guess = argument_meant(name, key, [*known, *form])
         return f"{key}: {owner} has no argument {name!r}{_known(known)}{guess or _takers(name, key)}"
     if found := re.search(r"the following arguments are required: (.+)", message):
         names = [n.split(".", 1)[-1] for n in found.group(1).split(". Got value")[0].split(", ")]
@@ -157,7 +157,10 @@ def _unknown_class(name: str, key: str, message: str) -> str:
 def _class_first(key: str, base: type) -> str:
     known = known_subclasses(base)
     example = "DPO" if "DPO" in known else known[0]
-    return f"{key}: name a class before its arguments, such as --{key} {example}{_known(known)}"
+    return (
+        f"{key}: give the class before its arguments, such as --{key} {example} and then --{key}.NAME VALUE"
+        f"{_known(known)}"
+    )
 
 
 def _takers(name: str, key: str) -> str:

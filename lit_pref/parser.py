@@ -67,7 +67,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = list(_option_names(self))
         if self.exit_on_error:
-            raise UsageError(plain_sentence(message, options)) from ex
+            raise UsageError(plain_sentence(message, options, self.prog.rpartition(" ")[-1])) from ex
         # This is the parser of one class: the outer parser reports the error with the whole key, but only this one
         # knows the class's arguments.
         raise ArgumentError(None, _REFUSED.sub(rf"\g<0> [{', '.join(options)}]", message, count=1)) from ex

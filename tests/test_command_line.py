@@ -96,7 +96,7 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
         ["model.objective.link.help: No module named 'ownlink'; a class of your own is written module.Class"],
     ),
     ("--data.selection.help Rndom", ["data.selection: unknown class 'Rndom'", "mean Random?"]),
-    ("--data.selection.keep 0.4", ["data.selection: name a class before its arguments, such as --data.selection Al"]),
+    ("--data.selection.keep 0.4", ["data.selection: give the class before its arguments, such as --data.selection Al"]),
     ("--data.seed=", ["data.seed: expected a whole number or null, got ''"]),
     ("--data.global_batch 0", ["data.global_batch is 0", "at least 1"]),
     ("--data.global_batch 1.5", ["data.global_batch: expected a whole number, got '1.5'"]),
@@ -188,7 +188,9 @@ def test_what_is_required_is_named(refuse: Refuse):
     code, sentence = refuse("fit", "--run_dir", "run")
     assert code == 2 and "missing: --model.objective" in sentence
     code, sentence = refuse("fit", "--model.objective.link.help", "ownlink.Exp")
-    assert code == 2 and "model.objective: name a class before its arguments, such as --model.objective DPO" in sentence
+    assert (
+        code == 2 and "model.objective: give the class before its arguments, such as --model.objective DPO" in sentence
+    )
     code, sentence = refuse(*FIT, "--model.policy.path", "policy")
     assert code == 2 and "data.train" in sentence
     code, sentence = refuse(*FIT, "--data.train", "pairs.jsonl")

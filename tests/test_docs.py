@@ -27,6 +27,7 @@ from lit_pref.commands.table import command_named, lines
 from lit_pref.data.formats.load import load_mapping
 from lit_pref.objectives import Requirements
 from lit_pref.objectives.parts.part import Part
+from lit_pref.run.config import resolve
 
 sys.path.append(str(ROOT / "tools"))
 from write_methods import subclasses
@@ -332,6 +333,18 @@ def test_what_the_page_of_data_says_can_be_said(tmp_path: Path, monkeypatch: pyt
         assert ended.value.code in (0, None), text
         mapping = values.get("data", {}).get("mapping")
         assert mapping is None or load_mapping(mapping) is None or mapping["base"] == "shp"
+
+
+def test_the_offset_and_the_term_of_the_page_about_reward_models_can_be_pasted(tmp_path: Path):
+    page = (ROOT / "docs/reward_models.md").read_text(encoding="utf-8")
+    (tmp_path / "said.yaml").write_text(blocks("docs/reward_models.md", "yaml")[0])
+    (options,) = re.findall(r"^As options: `(.+?)`", page, re.MULTILINE)
+    base = ["--config", str(ROOT / "configs/reward/bradley_terry.yaml")]
+    for given in (["--config", str(tmp_path / "said.yaml")], shlex.split(options)):
+        objective = resolve([*base, *given]).model.objective
+        assert objective.init_args.offset.init_args.column == "margin"
+        terms = objective.init_args.terms
+        assert given[0] != "--config" or terms[0].init_args.coefficient == 0.01
 
 
 def test_the_page_about_python_runs_from_top_to_bottom(

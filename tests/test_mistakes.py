@@ -216,6 +216,11 @@ LINES: dict[str, str] = {
     "--model.objective DPO --data null": "data: expected a mapping",
     "--model.objective DPO --model.optimizer null": "model.optimizer: expected a class, its name or `class_path` with",
     "--model.objective DPO --model.objective.gamma 1": "DPO has no argument 'gamma'",
+    "--center_rewards_coefficient 1": "it is a term of the objective: terms: [{class_path: Center, init_args: {coef",
+    "--model.objective BradleyTerry --model.objective.margin m": "requires a larger difference by offset: {class_path",
+    "--reward_model x": "a reward model is trained with model.policy.head: scalar; `judge` and `evaluate` use one",
+    "--model.objective DPO --model.optimizer.learning_rate 1": "; did you mean lr?",
+    "--model.objective.beta 1 --model.objective DPO": "give the class before its arguments, such as --model.objective",
 }
 
 
@@ -226,6 +231,12 @@ def test_a_mistyped_option_leads_to_ours(line: str, capsys: pytest.CaptureFixtur
         main(["fit", *line.split()])
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and LINES[line] in errors and len(errors.splitlines()) == 1
+
+
+def test_a_mapping_for_judge_leads_to_generate(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["judge", "--texts", "x.jsonl", "--out", "o", "--model", "m", "--mapping", "messages"])
+    assert "--mapping; judge has none: prompts that are messages are lists of {role" in capsys.readouterr().err
 
 
 def test_another_library_s_word_for_a_command_leads_to_ours(capsys: pytest.CaptureFixture[str]):

@@ -45,8 +45,7 @@ def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs
         severity = "warning" if share("disagreeing") >= 0.01 and bound is None else "note"
         words = f"{where}: {report.disagreeing} pairs ({percent(share('disagreeing'))}) have contradicting strengths"
         if bound is None:
-            words += ": the margin is not the difference of the scores, or a probability or label prefers the other "
-            words += "response; check which columns data.mapping reads"
+            words += f": {_contradictions(report)}; check which columns data.mapping reads"
         else:
             words += f", all with the margin {bound:.4g}: the source seems to have clipped differences of scores to it"
         disagreeing = {"disagreeing": report.disagreeing, "share": share("disagreeing"), "bound": bound}
@@ -57,6 +56,14 @@ def orientation(split: str, source: str, report: PreparationReport, pairs: Pairs
     words += f", and {report.ties_dropped} more were dropped" if report.ties_dropped else ""
     words += "; data.ties drop leaves them out" if tied == "warning" else ""
     return [*found, Finding("ties", tied, words, split, source, {"ties": kept, "share": kept / report.pairs})]
+
+
+def _contradictions(report: PreparationReport) -> str:
+    """The kinds of contradictions with their numbers of pairs, each with the place and the numbers of the first."""
+    if not report.contradictions:  # prepared by an older version
+        return "the margin is not the difference of the scores, or a probability or label prefers the other response"
+    kinds = report.contradictions.most_common()
+    return "; ".join(f"{kind} in {count} (first: {report.contradictions_first[kind]})" for kind, count in kinds)
 
 
 def _common_bound(pairs: Pairs) -> float | None:

@@ -116,6 +116,7 @@ def judge(
     from lit_pref.judging.texts import (
         best_of,
         check_new_column,
+        chosen_among,
         is_cut,
         judged_rows,
         pairs_of,
@@ -156,6 +157,8 @@ def judge(
             raise UserError("no two responses to a prompt have different scores, so there are no pairs to write")
         written.append(_write(out / "pairs.jsonl", made))
     if best is not None:
+        for line in chosen_among(every, best):
+            say(line)
         chosen = [(answered, best_of(answered, best)) for answered in every]
         written.append(
             _write(
@@ -243,6 +246,8 @@ def _by_model(
             f"warning     {plain} prompts are plain texts, which the model reads without its chat template; if they "
             'are messages of a user, write each as a list of messages: [{"role": "user", "content": TEXT}]'
         )
+    if judge.spec.outputs is None and reference is None and not per_token:
+        say("warning     scores are summed log-probs, which favour short responses: give --reference or --per_token")
     found = judge.scores(questions, [answered.rows for answered in every])
     for answered, scores in zip(every, found, strict=True):
         answered.scores = scores

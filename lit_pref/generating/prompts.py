@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,7 +158,7 @@ def option_names() -> Iterator[None]:
     except UserError as error:
         said = str(error)
         for name in OPTIONS:
-            said = said.replace(f"data.{name}", f"--{name}")
+            said = re.sub(rf"\bdata\.{name}:?(?!\w)", f"--{name}", said)  # a value follows an option without a colon
         renamed = UserError(said)
         renamed.exit_code = error.exit_code
         raise renamed from error

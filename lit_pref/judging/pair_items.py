@@ -1,6 +1,7 @@
 """Pairs to evaluate a judge on, read from any file that training reads, with labels from the data."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,9 @@ class PairFile:
         except UserError as error:
             said = str(error)
             for name in ("mapping", "bad_rows", "ignore_columns"):
-                said = said.replace(f"data.{name}", f"--{name}")
+                said = re.sub(
+                    rf"\bdata\.{name}:?(?!\w)", f"--{name}", said
+                )  # a value follows an option without a colon
             raise UserError(said) from error
         if not found:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in self.left_out.most_common())

@@ -133,6 +133,20 @@ def best_of(answered: Answered, n: int | None = None) -> int | None:
     return max(known, key=lambda k: answered.scores[k], default=None)
 
 
+def chosen_among(every: Sequence[Answered], n: int) -> list[str]:
+    """Return lines that count the prompts with fewer than `n` responses, and those with more, for the best of `n`."""
+    numbers = [len(answered.responses) for answered in every]
+    fewer, more = [number for number in numbers if number < n], [number for number in numbers if number > n]
+    lines = []
+    if fewer:
+        have = f"{len(fewer)} of {len(every)} prompts have fewer than {n} responses (at most {max(fewer)})"
+        lines.append(f"warning     {have}: the best is of those")
+    if more:
+        have = f"{len(more)} of {len(every)} prompts have more than {n} responses (at most {max(more)})"
+        lines.append(f"note        {have}: the best is of the first {n}")
+    return lines
+
+
 def check_new_column(every: Sequence[Answered], name: str) -> None:
     """Refuse a name for the scores that a column has already.
 

@@ -59,3 +59,8 @@ def hide_hints() -> None:
         ".*gradient_checkpointing.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def hide_warning_of_used_folder() -> None:
+    """Hide Lightning's warning of a folder with checkpoints, for commands that write none."""
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -30,7 +30,7 @@ from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, refuse_other_models
 from lit_pref.run.folder_lock import holder_of, locked
 from lit_pref.run.folders import check_checkpoint, folder_of_run, newest_checkpoint, refuse_used
-from lit_pref.run.lightning_messages import hide_hints, lightning_errors
+from lit_pref.run.lightning_messages import hide_hints, hide_warning_of_used_folder, lightning_errors
 from lit_pref.run.saved_config import saved_text
 from lit_pref.run.seeding import seed_process
 from lit_pref.run.summary import held_out_table, summary
@@ -294,5 +294,6 @@ def check_config(config: Namespace, title: str, model: bool, html: str | Path | 
 
     check = Check(title, None if html is None else Path(html).expanduser(), None if json is None else Path(json), model)
     check.loosen(config)
+    hide_warning_of_used_folder()
     assemble(config, "check", []).before_training(check.run, check.refused)
     check.finish()

@@ -320,3 +320,23 @@ def test_escape_sequences_of_data_do_not_reach_the_terminal(check, tmp_path: Pat
     _, said, error, _ = check(*MMPO, "--data.train", "pairs\x1b[2J.jsonl", "--data.val_fraction", "0.3")
     assert "␛]0;owned␇␛[2J\\x9b31m\\u202e" in said and "pairs␛[2J.jsonl" in said
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said + error)
+
+
+def test_contradicting_strengths_are_counted_by_kind_and_a_used_run_folder_is_no_news(
+    check, tmp_path: Path, recwarn: Any
+):
+    made = rows(tmp_path / "pairs.jsonl", 24)
+    for row in made[:3]:
+        row.update(margin=2, score_chosen=9, score_rejected=2)
+    made[5]["probability"] = 0.2
+    for row in made:
+        row.setdefault("probability", 0.9)
+    write(tmp_path / "pairs.jsonl", made)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step=00000001.ckpt").write_text("")
+    *_, report = check(*MMPO, "--data.train", "pairs.jsonl", "--data.val_fraction", "0", "--run_dir", "run")
+    says = find(report, "disagreeing")["says"]
+    assert "the margin is not the difference of the scores in 3 (first: " in says
+    assert "pairs.jsonl, line 1: margin 2 against 9 - 2 = 7; clipped in the source?)" in says
+    assert "prefer different responses in 1 (first: " in says and "line 6: probability 0.2, margin 0.15)" in says
+    assert not [warning for warning in recwarn if "is not empty" in str(warning.message)]

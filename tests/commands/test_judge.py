@@ -108,6 +108,7 @@ def test_words_of_cut_and_unreadable_texts_name_the_line_and_a_remedy_of_this_co
 ):
     judge(str(texts), tmp_path / "out", model=str(policy_folder), max_length=8, reference=str(policy_folder))
     said = capsys.readouterr()
+    assert "summed log-probs" not in said.out
     assert "2 prompts and 3 responses were cut (the first:" in said.out and "--max_length 8; raise it" in said.out
     assert "responses.jsonl, line 1" in said.out and said.out.count("judge  ") == 1 and "judge  " not in said.err
     assert "6 of 6 texts" in said.err  # by both models
@@ -119,7 +120,9 @@ def test_words_of_cut_and_unreadable_texts_name_the_line_and_a_remedy_of_this_co
     (chat / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     texts.write_text(json.dumps(ROWS[0]) + "\n")
     judge(str(texts), tmp_path / "plain", model=str(chat))
-    assert "1 prompts are plain texts, which the model reads without its chat template" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 prompts are plain texts, which the model reads without its chat template" in said
+    assert "summed log-probs, which favour short responses: give --reference or --per_token" in said
     row = {"prompt": [{"role": "user", "content": "red"}], "response": " tin"}
     texts.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"responses.jsonl, line 2: the prompt is read as messages, but") as refused:

@@ -211,6 +211,12 @@ def test_what_cannot_be_compared_or_asked_is_refused_before_anything_is_asked(se
     assert server.asked == [] and not (tmp_path / "out").exists()
 
 
+def test_a_faulty_pair_is_refused_in_the_words_of_the_options_of_a_command(tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": ""}) + "\n")
+    with pytest.raises(UserError, match=r"or leave such rows out with --bad_rows lenient\.$"):
+        PairFile(str(tmp_path / "pairs.jsonl")).read()
+
+
 def test_a_real_server_whose_model_writes_no_verdict_gives_no_scores(serving: str, tmp_path: Path):
     (tmp_path / "t.txt").write_text("{prompt} {response}")
     options: dict[str, Any] = {"endpoint": serving, "template": tmp_path / "t.txt", "max_new_tokens": 4}

@@ -136,7 +136,7 @@ def test_a_faulty_prompt_is_refused_or_counted(tmp_path: Path, row: dict[str, An
     path = jsonl(tmp_path, {"prompt": "a"}, row, {"prompt": "b"})
     with pytest.raises(UserError, match=said) as refused:
         texts(path)
-    assert "--bad_rows: lenient" in str(refused.value)
+    assert "--bad_rows lenient" in str(refused.value)
     file = PromptFile(path, bad_rows="lenient")
     assert [prompt.text for prompt in file.read()] == ["a", "b"] and file.left_out.total() == 1
     assert any("1 rows are left out" in line for line in file.describe(2))

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from lit_pref.errors import UserError
-from lit_pref.judging.texts import Answered, best_of, check_new_column, judged_rows, pairs_of, read_answered
+from lit_pref.judging.texts import (
+    Answered,
+    best_of,
+    check_new_column,
+    chosen_among,
+    judged_rows,
+    pairs_of,
+    read_answered,
+)
 
 
 def write(path, *rows):
@@ -68,6 +76,13 @@ def test_pairs_of_judged_responses():
 
 def test_the_best_is_the_first_of_equal_ones():
     assert best_of(judged()) == 1 and best_of(judged(), 1) == 0
+
+
+def test_prompts_with_fewer_or_more_responses_than_the_best_is_of_are_counted():
+    assert chosen_among([judged()], 4) == []
+    (fewer,), (more,) = chosen_among([judged()], 5), chosen_among([judged()], 3)
+    assert fewer.endswith("1 of 1 prompts have fewer than 5 responses (at most 4): the best is of those")
+    assert more.endswith("1 of 1 prompts have more than 3 responses (at most 4): the best is of the first 3")
 
 
 def test_a_null_response_is_named(tmp_path):

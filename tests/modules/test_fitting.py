@@ -119,7 +119,12 @@ def test_a_probability_that_the_margin_was_made_of_is_no_label(run: Run, tmp_pat
     ran = fit(replace(run, data=data), tmp_path / "mean")
     (line,) = ran.module.fitted
     assert line.startswith("the margin is computed from `probability`, which is not an independent label: gamma ")
-    assert line.endswith("for a mean probability of 0.75 over 12 pairs of 12 prompts")
+    rule = "for a mean probability of 0.75 (the default of mean_probability) over 12 pairs of 12 prompts"
+    reproduces = line.partition(rule)[2]
+    if normalise == "none":
+        assert reproduces == "; gamma 0.5 reproduces `probability`"
+    else:
+        assert rule in line and ("reproduces" in reproduces) == (normalise == "zscore")
     margins = torch.tensor([pair.margin for pair in ran.trainer.datamodule.train_pairs]).double()
     assert torch.sigmoid(ran.module.objective.target.strength * margins).mean().item() == pytest.approx(0.75, abs=1e-6)
 

@@ -127,6 +127,12 @@ def test_the_command_of_the_page_about_reward_models_trains_and_exports_one(
     assert re.search(r"responses in \d+ lists kept", shown) and "; expected: " in shown
 
 
+def test_a_recognised_file_of_lists_gives_pairs_to_an_objective_of_pairs(tmp_path, policy_folder, file):
+    _, trainer, _ = fit(policy_folder, tmp_path, {"train": file, "mapping": None}, BradleyTerry(), max_steps=1)
+    pairs = trainer.datamodule.train_pairs
+    assert pairs.report.lists == 0 and len(pairs) == 18 and all(pair.margin > 0 for pair in pairs)
+
+
 def test_a_policy_is_trained_on_lists_against_a_reference(tmp_path, policy_folder, file):
     module = PreferenceModule(ModelSpec(path=str(policy_folder)), RankNet(beta=0.1))
     options = {"accelerator": "cpu", "devices": 1, "max_steps": 1, "logger": False, "num_sanity_val_steps": 0}

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from lit_pref.data.checking.disagreement import contradicts, differs
+from lit_pref.data.checking.disagreement import Disagreement, margin_against_scores, probability_against, sign
 from lit_pref.data.checking.fields import (
     TEMPLATE_COLUMNS,
     id_of,
@@ -123,7 +123,7 @@ class RowReader:
         """
         self._check_columns(row)
         prompt = prompt_of(row, self.ignored)
-        margin, probability, disagrees = self._strength(row)
+        margin, probability, disagreement = self._strength(row)
         swapped = self._prefers_rejected(row, margin, probability)
         first, second = ("rejected", "chosen") if swapped else ("chosen", "rejected")
         chosen, own = response_of(row, first, prompt, self.ignored)
@@ -150,7 +150,8 @@ class RowReader:
             group=None if self.group_column is None else group_of(row, self.group_column, swapped),
             id=id_of(row) if "id" in row.values else None,
             swapped=swapped and row.chosen_first is None,
-            disagrees=disagrees,
+            disagrees=disagreement is not None,
+            disagreement=disagreement,
             extra_response=extra,
             further={k: v for k, v in (("chosen", own), ("rejected", other), ("extra_response", extra_own)) if v},
             spans=spans,
@@ -211,16 +212,16 @@ class RowReader:
                 "objective that does not need it."
             )
 
-    def _strength(self, row: Row) -> tuple[float | None, float | None, bool]:
+    def _strength(self, row: Row) -> tuple[float | None, float | None, Disagreement | None]:
         if self.one_sided and "rejected" not in row.values:
-            return None, None, False
+            return None, None, None
         has = row.values
         margin = probability = None
-        disagrees = False
+        disagreement: Disagreement | None = None
         if "margin" in has:
             margin = number_of(row, "margin")
             if "margin" not in row.names:  # otherwise a mapping has computed it from the scores
-                disagrees = contradicts(row, margin)
+                disagreement = margin_against_scores(row, margin)
         elif "score_chosen" in has:
             margin = number_of(row, "score_chosen") - number_of(row, "score_rejected")
             if abs(margin) > LARGEST:
@@ -232,12 +233,13 @@ class RowReader:
             probability = number_of(row, name)
             if not 0 <= probability <= 1:
                 raise BadRow(row, name, "is not between 0 and 1", "give P(chosen is better)", f" ({probability:g})")
-            disagrees |= margin is not None and _sign(margin) != _sign(probability - 0.5)
-            disagrees |= name == "probability" and "p_chosen" in has and differs(row, "p_chosen", probability)
+            disagreement = disagreement or probability_against(row, name, probability, margin)
         if row.prefers is not None and row.prefers != "tie":
             strength = margin if margin is not None else (0 if probability is None else probability - 0.5)
-            disagrees |= _sign(strength) == (-1 if row.prefers == "chosen" else 1)
-        return margin, probability, disagrees
+            if sign(strength) == (-1 if row.prefers == "chosen" else 1):
+                words = "the label and the strength prefer different responses"
+                disagreement = disagreement or (words, f"the label is for {row.prefers}, the strength {strength:g}")
+        return margin, probability, disagreement
 
     def _column(self, row: Row, name: str, swapped: bool) -> float:
         return swapped_value(row, name, self.on_swap.get(name)) if swapped else number_of(row, name, truth=True)
@@ -250,7 +252,3 @@ class RowReader:
                 chosen, rejected = (name_of(row, name, strict) for name in names)
                 return (rejected, chosen) if swapped else (chosen, rejected)
         return None, None
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

@@ -48,7 +48,7 @@ class TextPair:
     of the chosen and of the rejected text. `sources` names who wrote the chosen and the rejected text. `chosen_first`
     says whether the chosen text came first in the source, and is None if the source itself names a chosen text.
     `clipped` means that the margin was cut to a bound. `further` holds, by side, what the message of a response has
-    beyond its role and content.
+    beyond its role and content. `disagreement` says what contradicts what, and with which numbers.
     """
 
     prompt: Text
@@ -67,6 +67,7 @@ class TextPair:
     chosen_first: bool | None = None
     clipped: bool = False
     further: Mapping[str, Message] = field(default_factory=dict)
+    disagreement: tuple[str, str] | None = None
 
     @cached_property
     def prompt_id(self) -> str:

@@ -101,7 +101,7 @@ class PairWriter:
 
     def add(self, pair: CheckedPair, tokens: TokenizedPair) -> None:
         """Add one pair."""
-        self.report.count(pair.text, tokens)
+        self.report.count(pair.text, tokens, pair.row.place)
         self._prompts.add(pair.text.prompt_id)
         self.report.lists += pair.row.list_number != self._list
         self._list = pair.row.list_number

@@ -50,7 +50,8 @@ class PreparationReport:
     - `format`: how the source was read; `example`: a description of its first pair.
     - `swapped`: chosen and rejected were swapped; `ties`: both responses are equally strong.
     - `disagreeing`: the margin is not the difference of the scores, or a probability or label prefers the other text
-      or only one of them is a tie; `clipped`: the margin was cut to the mapping's bound.
+      or only one of them is a tie; `contradictions` counts them by kind, and `contradictions_first` has the place and
+      the numbers of the first of each kind; `clipped`: the margin was cut to the mapping's bound.
     - `merged`: a token spans the prompt end; `plain`: the prompt is not a message list; `joined`: a plain prompt
       without a space before the response; `unasked`: the assistant's turn does not begin with the chat template's
       generation prompt; `special_texts`: a text contains the name of a special token.
@@ -84,6 +85,8 @@ class PreparationReport:
     ties: int = 0
     ties_dropped: int = 0
     disagreeing: int = 0
+    contradictions: Counter[str] = field(default_factory=Counter)
+    contradictions_first: dict[str, str] = field(default_factory=dict)
     prompts_cut: int = 0
     chosen_cut: int = 0
     rejected_cut: int = 0
@@ -96,11 +99,15 @@ class PreparationReport:
     margin: Spread = field(default_factory=Spread)
     margin_quantiles: dict[str, float] = field(default_factory=dict)
 
-    def count(self, text: TextPair, tokenized: TokenizedPair) -> None:
-        """Count one pair that is kept."""
+    def count(self, text: TextPair, tokenized: TokenizedPair, place: str) -> None:
+        """Count one pair that is kept, read at `place`."""
         self.pairs += 1
         self.swapped += text.swapped
         self.disagreeing += text.disagrees
+        if text.disagreement is not None:
+            kind, numbers = text.disagreement
+            self.contradictions[kind] += 1
+            self.contradictions_first.setdefault(kind, f"{place}: {numbers}")
         self.clipped += text.clipped
         self.special_texts += tokenized.special_texts > 0
         self.unasked += tokenized.unasked
@@ -140,8 +147,8 @@ class PreparationReport:
     def from_json(cls, values: dict[str, Any]) -> "PreparationReport":
         spreads = ("prompt_tokens", "chosen_tokens", "rejected_tokens", "margin")
         parts: dict[str, Any] = {n: Spread(**value) if n in spreads else value for n, value in values.items()}
-        counted = ("refused", "left_out", "unread", "unread_texts", "lost")
-        counters = {name: Counter(values.get(name, ())) for name in counted}  # older reports have no unread_texts
+        counted = ("refused", "left_out", "unread", "unread_texts", "lost", "contradictions")
+        counters = {name: Counter(values.get(name, ())) for name in counted}  # older reports lack some
         return cls(**{**parts, **counters})
 
     def __str__(self) -> str:

@@ -74,16 +74,16 @@ def labels_of_repeats(responses: Sequence[tuple[bytes, bytes]], margin: Tensor) 
     return torch.tensor(labels, dtype=torch.float64)
 
 
-def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
-    """Return whether the margins are the labels' log-odds, multiplied by one factor and clipped to a bound.
+def log_odds_factor(margin: Tensor, labels: Tensor) -> float | None:
+    """Return the factor by which the margins become the labels' log-odds, up to a bound; None if there is none.
 
     Both may be rounded: with the median factor of the pairs below the bound, every label must be sigmoid(factor m) to
     four digits; at the bound it may be further from one half. Below the bound there must be at least two different
     margins, because a single one fits some factor whatever the labels are.
 
     >>> labels = torch.tensor([0.6, 0.7, 0.9, 0.999])
-    >>> are_log_odds((2 * labels.logit()).clamp(max=5), labels), are_log_odds(torch.arange(1, 5), labels)
-    (True, False)
+    >>> log_odds_factor((2 * labels.logit()).clamp(max=5), labels), log_odds_factor(torch.arange(1, 5), labels)
+    (0.5, None)
 
     Args:
         margin: (P,).
@@ -95,11 +95,12 @@ def are_log_odds(margin: Tensor, labels: Tensor) -> bool:
     bound = size.max() * (1 - 1e-6)
     below = (size < bound) & (margin != 0) & (labels > 0) & (labels < 1)
     if len(size[below].unique()) < 2:
-        return False
+        return None
     factor = (labels[below].logit() / margin[below]).median()
     expected = torch.sigmoid(factor * margin)
     beyond = torch.where(margin > 0, labels - expected, expected - labels) >= -1e-4
-    return bool(((labels - expected).abs() <= 1e-4).logical_or((size >= bound) & beyond).all()) and float(factor) > 0
+    fits = bool(((labels - expected).abs() <= 1e-4).logical_or((size >= bound) & beyond).all()) and float(factor) > 0
+    return float(factor) if fits else None
 
 
 def by_likelihood(margin: Tensor, labels: Tensor, prompts: Sequence[str], name: str = "the labels") -> Estimate:

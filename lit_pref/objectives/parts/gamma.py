@@ -9,14 +9,17 @@ from torch import Tensor
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.parts.estimation import (
-    are_log_odds,
     by_likelihood,
     by_mean_probability,
     labels_of_repeats,
+    log_odds_factor,
 )
 from lit_pref.objectives.parts.part import Part
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.pairs import Strengths
+
+MEAN_PROBABILITY = 0.75
+"""The default of `Fitted.mean_probability`."""
 
 
 class Gamma(Part):
@@ -90,7 +93,9 @@ class Fitted(Gamma):
             other. Not for data with copies of records.
     """
 
-    def __init__(self, labels: str | None = None, mean_probability: float = 0.75, repeats: bool = False) -> None:
+    def __init__(
+        self, labels: str | None = None, mean_probability: float = MEAN_PROBABILITY, repeats: bool = False
+    ) -> None:
         super().__init__()
         if repeats and labels is not None:
             raise UsageError(f"Fitted: repeats takes the rows' own labels, and labels the column `{labels}`; give one.")
@@ -133,13 +138,17 @@ class Fitted(Gamma):
             raise UserError("gamma cannot be fitted to pairs without margins: name their column in the data mapping")
         margin, prompts = torch.as_tensor(strengths.margin, dtype=torch.float64), list(strengths.prompts)
         name, labels = self._labels(strengths, margin)
-        note = ""
+        note = end = ""
         if labels is not None and self._is_computed_from(strengths, margin, labels):
             note = f"the margin is computed from {name}, which is not an independent label: "
-            labels = labels if self.labels is not None else None
+            if self.labels is None:
+                factor = log_odds_factor(margin, labels)  # none after a normalisation that changes ratios
+                end = "" if factor is None else f"; gamma {factor:.3g} reproduces {name}"
+                labels = None
         if labels is None or bool(labels.isnan().all()):
             found = by_mean_probability(margin, self.mean_probability, prompts)
             rule = f"for a mean probability of {self.mean_probability:g}"
+            rule += " (the default of mean_probability)" if self.mean_probability == MEAN_PROBABILITY else ""
         else:
             labelled = ~labels.isnan()
             margin, prompts = margin[labelled], list(compress(prompts, labelled.tolist()))
@@ -147,11 +156,11 @@ class Fitted(Gamma):
         self.value.fill_(found.gamma)
         pairs = f"{len(margin):,} pairs of {len(set(prompts)):,} prompts"
         interval = f"{found.low:.4g} to {found.high:.4g}, 95 % by Student's t over prompts"
-        return [f"{note}gamma {found.gamma:.4g} ({interval}), {rule} over {pairs}"]
+        return [f"{note}gamma {found.gamma:.4g} ({interval}), {rule} over {pairs}{end}"]
 
     def _is_computed_from(self, strengths: Strengths, margin: Tensor, labels: Tensor) -> bool:
         own = margin if strengths.own_margin is None else torch.as_tensor(strengths.own_margin, dtype=torch.float64)
-        return not self.repeats and not bool(labels.isnan().all()) and are_log_odds(own, labels)
+        return not self.repeats and not bool(labels.isnan().all()) and log_odds_factor(own, labels) is not None
 
     def _labels(self, strengths: Strengths, margin: Tensor) -> tuple[str, Tensor | None]:
         """Return the name of the labels, and the labels with NaN for pairs without one."""

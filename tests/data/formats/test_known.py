@@ -55,6 +55,7 @@ ONE_PAIR = {
         0.75,
     ),
     "pairs": ({"prompt": "2+2=", "chosen": "5", "rejected": " 4", "margin": -1.5}, "2+2=", 1.5, None),
+    "lists": ({"prompt": "2+2=", "responses": ["6", " 4", "5"], "scores": [3, 4.5, 1]}, "2+2=", 3.5, None),
     "implicit": (CHAT | {"margin": 0.25}, ASKED, 0.25, None),
     "ultrafeedback_binarized": (
         {
@@ -282,6 +283,12 @@ def test_a_row_of_a_known_format_is_recognised_and_becomes_its_pair(name):
         assert pair.margin == (None if margin is None else pytest.approx(margin, rel=1e-12))
         assert pair.probability == probability
         assert not bad and not pair.disagrees
+
+
+def test_the_format_of_recognised_lists_can_be_changed_alone():
+    values, _, margin, _ = ONE_PAIR["lists"]
+    _, (pair,), _ = read([values], {"format": "messages"})
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.margin) == (ASKED, " 4", "5", margin)
 
 
 @pytest.mark.parametrize("name", NAMED_ONLY)

@@ -258,6 +258,10 @@ def test_the_report_counts_what_was_done(tokenizer, written):
     ]
     report = prepared(tokenizer, written(data), max_length=7).report
     assert (report.rows, report.pairs, report.swapped, report.disagreeing) == (2, 2, 1, 1)
+    kind = "the margin is not the difference of the scores"
+    assert report.contradictions == {kind: 1} and report.contradictions_first[kind].endswith(
+        ", line 1: margin 1 against 3 - 1 = 2; clipped in the source?"
+    )
     assert (report.chosen_cut, report.rejected_cut, report.prompts_cut) == (1, 0, 0)
     # Tokens with end tokens: chosen 4 (cut) and 3 ("de"), rejected 2 ("i") and 2 ("c"); prompts 3 with the begin token.
     spreads = [report.prompt_tokens, report.chosen_tokens, report.rejected_tokens]

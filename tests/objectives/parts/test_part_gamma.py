@@ -249,10 +249,11 @@ def test_a_probability_computed_from_the_margin_is_no_label(scale, rounding):
     (line,) = MMPO(gamma=Fitted()).fit(strengths(margin, probability))
     mean = by_mean_probability(tensor(margin), 0.75, names(40))
     said = (
-        f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, {LEVEL}), for a mean probability of 0.75 over 40"
+        f"gamma {mean.gamma:.4g} ({mean.low:.4g} to {mean.high:.4g}, {LEVEL}), for a mean probability of 0.75 "
+        "(the default of mean_probability) over 40"
     )
     note = "the margin is computed from `probability`, which is not an independent label: "
-    assert line == f"{note}{said} pairs of 40 prompts"
+    assert line == f"{note}{said} pairs of 40 prompts; gamma {1 / scale:.3g} reproduces `probability`"
     # Who names the column is followed, and told.
     (line,) = MMPO(gamma=Fitted(labels="probability")).fit(strengths(margin, probability))
     assert line.startswith(note) and "maximum likelihood of `probability` over 40 pairs" in line
