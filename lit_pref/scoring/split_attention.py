@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+SAFE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+"""Whether the kernels are known to take grouped heads: the backward kernel of torch 2.6 ends the process there."""
 
 
 class SplitAttention(torch.autograd.Function):
@@ -52,7 +54,7 @@ class SplitAttention(torch.autograd.Function):
 
 def takes_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Return whether the kernel takes these dtypes, sizes and grouped heads: whether torch itself would choose it."""
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or not SAFE:
         return False
     choice = torch._fused_sdp_choice(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
     return choice == SDPBackend.FLASH_ATTENTION.value

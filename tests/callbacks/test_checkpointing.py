@@ -74,7 +74,7 @@ def saved(path: Path, size: int = 1000) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def sharded(path: Path) -> Path:
     """A folder of shards as FSDP2 writes it: shards, their index, and Lightning's meta.pt last."""
-    torch.distributed.checkpoint.save({"weights": torch.arange(1000)}, checkpoint_id=path, no_dist=True)
+    torch.distributed.checkpoint.save({"weights": torch.arange(1000)}, checkpoint_id=path)
     torch.save({"loops": {}}, path / "meta.pt")
     return path
 

@@ -34,7 +34,7 @@ def sharded(path: Path) -> Path:
     optimizer.step()
     state = get_optimizer_state_dict(model, optimizer)
     content = {"state_dict": model.state_dict(), "optimizer_0": state, "plain": {"a": 1, "b": [1, "x", None]}}
-    torch.distributed.checkpoint.save(content, checkpoint_id=path, no_dist=True)
+    torch.distributed.checkpoint.save(content, checkpoint_id=path)
     torch.save({"loops": {}, "global_step": 3}, path / "meta.pt")
     return path
 
@@ -126,7 +126,7 @@ def test_a_file_that_would_run_code_is_refused_with_its_name(tmp_path: Path):
 
 def test_a_plain_value_in_a_shard_that_would_run_code_is_refused_unread(tmp_path: Path):
     path = tmp_path / "step=00000003.ckpt"
-    torch.distributed.checkpoint.save({"plain": Runs(tmp_path / "made")}, checkpoint_id=path, no_dist=True)
+    torch.distributed.checkpoint.save({"plain": Runs(tmp_path / "made")}, checkpoint_id=path)
     torch.save({}, path / "meta.pt")
     assert "plain in __0_0.distcp would run code" in str(damage(path))
     assert not (tmp_path / "made").exists()

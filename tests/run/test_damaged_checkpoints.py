@@ -84,7 +84,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_begin
 
 def test_shards_are_not_read_on_one_device(make: Any):
     folder = Path("run/checkpoints/step=00000001.ckpt")
-    torch.distributed.checkpoint.save({"weights": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
+    torch.distributed.checkpoint.save({"weights": torch.ones(2)}, checkpoint_id=folder)
     torch.save({"global_step": 1}, folder / "meta.pt")
     with pytest.raises(UsageError, match="is a folder of shards, which SingleDeviceStrategy cannot read"):
         make("run").fit("last")

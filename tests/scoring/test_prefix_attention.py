@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_pref.scoring import prefix_attention as sharing
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
+from lit_pref.scoring.split_attention import SAFE
 
 SEGMENTS = ((3, 2, 4), (1, 5, 1), (4, 1, 0))  # the last pair is one-sided
 TOKENS = 9 + 7 + 5
@@ -98,6 +99,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
+@pytest.mark.skipif(not SAFE, reason="older kernels are not used, and the mask is as large as that")
 def test_no_tensor_of_tokens_times_tokens_is_made_on_a_cpu():
     segments = ((100, 50, 400), (60, 200, 300))
     tensors = inputs(torch.float32, tokens=1110)
@@ -106,6 +108,7 @@ def test_no_tensor_of_tokens_times_tokens_is_made_on_a_cpu():
     assert largest.elements == 4 * 1110 * 8, "queries of the whole row; a mask has 400 x 500 elements or more"
 
 
+@pytest.mark.skipif(not SAFE, reason="the backward kernel of older torch ends the process with grouped heads")
 def test_the_split_and_a_mask_agree_in_long_rows_of_many_blocks(monkeypatch):
     segments, found = ((700, 30, 900), (1, 3, 600), (513, 2, 1)), []
     tensors = inputs(tokens=sum(map(sum, segments)))
