@@ -130,7 +130,7 @@ def test_the_command_of_the_page_about_reward_models_trains_and_exports_one(
 def test_a_recognised_file_of_lists_gives_pairs_to_an_objective_of_pairs(tmp_path, policy_folder, file):
     _, trainer, _ = fit(policy_folder, tmp_path, {"train": file, "mapping": None}, BradleyTerry(), max_steps=1)
     pairs = trainer.datamodule.train_pairs
-    assert pairs.report.lists == 0 and len(pairs) == 18 and all(pair.margin > 0 for pair in pairs)
+    assert pairs.lists is None and len(pairs) == 19 and all(pair.margin > 0 for pair in pairs)
 
 
 def test_a_policy_is_trained_on_lists_against_a_reference(tmp_path, policy_folder, file):
