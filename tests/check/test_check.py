@@ -326,6 +326,8 @@ def test_contradicting_strengths_are_counted_by_kind_and_a_used_run_folder_is_no
     check, tmp_path: Path, recwarn: Any
 ):
     made = rows(tmp_path / "pairs.jsonl", 24)
+    for row in made:
+        row.update(score_chosen=row["margin"], score_rejected=0)
     for row in made[:3]:
         row.update(margin=2, score_chosen=9, score_rejected=2)
     made[5]["probability"] = 0.2

@@ -99,7 +99,8 @@ def test_texts_become_messages_and_get_their_system_text_and_what_follows(tmp_pa
 def test_a_column_that_may_belong_to_the_prompt_is_not_lost(tmp_path: Path):
     path = jsonl(tmp_path, {"prompt": "2+2?", "context": "in base 3"})
     with pytest.raises(
-        UserError, match=r"`context` may belong to the prompt.*--mapping: .*--ignore_columns: \[context"
+        UserError,
+        match=r"`context` may belong to the prompt.*--mapping \{system: context\}.*--ignore_columns \[context",
     ):
         texts(path)
     assert texts(path, ignore_columns=("context",)) == ["2+2?"]

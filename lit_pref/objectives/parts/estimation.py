@@ -82,8 +82,10 @@ def log_odds_factor(margin: Tensor, labels: Tensor) -> float | None:
     margins, because a single one fits some factor whatever the labels are.
 
     >>> labels = torch.tensor([0.6, 0.7, 0.9, 0.999])
-    >>> log_odds_factor((2 * labels.logit()).clamp(max=5), labels), log_odds_factor(torch.arange(1, 5), labels)
-    (0.5, None)
+    >>> round(log_odds_factor((2 * labels.logit()).clamp(max=5), labels), 4)
+    0.5
+    >>> log_odds_factor(torch.arange(1, 5), labels) is None
+    True
 
     Args:
         margin: (P,).
