@@ -1,4 +1,4 @@
-"""Logs the testbed's gold reward of what the policy writes, after each validation."""
+"""A callback that logs the gold reward of the policy's responses after each validation, for runs in the testbed."""
 
 import json
 from collections.abc import Sequence

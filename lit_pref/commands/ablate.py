@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ablate(config: str, dry_run: bool = False) -> None:
-    """Train what is missing of a study, and write its report.
+    """Train the trials of a study that have not ended yet, and write the report.
 
     A study is a question, a base configuration, axes whose values are combined to cells, and seeds; a trial, one cell
     with one seed, is an ordinary run. Every cell is built and checked before anything is trained, and what trials share

@@ -113,16 +113,7 @@ def judge(
         UserError: a text cannot be read or scored.
     """
     refuse(dict(locals()))
-    from lit_pref.judging.texts import (
-        best_of,
-        check_new_column,
-        chosen_among,
-        is_cut,
-        judged_rows,
-        pairs_of,
-        read_answered,
-        take_scores,
-    )
+    from lit_pref.judging.texts import check_new_column, is_cut, read_answered, take_scores
 
     server = None
     if endpoint is not None:
@@ -149,36 +140,53 @@ def judge(
     else:
         of_model = ModelOptions(dtype, max_length, max_tokens, device, trust_remote_code)
         _by_model(every, str(model), reference, per_token, of_model)
+    say("\n".join(_written(every, out, pairs, min_margin, best, response, column)))
+    say(_next(every, out, pairs, best, column))
+
+
+def _written(
+    every: "list[Answered]",
+    out: Path,
+    pairs: Literal["best_worst", "all", "adjacent"] | None,
+    min_margin: float,
+    best: int | None,
+    response: str,
+    column: str,
+) -> list[str]:
+    """Write the files, and return a line about each of them."""
+    from lit_pref.judging.texts import best_of, chosen_among, judged_rows, pairs_of
+
     out.mkdir(parents=True, exist_ok=True)
-    written = [_write(out / "judged.jsonl", judged_rows(every, column))]
+    lines = [_write(out / "judged.jsonl", judged_rows(every, column))]
     if pairs is not None:
         made = [pair for answered in every for pair in pairs_of(answered, pairs, min_margin)]
         if not made:
             raise UserError("no two responses to a prompt have different scores, so there are no pairs to write")
-        written.append(_write(out / "pairs.jsonl", made))
+        lines.append(_write(out / "pairs.jsonl", made))
     if best is not None:
         for line in chosen_among(every, best):
             say(line)
         chosen = [(answered, best_of(answered, best)) for answered in every]
-        written.append(
-            _write(
-                out / "best.jsonl", (_best(answered, k, response, column) for answered, k in chosen if k is not None)
-            )
-        )
+        rows = [_best(answered, k, response, column) for answered, k in chosen if k is not None]
+        lines.append(_write(out / "best.jsonl", rows))
     if unknown := sum(score != score for answered in every for score in answered.scores):
         say(f"warning     {unknown} responses have no score (null), and are in no pair and never the best")
-    say("\n".join(written))
-    judged = shlex.quote(str(out / "judged.jsonl"))
+    return lines
+
+
+def _next(every: "list[Answered]", out: Path, pairs: str | None, best: int | None, column: str) -> str:
+    """Return what to run next."""
     if pairs is not None:
-        say(f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {out / 'pairs.jsonl'}")
-    elif best is None and any(len(answered.responses) > 1 for answered in every):
-        say("Next: make pairs of them with --pairs best_worst, or take the best with --best N")
-    else:
-        say(
-            "Next: compare with the judged responses of another model to the same prompts\n"
-            f"  python -m lit_pref evaluate --protocol responses --data {judged} --against OTHER/judged.jsonl "
-            f"--column {shlex.quote(column)} --out OUT"
-        )
+        file = shlex.quote(str(out / "pairs.jsonl"))
+        return f"Next: train on the pairs\n  python -m lit_pref fit --config FILE --data.train {file}"
+    if best is None and any(len(answered.responses) > 1 for answered in every):
+        return "Next: make pairs of them with --pairs best_worst, or take the best with --best N"
+    judged = shlex.quote(str(out / "judged.jsonl"))
+    return (
+        "Next: compare with the judged responses of another model to the same prompts\n"
+        f"  python -m lit_pref evaluate --protocol responses --data {judged} --against OTHER/judged.jsonl "
+        f"--column {shlex.quote(column)} --out OUT"
+    )
 
 
 def refuse(options: dict[str, Any]) -> None:

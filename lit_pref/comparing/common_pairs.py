@@ -13,7 +13,10 @@ _OF_TEXTS = re.compile(r"[0-9a-f]{16}(-\d+)?(-again\d+)?")
 
 @dataclass(frozen=True)
 class CommonPairs:
-    """The pairs that all runs have, in one order, with the records of each run; `notes` says what is left out."""
+    """The held-out pairs common to all runs, in one order, with the records of each run.
+
+    `notes` are sentences about pairs that were left out.
+    """
 
     ids: list[str]
     prompts: list[str]

@@ -1,4 +1,4 @@
-"""The settings in which runs differ: of their resolved configurations, and of what their manifests record."""
+"""A table of the settings in which runs differ, from their resolved configurations and their manifests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -287,7 +287,6 @@ class PreferenceDataModule(RunData, LightningDataModule):
 
     # The position is saved here because Lightning restores a loader's own state only in the middle of an epoch, but the
     # data module's state always: other data or another order are refused wherever a run was stopped.
-
     def state_dict(self) -> dict[str, Any]:
         position = {} if self._loader is None else self._loader.state_dict()
         return {**position, "normalisers": {name: vars(n) for name, n in self.train_pairs.normalisers.items()}}

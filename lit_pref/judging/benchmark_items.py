@@ -34,7 +34,7 @@ class BenchmarkItem:
 
     @property
     def row(self) -> Row:
-        """Where the item was read."""
+        """File and line of the item, for messages."""
         return Row(self.file, self.line, {})
 
 

@@ -85,7 +85,7 @@ class ModelJudge:
 
     @property
     def first_cut(self) -> str:
-        """Where the first text is that was cut; empty if none was."""
+        """File and line of the first text that was cut; empty if no text was cut."""
         return next(iter(self._cut.values()), "")
 
     @property

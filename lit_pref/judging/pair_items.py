@@ -27,7 +27,7 @@ class PairItem:
 
     @property
     def row(self) -> Row:
-        """Where the pair was read."""
+        """File and line of the pair, for messages."""
         return Row(self.pair.file, self.pair.line, {})
 
 

@@ -174,7 +174,6 @@ def judged_rows(every: Sequence[Answered], name: str) -> Iterator[dict[str, Any]
         for row, score in zip(answered.rows, answered.scores, strict=True):
             scores.setdefault((row.file, row.line), []).append(None if math.isnan(score) else score)
             rows[row.file, row.line] = row
-    check_new_column(every, name)
     for place in sorted(rows):
         found = scores[place]
         yield {**rows[place].values, name: found if len(found) > 1 else found[0]}

@@ -187,7 +187,7 @@ def dumped(config: Namespace) -> str:
 
 
 def refuse_free(study: Study, path: str) -> None:
-    """Refuse an axis that cannot change what is trained, unless time or memory is measured.
+    """Refuse an axis over a setting that changes no weights, unless the study measures time or memory.
 
     Raises:
         UsageError: see above.

@@ -1,4 +1,4 @@
-"""The state of a study in words: its plan, what runs, what is left."""
+"""Texts about the state of a study: its plan, its running trials, and the remaining ones."""
 
 from collections import Counter
 from statistics import fmean
@@ -13,7 +13,7 @@ from lit_pref.studies.trial import Trial, outcomes_of
 
 
 def overview(study: Study, plan: Plan) -> str:
-    """The plan of a study: cells, seeds, estimated time and disk, and what is there already."""
+    """Return the plan of a study as text: cells, seeds, estimated time and disk, and trials that have ended."""
     outcomes = outcomes_of(study)
     if study.search is None:
         trials = len(plan.cells) * len(study.seeds)
@@ -38,7 +38,7 @@ def overview(study: Study, plan: Plan) -> str:
 
 
 def status_text(study: Study, plan: Plan) -> str:
-    """What has ended, runs, waits and failed, with the time that is left for one worker."""
+    """Return the numbers of ended, running, waiting and failed trials as text, with the time left for one worker."""
     outcomes = outcomes_of(study)
     states = Counter(result.state for result in results_of(study, plan.cells, outcomes))
     lines = [f"{'ended' if state == 'finished' else state:<11} {number}" for state, number in sorted(states.items())]

@@ -1,4 +1,4 @@
-"""A study: a question, a base configuration, named axes, seeds, and what is measured and compared."""
+"""The settings of a study: question, base configuration, axes, seeds, measures, comparisons and rungs."""
 
 import hashlib
 import json
@@ -131,7 +131,7 @@ class Rungs:
 
 @dataclass(frozen=True)
 class Study:
-    """One file: what is asked, which cells and seeds are trained, and what is measured.
+    """The settings of a study, as its file has them.
 
     Args:
         file: where it was read.

@@ -97,7 +97,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial.
+    """The result of a trial: its state, its curves, and how it can be repeated.
 
     Args:
         cell: axis name -> label.

@@ -172,7 +172,7 @@ class Worker:
             )
 
     def _line(self, trial: Trial, outcome: Outcome) -> str:
-        """What became of a trial, in one line."""
+        """Return the line that is printed when a trial has ended or stopped."""
         stop = outcome.step if outcome.state == "stopped" else None
         value = outcome.value(self.study.primary, stop)
         outcomes = outcomes_of(self.study)
