@@ -65,12 +65,14 @@ class Server:
                     server.at_once += 1
                     server.most = max(server.most, server.at_once)
                 try:
-                    self.answer(server.reply(self.path, body))
+                    try:
+                        reply = server.reply(self.path, body)
+                    finally:  # before it is sent: the client's next request may arrive sooner than this thread goes on
+                        with lock:
+                            server.at_once -= 1
+                    self.answer(reply)
                 except (ConnectionError, BrokenPipeError):
                     self.close_connection = True
-                finally:
-                    with lock:
-                        server.at_once -= 1
 
             def log_message(self, *arguments: Any) -> None:
                 pass
