@@ -46,7 +46,7 @@ def test_every_list_is_whole_in_one_micro_batch_and_read_once(
     source = UncastBatches(pairs, 0, layout, lists=lists)
     ranks = []
     for rank in range(world):
-        sampler = WindowSampler(len(lists), 0, global_batch, cut, world, rank)
+        sampler = WindowSampler(len(lists), 0, global_batch, cut, world, rank, epochs=epoch + 1)
         sampler.set_epoch(epoch)
         ranks.append([source[batch].batch for batch in sampler])
     evaluation = [[source[b].batch for b in evaluation_batches(len(lists), r, world, cut)] for r in range(world)]
