@@ -74,12 +74,12 @@ from lit_pref.objectives.parts.terms import Anchor as Anchor
 from lit_pref.objectives.parts.terms import Center as Center
 from lit_pref.objectives.parts.terms import ChosenNLL as ChosenNLL
 from lit_pref.objectives.parts.terms import Term as Term
+from lit_pref.objectives.parts.tokens import ColumnTokens as ColumnTokens
 from lit_pref.objectives.parts.tokens import EditWeighted as EditWeighted
 from lit_pref.objectives.parts.tokens import Mean as Mean
 from lit_pref.objectives.parts.tokens import Sum as Sum
 from lit_pref.objectives.parts.tokens import TokenSum as TokenSum
 from lit_pref.objectives.parts.tokens import TokenWeights as TokenWeights
-from lit_pref.objectives.parts.tokens import Weighted as Weighted
 from lit_pref.objectives.parts.weight import ColumnWeight as ColumnWeight
 from lit_pref.objectives.parts.weight import NoWeight as NoWeight
 from lit_pref.objectives.parts.weight import Weight as Weight

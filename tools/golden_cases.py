@@ -215,7 +215,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     objective = part("MMPO", beta=0.1, gamma=part("Fitted", mean_probability=0.8))
     split = {"model.margin_bins": 2, "trainer.logger": part("CSVLogger", save_dir="{run}"), "trainer.max_epochs": 4}
     yield "chosen_pairs", fit({"model.objective": objective, **SELECTION, **split})
-    weighted = part("DPO", beta=0.1, tokens=part("Weighted", column="weights"))
+    weighted = part("DPO", beta=0.1, tokens=part("ColumnTokens", column="weights"))
     yield "token_weights", fit({"model.objective": weighted, "model.layout": LAYOUTS["prefix_shared"]})
     yield "bf16", fit(method("mmpo", "padded", **{"trainer.precision": "bf16-mixed"}))
     yield "predict", Case(predicted)

@@ -14,6 +14,22 @@ from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores, TokenRe
 Faithfulness = Literal["code", "derived", "reconstruction"]
 """How a method was checked: against the authors' code, derived from the paper's equations, or reconstructed."""
 
+Family = Literal[
+    "basic",
+    "margins",
+    "noisy labels",
+    "links",
+    "references and temperature",
+    "reference-free",
+    "tokens and lengths",
+    "several rewards",
+    "single responses and batches",
+    "exploration",
+    "reward models",
+    "lists",
+]
+"""What a method changes; the list of objectives is grouped by it."""
+
 ONE_REFERENCE = Requirements(min_references=1, max_references=1)
 
 
@@ -31,6 +47,9 @@ class Objective(Component, ABC):
 
     faithfulness: Faithfulness
     """See `Faithfulness`."""
+
+    family: Family
+    """See `Family`."""
 
     @property
     def requirements(self) -> Requirements:

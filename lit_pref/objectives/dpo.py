@@ -15,6 +15,9 @@ class DPO(Pairwise):
     >>> DPO(beta=0.2).link
     Logistic()
 
+    **When**: the first thing to try, and the baseline of everything else. Not if many labels are wrong, or if their
+    strength is known: see `MMPO` then.
+
     **Source**: DPO, arXiv 2305.18290, eq. 7; as in the authors' code, on sums over the response tokens (end token
     included). Their optional label smoothing is `target: Smoothed`, their `reference_free` is `reference: NoReference`.
 
@@ -22,3 +25,4 @@ class DPO(Pairwise):
     """
 
     faithfulness = "code"
+    family = "basic"

@@ -17,6 +17,9 @@ class EpsilonDPO(Pairwise):
     >>> EpsilonDPO(epsilon=0.02).temperature
     EpsilonStep(epsilon=0.02, first_order=False, minimum=None, maximum=None, harmonic=False)
 
+    **When**: the right beta is unknown and may differ between pairs, and the reference fits into memory beside the
+    policy. Not with stored reference scores, which have no next-token distributions.
+
     **Source**: epsilon-DPO, arXiv 2502.13177, and oddqueue/e-dpo (beta 0.01, epsilon 0.01). Beta moves to the paper's
     arithmetic mean, or with `harmonic` to the code's, which drifts less; see `EpsilonStep`. In that code label
     smoothing has no effect (both terms have the same sign); here it is `target: Smoothed` and works.
@@ -30,6 +33,7 @@ class EpsilonDPO(Pairwise):
     """
 
     faithfulness = "derived"
+    family = "references and temperature"
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Listwise(Objective):
         UsageError: beta is not positive.
     """
 
+    family = "lists"
     requirements = Requirements(max_references=1, columns=frozenset({LABEL}), sides=("chosen",), lists=True)
 
     def __init__(self, beta: float = 1.0) -> None:

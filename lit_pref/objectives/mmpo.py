@@ -14,7 +14,10 @@ class MMPO(Pairwise):
 
     The minimum is at x = gamma m, that is h_w - h_l = gamma m / beta nats, where the loss is the entropy of p and not
     0: compare runs by `kl_to_target`. gamma = inf is DPO, but for ties (m = 0), whose p stays 1/2. The same
-    loss fits a reward model's scores (beta 1, `reference: NoReference`), which no command of this package trains.
+    loss fits a reward model's scores (beta 1, `reference: NoReference`).
+
+    **When**: the data say how much better the chosen response is, and pairs that are nearly equal should not be pushed
+    as far apart as clear ones. Not if the strength is noise, or the same for all pairs.
 
     >>> MMPO(gamma=2.2).target
     MarginTarget(gamma=2.2)
@@ -32,6 +35,7 @@ class MMPO(Pairwise):
     """
 
     faithfulness = "code"
+    family = "margins"
 
     def __init__(self, beta: float = 0.1, gamma: float | Gamma = 1.0, **parts: Any) -> None:
         super().__init__(beta=beta, target=MarginTarget(gamma), **parts)

@@ -16,6 +16,8 @@ class MRPO(Pairwise):
     >>> MRPO().reference
     Harmonic(eta=0.1, adaptive=True, weights=None, arwc_swap=False)
 
+    **When**: several good models are at hand and there are few pairs. Not before DPO on each reference alone was tried.
+
     **Source**: MRPO, arXiv 2405.16388. The closed form is derived from the objective's lower bound, clipping and
     weights are taken from thaihungle/MRPO and extended from 2 to K references; `Harmonic` lists the differences.
     In that code the second reference reads the policy's token ids, whatever its own tokenizer is; here every reference
@@ -32,6 +34,7 @@ class MRPO(Pairwise):
     """
 
     faithfulness = "derived"
+    family = "references and temperature"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
-from lit_pref.objectives.base import Faithfulness, Objective
+from lit_pref.objectives.base import Faithfulness, Family, Objective
 from lit_pref.objectives.combining import (
     beta_objections,
     margin_warnings,
@@ -74,6 +74,7 @@ class Pairwise(Objective):
     """
 
     faithfulness: Faithfulness = "derived"
+    family: Family = "basic"
 
     def __init__(
         self,

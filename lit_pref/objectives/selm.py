@@ -24,6 +24,8 @@ class SELM(Pairwise):
     >>> SELM().requirements.sides
     ('chosen', 'rejected', 'extra_response')
 
+    **When**: rounds of sampling and training, in which new responses are wanted. Not for one training on fixed pairs.
+
     **Source**: SELM, arXiv 2405.19332, and shenao-zhang/SELM (beta 0.01, alpha 0.001 or 0.0001, a new reference and
     new pairs each round). In that code the extra responses' reference log-probs cannot be computed beforehand; here
     they can. With several references h_y' is relative to the first one; without a reference it is log pi, because the
@@ -40,6 +42,7 @@ class SELM(Pairwise):
     """
 
     faithfulness = "code"
+    family = "exploration"
     log_probs_only = True
 
     def __init__(self, beta: float = 0.01, alpha: float = 0.001, **parts: Any) -> None:

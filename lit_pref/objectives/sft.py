@@ -18,12 +18,16 @@ class SFT(Objective):
     >>> SFT().requirements.sides
     ('chosen',)
 
+    **When**: before preference training, if the policy does not write such responses yet; as a baseline, it shows
+    what the rejected responses add.
+
     **Source**: cross-entropy on the response, as in DPO's first stage (arXiv 2305.18290, section 4). TRL averages over
     all tokens of the pairs, so that long responses count more; here every pair counts the same, regardless of batches,
     ranks and accumulation.
     """
 
     faithfulness = "derived"
+    family = "basic"
     log_probs_only = True
     requirements = Requirements(max_references=0, sides=("chosen",))
 

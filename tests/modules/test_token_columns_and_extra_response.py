@@ -18,7 +18,7 @@ from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.objectives.parts.temperature import EpsilonStep
-from lit_pref.objectives.parts.tokens import EditWeighted, Weighted
+from lit_pref.objectives.parts.tokens import ColumnTokens, EditWeighted
 from lit_pref.objectives.selm import SELM
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.scores import TokenLogps
@@ -62,7 +62,7 @@ def several_references(folder: Path) -> list[Any]:
 
 
 OBJECTIVES = {
-    "weighted": (lambda: DPO(tokens=Weighted("spans")), one_reference),
+    "weighted": (lambda: DPO(tokens=ColumnTokens("spans")), one_reference),
     "edited": (lambda: DPO(beta=0.3, tokens=EditWeighted()), one_reference),
     "selm over several references": (lambda: SELM(beta=0.1, alpha=0.5, reference=Geometric()), several_references),
     "selm over edited tokens": (lambda: SELM(beta=0.1, alpha=0.5, tokens=EditWeighted()), one_reference),
@@ -162,7 +162,7 @@ def test_a_reference_with_another_tokenizer_is_refused_where_tokens_are_weighed(
 
 def test_data_without_third_responses_or_token_values_are_refused_by_name(folder, tmp_path):
     plain = write_pairs(folder / "plain.jsonl", 4)
-    for objective, missing in ((SELM, "extra_response"), (lambda: DPO(tokens=Weighted("spans")), "spans_chosen")):
+    for objective, missing in ((SELM, "extra_response"), (lambda: DPO(tokens=ColumnTokens("spans")), "spans_chosen")):
         with pytest.raises(UserError, match=f"plain.jsonl.*`{missing}`"):
             fit(run_of(folder, objective=objective, data={"train": str(plain), "global_batch": 4}), tmp_path)
 

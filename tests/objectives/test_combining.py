@@ -17,6 +17,7 @@ from lit_pref.objectives import (
     ChosenNLL,
     ColumnOffset,
     ColumnTemperature,
+    ColumnTokens,
     EpsilonStep,
     Hard,
     Harmonic,
@@ -27,7 +28,6 @@ from lit_pref.objectives import (
     Objective,
     Pairwise,
     Requirements,
-    Weighted,
     classes_by_name,
 )
 from lit_pref.objectives.parts.link import MarginLink
@@ -202,7 +202,7 @@ def test_the_parts_that_read_log_probs_are_named():
     assert DPO(temperature=ColumnTemperature("trust")).log_prob_parts() == []
     built = DPO(reference=NoReference(), tokens=Mean(), terms=[ChosenNLL(), Anchor(), TokenTerm()])
     assert built.log_prob_parts() == ["Mean", "ChosenNLL", "TokenTerm"]
-    assert DPO(tokens=Weighted("spans")).log_prob_parts() == ["Weighted"]
+    assert DPO(tokens=ColumnTokens("spans")).log_prob_parts() == ["ColumnTokens"]
     assert DPO(temperature=EpsilonStep()).log_prob_parts() == ["EpsilonStep"]
     # Statistics exist for log-probs only, and another aggregation of tokens is taken for one of log-probs.
     assert DPO(temperature=Statistical(), tokens=Tokens()).log_prob_parts() == ["Statistical", "Tokens"]

@@ -14,6 +14,7 @@ from lit_pref.objectives import (
     ColumnOffset,
     ColumnsOffset,
     ColumnTemperature,
+    ColumnTokens,
     EditWeighted,
     EpsilonDPO,
     EpsilonStep,
@@ -23,7 +24,6 @@ from lit_pref.objectives import (
     NoReference,
     Objective,
     UnitMargin,
-    Weighted,
 )
 from lit_pref.parse_errors import plain_sentence
 from lit_pref.parser import Parser
@@ -108,7 +108,7 @@ def test_three_parts_of_dpo_from_a_dict_and_from_what_was_saved(parser):
             "DPO --objective.target MarginTarget --objective.target.gamma Fitted --objective.target.gamma.labels votes",
             DPO(target=MarginTarget(Fitted("votes"))),
         ),
-        ("DPO --objective.tokens Weighted --objective.tokens.column spans", DPO(tokens=Weighted("spans"))),
+        ("DPO --objective.tokens ColumnTokens --objective.tokens.column spans", DPO(tokens=ColumnTokens("spans"))),
         (
             "SELM --objective.alpha 0.1 --objective.tokens EditWeighted --objective.tokens.delta 3",
             SELM(alpha=0.1, tokens=EditWeighted(3.0)),

@@ -12,6 +12,7 @@ from lit_pref.objectives import (
     SELM,
     ColumnsOffset,
     ColumnTemperature,
+    ColumnTokens,
     EditWeighted,
     EpsilonStep,
     Geometric,
@@ -26,7 +27,6 @@ from lit_pref.objectives import (
     Term,
     TokenSum,
     UnitMargin,
-    Weighted,
 )
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -42,7 +42,7 @@ KINDS = subclasses(Objective)
 BUILDS = {kind.__name__: partial(plain, kind) for kind in KINDS} | {
     "composed": lambda: DPO(target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep(0.1)),
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
-    "tokens of the data": lambda: DPO(tokens=Weighted("spans"), target=MarginTarget(UnitMargin(0.9))),
+    "tokens of the data": lambda: DPO(tokens=ColumnTokens("spans"), target=MarginTarget(UnitMargin(0.9))),
     "columns": lambda: DPO(offset=ColumnsOffset({"other": 0.3}), temperature=ColumnTemperature("trust")),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
     "extra_response, composed": lambda: SELM(

@@ -86,7 +86,7 @@ class TokenWeights(TokenSum):
         return (chosen * own[0]).sum(1), (rejected * own[1]).sum(1)
 
 
-class Weighted(TokenWeights):
+class ColumnTokens(TokenWeights):
     """sum_t w_t log pi(y_t) with the weights w from a token column of the data.
 
     A column of ones is `Sum`. A token has the value of the span that covers most of its characters; tokens outside of

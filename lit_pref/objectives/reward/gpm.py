@@ -31,6 +31,7 @@ score=Identity(), offset=NoOffset(), weight=NoWeight(), terms=[])
     """
 
     faithfulness = "code"
+    family = "reward models"
 
     def __init__(self, tau: float = 0.1, **parts: Any) -> None:
         if not 0 < tau < float("inf"):

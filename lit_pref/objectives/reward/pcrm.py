@@ -136,6 +136,7 @@ class PCRM(Pairwise):
     """
 
     faithfulness = "code"
+    family = "reward models"
 
     def __init__(
         self,
@@ -172,6 +173,7 @@ class TokenPCRM(Objective):
     """
 
     faithfulness = "derived"
+    family = "reward models"
 
     def __init__(
         self, b1: float = 20.0, b2: float = 0.001, b3: float = -15.0, similarity: Similarity | None = None

@@ -30,6 +30,7 @@ class ScoreRegression(Objective):
     """
 
     faithfulness = "derived"
+    family = "reward models"
 
     def __init__(self, scale: float = 1.0, column: str = "score") -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.objectives import DPO, MMPO, EditWeighted, EpsilonStep, Geometric, Harmonic, NoReference, Weighted
+from lit_pref.objectives import DPO, MMPO, ColumnTokens, EditWeighted, EpsilonStep, Geometric, Harmonic, NoReference
 from lit_pref.objectives.parts.tokens import edits
 from lit_pref.scores import PairScores, SequenceScores, TokenLogps
 
@@ -69,7 +69,7 @@ def test_a_weight_of_one_on_every_token_is_the_sum(make):
     ones = [([1.0] * 4, [1.0] * 3), ([1.0] * 2, [1.0] * 5)]
     other = ([-1.0, -0.5], [-0.1, -2.0, -0.3, -0.4, -0.7])
     made = inputs(make, [POLICY, other], [[REFERENCE, ([-0.4, -0.6], [-0.2, -1.0, -0.5, -0.4, -0.9])]], w=ones)
-    weighted, plain = made.into(DPO(tokens=Weighted("w"))), made.into(DPO())
+    weighted, plain = made.into(DPO(tokens=ColumnTokens("w"))), made.into(DPO())
     torch.testing.assert_close(weighted.losses, plain.losses, rtol=0, atol=1e-15)
     unedited = inputs(make, [POLICY], [[REFERENCE]], edits=[([0.0] * 4, [0.0] * 3)])
     torch.testing.assert_close(
@@ -79,7 +79,7 @@ def test_a_weight_of_one_on_every_token_is_the_sum(make):
 
 def test_weighted_multiplies_each_token_of_each_response_by_its_own_value(make):
     column = [([0.0, 2.0, 0.0, 0.5], [1.0, 0.0, -1.0])]
-    output = inputs(make, [POLICY], [[REFERENCE]], w=column).into(DPO(beta=0.1, tokens=Weighted("w")))
+    output = inputs(make, [POLICY], [[REFERENCE]], w=column).into(DPO(beta=0.1, tokens=ColumnTokens("w")))
     # (-0.5 + 0.7) 2 + (-0.9 + 0.4) / 2 = 0.15 and (-0.4 + 0.3) - (-0.3 + 0.4) = -0.2
     assert output.chosen_rewards.item() == pytest.approx(0.015, abs=1e-15)
     assert output.rejected_rewards.item() == pytest.approx(-0.02, abs=1e-15)
@@ -92,7 +92,7 @@ def test_the_gradient_of_weighted_is_that_of_finite_differences(make):
     def losses(chosen, rejected):
         made.policy.chosen.statistics[TokenLogps()] = chosen
         made.policy.rejected.statistics[TokenLogps()] = rejected
-        return made.into(MMPO(beta=0.7, tokens=Weighted("w"))).losses
+        return made.into(MMPO(beta=0.7, tokens=ColumnTokens("w"))).losses
 
     leaves = [
         own.statistics[TokenLogps()].clone().requires_grad_() for own in (made.policy.chosen, made.policy.rejected)
@@ -104,7 +104,7 @@ def test_the_weights_of_edits_are_constants_of_the_gradient(make):
     """Weighted by the same weights, held still, the gradient is the same; its own is that of finite differences."""
     held = [([1.0, 1 + math.exp(0.5), 1.0, 3.0], [1.0, 1 + math.exp(0.6), 1.0])]
     gradients = []
-    for tokens in (EditWeighted(2.0), Weighted("held")):
+    for tokens in (EditWeighted(2.0), ColumnTokens("held")):
         made = inputs(make, [POLICY], [[REFERENCE]], edits=[MARKS], held=held)
         leaves = [own.statistics[TokenLogps()].requires_grad_() for own in (made.policy.chosen, made.policy.rejected)]
         gradients.append(torch.autograd.grad(made.into(DPO(tokens=tokens)).losses.sum(), leaves))
@@ -156,7 +156,7 @@ def test_frequent_tokens_of_long_responses_are_no_noise():
 
 
 def test_they_ask_for_token_log_probs_of_policy_and_references_and_for_their_columns():
-    weighted, edited = DPO(tokens=Weighted("spans")), DPO(tokens=EditWeighted())
+    weighted, edited = DPO(tokens=ColumnTokens("spans")), DPO(tokens=EditWeighted())
     for objective in (weighted, edited):
         assert objective.requirements.statistics == objective.requirements.reference_statistics == {TokenLogps()}
     assert (weighted.requirements.token_columns, dict(weighted.requirements.token_functions)) == ({"spans"}, {})
@@ -167,7 +167,7 @@ def test_they_ask_for_token_log_probs_of_policy_and_references_and_for_their_col
 def test_a_token_column_that_is_not_there_is_named_with_those_that_are(make):
     made = inputs(make, [POLICY], [[REFERENCE]], others=[MARKS])
     with pytest.raises(UserError, match=r"the token column `spans`.*token columns: others.*data\.token_columns"):
-        made.into(DPO(tokens=Weighted("spans")))
+        made.into(DPO(tokens=ColumnTokens("spans")))
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, math.inf, math.nan])
@@ -176,7 +176,7 @@ def test_a_delta_that_bounds_nothing_is_refused(delta):
         EditWeighted(delta)
 
 
-@pytest.mark.parametrize("tokens", [Weighted("w"), EditWeighted()])
+@pytest.mark.parametrize("tokens", [ColumnTokens("w"), EditWeighted()])
 def test_weighted_sums_are_no_sums_to_an_epsilon_step_or_a_window(tokens):
     with pytest.raises(UsageError, match="EpsilonStep compares sums of log-probs, not another aggregation"):
         DPO(tokens=tokens, temperature=EpsilonStep())
