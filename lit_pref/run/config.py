@@ -26,7 +26,7 @@ from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.reward import RewardModule
 from lit_pref.option_split import values_of
 from lit_pref.parser import Parser
-from lit_pref.testbed.make import Testbed
+from lit_pref.testbed.make import Testbed, make
 
 TRAINER_DEFAULTS = {
     # One pass over all held-out pairs before training gives the baseline of every curve.
@@ -172,14 +172,40 @@ def _instantiate(parser: RunParser, config: Namespace) -> Namespace:
         raise cause or UsageError(texts[-1]) from None
 
 
-def fill_in_testbed(config: Namespace, folder: Path) -> None:
-    """Use the policy and the pairs of the testbed unless the configuration names others."""
+def testbed_of(config: Namespace, seed: int) -> Path | None:
+    """Make the testbed that a configuration asks for, and fill it in; return its folder, or None without a testbed.
+
+    Its policy and its pairs are used unless the configuration names others, and a reference with the path
+    `testbed:NAME` is its policy NAME.
+
+    Args:
+        config: the configuration, which is changed.
+        seed: the run's seed, for a testbed whose seed is null.
+
+    Raises:
+        UsageError: the testbed has no such policy.
+    """
+    if config.testbed is None:
+        return None
+    settings = {**vars(config.testbed), "seed": seed if config.testbed.seed is None else config.testbed.seed}
+    folder = make(Testbed(**settings))
     policy = config.model.policy
     if policy.path is None and policy.config is None:
         policy.path = str(folder / "policy")
     if config.data.train is None:
         config.data.train = str(folder / "train.jsonl")
         config.data.val = str(folder / "val.jsonl")
+    for reference in config.model.get("references") or []:
+        arguments = reference.get("init_args") or Namespace()
+        mark, _, name = str(arguments.get("path")).partition(":")
+        if mark == "testbed":
+            if not (folder / name / "config.json").exists():
+                raise UsageError(
+                    f"model.references: this testbed has no {arguments.path}: set testbed.references to true, which "
+                    "makes testbed:stronger and testbed:weaker"
+                )
+            arguments.path = str(folder / name)
+    return folder
 
 
 def fill_in_seed(config: Any, seed: int) -> None:

@@ -25,7 +25,7 @@ from lit_pref.modules.base import PairModule
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.resumption import nothing_left
 from lit_pref.printing import say
-from lit_pref.run.config import as_arguments, fill_in_seed, fill_in_testbed, instantiate, module_of, resolve, run_parser
+from lit_pref.run.config import as_arguments, fill_in_seed, instantiate, module_of, resolve, run_parser, testbed_of
 from lit_pref.run.export import Exported, export
 from lit_pref.run.first_lines import first_lines, refuse_other_models
 from lit_pref.run.folder_lock import holder_of, locked
@@ -37,7 +37,6 @@ from lit_pref.run.summary import held_out_table, summary
 from lit_pref.run.trainer import WorkDone, trainer_of
 from lit_pref.run.trainer_call import trainer_call
 from lit_pref.testbed.gold_report import gold_report
-from lit_pref.testbed.make import Testbed, make
 
 
 @dataclass
@@ -271,9 +270,7 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
         check_checkpoint(config.ckpt_path)
     elif relaunchable and command == "fit" and config.ckpt_path is None:
         refuse_used(run_dir)  # refused before a testbed is made
-    testbed = None if config.testbed is None else make(Testbed(**vars(config.testbed)))
-    if testbed is not None:
-        fill_in_testbed(config, testbed)
+    testbed = testbed_of(config, seed)
     parser = run_parser(command, module_of(config))
     text = saved_text(parser, config)
     for part in (config.model, config.data):  # after the text: it runs again under another seed

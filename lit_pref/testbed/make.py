@@ -7,11 +7,12 @@ The result is an ordinary HF folder and JSONL files that any configuration can n
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,9 @@ ENVIRONMENT = {
 }
 """Environment of the warm start."""
 
+NO_NOISE = 1e-6
+"""A scale of the annotator's noise, in points, at which the labels are the order of the true reward."""
+
 # A launcher sets these variables to tell a process its rank; the warm start is not one of its processes.
 _PLACE = (
     "RANK",
@@ -59,7 +63,8 @@ class Testbed:
     """All settings that determine the content of a testbed folder.
 
     Args:
-        seed: seed of prompts, demonstrations, warm start, sampled responses and annotator.
+        seed: seed of prompts, demonstrations, warm start, sampled responses and annotator; in a configuration, null
+            is the run's `seed_everything`, so that every seed of a study has a testbed of its own.
         tau: scale of the annotator's noise in points of gold reward, > 0.
         quantised: the annotator gives grades from 1 to 10 instead of real ratings; pairs with equal grades are dropped.
         demonstrations: responses for the warm start.
@@ -68,9 +73,12 @@ class Testbed:
         held_out_pairs: on-policy pairs for validation, with other prompts.
         eval_prompts: prompts for the evaluation by gold reward, which are not used in training.
         hidden_size, layers: size of the Llama.
+        references: also make two further policies for use as references: `stronger/`, the warm start trained by DPO on
+            as many new pairs, whose labels are the order of the true reward; and `weaker/`, a warm start of a quarter
+            of the steps. A configuration names them `testbed:stronger` and `testbed:weaker` in `model.references`.
     """
 
-    seed: int = 0
+    seed: int | None = 0
     tau: float = 1.0
     quantised: bool = False
     demonstrations: int = 30_000
@@ -80,10 +88,26 @@ class Testbed:
     eval_prompts: int = 512
     hidden_size: int = 64
     layers: int = 2
+    references: bool = False
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
             raise UsageError(f"The testbed's tau is the scale of a noise and must be positive; got {self.tau}.")
+
+    def random(self, purpose: str, index: int = 0) -> random.Random:
+        """A separate generator for each purpose and index, by the testbed's seed."""
+        return random_for(self.number, purpose, index)
+
+    @property
+    def number(self) -> int:
+        """The seed.
+
+        Raises:
+            UsageError: it is None, and there is no run whose seed it could be.
+        """
+        if self.seed is None:
+            raise UsageError("The testbed's seed is null, which a run replaces by its seed_everything: give a number.")
+        return self.seed
 
     def key(self) -> str:
         """Hash of the settings and of the code that uses them."""
@@ -151,8 +175,9 @@ def make(testbed: Testbed, fit: Callable[[str, str, Path], None] = run_fit) -> P
     """Return the testbed's folder; if it is not in the cache, one of the processes that ask for it makes it.
 
     It contains `policy/` (HF folder of the warm start), `train.jsonl` and `val.jsonl` (on-policy pairs oriented by the
-    annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected` and
-    `p_true`, the true probability that `chosen` is preferred), `prompts.jsonl` (for the evaluation), `demos.jsonl`,
+    annotator, with `margin`, `score_chosen`, `score_rejected` and the columns `gold_chosen`, `gold_rejected`,
+    `p_true`, the true probability that `chosen` is preferred, and `permuted_margin`, the margin of a random other pair,
+    for controls), `prompts.jsonl` (for the evaluation), `demos.jsonl`,
     `tokenizer/`, and the warm start's configuration `sft.yaml` and run folder `sft/`. No prompt is in two of the files.
 
     Args:
@@ -183,8 +208,11 @@ def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]
             f"The testbed needs {asked} prompts in all, but its language has only {world.NUM_PROMPTS}; reduce "
             "demonstrations or pairs."
         )
-    prompts = shuffled_prompts(testbed.seed)
+    prompts = shuffled_prompts(testbed.number)
     held_out, learned = islice(prompts, testbed.eval_prompts), islice(prompts, testbed.demonstrations)
+    if testbed.references:
+        _build_with_references(testbed, folder, fit)
+        return
     _write_jsonl(folder / "testbed.json", [asdict(testbed)])
     _write_jsonl(folder / "prompts.jsonl", ({"prompt": prompt.text} for prompt in held_out))
     _write_jsonl(folder / "demos.jsonl", _demonstrations(testbed, learned))
@@ -199,9 +227,44 @@ def _build(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]
         _write_jsonl(folder / f"{name}.jsonl", rows)
 
 
+def _build_with_references(testbed: Testbed, folder: Path, fit: Callable[[str, str, Path], None]) -> None:
+    """Copy the testbed without further references, and train these."""
+    alone = make(replace(testbed, references=False), fit)
+    shutil.copytree(alone, folder, dirs_exist_ok=True)
+    _write_jsonl(folder / "testbed.json", [asdict(testbed)])
+    say(f"Training the testbed's references (once; stored in {folder.with_suffix('')}).")
+    policy = ModelSpec(path=str(folder / "policy"))
+    sample = partial(sample_pairs, policy.build(), policy.load_tokenizer())
+    files = [folder / f"{name}.jsonl" for name in ("prompts", "demos", "val", "train")]
+    used = {json.loads(line)["prompt"] for file in files for line in file.read_text().splitlines()}
+    fresh = (prompt for prompt in shuffled_prompts(testbed.number) if prompt.text not in used)
+    rows = _pairs(replace(testbed, tau=NO_NOISE), "stronger", testbed.pairs, fresh, sample)
+    _write_jsonl(folder / "stronger.jsonl", rows)
+    weaker = sft_configuration(replace(testbed, sft_steps=max(1, testbed.sft_steps // 4)))
+    for name, config in (("stronger", stronger_configuration()), ("weaker", weaker)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        fit(f"{name}.yaml", f"{name}-run", folder)
+        shutil.copytree(folder / f"{name}-run" / "hf", folder / name)
+
+
+def stronger_configuration() -> dict[str, Any]:
+    """The configuration of the stronger reference; its paths are relative to the testbed's folder."""
+    return {
+        "model": {
+            "policy": {"path": "policy"},
+            "objective": {"class_path": "DPO", "init_args": {"beta": 0.3}},
+            "optimizer": {"class_path": "AdamW", "init_args": {"lr": 5e-4, "weight_decay": 0.0}},
+            "schedule": {"class_path": "Flat", "init_args": {"warmup": 10}},
+        },
+        "data": {"train": "stronger.jsonl", "val_fraction": 0.0, "global_batch": 32, "max_length": 64},
+        "print_summary": False,
+        "trainer": {"max_epochs": 3, "gradient_clip_val": 1.0, "accelerator": "cpu", "devices": 1},
+    }
+
+
 def _demonstrations(testbed: Testbed, prompts: Iterable[Prompt]) -> Iterator[dict[str, str]]:
     for index, prompt in enumerate(prompts):
-        response = demonstrate(prompt, random_for(testbed.seed, "demonstration", index))
+        response = demonstrate(prompt, testbed.random("demonstration", index))
         yield {"prompt": prompt.text, "chosen": join_words(response)}
 
 
@@ -222,11 +285,13 @@ def _pairs(
                 f"The testbed's warm start generates too few distinct, complete responses: only {len(rows)} of "
                 f"{number} pairs could be made; give it more steps (`sft_steps`)."
             )
-        for pair in sample(prompts, random_for(testbed.seed, f"{split} responses", drawn).getrandbits(32)):
-            row = pair.row(testbed.tau, testbed.quantised, random_for(testbed.seed, f"{split} annotator", drawn))
+        for pair in sample(prompts, testbed.random(f"{split} responses", drawn).getrandbits(32)):
+            row = pair.row(testbed.tau, testbed.quantised, testbed.random(f"{split} annotator", drawn))
             rows += [row] if row else []
             drawn += 1
-    return rows
+    margins = [row["margin"] for row in rows]
+    testbed.random(f"{split} permuted margins").shuffle(margins)
+    return [{**row, "permuted_margin": margin} for row, margin in zip(rows, margins, strict=True)]
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
