@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from lit_pref.callbacks.gold_reward import GOLD
+from lit_pref.callbacks.gold_reward import BEST, GOLD
 from lit_pref.metrics.calibration import CALIBRATION
 from lit_pref.metrics.list_metrics import LISTS
 from lit_pref.metrics.meaning import FIGURES, LOGGED_BY_OBJECTIVES, TRAINING, Meaning
@@ -94,7 +94,7 @@ def page() -> str:
         "## Columns of the data, splits, figures and texts",
         _table({**SPLITS, **FIGURES}),
     ]
-    parts += ["## In the testbed (callback `GoldReward`)", _table(GOLD)]
+    parts += ["## In the testbed (callbacks `GoldReward` and `GoldOfBest`)", _table({**GOLD, **BEST})]
     parts += [RECORDS, _table(COLUMNS)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""A callback that logs the gold reward of the policy's responses after each validation, for runs in the testbed."""
+"""Callbacks that log the gold reward after each validation, for runs in the testbed."""
 
 import json
 from collections.abc import Sequence
@@ -9,11 +9,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_pref.data.batching.collation import collate
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError
 from lit_pref.metrics.meaning import Meaning
-from lit_pref.testbed.samples import GoldEvaluation, compare, evaluate
-from lit_pref.testbed.world import Prompt
+from lit_pref.models.spec import ModelSpec
+from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.testbed.samples import GoldEvaluation, compare, evaluate, write_responses
+from lit_pref.testbed.world import Prompt, gold_reward
+
+AT_ONCE = 512
+"""Responses that are scored in one forward pass."""
 
 GOLD: dict[str, Meaning] = {
     "testbed/gold_sampled": Meaning(
@@ -28,6 +34,15 @@ GOLD: dict[str, Meaning] = {
     "testbed/kl": Meaning("mean of log π(y) - log π_initial(y) over the sampled responses y", "nats"),
 }
 """Numbers that `GoldReward` logs."""
+
+BEST: dict[str, Meaning] = {
+    "testbed/gold_best": Meaning(
+        "mean gold reward of the response that the reward model scores highest among several (8) of the initial "
+        "policy to each of the testbed's held-out prompts",
+        "gold",
+    )
+}
+"""Numbers that `GoldOfBest` logs."""
 
 
 class GoldReward(Callback):
@@ -44,6 +59,8 @@ class GoldReward(Callback):
         UsageError: the run does not train a policy in the testbed, or shards it by FSDP2.
     """
 
+    numbers = GOLD
+
     def __init__(self, prompts: str | None = None, seed: int = 0) -> None:
         self.prompts = prompts
         self.seed = seed
@@ -58,7 +75,7 @@ class GoldReward(Callback):
                 "GoldReward needs a policy whose weights are whole on each device: leave it out of the "
                 "trainer.callbacks of a reward model, and of a run that FSDP2 shards"
             )
-        self._held_out = self._read(trainer)
+        self._held_out = held_out_prompts(trainer, self.prompts, "GoldReward")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -79,27 +96,104 @@ class GoldReward(Callback):
         kl = float((ratios[0] - ratios[1]).mean())
         return dict(zip(GOLD, (now.g1, now.g0, wins, kl), strict=True))
 
-    def _read(self, trainer: Trainer) -> list[Prompt]:
-        train = trainer.datamodule.train  # type: ignore[attr-defined]
-        file = Path(self.prompts or Path(sources_of(train, "data.train")[0].path).parent / "prompts.jsonl")
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-            return [Prompt.parse(json.loads(line)["prompt"]) for line in lines]
-        except (OSError, ValueError, KeyError) as error:
+
+class GoldOfBest(Callback):
+    """Logs the gold reward of the responses that a reward model prefers after each validation (best of n).
+
+    The responses are those of the policy that the reward model was initialised from, sampled once at temperature 1. The
+    prompts and the seed are the same in every run, so that reward models can be compared response by response.
+
+    Args:
+        samples: Responses per prompt, at least 2.
+        prompts: A file with the testbed's held-out prompts; null is prompts.jsonl beside the training pairs.
+        seed: Seed of the samples.
+
+    Raises:
+        UsageError: the run does not train a reward model in the testbed, or shards it by FSDP2.
+    """
+
+    numbers = BEST
+
+    def __init__(self, samples: int = 8, prompts: str | None = None, seed: int = 0) -> None:
+        if samples < 2:
+            raise UsageError(f"GoldOfBest: samples must be at least 2, got {samples}")
+        self.samples, self.prompts, self.seed = samples, prompts, seed
+        self._pairs: list[PreferencePair] = []
+        self._gold = torch.empty(0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module: Any = pl_module
+        if isinstance(trainer.strategy, ModelParallelStrategy) or module.spec.head != "scalar":
             raise UsageError(
-                f"GoldReward: {file} has no prompts of the testbed ({error}): train in the testbed (`testbed: {{}}` "
-                "and no data.train), or leave the callback out of trainer.callbacks"
-            ) from error
+                "GoldOfBest needs a reward model whose weights are whole on each device: leave it out of the "
+                "trainer.callbacks of a policy, and of a run that FSDP2 shards"
+            )
+        held_out = held_out_prompts(trainer, self.prompts, "GoldOfBest")
+        policy, tokenizer = ModelSpec(path=module.spec.path), module.spec.load_tokenizer()
+        asked = [prompt for prompt in held_out for _ in range(self.samples)]
+        written = write_responses(policy.build().eval(), tokenizer, asked, 1.0, self.seed)
+        gold = [gold_reward(prompt, words) for prompt, words in zip(asked, written, strict=True)]
+        self._gold = torch.tensor(gold).view(len(held_out), self.samples)
+        ids = [_ids(tokenizer, prompt, words) for prompt, words in zip(asked, written, strict=True)]
+        self._pairs = [
+            PreferencePair(
+                str(k), prompt, response, None, None, None, {}, None, TruncatedText("", "", None, True, True)
+            )
+            for k, (prompt, response) in enumerate(ids)
+        ]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.measure(pl_module), step=trainer.global_step)
+
+    @torch.no_grad()
+    def measure(self, module: Any) -> dict[str, float]:
+        """Return the numbers of `BEST` of a module's reward model."""
+        pad = module.spec.load_tokenizer().pad_token_id
+        scores = [
+            module.scorer(collate(self._pairs[k : k + AT_ONCE], pad, layout="padded").to(module.device)).chosen.scores
+            for k in range(0, len(self._pairs), AT_ONCE)
+        ]
+        best = torch.cat(scores).cpu().view_as(self._gold).argmax(1, keepdim=True)
+        return dict(zip(BEST, [float(self._gold.gather(1, best).mean())], strict=True))
+
+
+def held_out_prompts(trainer: Trainer, file: str | None, asked_by: str) -> list[Prompt]:
+    """Return the testbed's held-out prompts.
+
+    Args:
+        trainer: of the run.
+        file: the file; None is prompts.jsonl beside the training pairs.
+        asked_by: the callback, for the message.
+
+    Raises:
+        UsageError: the file has none.
+    """
+    train = trainer.datamodule.train  # type: ignore[attr-defined]
+    path = Path(file or Path(sources_of(train, "data.train")[0].path).parent / "prompts.jsonl")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [Prompt.parse(json.loads(line)["prompt"]) for line in lines]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{asked_by}: {path} has no prompts of the testbed ({error}): train in the testbed (`testbed: {{}}` "
+            "and no data.train), or leave the callback out of trainer.callbacks"
+        ) from error
+
+
+def _ids(tokenizer: Any, prompt: Prompt, words: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The ids of a prompt, which begins with bos, and of a response."""
+    response = [number for word in words for number in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    return [tokenizer.bos_token_id, *tokenizer(prompt.text, add_special_tokens=False)["input_ids"]], response
 
 
 @torch.no_grad()
 def _log_probs(model: Any, tokenizer: Any, written: GoldEvaluation) -> torch.Tensor:
     """Return (prompts,) log-probs of the sampled responses, in nats, in float64."""
-    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
-    prompts = [[bos, *tokenizer(p.text, add_special_tokens=False)["input_ids"]] for p in written.prompts]
-    words = {word for response in written.sampled for word in response}
-    ids_of = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
-    responses = [[number for word in response for number in ids_of[word]] for response in written.sampled]
+    pad = tokenizer.pad_token_id
+    pairs = [_ids(tokenizer, prompt, words) for prompt, words in zip(written.prompts, written.sampled, strict=True)]
+    prompts, responses = zip(*pairs, strict=True)
     rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     device, longest = next(model.parameters()).device, max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)

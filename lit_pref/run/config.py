@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_pref.callbacks.checkpointing import Checkpoints  # noqa: F401  short names resolve once they are imported
-from lit_pref.callbacks.gold_reward import GoldReward  # noqa: F401
+from lit_pref.callbacks.gold_reward import GoldOfBest, GoldReward  # noqa: F401
 from lit_pref.callbacks.sample_texts import SampleTexts  # noqa: F401
 from lit_pref.config_files import place_of_message, refuse_mistakes
 from lit_pref.data.datamodule import PreferenceDataModule

@@ -69,7 +69,7 @@ def _experiment(table: Table) -> Any:
         )
         for axis, labels in axes.items()
     ]
-    names = [*(measure.metric for measure in table.study.measures), "trials"]
+    names = [*(measure.name for measure in table.study.measures), "trials"]
     metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"study/{name}"), display_name=name) for name in names]
     named = {"name": table.study.name, "description": table.study.question}
     experiment = api_pb2.Experiment(**named, hparam_infos=hparams, metric_infos=metrics)
@@ -145,14 +145,14 @@ def _figures(table: Table) -> Iterator[Any]:
     if not any(row.seeds for row in table.rows):
         return
     yield _image("study/effects", partial(draw_effects, table=table), len(table.rows))
-    kl = next((measure.metric for measure in table.study.measures if measure.tag == "testbed/kl"), "")
+    kl = next((measure.name for measure in table.study.measures if measure.tag == "testbed/kl"), "")
     if any(kl in row.means for row in table.rows):
         yield _image("study/front", partial(_draw_front, table=table, kl=kl), 8)
 
 
 def _draw_front(axes: "Axes", table: Table, kl: str) -> None:
     """Draw the primary measure against the distance from the initial policy."""
-    primary = table.study.primary.metric
+    primary = table.study.primary.name
     for row in table.rows:
         if kl in row.means and primary in row.means:
             x, y = row.means[kl], row.means[primary]

@@ -57,10 +57,11 @@ def cells_of(study: Study) -> list[Cell]:
         UsageError: none is left.
     """
     cells = []
-    for choice in itertools.product(*(axis.values.items() for axis in study.axes)):
-        labels = {axis.name: label for axis, (label, _) in zip(study.axes, choice, strict=True)}
+    for choice in itertools.product(*(axis.values for axis in study.axes)):
+        labels = {axis.name: label for axis, label in zip(study.axes, choice, strict=True)}
         if not any(skipped.items() <= labels.items() for skipped in study.skip):
-            cells.append(Cell(labels, {axis.path: value for axis, (_, value) in zip(study.axes, choice, strict=True)}))
+            settings = [axis.settings(label) for axis, label in zip(study.axes, choice, strict=True)]
+            cells.append(Cell(labels, dict(itertools.chain.from_iterable(one.items() for one in settings))))
     if not cells:
         raise UsageError(f"{study.file}: skip: leaves no cell of the study")
     return cells

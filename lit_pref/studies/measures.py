@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lit_pref.callbacks.gold_reward import GOLD, GoldReward
+from lit_pref.callbacks.gold_reward import BEST, GOLD
 from lit_pref.errors import UsageError
 from lit_pref.hints import did_you_mean
 from lit_pref.metrics.calibration import CALIBRATION
@@ -24,10 +24,10 @@ def refuse_unknown_measures(study: Study, module: Any) -> None:
     Raises:
         UsageError: there is such a measure.
     """
-    gold = any(isinstance(callback, GoldReward) for callback in module.trainer.callbacks)
+    gold = {name for callback in module.trainer.callbacks for name in getattr(callback, "numbers", {})}
     own = [module.objective, *module.trainer.callbacks]
     free = any(not type(part).__module__.startswith(("lit_pref.", "lightning.")) for part in own)
-    known = {*_known(module), *(GOLD if gold else ())}
+    known = {*_known(module), *gold}
     for measure in study.measures:
         by_margin = measure.tag.startswith("val/margin/") and module.evaluation.margin_bins > 0
         if measure.tag in known or measure.metric == "time" or free or by_margin:
@@ -66,11 +66,12 @@ def _named(measure: Measure) -> str:
 
 
 def _remedy(measure: Measure, known: set[str], module: Any) -> str:
-    if measure.tag in GOLD:
-        return (
-            "; the gold reward of the testbed is measured by a callback: add `- class_path: GoldReward` to "
-            "trainer.callbacks of the base"
-        )
+    for numbers, callback in ((GOLD, "GoldReward"), (BEST, "GoldOfBest")):
+        if measure.tag in numbers:
+            return (
+                f"; the gold reward of the testbed is measured by a callback: add `- class_path: {callback}` to "
+                "trainer.callbacks of the base"
+            )
     if measure.tag.startswith("val/") and not len(module.data.val_pairs):
         return "; the base run holds out no pairs: set data.val or data.val_fraction"
     if "@p_true" in measure.tag:

@@ -25,9 +25,9 @@ from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan_file import Plan, Planned, read_plan
 from lit_pref.studies.search import cell_of
 from lit_pref.studies.study import Study
+from lit_pref.studies.training import ONE_PROCESS, make_shared
 from lit_pref.studies.trial import config_of, outcomes_of
 
-ONE_PROCESS = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 TRIED_STEPS = 4
 
 
@@ -48,7 +48,7 @@ def plan_of(study: Study, share: bool) -> Plan:
             plan = Planning(study).plan()
             plan.write(study)
         if share and not plan.shared:
-            make_shared(study, plan)
+            make_shared(study, plan.cells)
             plan = replace(plan, shared=True)
             plan.write(study)
     refuse_other_trials(study, plan)
@@ -66,8 +66,8 @@ class Planning:
         """Return the plan."""
         study = self.study
         cells = [Cell({}, {})] if study.search is not None else cells_of(study)
-        for axis in study.axes:
-            refuse_free(study, axis.path)
+        for path in (path for axis in study.axes for path in axis.paths):
+            refuse_free(study, path)
         for cell in self._ends_of_ranges():
             self._built(cell, write=False)
         built = [self._built(cell, write=True) for cell in cells]
@@ -151,19 +151,6 @@ class Planning:
     def _passes(run: Run, steps: int) -> float:
         """Validation passes of a whole run, with the one before training."""
         return 1 + max(1.0, steps / max(1, run.data.windows_per_epoch))
-
-
-def make_shared(study: Study, plan: Plan) -> None:
-    """Compute the reference scores of all cells, so that trials that start together do not each compute them."""
-
-    def fill(module: Any) -> None:
-        for preparation in module.reference_preparations("fit"):
-            preparation.fill()
-
-    for cell in plan.cells:
-        say(f"scores      {cell.name}: references")
-        several = ONE_PROCESS if cell.processes > 1 else {}
-        build(str(config_of(study.folder, cell.name)), {**several, "run_dir": "."}, "score").before_training(fill)
 
 
 def resolved_base(study: Study) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def read_study(path: str | Path) -> Study:
         _rungs(file),
         *_engine(file),
     )
+    if study.rungs.shares and not isinstance(study.primary.at, str):
+        file.refuse("rungs", "cells are ranked by the primary measure at each rung: leave its `at` out of the measure")
     if search is not None and study.rungs.shares:
         file.refuse("rungs", "a search trains every trial to its end: leave the rungs out")
     skip = file.content.get("skip") or []
@@ -83,7 +85,20 @@ def _axes(file: StudyFile) -> tuple[Axis, ...]:
             "axes", f"expected `setting: [values]`, such as `model.objective.beta: [0.1, 0.3]`, got {axes!r:.60}"
         )
     names = _short_names(list(axes))
-    return tuple(Axis(names[path], path, _values(file, path, values)) for path, values in axes.items())
+    found = [Axis(names[path], path, _values(file, path, values)) for path, values in axes.items()]
+    return tuple(axis._replace(several=_is_several(file, axis)) for axis in found)
+
+
+def _is_several(file: StudyFile, axis: Axis) -> bool:
+    """Whether an axis sets several settings: its name is none, and its values are mappings of settings with dots."""
+    if "." in axis.path or not all(isinstance(value, Mapping) for value in axis.values.values()):
+        return False
+    settings = [str(name) for value in axis.values.values() for name in value]
+    dotted = [name for name in settings if "." in name]
+    if dotted and len(dotted) < len(settings):
+        plain = next(name for name in settings if name not in dotted)
+        file.refuse("axes", f"{axis.path}: {plain} is not a whole setting: write it with dots, from the top", plain)
+    return bool(dotted)
 
 
 def _values(file: StudyFile, path: str, values: Any) -> dict[str, Any]:
@@ -168,7 +183,7 @@ def _measures(file: StudyFile) -> tuple[Measure, tuple[Measure, ...]]:
     if not isinstance(also, list):
         file.refuse("measure", f"also: expected a list of measures, got {also!r:.60}")
     found = [_measure(file, value) for value in (primary, *also)]
-    names = [measure.metric for measure in found]
+    names = [measure.name for measure in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         file.refuse("measure", f"{twice} is named twice", twice)
     return found[0], tuple(found[1:])
@@ -184,7 +199,11 @@ def _measure(file: StudyFile, value: Any) -> Measure:
     if unknown := set(value) - {"metric", "at", "goal"}:
         name = sorted(map(str, unknown))[0]
         file.refuse("measure", f"unknown key {name!r}; known: metric, at, goal", name)
-    at = file.choice("measure", value.get("at", "last"), ("last", "best"))
+    at = value.get("at", "last")
+    if isinstance(at, int | float):
+        at = file.number("measure", at, float, 0.001, 0.999)
+    else:
+        file.choice("measure", at, ("last", "best"))
     return Measure(value["metric"], at, file.choice("measure", value.get("goal", "max"), ("max", "min")))
 
 
@@ -250,7 +269,9 @@ def _engine(file: StudyFile) -> tuple[str, int]:
 
 def _refuse_loss(file: StudyFile, study: Study) -> None:
     """Refuse to rank by a loss whose meaning differs between the cells."""
-    paths = [axis.path for axis in study.axes] + ([] if study.search is None else [r.path for r in study.search.ranges])
+    paths = [path for axis in study.axes for path in axis.paths] + (
+        [] if study.search is None else [r.path for r in study.search.ranges]
+    )
     changed = [path for path in paths if any(f"{path}.".startswith(f"{part}.") for part in OF_THE_OBJECTIVE)]
     changed += [path for path in paths if path == "model"]
     if study.primary.tag.rpartition("/")[2] == "loss" and changed:

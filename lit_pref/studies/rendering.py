@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Return the header and the cells of a table as text."""
     study = table.study
-    names = [measure.metric for measure in study.measures]
+    names = [measure.name for measure in study.measures]
     ends = [name.rpartition("/")[2] for name in names]
     short = {name: end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)}
-    header = ["cell", "n", f"{short[study.primary.metric]} ± 95 %"]
+    header = ["cell", "n", f"{short[study.primary.name]} ± 95 %"]
     compared = any(row.baseline is not None for row in table.rows)
     if compared:
         p = "p (Holm)" if study.compare.correction == "holm" else "p"
         header += [f"difference from {_baseline(table)}", p, "better"]
-    header += [short[measure.metric] for measure in study.also if measure.metric != "time"] + ["time"]
+    header += [short[measure.name] for measure in study.also if measure.metric != "time"] + ["time"]
     return header, [_cells(table, row, compared) for row in table.rows]
 
 
@@ -39,13 +39,13 @@ def _cells(table: Table, row: Row, compared: bool) -> list[str]:
     study = table.study
     lost = [f"{len(seeds)} {state}" for state, seeds in row.states.items()]
     cells = [row.text, f"{len(row.seeds)}" + (f" ({', '.join(lost)})" if lost else "")]
-    cells.append(interval(row.means.get(study.primary.metric)))
+    cells.append(interval(row.means.get(study.primary.name)))
     if compared and row.against is None:
         cells += ["-", "-", "-"]
     elif compared and row.against is not None:
         p = "-" if math.isnan(row.probability) else "< .001" if row.probability < 0.001 else f"{row.probability:.3f}"
         cells += [signed(row.against.difference), p, f"{row.against.better}/{row.against.seeds}"]
-    cells += [_other(row, measure.metric) for measure in study.also if measure.metric != "time"]
+    cells += [_other(row, measure.name) for measure in study.also if measure.metric != "time"]
     return [*cells, "-" if math.isnan(row.seconds) else f"{row.seconds:.0f} s"]
 
 
@@ -109,7 +109,7 @@ def _line(cells: Iterable[str]) -> str:
 def table_csv(table: Table) -> str:
     """The table as CSV, with every digit: a row a cell."""
     out = io.StringIO()
-    metrics = [measure.metric for measure in table.study.measures]
+    metrics = [measure.name for measure in table.study.measures]
     parts = ("", " low", " high")
     names = ["cell", "n", *(f"{metric}{part}" for metric in metrics for part in parts)]
     names += [
@@ -151,7 +151,7 @@ def draw_effects(axes: "Axes", table: Table) -> None:
     compared = [row for row in table.rows if row.against is not None]
     rows = compared or [row for row in table.rows if row.seeds]
     for place, row in enumerate(reversed(rows)):
-        of = row.against.difference if row.against is not None else row.means[table.study.primary.metric]
+        of = row.against.difference if row.against is not None else row.means[table.study.primary.name]
         half = 0.0 if math.isinf(of.low) else of.high - of.value
         good = row.against is not None and (of.value > 0) == (table.study.primary.goal == "max")
         colour = NEUTRAL if row.against is None or not row.shown else GOOD if good else BAD
@@ -160,4 +160,4 @@ def draw_effects(axes: "Axes", table: Table) -> None:
     if compared:
         axes.axvline(0, color=NEUTRAL, linewidth=0.8, linestyle=":")
     what = f"difference from {_baseline(table)} in " if compared else ""
-    axes.set_xlabel(f"{what}{table.study.primary.metric}, 95 % interval over seeds")
+    axes.set_xlabel(f"{what}{table.study.primary.name}, 95 % interval over seeds")

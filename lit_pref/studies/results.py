@@ -68,7 +68,7 @@ def _all_cells(study: Study, cells: Sequence[Planned]) -> list[Planned]:
 
 
 def _result(study: Study, cell: Planned, outcome: Outcome, further: bool) -> Result:
-    values = {measure.metric: outcome.value(measure) for measure in study.measures}
+    values = {measure.name: outcome.value(measure) for measure in study.measures}
     for share in study.rungs.shares:
         values[rung_name(study, share)] = outcome.value(study.primary, cell.step_at(share))
     known = {name: value for name, value in values.items() if value is not None}
@@ -84,7 +84,7 @@ def rung_name(study: Study, share: float) -> str:
 
 def columns_of(study: Study) -> list[str]:
     """The columns of results.csv."""
-    metrics = [measure.metric for measure in study.measures if measure.metric != "time"]
+    metrics = [measure.name for measure in study.measures if measure.metric != "time"]
     return [*FIXED[:1], *_axes(study), *FIXED[1:], *metrics, *(rung_name(study, share) for share in study.rungs.shares)]
 
 

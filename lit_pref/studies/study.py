@@ -24,12 +24,24 @@ NAMES = {
 class Measure(NamedTuple):
     """A number of a trial: its name, where in the curve of a trial it is read, and whether larger is better.
 
-    `at: best` is the best value of a curve in the direction of the goal, chosen on the pairs it is reported on.
+    `at: best` is the best value of a curve in the direction of the goal, chosen on the pairs it is reported on. A
+    number is a share of the run: the last value up to there.
     """
 
     metric: str
-    at: Literal["last", "best"] = "last"
+    at: Literal["last", "best"] | float = "last"
     goal: Literal["max", "min"] = "max"
+
+    @property
+    def name(self) -> str:
+        """The name of its column.
+
+        >>> Measure("val/ece").name, Measure("val/ece", "best").name, Measure("val/ece", 0.25).name
+        ('val/ece', 'val/ece@best', 'val/ece@0.25')
+        """
+        if self.at == "last":
+            return self.metric
+        return f"{self.metric}@{self.at if isinstance(self.at, str) else format(self.at, 'g')}"
 
     @property
     def tag(self) -> str:
@@ -38,17 +50,28 @@ class Measure(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """A setting that the cells of a study vary.
+    """A setting that the cells of a study vary, or several that vary together.
 
     Args:
-        name: the shortest end of the path that no other axis has.
-        path: the setting, with dots, without `init_args`.
+        name: the shortest end of the path that no other axis has; of several settings, the name in the file.
+        path: the setting, with dots, without `init_args`; of several settings, the name.
         values: label -> value; a mapping or list replaces the whole node.
+        several: whether each value is a mapping of settings to their values.
     """
 
     name: str
     path: str
     values: dict[str, Any]
+    several: bool = False
+
+    def settings(self, label: str) -> dict[str, Any]:
+        """The settings of a value, with what they are set to."""
+        return dict(self.values[label]) if self.several else {self.path: self.values[label]}
+
+    @property
+    def paths(self) -> list[str]:
+        """Every setting that some value sets."""
+        return list(dict.fromkeys(path for label in self.values for path in self.settings(label)))
 
 
 class Range(NamedTuple):

@@ -100,8 +100,8 @@ def table_of(study: Study, results: Sequence[Result]) -> Table:
 
 
 def _row(study: Study, trials: Sequence[Result]) -> Row:
-    primary = study.primary.metric
-    names = [measure.metric for measure in study.measures]
+    primary = study.primary.name
+    names = [measure.name for measure in study.measures]
     values = {name: [one.values[name] for one in trials if name in one.values] for name in names}
     values = {name: numbers for name, numbers in values.items() if numbers}
     seconds = [one.seconds for one in trials if one.state == "finished"]
@@ -220,8 +220,7 @@ def _of_rungs(study: Study, results: Sequence[Result]) -> list[str]:
     for share in study.rungs.shares:
         cells = list(dict.fromkeys(one.cell for one in results))
         pairs = [
-            (_mean(results, cell, rung_name(study, share)), _mean(results, cell, study.primary.metric))
-            for cell in cells
+            (_mean(results, cell, rung_name(study, share)), _mean(results, cell, study.primary.name)) for cell in cells
         ]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         rho = spearman(*zip(*known, strict=True)) if len(known) > 2 else math.nan

@@ -5,13 +5,22 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import lit_pref
 from lit_pref.errors import Diverged, UserError
+from lit_pref.printing import say
 from lit_pref.studies.plan_file import Planned
-from lit_pref.studies.trial import Busy, Trial
+from lit_pref.studies.study import Study
+from lit_pref.studies.trial import Busy, Trial, config_of
+
+ONE_PROCESS = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
+"""Options by which a run of several processes is looked at in one."""
 
 
 def train(trial: Trial, stop: int | None, cell: Planned) -> None:
@@ -38,6 +47,30 @@ def train(trial: Trial, stop: int | None, cell: Planned) -> None:
             except Exception:
                 traceback.print_exc(file=log)
                 raise
+
+
+def make_shared(study: Study, cells: Sequence[Planned]) -> None:
+    """Compute the reference scores of all cells, so that trials that start together do not each compute them."""
+
+    from lit_pref.run.run import build
+
+    def fill(module: Any) -> None:
+        for preparation in module.reference_preparations("fit"):
+            preparation.fill()
+
+    for cell in cells:
+        several = ONE_PROCESS if cell.processes > 1 else {}
+        seeds = study.seeds if _follows_seed(study, cell) else study.seeds[:1]
+        say(f"scores      {cell.name}: references{f' with {len(seeds)} seeds' if len(seeds) > 1 else ''}")
+        for seed in seeds:
+            options = {**several, "run_dir": ".", "seed_everything": seed}
+            build(str(config_of(study.folder, cell.name)), options, "score").before_training(fill)
+
+
+def _follows_seed(study: Study, cell: Planned) -> bool:
+    """Whether each seed has a testbed of its own."""
+    config = yaml.safe_load(config_of(study.folder, cell.name).read_text(encoding="utf-8"))
+    return config.get("testbed") is not None and config["testbed"]["seed"] is None
 
 
 def _here(trial: Trial, stop: int | None) -> None:

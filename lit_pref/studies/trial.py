@@ -150,6 +150,9 @@ class Outcome:
             return None
         if measure.at == "last":
             return values[-1]
+        if not isinstance(measure.at, str):
+            there = [v for step, v in self.curves[measure.tag] if 0 < step <= max(1, round(measure.at * self.steps))]
+            return there[-1] if there and math.isfinite(there[-1]) else None
         trained = [v for step, v in self.curves[measure.tag] if step > 0 and (stop is None or step <= stop)]
         trained = [v for v in trained if math.isfinite(v)]
         return (max if measure.goal == "max" else min)(trained, default=None)
