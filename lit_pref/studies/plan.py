@@ -24,7 +24,7 @@ from lit_pref.studies.cells import Cell, cells_of
 from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan_file import Plan, Planned, read_plan
 from lit_pref.studies.search import cell_of
-from lit_pref.studies.study import Study
+from lit_pref.studies.study import Axis, Study
 from lit_pref.studies.training import ONE_PROCESS, make_shared
 from lit_pref.studies.trial import config_of, outcomes_of
 
@@ -66,8 +66,8 @@ class Planning:
         """Return the plan."""
         study = self.study
         cells = [Cell({}, {})] if study.search is not None else cells_of(study)
-        for path in (path for axis in study.axes for path in axis.paths):
-            refuse_free(study, path)
+        for axis in study.axes:
+            refuse_free(study, axis)
         for cell in self._ends_of_ranges():
             self._built(cell, write=False)
         built = [self._built(cell, write=True) for cell in cells]
@@ -173,16 +173,18 @@ def dumped(config: Namespace) -> str:
     return run_parser("fit", module_of(config)).dump(alone, skip_unset=False)
 
 
-def refuse_free(study: Study, path: str) -> None:
-    """Refuse an axis over a setting that changes no weights, unless the study measures time or memory.
+def refuse_free(study: Study, axis: Axis) -> None:
+    """Refuse an axis over settings that change no weights, unless the study measures time or memory.
 
     Raises:
         UsageError: see above.
     """
     spent = {"time", "train/peak_memory_gib", "train/pairs_per_second", "train/response_tokens_per_second"}
-    if path in TABLE[OnResume.FREE] and not spent & {measure.tag for measure in study.measures}:
-        raise UsageError(f"{study.file}: axes: {path} changes nothing that a trial trains: leave it out")
-    if path == "seed_everything":
+    measured = spent & {measure.tag for measure in study.measures}
+    if set(axis.paths) <= set(TABLE[OnResume.FREE]) and not measured:
+        paths = " and ".join(axis.paths)
+        raise UsageError(f"{study.file}: axes: {paths} changes nothing that a trial trains: leave it out")
+    if "seed_everything" in axis.paths:
         raise UsageError(
             f"{study.file}: axes: seed_everything: name the seeds under `seeds`, by which trials are paired"
         )
