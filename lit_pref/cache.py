@@ -67,6 +67,8 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     unfinished.mkdir()
     try:
         build(unfinished)
+        # A copy of another cached folder brings that folder's digests along.
+        (unfinished / _DIGESTS).unlink(missing_ok=True)
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
         digests = {file.relative_to(unfinished).as_posix(): _content_digest(*_state(file)) for file in files}
         (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")

@@ -174,3 +174,31 @@ def test_a_warm_start_that_fails_names_its_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 3))
     with pytest.raises(UserError, match=r"fit --config sft.yaml --run_dir sft` in .* exit code 3"):
         run_fit("sft.yaml", "sft", tmp_path)
+
+
+def test_further_references_are_made_once_beside_the_same_pairs(folder, fit):
+    before = len(fit.asked)
+    more = make(replace(SMALL, references=True), fit)
+    assert make(replace(SMALL, references=True), fit) == more  # its copied files are no damage
+    stronger, weaker = fit.asked[before:]
+    for name in ("demos.jsonl", "train.jsonl", "val.jsonl", "prompts.jsonl"):
+        assert (more / name).read_bytes() == (folder / name).read_bytes(), name
+    assert weaker["trainer"]["max_steps"] == SMALL.sft_steps // 4
+    assert stronger["model"]["policy"]["path"] == "policy" and stronger["data"]["train"] == "stronger.jsonl"
+    rows = read(more / "stronger.jsonl")
+    assert len(rows) == SMALL.pairs and all(row["gold_chosen"] > row["gold_rejected"] for row in rows)
+    used = {row["prompt"] for name in ("demos", "train", "val", "prompts") for row in read(more / f"{name}.jsonl")}
+    assert not used & {row["prompt"] for row in rows}
+    assert (more / "stronger" / "config.json").exists() and (more / "weaker" / "config.json").exists()
+
+
+def test_permuted_margins_are_the_same_margins_in_another_order(folder):
+    for split in ("train", "val"):
+        rows = read(folder / f"{split}.jsonl")
+        own, permuted = ([row[name] for row in rows] for name in ("margin", "permuted_margin"))
+        assert own != permuted and sorted(own) == sorted(permuted)
+
+
+def test_a_testbed_without_a_seed_is_made_by_runs_only(fit):
+    with pytest.raises(UsageError, match="seed is null, which a run replaces by its seed_everything"):
+        make(replace(SMALL, seed=None), fit)
