@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lit_pref.callbacks.gold_reward import GOLD, GoldReward
+from lit_pref.callbacks.gold_reward import BEST, GOLD, GoldOfBest, GoldReward
 from lit_pref.errors import UsageError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
 from lit_pref.scoring.scorer import Scorer
 from lit_pref.testbed.samples import evaluate
-from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY, Prompt
+from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY, Prompt, gold_reward
 
 PROMPTS = ["4 metal down lead plain 5 6 :", "3 animal up cat warm 1 2 :"] * 40
 
@@ -77,3 +77,35 @@ def test_it_is_refused_where_it_cannot_measure(tmp_path: Path):
     trainer.strategy = ModelParallelStrategy()
     with pytest.raises(UsageError, match="whole on each device"):
         GoldReward().setup(trainer, policy, "fit")
+
+
+def test_the_best_of_n_is_chosen_by_the_scores_of_the_reward_model(tmp_path: Path):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS[:10]))
+    folder = write_policy(tmp_path / "policy", {"zinc": 0.4, "cat": 0.2, "total": 0.1, "11": 0.1, EOS: 0.2})
+    spec = ModelSpec(path=str(folder), head="scalar")
+    trainer: Any = SimpleNamespace(strategy=None, datamodule=None)
+    callback = GoldOfBest(samples=4, prompts=str(tmp_path / "prompts.jsonl"))
+    trainer.datamodule = SimpleNamespace(train=str(tmp_path / "train.jsonl"))
+    (tmp_path / "train.jsonl").write_text("")
+    callback.setup(trainer, SimpleNamespace(spec=spec), "fit")  # type: ignore[arg-type]
+    gold = callback._gold  # (10, 4): recomputed from the ids that the reward model reads
+    prompts = [Prompt.parse(text) for text in PROMPTS[:10]]
+    words = [[VOCABULARY[number] for number in pair.chosen] for pair in callback._pairs]
+    again = [gold_reward(prompts[k // 4], response) for k, response in enumerate(words)]
+    assert gold.flatten().tolist() == pytest.approx(again) and len({round(value, 3) for value in again}) > 4
+
+    def measured(sign: float) -> float:
+        def scorer(batch: Any) -> Any:
+            scores = torch.tensor([sign * float(gold.flatten()[int(name)]) for name in batch.pairs.ids])
+            return SimpleNamespace(chosen=SimpleNamespace(scores=scores))
+
+        numbers = callback.measure(SimpleNamespace(spec=spec, scorer=scorer, device="cpu"))
+        assert list(numbers) == list(BEST)
+        return numbers["testbed/gold_best"]
+
+    assert measured(1.0) == pytest.approx(float(gold.amax(1).mean()))
+    assert measured(-1.0) == pytest.approx(float(gold.amin(1).mean()))
+    with pytest.raises(UsageError, match="GoldOfBest needs a reward model"):
+        GoldOfBest().setup(trainer, SimpleNamespace(spec=SimpleNamespace(head="lm")), "fit")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="samples must be at least 2, got 1"):
+        GoldOfBest(samples=1)

@@ -10,6 +10,7 @@ from lit_pref.errors import UsageError
 from lit_pref.studies.cells import Cell, baseline_of, cells_of, refuse_unknown
 from lit_pref.studies.reading import read_study
 from lit_pref.studies.study import Measure, Study
+from lit_pref.studies.trial import Outcome
 
 RANGES = {"model.objective.beta": {"low": 0.05, "high": 1, "log": True}}
 
@@ -51,6 +52,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"rungs": {"strategy": "one_rung"}}, "at: one_rung needs the share of the run"),
     ({"rungs": {"strategy": "one_rung", "at": 1.5}}, "rungs: expected a number from 0.001 to 0.999, got 1.5"),
     ({"rungs": {"strategy": "halving", "at": 0.4}}, "'at' does not belong to halving, which takes from, eta"),
+    ({"rungs": {"at": 0.4}, "measure": {"primary": {"metric": "x", "at": 0.2, "goal": "max"}}}, "leave its `at` out"),
+    ({"measure": {"primary": {"metric": "x", "at": 1.5, "goal": "max"}}}, "expected a number from 0.001 to 0.999"),
+    ({"measure": {"primary": {"metric": "x", "at": "lst", "goal": "max"}}}, "one of last, best, got 'lst'"),
+    ({"axes": {"m": {"a": {"x.y": 1, "z": 2}, "b": {"x.y": 2}}}}, "line 8: axes: m: z is not a whole setting"),
     ({"engine": {"retris": 1}}, r"unknown key 'retris'; known: storage, retries; did you mean retries\?"),
     ({"engine": {"storage": "sqlite:///x.db"}}, "SQLite files break when several machines share them"),
     ({"axes": None, "search": {"ranges": {}}}, "ranges: expected `setting: "),
@@ -120,3 +125,33 @@ def test_an_unknown_setting_is_answered_with_the_nearest():
         refuse_unknown(base, "model.objective.bta")
     with pytest.raises(UsageError, match=r"model\.objective\.beta is no mapping with 'low'"):
         Cell({"low": "1"}, {"model.objective.beta.low": 1}).config(base)
+
+
+def test_an_axis_of_several_settings_sets_them_together(write_study: Callable[..., Path]):
+    methods = {"plain": {"model.objective": "DPO"}, "soft": {"model.objective": "MMPO", "data.mapping": {"clip": 6}}}
+    axes = {"method": methods, "trainer.max_epochs": [1, 2]}
+    study = read_study(write_study(axes=axes, compare={"against": "method=plain"}))
+    assert [axis.name for axis in study.axes] == ["method", "max_epochs"]
+    assert study.axes[0].paths == ["model.objective", "data.mapping"]
+    cells = {cell.name: cell.values for cell in cells_of(study)}
+    assert cells["method=soft,max_epochs=2"] == {**methods["soft"], "trainer.max_epochs": 2}
+    assert cells["method=plain,max_epochs=1"] == {"model.objective": "DPO", "trainer.max_epochs": 1}
+    base = {"model": {"objective": "SFT"}, "data": {"mapping": None}, "trainer": {"max_epochs": 3}}
+    config = cells_of(study)[3].config(base)
+    assert config["model"]["objective"] == "MMPO" and config["data"]["mapping"] == {"clip": 6}
+
+
+def test_an_axis_whose_values_are_mappings_of_one_node_is_that_node(write_study: Callable[..., Path]):
+    study = read_study(write_study(axes={"testbed": {"a": {"tau": 1.0}, "b": {"tau": 2.0}}}, compare=None))
+    assert study.axes[0].paths == ["testbed"] and cells_of(study)[1].values == {"testbed": {"tau": 2.0}}
+
+
+def test_one_metric_is_measured_at_several_places(write_study: Callable[..., Path]):
+    also = [{"metric": "x", "at": "best"}, {"metric": "x", "at": 0.25}]
+    study = read_study(write_study(measure={"primary": {"metric": "x", "goal": "max"}, "also": also}))
+    assert [measure.name for measure in study.measures] == ["x", "x@best", "x@0.25"]
+    curve = [(0, 9.0), (4, 1.0), (8, 5.0), (12, 3.0), (16, 2.0)]
+    outcome = Outcome({}, 0, "finished", 16, 16, 1.0, "", curves={"x": curve})
+    assert [outcome.value(measure) for measure in study.measures] == [2.0, 5.0, 1.0]
+    assert outcome.value(Measure("x", 0.6)) == 5.0  # the last validation at or before step 10
+    assert outcome.value(Measure("x", 0.1)) is None  # none yet: the value before training is not taken
