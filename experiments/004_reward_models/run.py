@@ -14,7 +14,8 @@ from lit_pref import build
 from lit_pref.commands.evaluate import evaluate
 from lit_pref.commands.generate import generate
 from lit_pref.commands.judge import judge
-from lit_pref.testbed.make import Testbed, make
+from lit_pref.testbed.make import make
+from lit_pref.testbed.settings import Testbed
 
 HERE = Path(__file__).parent
 SEEDS, EPOCHS = range(5), (1, 3, 10)

@@ -26,7 +26,8 @@ from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.reward import RewardModule
 from lit_pref.option_split import values_of
 from lit_pref.parser import Parser
-from lit_pref.testbed.make import Testbed, make
+from lit_pref.testbed.make import make
+from lit_pref.testbed.settings import Testbed
 
 TRAINER_DEFAULTS = {
     # One pass over all held-out pairs before training gives the baseline of every curve.

@@ -29,7 +29,7 @@ from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan import plan_of, refuse_early_rungs, refuse_equal, refuse_free
 from lit_pref.studies.plan_file import Planned, read_plan
 from lit_pref.studies.reading import read_study
-from lit_pref.studies.study import Study
+from lit_pref.studies.study import Axis, Study
 from lit_pref.studies.training import train
 from lit_pref.studies.trial import Trial, outcomes_of
 
@@ -110,7 +110,7 @@ def test_the_commands_of_the_page_about_studies_run(
 ):
     study_file()  # the pairs, and a base that names them
     page = (ROOT / "docs" / "studies.md").read_text()
-    example, *rungs = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    example, several, *rungs = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     Path("configs").symlink_to(ROOT / "configs")
     Path("base.yaml").rename("my.yaml")
     Path("beta").mkdir()
@@ -130,6 +130,10 @@ def test_the_commands_of_the_page_about_studies_run(
     for line in [line for line in rungs[0].splitlines() if line]:
         Path("beta", "study.yaml").write_text(example + line)
         assert read_study("beta/study.yaml").rungs.shares
+    head, _, rest = example.partition("axes:")
+    seeds = rest[rest.index("seeds:") : rest.index("compare:")]
+    Path("beta", "study.yaml").write_text(head + several + seeds)
+    assert [axis.name for axis in read_study("beta/study.yaml").axes] == ["method"]
     without_axes = re.sub(r"^(axes|compare):.*?(?=^\S)|^compare.*", "", example + "\n", flags=re.DOTALL | re.MULTILINE)
     Path("beta", "study.yaml").write_text(without_axes + rungs[1])
     assert read_study("beta/study.yaml").search is not None
@@ -150,9 +154,11 @@ def test_a_cell_that_cannot_be_built_and_seeds_that_decide_nothing_are_refused_b
 def test_an_axis_that_changes_nothing_is_refused(write_study: Callable[..., Path]):
     study = read_study(write_study(axes={"data.workers": [0, 1]}, compare=None))
     with pytest.raises(UsageError, match=r"data\.workers changes nothing that a trial trains"):
-        refuse_free(study, "data.workers")
+        refuse_free(study, study.axes[0])
+    methods = {"a": {"data.workers": 0, "data.seed": 1}, "b": {"data.workers": 1, "data.seed": 2}}
+    refuse_free(study, Axis("method", "method", methods, several=True))  # one of its settings decides something
     timed = {"primary": {"metric": "score", "goal": "max"}, "also": ["time"]}
-    refuse_free(read_study(write_study(measure=timed)), "data.workers")
+    refuse_free(read_study(write_study(measure=timed)), study.axes[0])
     with pytest.raises(UsageError, match="workers: 0 and 1 give the same configuration"):
         refuse_equal(study, cells_of(study), ["same", "same"])
 

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import lit_pref
 from lit_pref.errors import UsageError, UserError
-from lit_pref.testbed import make as making
-from lit_pref.testbed.make import evaluation_prompts, make, run_fit, sft_configuration
+from lit_pref.testbed.make import evaluation_prompts, make, run_fit
+from lit_pref.testbed.settings import Testbed, sft_configuration
 from lit_pref.testbed.world import EOS, ITEMS, VOCABULARY, Prompt, demonstrate, gold_reward, random_for, split_words
 
-SMALL = making.Testbed(demonstrations=50, pairs=40, held_out_pairs=30, eval_prompts=20)
+SMALL = Testbed(demonstrations=50, pairs=40, held_out_pairs=30, eval_prompts=20)
 METALS = {metal: 0.07 for metal in ITEMS["metal"]}
 
 
@@ -87,6 +88,8 @@ def test_it_is_made_once_and_again_for_other_settings(folder, fit):
     assert make(SMALL, fit) == folder
     assert len(fit.asked) == before
     assert make(replace(SMALL, tau=2.0), fit) != folder
+    assert len(fit.asked) == before, "another annotator needs no other warm start"
+    assert make(replace(SMALL, sft_steps=3), fit) != folder
     assert len(fit.asked) == before + 1
 
 
@@ -115,7 +118,7 @@ def test_a_quantised_annotator_gives_whole_grades_without_ties(folder, fit):
 
 
 def test_the_warm_start_is_a_llama_of_113_thousand_weights():
-    policy = sft_configuration(making.Testbed())["model"]["policy"]
+    policy = sft_configuration(Testbed())["model"]["policy"]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**policy["config"], vocab_size=len(VOCABULARY)))
     # Tied embeddings 104 x 64; a layer: attention 4 x 64^2, MLP 3 x 64 x 192, two norms of 64; a last norm.
     assert sum(p.numel() for p in model.parameters()) == 104 * 64 + 2 * (4 * 64**2 + 3 * 64 * 192 + 2 * 64) + 64
@@ -148,7 +151,7 @@ def test_a_warm_start_that_never_ends_a_response_is_refused(folder, write_policy
 
 def test_a_noise_without_scale_is_refused():
     with pytest.raises(UsageError, match="tau"):
-        making.Testbed(tau=0.0)
+        Testbed(tau=0.0)
 
 
 def test_the_warm_start_runs_as_a_process_of_its_own(tmp_path, monkeypatch):
@@ -166,7 +169,7 @@ def test_the_warm_start_runs_as_a_process_of_its_own(tmp_path, monkeypatch):
     assert environment["KEPT"] == "yes"
     assert not {"SLURM_NTASKS", "LOCAL_RANK", "WORLD_SIZE"} & set(environment)
     assert environment["MALLOC_MMAP_THRESHOLD_"] == "33554432"  # glibc ignores anything above 32 MiB
-    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(Path(making.__file__).parents[2])
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(Path(lit_pref.__file__).parents[1])
     assert "stdout" not in options and "stderr" not in options  # its progress is seen
 
 
