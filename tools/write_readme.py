@@ -1,9 +1,11 @@
-"""Writes the generated parts of README: the table of commands, and the tree of lit_pref with a line for each folder."""
+"""Writes the generated parts of README: claims, the table of commands, and the tree with a line for each folder."""
 
 import ast
 import sys
 import tomllib
 from pathlib import Path
+
+from write_claims import headlines
 
 from lit_pref.commands.table import lines as commands
 
@@ -27,14 +29,19 @@ def tree() -> str:
 
 
 def page(readme: str) -> str:
-    """Return README's text with the present commands and tree between their markers."""
-    for name, text in (("commands", commands()), ("tree", tree())):
+    """Return README's text with the present claims, commands and tree between their markers."""
+    code = "```\n{}\n```"
+    for name, text in (
+        ("claims", headlines()),
+        ("commands", code.format(commands())),
+        ("tree", code.format(tree())),
+    ):
         start, end = f"<!-- {name}: written by `make docs` -->", f"<!-- end of {name} -->"
         head, marker, rest = readme.partition(start)
         _, closing, tail = rest.partition(end)
         if not marker or not closing:
             raise ValueError(f"README.md has no lines {start!r} and {end!r} to write the {name} between")
-        readme = f"{head}{start}\n```\n{text}\n```\n{end}{tail}"
+        readme = f"{head}{start}\n{text}\n{end}{tail}"
     return readme
 
 
