@@ -22,7 +22,11 @@ class MarginAdaptive(Weight):
 
     c falls from near c_max at m = 0 to c_min, and is 1 at |m| = tau; omega is 1 at m = 0, at m = tau and in the limit.
 
-    Arguments: those of `MADPO`.
+    Args:
+        c_max: > 1, finite.
+        c_min: in [0, 1).
+        lambd: > 0, lambda, steepness per unit of the margin.
+        tau: >= 0, the margin at which c is 1.
     """
 
     requirements = Requirements(columns=frozenset({"margin"}))
