@@ -147,8 +147,8 @@ from lit_pref.objectives.parts.tokens import Mean
 
 # What other papers add: a name of their own for beta, no reference, a rescaled beta and an argument without default.
 OTHER_METHODS = {
-    "lit_pref/objectives/ipo.py": method_file('''
-        class IPO(Pairwise):
+    "lit_pref/objectives/own_ipo.py": method_file('''
+        class OwnIPO(Pairwise):
             """Identity preference optimisation. **Source**: arXiv 2310.12036."""
 
             faithfulness = "derived"
@@ -156,8 +156,8 @@ OTHER_METHODS = {
             def __init__(self, tau: float = 0.1, **parts: Any) -> None:
                 super().__init__(beta=tau, link=Squared(), **parts)
         '''),
-    "lit_pref/objectives/simpo.py": method_file('''
-        class SimPO(Pairwise):
+    "lit_pref/objectives/own_simpo.py": method_file('''
+        class OwnSimPO(Pairwise):
             """Simple preference optimisation. **Source**: arXiv 2405.14734."""
 
             faithfulness = "derived"
@@ -166,8 +166,8 @@ OTHER_METHODS = {
                 offset = ConstantOffset(gamma)
                 super().__init__(beta=beta, reference=NoReference(), tokens=Mean(), offset=offset, **parts)
         '''),
-    "lit_pref/objectives/modpo.py": method_file('''
-        class MODPO(Pairwise):
+    "lit_pref/objectives/own_modpo.py": method_file('''
+        class OwnMODPO(Pairwise):
             """Multi-objective direct preference optimisation. **Source**: arXiv 2310.03708."""
 
             faithfulness = "derived"
@@ -180,9 +180,9 @@ OTHER_METHODS = {
         f"configs/{name}.yaml": f"# python -m lit_pref fit --config configs/{name}.yaml --model.policy.path A "
         f"--data.train B\nmodel:\n  objective:\n    class_path: {method}\n    init_args: {arguments}\n"
         for name, method, arguments in (
-            ("ipo", "IPO", "{tau: 0.2}"),
-            ("simpo", "SimPO", "{beta: 2.5, gamma: 1.0}"),
-            ("modpo", "MODPO", "{beta: 0.1, rewards: {help: 0.25, harm: 0.25}}"),
+            ("own_ipo", "OwnIPO", "{tau: 0.2}"),
+            ("own_simpo", "OwnSimPO", "{beta: 2.5, gamma: 1.0}"),
+            ("own_modpo", "OwnMODPO", "{beta: 0.1, rewards: {help: 0.25, harm: 0.25}}"),
         )
     },
 }
@@ -196,7 +196,8 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
         shutil.copy(ROOT / page, copy)
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     steps = dict(re.findall(r"\n`(\S+\.(?:py|yaml))`\n\n```\w+\n(.*?)```", page, flags=re.DOTALL))
-    assert list(steps) == ["lit_pref/objectives/odpo.py", "tests/objectives/test_odpo.py", "configs/odpo.yaml"]
+    files = ["lit_pref/objectives/margin_dpo.py", "tests/objectives/test_margin_dpo.py", "configs/margin_dpo.yaml"]
+    assert list(steps) == files
     for name, text in {**steps, **OTHER_METHODS}.items():
         assert not (copy / name).exists(), f"{name} is in the package: take another method as the example"
         (copy / name).write_text(text, encoding="utf-8")
@@ -210,25 +211,26 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
     for generator in ("write_methods.py", "write_stub.py"):
         assert f"$(PYTHON) tools/{generator}\n" in (ROOT / "Makefile").read_text()
         assert python(f"tools/{generator}").returncode == 0
-    tests = ["tests/objectives/test_odpo.py", "tests/objectives/test_objective_contract.py", "tests/test_configs.py"]
-    new = "odpo or ipo or simpo or modpo or methods or stub or links or subclasses or switches"
+    tests = [files[1], "tests/objectives/test_objective_contract.py", "tests/test_configs.py"]
+    methods = "margindpo or margin_dpo or ownipo or own_ipo or ownsimpo or own_simpo or ownmodpo or own_modpo"
+    new = f"{methods} or methods or stub or links or subclasses or switches"
     done = python("-m", "pytest", "-n", "0", "-v", "-k", new, *tests, "tests/test_docs.py")
     assert done.returncode == 0, done.stdout + done.stderr
     for name in (
-        "ODPO",
-        "odpo.yaml",
-        "IPO",
-        "simpo.yaml",
-        "MODPO",
+        "MarginDPO",
+        "margin_dpo.yaml",
+        "OwnIPO",
+        "own_simpo.yaml",
+        "OwnMODPO",
         "write_methods.py",
         "write_stub.py",
         "CONTRIBUTING.md",
     ):
         assert re.search(rf"\[\S*{re.escape(name)}\S*\] PASSED", done.stdout), name
-    assert "`MODPO`" in (copy / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert "`OwnMODPO`" in (copy / "docs" / "methods.md").read_text(encoding="utf-8")
     options = ["--data.train", "x", "--model.policy.path", "y", "--model.objective.reference", "Harmonic"]
-    printed = python("-m", "lit_pref", "fit", "--config", "configs/odpo.yaml", *options, "--print_config")
-    assert "class_path: lit_pref.ODPO" in printed.stdout, printed.stderr
+    printed = python("-m", "lit_pref", "fit", "--config", files[2], *options, "--print_config")
+    assert "class_path: lit_pref.MarginDPO" in printed.stdout, printed.stderr
     assert "Harmonic" in printed.stdout
 
 
@@ -422,5 +424,5 @@ def test_links_and_files_named_on_a_page_exist(page: str):
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
     files = re.findall(r"(?<![\w/.-])(?:[\w.-]+/)+[\w-]+\.py\b|\bconfigs/[\w/.-]+\.yaml\b", text)
-    missing = [file for file in files if not (ROOT / file).exists() and "odpo" not in file]
+    missing = [file for file in files if not (ROOT / file).exists() and "margin_dpo" not in file]
     assert not missing, f"{page} names files that do not exist (paths begin at the repository's root): {missing}"

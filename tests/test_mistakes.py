@@ -145,9 +145,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "trainer:\n  num_train_epochs: 3": ("line 2: unknown key", "here it is called trainer.max_epochs"),
     "data:\n  batch_size: 8": ("line 2: unknown key", "here it is called data.global_batch (it counts the pairs"),
     "model:\n  objective: dpo": ("line 2: model.objective: unknown class 'dpo'", "; did you mean DPO?"),
-    f"{DPO}    init_args:\n      gamma: 1": (
-        "line 5: model.objective: DPO has no argument 'gamma'",
-        "it is one of MMPO",
+    f"{DPO}    init_args:\n      arwc_swap: true": (
+        "line 5: model.objective: DPO has no argument 'arwc_swap'",
+        "it is one of MRPO",
     ),
     f"{DPO}    init_args: {{beta: strong}}": ("line 4: model.objective.beta: expected a number", "got 'strong'"),
     "model:\n  optimizer:\n    class_path: AdamW\n    init_args: {weight_decy: 0}": (

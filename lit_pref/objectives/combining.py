@@ -26,7 +26,7 @@ def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterat
 
 
 def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: Score) -> Iterator[str]:
-    """Objections to parts that need different numbers of references, or to a score without a needed reference."""
+    """Objections to different numbers of references, or to a score with or without a reference that cannot be."""
     for part, limit in itertools.product(parts, parts):
         least, most = part.requirements.min_references, limit.requirements.max_references
         if most is not None and least > most:
@@ -40,12 +40,16 @@ def reference_objections(parts: Sequence[Part], reference: ReferenceMix, score: 
             f"{type(score).__name__} is a function of the ratio to a reference and {type(reference).__name__} has "
             "none: choose another reference, or `score: Identity`."
         )
+    if reference.requirements.max_references != 0 and score.means_only:
+        yield score.means_only
 
 
 def score_objections(parts: Sequence[Part], tokens: TokenSum, score: Score, temperature: Temperature) -> Iterator[str]:
-    """Objections to parts that need the plain sum over tokens, or the reverse KL divergence, without having it."""
+    """Objections to parts that lack what they need: the sum or the mean over tokens, or the reverse KL divergence."""
     if not tokens.plain_sum:
         yield from (part.sums_only for part in parts if part.sums_only)
+    if score.means_only and not tokens.plain_mean:
+        yield score.means_only
     if temperature.reverse_kl_only and not score.reverse_kl:
         yield temperature.reverse_kl_only
 
@@ -59,6 +63,8 @@ def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]
         )
     if link.soft_targets_only and (target.hard or not target.proper):
         yield link.soft_targets_only
+    if link.hard_targets_only and not target.hard:
+        yield link.hard_targets_only
 
 
 def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:

@@ -127,7 +127,9 @@ class Pairwise(Objective):
         with torch.no_grad():
             beta, beta_log = self.temperature(self.beta, ratios, policy, references, pairs)
             target = self.target(policy, pairs)
-            weight = self.weight(policy, pairs)
+        weight = self.weight(policy, pairs)
+        if not self.weight.differentiable:
+            weight = weight.detach()
         chosen, rejected = self.score(ratios)
         logits = beta * (chosen - rejected) - self.offset(policy, pairs)
         preference = self.link(logits, target, beta)
@@ -136,7 +138,8 @@ class Pairwise(Objective):
         for term in self.terms:
             losses = losses + term.coefficient * term(policy, rewards, pairs)
 
-        logged = {"logits": logits, "beta": beta, **self._fit_log(preference, target), **beta_log, **mix_log}
+        part_logs = {**beta_log, **mix_log, **self.score.log(ratios)}
+        logged = {"logits": logits, "beta": beta, **self._fit_log(preference, target), **part_logs}
         return ObjectiveOutput(
             losses=losses,
             chosen_rewards=rewards[0].detach(),

@@ -47,6 +47,16 @@ class Inputs:
     def into(self, objective: Objective) -> ObjectiveOutput:
         return objective(self.policy, self.references, self.pairs)
 
+    def gradients(self, objective: Objective) -> tuple[list[float], list[float]]:
+        """The gradients of the losses by the policy's scores of chosen and of rejected responses."""
+        scores = self.policy.chosen.scores.requires_grad_(), self.policy.rejected.scores.requires_grad_()
+        chosen, rejected = torch.autograd.grad(self.into(objective).losses.sum(), scores)
+        return chosen.tolist(), rejected.tolist()
+
+    def policy_alone(self) -> "Inputs":
+        """The same without references."""
+        return Inputs(self.policy, [], self.pairs)
+
     def parts(self) -> list[list[int]]:
         """The indices of each pair, or of the records of each list."""
         numbers = range(len(self.pairs)) if self.pairs.lists is None else self.pairs.lists.tolist()

@@ -54,6 +54,10 @@ class SoftLink(Link):
     soft_targets_only = "SoftLink takes a logarithm: choose `target: Smoothed`."
 
 
+class HardLink(Link):
+    hard_targets_only = "HardLink does not read p: choose `target: Hard`."
+
+
 class _Mix(ReferenceMix):
     def forward(self, references, policy):
         return references[0], {}
@@ -78,6 +82,10 @@ class Sideways(Divergence):
 
 class Free(Divergence):
     needs_ratio = False
+
+
+class OfMeans(Free):
+    means_only = "OfMeans takes means: choose `tokens: Mean` with `reference: NoReference`."
 
 
 class Half(Target):
@@ -135,6 +143,10 @@ class SumTokens(Tokens):
     log_probs_only = False
 
 
+class MeanTokens(Tokens):
+    plain_mean = True
+
+
 class Statistical(Rule):
     requirements = Requirements(statistics=frozenset({TokenLogps()}))
 
@@ -153,6 +165,9 @@ class TokenTerm(Term):
         ({"link": SoftLink()}, "SoftLink takes a logarithm: choose `target: Smoothed`"),
         ({"link": SoftLink(), "target": SurelyOne()}, "SoftLink takes a logarithm"),
         ({"link": SoftLink(), "target": Improper()}, "SoftLink takes a logarithm"),
+        ({"link": HardLink(), "target": Half()}, "HardLink does not read p: choose `target: Hard`"),
+        ({"score": OfMeans(), "tokens": MeanTokens()}, "OfMeans takes means"),
+        ({"score": OfMeans(), "reference": _NoMix()}, "OfMeans takes means"),
         ({"reference": _SumMix(), "tokens": Tokens()}, "_SumMix counts in nats: choose `tokens: Sum`"),
         ({"reference": Harmonic(), "tokens": Tokens()}, "Harmonic clips"),
         (
@@ -177,6 +192,8 @@ def test_a_part_of_ones_own_is_refused_by_its_flags(parts, sentence):
     [
         {"link": SteadyLink(), "temperature": Steady()},
         {"link": SoftLink(), "target": Half()},
+        {"link": HardLink(), "target": SurelyOne()},
+        {"score": OfMeans(), "tokens": MeanTokens(), "reference": _NoMix()},
         {"reference": _SumMix(), "tokens": SumTokens()},
         {"reference": _NoMix(), "score": Free()},
         {"reference": _Mix(), "temperature": Two()},

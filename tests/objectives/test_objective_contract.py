@@ -19,6 +19,8 @@ from lit_pref.objectives import (
     Harmonic,
     Link,
     MarginTarget,
+    Mean,
+    NoReference,
     Objective,
     Offset,
     ReferenceMix,
@@ -180,6 +182,8 @@ def gradient_builds():
     for name, part in parts.items():
         for kind in subclasses(part):
             others = {"target": MarginTarget(2.0)} if kind is ReverseKL else {}
+            if getattr(kind, "means_only", ""):
+                others = {"tokens": Mean(), "reference": NoReference()}
             yield pytest.param(partial(composed, name, kind, others), id=kind.__name__)
     for kind in subclasses(Term):
         yield pytest.param(lambda kind=kind: DPO(terms=[kind()]), id=kind.__name__)

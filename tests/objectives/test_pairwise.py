@@ -12,6 +12,7 @@ from lit_pref.objectives import (
     Anchor,
     ChosenNLL,
     ConstantOffset,
+    ConstantWeight,
     EpsilonDPO,
     EpsilonStep,
     ForwardKL,
@@ -211,6 +212,24 @@ def test_a_weight_made_of_the_policy_s_scores_is_a_constant(make):
     inputs.into(DPO(weight=Likely())).losses.sum().backward()
     # exp(-12) times the gradient of DPO, and no derivative of the weight
     assert chosen.grad.item() == pytest.approx(-math.exp(-12) * 0.1 / (1 + math.exp(0.15)), rel=1e-12)
+
+
+class Trained(Likely):
+    differentiable = True
+
+
+def test_a_differentiable_weight_has_a_gradient_too(make):
+    inputs = make.g0()
+    chosen = inputs.policy.chosen.scores.requires_grad_()
+    inputs.into(DPO(weight=Trained())).losses.sum().backward()
+    # (w l)' = w l' + w' l with w = w' = exp(-12)
+    expected = math.exp(-12) * (-0.1 / (1 + math.exp(0.15)) + 0.6209570477895321)
+    assert chosen.grad.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_constant_weight_weighs_the_preference_loss_and_not_the_terms(make):
+    loss = make.g0().into(DPO(weight=ConstantWeight(0.5), terms=[ChosenNLL(2.0)])).losses.item()
+    assert loss == pytest.approx(0.5 * 0.6209570477895321 + 2.0 * 12 / 10, abs=1e-14)
 
 
 def test_only_a_mixture_of_several_references_logs_weights_and_the_first_margin(make):

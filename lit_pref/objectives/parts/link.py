@@ -1,11 +1,13 @@
 """The loss as a function of the logit."""
 
+import math
 from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part
 
 
@@ -23,6 +25,9 @@ class Link(Part):
 
     soft_targets_only: str = ""
     """Works only with targets between 0 and 1."""
+
+    hard_targets_only: str = ""
+    """Works only with the target 1 (`Target.hard`)."""
 
     @abstractmethod
     def forward(self, logits: Tensor, target: Tensor, beta: Tensor) -> Tensor:
@@ -51,10 +56,20 @@ class Logistic(MarginLink):
 
 
 class Hinge(MarginLink):
-    """l(x) = max(0, 1 - x), with the gradient 0 at x = 1 (SLiC in the form of DPO)."""
+    """l(x) = max(0, delta - x), with the gradient 0 at x = delta (SLiC in the form of DPO).
+
+    Args:
+        delta: > 0 and finite, units of the logit; pairs whose logit exceeds it have no loss.
+    """
+
+    def __init__(self, delta: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(delta) and delta > 0):
+            raise UsageError(f"Hinge: delta is the gap from which on the loss is 0 and must be > 0, got {delta}.")
+        self.delta = delta
 
     def loss(self, logits: Tensor) -> Tensor:
-        return torch.where(logits >= 1, 0, 1 - logits)
+        return torch.where(logits >= self.delta, 0, self.delta - logits)
 
 
 class Squared(Link):

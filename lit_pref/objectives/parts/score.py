@@ -26,9 +26,16 @@ class Score(Part):
     needs_ratio: bool = True
     """Is meaningful only for a ratio to a reference."""
 
+    means_only: str = ""
+    """Works only for mean log-probs (`TokenSum.plain_mean`) without a reference."""
+
     @abstractmethod
     def forward(self, ratios: Sides) -> Sides:
         """Return the scores of both responses, each (B,)."""
+
+    def log(self, ratios: Sides) -> dict[str, Tensor]:
+        """Return values to log, each (B,)."""
+        return {}
 
 
 class Identity(Score):

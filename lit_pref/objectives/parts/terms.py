@@ -3,12 +3,14 @@
 import math
 from abc import abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
 
 
@@ -40,6 +42,28 @@ class ChosenNLL(Term):
 
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths
+
+
+class CalibratedNLL(Term):
+    """-l_w / n_w of good chosen responses that the policy finds less likely than the reference does, else 0.
+
+    **Source**: Omni-DPO, arXiv 2506.10054, and pspdada/Uni-DPO. Good means a `score_chosen` of tau_good at least.
+
+    Args:
+        coefficient: >= 0, per nat per token.
+        tau_good: the lowest score of a good response, in the units of the data.
+    """
+
+    log_probs_only = True
+    requirements = Requirements(min_references=1, columns=frozenset({"score_chosen"}))
+
+    def __init__(self, coefficient: float = 0.001, tau_good: float = 3.2) -> None:
+        super().__init__(coefficient)
+        self.tau_good = tau_good
+
+    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+        counted = (rewards[0] < 0) & (self.read("score_chosen", policy, pairs) >= self.tau_good)
+        return torch.where(counted, -policy.chosen.scores / policy.chosen.lengths, 0)
 
 
 class Anchor(Term):

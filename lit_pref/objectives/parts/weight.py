@@ -1,18 +1,23 @@
 """A factor of the loss of every pair."""
 
+import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
+from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
 
 
 class Weight(Part):
-    """omega_i of every pair, (B,), a constant. It weighs the preference loss, not the terms."""
+    """omega_i of every pair, (B,). It weighs the preference loss, not the terms."""
+
+    differentiable: bool = False
+    """The gradient passes through omega; otherwise omega is a constant of the step."""
 
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
@@ -24,6 +29,23 @@ class NoWeight(Weight):
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.ones_like(policy.chosen.scores)
+
+
+class ConstantWeight(Weight):
+    """omega = c for every pair: weighs the preference loss against the terms.
+
+    Args:
+        c: >= 0 and finite.
+    """
+
+    def __init__(self, c: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(c) and c >= 0):
+            raise UsageError(f"ConstantWeight: c must be finite and >= 0, got {c}.")
+        self.c = c
+
+    def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
+        return torch.full_like(policy.chosen.scores, self.c)
 
 
 class ColumnWeight(Weight):

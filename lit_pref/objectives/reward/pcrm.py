@@ -92,15 +92,24 @@ class Cap(Term):
         b2: addition to the similarity, > 0.
         b3: addition to the whole.
         similarity: s in [0, 1]; default `LengthRatio`.
+        epsilon: in [0, 1/2]; the loss is (1 - epsilon) l(delta - d) + epsilon l(d - delta), l(x) = -log sigmoid(x).
     """
 
     def __init__(
-        self, b1: float = 20.0, b2: float = 0.001, b3: float = -15.0, similarity: Similarity | None = None
+        self,
+        b1: float = 20.0,
+        b2: float = 0.001,
+        b3: float = -15.0,
+        similarity: Similarity | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         super().__init__()
         if not (b1 > 0 and b2 > 0 and math.isfinite(b1 + b2 + b3)):
             raise UsageError(f"PCRM: b1 and b2 must be positive and all of b1, b2, b3 finite, got {b1}, {b2}, {b3}.")
+        if not 0 <= epsilon <= 0.5:
+            raise UsageError(f"PCRM: epsilon is the share of wrong labels and must be in [0, 0.5], got {epsilon}.")
         self.b1, self.b2, self.b3, self.similarity = b1, b2, b3, similarity or LengthRatio()
+        self.epsilon = epsilon
 
     @torch.no_grad()
     def delta(self, policy: PairScores, pairs: PairData) -> Tensor:
@@ -108,7 +117,8 @@ class Cap(Term):
         return self.b1 / (self.similarity(policy, pairs) + self.b2) + self.b3
 
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
-        return -F.logsigmoid(self.delta(policy, pairs) - (rewards[0] - rewards[1]))
+        room = self.delta(policy, pairs) - (rewards[0] - rewards[1])
+        return -(1 - self.epsilon) * F.logsigmoid(room) - self.epsilon * F.logsigmoid(-room)
 
 
 class PCRM(Pairwise):

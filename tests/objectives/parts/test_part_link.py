@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from lit_pref.errors import UsageError
 from lit_pref.objectives import DPO, Hinge, Logistic, Mean, ProbabilityColumn, ReverseKL, Smoothed, Squared
 
 
@@ -11,6 +12,13 @@ def test_hinge_on_the_golden_pair(make):
     # p l(x) + (1 - p) l(-x) at p = 0.3: 0.3 * 0.85 + 0.7 * 1.15
     soft = make.g0(probability=0.3).into(DPO(link=Hinge(), target=ProbabilityColumn()))
     assert soft.losses.item() == pytest.approx(0.3 * 0.85 + 0.7 * 1.15, abs=1e-15)
+
+
+def test_hinge_counts_from_its_delta(make):
+    assert make.g0().into(DPO(link=Hinge(0.5))).losses.item() == pytest.approx(0.5 - 0.15, abs=1e-15)
+    assert make.g0().into(DPO(link=Hinge(0.1))).losses.item() == 0.0
+    with pytest.raises(UsageError, match="Hinge: delta is the gap from which on the loss is 0 and must be > 0, got 0"):
+        Hinge(0.0)
 
 
 def test_the_gradient_of_hinge_at_its_corner_is_zero():
