@@ -145,6 +145,9 @@ def _figures(table: Table) -> Iterator[Any]:
     if not any(row.seeds for row in table.rows):
         return
     yield _image("study/effects", partial(draw_effects, table=table), len(table.rows))
+    for ranks in table.rungs:
+        if ranks.drawable:
+            yield _image(f"study/rung_{ranks.share:g}", ranks.draw, max(12, len(ranks.cells)))
     kl = next((measure.metric for measure in table.study.measures if measure.tag == "testbed/kl"), "")
     if any(kl in row.means for row in table.rows):
         yield _image("study/front", partial(_draw_front, table=table, kl=kl), 8)

@@ -136,12 +136,12 @@ def table_csv(table: Table) -> str:
 
 
 def page(table: Table) -> str:
-    """The table as a self-contained HTML page with the plot of effects."""
+    """The table as a self-contained HTML page with the plots of effects and of ranks at rungs."""
     header, rows = grid(table)
     data = {"study": table.study.name, "question": table.study.question, "verdict": table.verdict, "header": header}
-    figures = (
-        [] if not any(row.seeds for row in table.rows) else [("Effects", drawn(partial(draw_effects, table=table)))]
-    )
+    measured = any(row.seeds for row in table.rows)
+    figures = [("Effects", drawn(partial(draw_effects, table=table)))] if measured else []
+    figures += [(f"Ranks at {ranks.share:g} of the run", drawn(ranks.draw)) for ranks in table.rungs if ranks.drawable]
     values = {"table": table, "header": header, "rows": rows, "figures": figures}
     return render("lit_pref.studies", "page.html.j2", plain({**data, "rows": rows}), **values)
 

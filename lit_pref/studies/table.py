@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from lit_pref.judging.comparison import Interval
 from lit_pref.studies.cells import baseline_of
-from lit_pref.studies.results import MISSING, WAITING, Result, rung_name
-from lit_pref.studies.statistics import Paired, holm, paired, signed, spearman, t_interval
+from lit_pref.studies.results import MISSING, WAITING, Result
+from lit_pref.studies.rung_ranks import RungRanks, rung_notes, rung_ranks
+from lit_pref.studies.statistics import Paired, holm, paired, signed, t_interval
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import labels_text
 
@@ -66,6 +67,7 @@ class Table:
         ended: number of those that have finished, diverged or failed, or were stopped for good.
         notes: sentences below the table.
         verdict: the result in one sentence.
+        rungs: the ranks of the cells at each rung, and at the end.
     """
 
     study: Study
@@ -74,6 +76,7 @@ class Table:
     ended: int
     notes: list[str]
     verdict: str
+    rungs: list[RungRanks] = field(default_factory=list)
 
     @property
     def heading(self) -> str:
@@ -94,8 +97,9 @@ def table_of(study: Study, results: Sequence[Result]) -> Table:
     rows = [_row(study, [one for one in counted if one.cell == name]) for name in names]
     rows = _compared(study, rows)
     ended = sum(one.state not in (MISSING, WAITING) for one in counted)
-    table = Table(study, rows, len(counted), ended, [], "")
-    table = replace(table, notes=[*_missing(rows), *_of_numbers(study, rows), *_of_rungs(study, counted)])
+    ranks = rung_ranks(study, counted)
+    notes = [*_missing(rows), *_of_numbers(study, rows), *rung_notes(study, counted, ranks)]
+    table = Table(study, rows, len(counted), ended, notes, "", ranks)
     return replace(table, verdict=verdict_of(table))
 
 
@@ -212,40 +216,6 @@ def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
             f"cells were selected on seed {first} among {study.search.trials}; means are over the {rest} other seeds"
         )
     return notes
-
-
-def _of_rungs(study: Study, results: Sequence[Result]) -> list[str]:
-    """Sentences on how well the ranking at each rung agrees with the final one, and on the steps saved."""
-    notes = []
-    for share in study.rungs.shares:
-        cells = list(dict.fromkeys(one.cell for one in results))
-        pairs = [
-            (_mean(results, cell, rung_name(study, share)), _mean(results, cell, study.primary.metric))
-            for cell in cells
-        ]
-        known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        rho = spearman(*zip(*known, strict=True)) if len(known) > 2 else math.nan
-        words = f"{rho:.2f}" if not math.isnan(rho) else "unknown (below three cells, or ties)"
-        notes.append(
-            f"rung at {share:g} of the run: Spearman correlation of its ranking with the final one {words}, over the "
-            f"{len(known)} of {len(cells)} cells that were trained to the end"
-        )
-    total = sum(one.steps for one in results)
-    if study.rungs.shares and total:
-        saved = 1 - sum(one.step for one in results) / total
-        notes.append(f"optimizer steps saved by rungs: {saved:.0%} of {total}")
-        if study.rungs.strategy == "full":
-            share, kept = study.rungs.shares[0], min(study.rungs.keep, len(cells))
-            would = (1 - share) * (1 - kept / len(cells))
-            notes[-1] = (
-                f"stopping there and keeping {kept} of {len(cells)} cells would have saved {would:.0%} of {total} steps"
-            )
-    return notes
-
-
-def _mean(results: Sequence[Result], cell: str, name: str) -> float | None:
-    values = [one.values[name] for one in results if one.cell == cell and name in one.values]
-    return sum(values) / len(values) if values else None
 
 
 def _flat(row: Row) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.computed_trials import ended, plan_by_hand
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from lit_pref.studies.reading import read_study
 from lit_pref.studies.rendering import grid, markdown, page, table_csv, terminal
@@ -140,6 +141,35 @@ def test_rungs_report_the_rank_correlation_and_the_steps_saved(write_study: Any)
     assert table.ended == table.trials == 16
     assert (
         to_csv(one, results_of(one, plan_by_hand(one).cells, found)).splitlines()[0].endswith(",score,other,score@0.4")
+    )
+
+
+def test_the_ranks_at_a_rung_are_plotted_against_the_final_ones(write_study: Any):
+    axes = {"model.objective.beta": [0.1, 0.2, 0.3, 0.4]}
+    study = read_study(write_study(axes=axes, compare=None, seeds=[0], rungs={"strategy": "full", "at": 0.4}))
+    values = {"0.1": (1.0, 4.0), "0.2": (3.0, 3.0), "0.3": (3.0, 2.0), "0.4": (4.0, 1.0)}
+    for beta, (there, end) in values.items():
+        trial = Trial(study.folder, f"beta={beta}", 0)
+        curves = {"score": [(4, there), (10, end)], "other": [(10, 0.5)]}
+        ended(trial, {"beta": beta}, curves=curves).write(trial)
+    table = write_report(study, plan_by_hand(study))
+    (ranks,) = table.rungs
+    assert ranks.cells == ["beta 0.1", "beta 0.2", "beta 0.3", "beta 0.4"]
+    assert (ranks.at_rung, ranks.final) == ([4.0, 2.5, 2.5, 1.0], [1.0, 2.0, 3.0, 4.0])
+    assert ranks.title == "rung at 0.4 of the run: Spearman -0.95, 4 cells"
+    readme = (study.folder / "README.md").read_text()
+    assert "![ranks at rungs](rungs.png)" in readme and (study.folder / "rungs.png").exists()
+    assert "Ranks at 0.4 of the run" in page(table)
+    found = EventMultiplexer().AddRunsFromDirectory(str(study.folder / "tb"))
+    found.Reload()
+    assert found.Runs()["."]["images"] == ["study/effects", "study/rung_0.4"]
+
+    for beta in ("0.1", "0.2"):
+        Trial(study.folder, f"beta={beta}", 0).file.unlink()
+    table = write_report(study, plan_by_hand(study))
+    assert not (study.folder / "rungs.png").exists() and "rungs.png" not in (study.folder / "README.md").read_text()
+    assert any(
+        note.endswith("to the end; below 3 cells, it is not plotted") for note in table.notes
     )
 
 
