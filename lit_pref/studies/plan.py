@@ -26,6 +26,7 @@ from lit_pref.studies.plan_refusals import (
     refuse_equal,
     refuse_fixed_seeds,
     refuse_free,
+    refuse_missing,
     refuse_other_trials,
 )
 from lit_pref.studies.search import cell_of
@@ -80,6 +81,7 @@ class Planning:
         cells = [Cell({}, {})] if study.search is not None else cells_of(study)
         for axis in study.axes:
             refuse_free(study, axis.path)
+        refuse_missing(study, self.base)
         for cell in self._ends_of_ranges():
             self._built(cell, write=False)
         built = [self._built(cell, write=True) for cell in cells]

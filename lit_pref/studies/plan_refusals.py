@@ -1,13 +1,14 @@
 """Refusals of a plan: axes and seeds that change nothing, rungs in the warm-up, and trials of another configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_pref.config_files import place_of
 from lit_pref.errors import UsageError
 from lit_pref.modules.resumption import TABLE, OnResume
 from lit_pref.run.first_lines import moved_by_seed
 from lit_pref.run.run import Run
-from lit_pref.studies.cells import Cell
+from lit_pref.studies.cells import Cell, refuse_unknown
 from lit_pref.studies.plan_file import Plan
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import config_of, outcomes_of
@@ -26,6 +27,22 @@ def refuse_free(study: Study, path: str) -> None:
         raise UsageError(
             f"{study.file}: axes: seed_everything: name the seeds under `seeds`, by which trials are paired"
         )
+
+
+def refuse_missing(study: Study, base: Mapping[str, Any]) -> None:
+    """Refuse an axis over a setting that the base run does not have.
+
+    Raises:
+        UsageError: there is one.
+    """
+    paths = [axis.path for axis in study.axes]
+    for path in paths:
+        if any(path.startswith(f"{other}.") for other in paths):
+            continue  # a value of that axis may have it
+        try:
+            refuse_unknown(base, path)
+        except UsageError as error:
+            raise UsageError(f"{place_of('axes', path, [str(study.file)], [])}{error}") from error
 
 
 def refuse_equal(study: Study, cells: Sequence[Cell], texts: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from filelock import FileLock
 from lit_pref.errors import UserError
 from lit_pref.studies.boards import write_boards
 from lit_pref.studies.plan_file import Plan
-from lit_pref.studies.rendering import draw_effects, markdown, page, table_csv
+from lit_pref.studies.rendering import draw_effects, effects_of, height_of, markdown, page, table_csv
 from lit_pref.studies.results import read_csv, results_of, to_csv
 from lit_pref.studies.study import Study
 from lit_pref.studies.table import Table, table_of
@@ -92,7 +92,7 @@ def _draw_figures(folder: Path, table: Table) -> None:
     from matplotlib.figure import Figure
 
     if any(row.seeds for row in table.rows):
-        effects = Figure(figsize=(7, 1.2 + 0.3 * len(table.rows)), layout="constrained")
+        effects = Figure(figsize=(7, height_of(len(effects_of(table)))), layout="constrained")
         draw_effects(effects.subplots(), table)
         effects.savefig(folder / "effects.png", dpi=120, metadata={"Software": None})
     file, rungs = folder / "rungs.png", [ranks for ranks in table.rungs if ranks.drawable]

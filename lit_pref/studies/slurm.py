@@ -127,7 +127,7 @@ def _processes(study: Study, cell: Planned, slurm: Slurm) -> int:
     if config["num_nodes"] != 1:
         raise UsageError(
             f"{study.file}: the cell {cell.name} has trainer.num_nodes {config['num_nodes']}, and a worker job one "
-            "node: submit each trial by its own command, which `trial.json` has, or set trainer.num_nodes to 1"
+            "node: set trainer.num_nodes to 1"
         )
     if config["accelerator"] == "cpu":
         return devices if isinstance(devices, int) and devices > 0 else 1

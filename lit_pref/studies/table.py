@@ -147,7 +147,8 @@ def verdict_of(table: Table) -> str:
         return start + "the study names no comparison"
     known = [row for row in compared if not math.isnan(row.probability)]
     if not known:
-        return start + "not shown: no difference has two seeds yet"
+        why = " yet" if start else ": trials of the cell or of its baseline diverged, failed or were stopped at a rung"
+        return f"{start}not shown: no difference has two seeds{why}"
     if all(row.against is not None and row.against.identical for row in known):
         return start + "nothing was varied: every cell has its baseline's numbers in every seed"
     better = [row for row in known if row.shown and _is_better(table.study, row)]
@@ -159,7 +160,9 @@ def verdict_of(table: Table) -> str:
         parts.append("not shown for " + ", ".join(row.text for row in rest))
     elif rest:
         signs = ", ".join(f"{row.text} better in {_of(row)} seeds" for row in rest[:4]) + (", ..." if rest[4:] else "")
-        parts.append(f"not shown: none of {len(rest)} difference(s) is clear after the correction ({signs})")
+        what = "the difference is not clear" if len(rest) == 1 else f"none of {len(rest)} differences is clear"
+        after = " after the correction" if table.study.compare.correction == "holm" and len(known) > 1 else ""
+        parts.append(f"not shown: {what}{after} ({signs})")
     fewer = [row.text for row in compared if row.states.get("diverged")]
     parts += [f"trials diverged in {', '.join(fewer)}, whose differences are of the other seeds"] if fewer else []
     return start + "; ".join(parts)
@@ -191,9 +194,14 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     }
     notes = []
     for state, meaning in words.items():
-        named = [f"{row.text}: seed {', '.join(map(str, row.states[state]))}" for row in rows if state in row.states]
+        named = [f"{row.text}{_which(row, row.states[state])}" for row in rows if state in row.states]
         notes += [f"{meaning}: {'; '.join(named)}"] if named else []
     return notes
+
+
+def _which(row: Row, seeds: Sequence[int]) -> str:
+    """The seeds of a cell's trials; empty if these are all of them."""
+    return "" if len(seeds) > 1 and not row.seeds and len(row.states) == 1 else f": seed {', '.join(map(str, seeds))}"
 
 
 def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -205,7 +213,8 @@ def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
     known = sum(not math.isnan(row.probability) for row in rows)
     if known:
         how = f"Holm's correction over {known} comparisons" if study.compare.correction == "holm" else "not corrected"
-        notes.append(f"intervals are 95 % t intervals over seeds; p is of the paired differences, {how}")
+        which = f"paired differences, {how}" if known > 1 else "one paired difference, which needs no correction"
+        notes.append(f"intervals are 95 % t intervals over seeds; p is of the {which}")
     if any(row.against is not None and row.against.seeds < FEWEST for row in rows):
         notes.append(f"nothing is called shown on fewer than {FEWEST} seeds")
     if study.primary.at == "best":

@@ -150,7 +150,7 @@ def test_the_commands_of_the_page_about_studies_run(
 
     monkeypatch.setattr("lit_pref.studies.training.train", trained)
     commands = re.findall(r"^python -m lit_pref (.*)$", page, flags=re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert ended_with(*shlex.split(command)) == 0, command
     said = capsys.readouterr().out
