@@ -71,12 +71,12 @@ def rung_ranks(study: Study, results: Sequence[Result]) -> list[RungRanks]:
     found = []
     for share in study.rungs.shares:
         known = {
-            text: (there, end)
+            text: (a, b)
             for cell, text in cells.items()
-            if (there := _mean(results, cell, rung_name(study, share))) is not None
-            and (end := _mean(results, cell, study.primary.metric)) is not None
+            if (a := _mean(results, cell, rung_name(study, share))) is not None
+            and (b := _mean(results, cell, study.primary.metric)) is not None
         }
-        there, end = [a for a, _ in known.values()], [b for _, b in known.values()]
+        there, end = [first for first, _ in known.values()], [last for _, last in known.values()]
         ranks = (_ranks(there, study.primary.goal), _ranks(end, study.primary.goal))
         found.append(RungRanks(share, list(known), *ranks, len(cells), spearman(there, end)))
     return found
