@@ -26,7 +26,7 @@ def main(arguments: Sequence[str], relaunchable: bool = False) -> None:
     function = command.load()
     parser = command_parser(command, function)
     if not command.needs_run:
-        given = parser.parse_args(options).as_dict()
+        given = dict(vars(parser.instantiate(parser.parse_args(options))))
         words = [word for name in _positional(function) for word in given.pop(name)]
         function(*words, **given)
         return
@@ -55,7 +55,7 @@ def command_parser(command: Command, function: Callable[..., None]) -> Parser:
     parser.add_function_arguments(function, as_group=False, skip={1} if command.needs_run else set())
     hints = get_type_hints(function)
     for action in _own_actions(parser):
-        hint = hints[action.dest]
+        hint = hints.get(action.dest)  # None for a field of a dataclass, such as slurm.workers
         if hint is bool or bool in get_args(hint):
             action.nargs, action.const = "?", True
             action.metavar = "" if hint is bool else None

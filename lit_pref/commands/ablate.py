@@ -1,29 +1,35 @@
 """`python -m lit_pref ablate`: trains the cells of a study on its seeds, and reports on them."""
 
-import os
 from typing import TYPE_CHECKING
 
 from lit_pref.errors import UsageError
 from lit_pref.printing import say
 from lit_pref.studies.plan_file import read_plan
 from lit_pref.studies.reading import read_study
+from lit_pref.studies.slurm import Slurm, WorkerJob, forget_slurm_job, logs_of, planned_for, submit
 
 if TYPE_CHECKING:
     from lit_pref.studies.plan_file import Plan
     from lit_pref.studies.study import Study
 
 
-def ablate(config: str, dry_run: bool = False) -> None:
+HERE = Slurm()
+"""No worker jobs: this process is a worker."""
+
+
+def ablate(config: str, dry_run: bool = False, slurm: Slurm = HERE) -> None:
     """Train the trials of a study that have not ended yet, and write the report.
 
     A study is a question, a base configuration, axes whose values are combined to cells, and seeds; a trial, one cell
     with one seed, is an ordinary run. Every cell is built and checked before anything is trained, and what trials share
     (data, reference scores) is made first. The same command again, also on other machines that share the folder, is one
-    more worker; a trial whose worker is killed is resumed by another one after three minutes.
+    more worker; a trial whose worker is killed is resumed by another one after three minutes. With --slurm.workers, the
+    workers are jobs of a SLURM cluster.
 
     Args:
         config: the study's file, such as experiments/NAME/study.yaml, in whose folder trials and results are written.
         dry_run: end after the plan: cells, seeds, estimated time and disk, and what is there already.
+        slurm: the jobs of a SLURM cluster that are the workers.
 
     Raises:
         UserError: the study cannot be done as written.
@@ -35,20 +41,22 @@ def ablate(config: str, dry_run: bool = False) -> None:
     from lit_pref.studies.training import train
     from lit_pref.studies.worker import Worker
 
-    plan = plan_of(study, share=not dry_run)
+    plan = plan_of(study, share=not dry_run and not slurm.workers, elsewhere=slurm.elsewhere)
+    if slurm.workers:
+        plan = planned_for(study, plan, slurm)
     say(_overview(study, plan))
+    worker = Worker(study, plan, train)
     if dry_run:
         say(f"Next: train them\n  python -m lit_pref ablate --config {config}")
         return
+    if slurm.workers and (left := len(worker.jobs())):
+        ids = submit(study, slurm, WorkerJob(ablate, config), left)
+        say(f"submitted   {len(ids)} worker job(s): {', '.join(ids)}; their logs are in {logs_of(study)}")
+        say(f"Next: look at the trials\n  python -m lit_pref ablate status --config {config}")
+        return
     with ending_on_sigterm(words="ended by SIGTERM; the same command resumes"):
-        Worker(study, plan, train).work()
+        worker.work()
     _report(study, plan)
-
-
-def forget_slurm_job() -> None:
-    """Remove SLURM's variables, by which Lightning would take the tasks of a job for the ranks of one run."""
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        del os.environ[name]
 
 
 def report(config: str) -> None:

@@ -92,13 +92,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1g} %" if share < 0.5 else "over 99.999 %"
 
 
-def drawn(draw: Callable[["Axes"], Any]) -> str:
-    """Return a figure as an SVG data URI; `draw` draws into its axes."""
+def drawn(draw: Callable[["Axes"], Any], height: float = 3.5) -> str:
+    """Return a figure, 5.6 inches wide, as an SVG data URI; `draw` draws into its axes."""
     import matplotlib
     from matplotlib.figure import Figure  # pyplot is avoided: it has global state and may choose an interactive backend
 
     with matplotlib.rc_context({"svg.hashsalt": "lit_pref", "font.size": 9, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+        figure = Figure(figsize=(5.6, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_pref.studies.rendering import draw_effects, markdown
+from lit_pref.studies.rendering import draw_effects, effects_of, markdown
 from lit_pref.studies.statistics import t_interval
 from lit_pref.studies.study import Study
 from lit_pref.studies.table import Row, Table
@@ -144,7 +144,10 @@ def _texts(study: Study, table: Table) -> Iterator[Any]:
 def _figures(table: Table) -> Iterator[Any]:
     if not any(row.seeds for row in table.rows):
         return
-    yield _image("study/effects", partial(draw_effects, table=table), len(table.rows))
+    yield _image("study/effects", partial(draw_effects, table=table), len(effects_of(table)))
+    for ranks in table.rungs:
+        if ranks.drawable:
+            yield _image(f"study/rung_{ranks.share:g}", ranks.draw, max(12, len(ranks.cells)))
     kl = next((measure.name for measure in table.study.measures if measure.tag == "testbed/kl"), "")
     if any(kl in row.means for row in table.rows):
         yield _image("study/front", partial(_draw_front, table=table, kl=kl), 8)

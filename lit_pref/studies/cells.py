@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +94,25 @@ def refuse_unknown(base: Mapping[str, Any], path: str) -> None:
         if not isinstance(node, Mapping) or not node:
             return  # a class whose arguments the base does not list: the parser of the run knows them
         if part not in node:
-            raise UsageError(
-                f"axes: {path}: the base run has no setting {seen}{part}{did_you_mean(part, node, prefix=seen)}"
-            )
+            meant = _meant(base, path) or did_you_mean(part, node, prefix=seen)
+            raise UsageError(f"axes: {path}: the base run has no setting {seen}{part}{meant}")
         node, seen = node[part], f"{seen}{part}."
+
+
+def _meant(base: Mapping[str, Any], path: str) -> str:
+    """The question whether a setting of the base is meant that has the same name at its end, without `init_args`."""
+    plain = ".".join(part for part in path.split(".") if part != "init_args")
+    found = [known for known in _paths(base) if f".{known}".endswith(f".{plain}")]
+    return f"; did you mean {' or '.join(found[:2])}?" if found else ""
+
+
+def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        below = prefix if name == "init_args" else f"{prefix}{name}."
+        if name != "init_args":
+            yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, below)
 
 
 def _set(config: dict[str, Any], path: str, value: Any) -> None:

@@ -15,28 +15,36 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.modules.resumption import TABLE, OnResume
 from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, module_of, resolve, run_parser
-from lit_pref.run.first_lines import moved_by_seed
 from lit_pref.run.run import Run, assemble, build
 from lit_pref.studies.cells import Cell, cells_of
 from lit_pref.studies.measures import refuse_unknown_measures
 from lit_pref.studies.plan_file import Plan, Planned, read_plan
+from lit_pref.studies.plan_refusals import (
+    refuse_early_rungs,
+    refuse_equal,
+    refuse_fixed_seeds,
+    refuse_free,
+    refuse_missing,
+    refuse_other_trials,
+)
 from lit_pref.studies.search import cell_of
-from lit_pref.studies.study import Axis, Study
+from lit_pref.studies.study import Study
 from lit_pref.studies.training import ONE_PROCESS, make_shared
 from lit_pref.studies.trial import config_of, outcomes_of
 
+ONE_CPU = {**ONE_PROCESS, "trainer.accelerator": "cpu"}
 TRIED_STEPS = 4
 
 
-def plan_of(study: Study, share: bool) -> Plan:
+def plan_of(study: Study, share: bool, elsewhere: bool = False) -> Plan:
     """Return the plan of a study; one of the workers that start together makes it.
 
     Args:
         study: the study.
         share: also make the data and reference scores of all cells.
+        elsewhere: trials run on other machines: cells are built on one CPU of this one, and time is not estimated.
 
     Raises:
         UserError: a cell cannot be run, or the study would show nothing.
@@ -45,7 +53,7 @@ def plan_of(study: Study, share: bool) -> Plan:
     with _locked(study.folder / ".plan.lock"):
         plan = read_plan(study)
         if plan is None:
-            plan = Planning(study).plan()
+            plan = Planning(study, elsewhere).plan()
             plan.write(study)
         if share and not plan.shared:
             make_shared(study, plan.cells)
@@ -56,10 +64,15 @@ def plan_of(study: Study, share: bool) -> Plan:
 
 
 class Planning:
-    """Builds and checks the cells of a study."""
+    """Builds and checks the cells of a study.
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    Args:
+        study: the study.
+        elsewhere: whether its trials run on other machines.
+    """
+
+    def __init__(self, study: Study, elsewhere: bool = False) -> None:
+        self.study, self.elsewhere = study, elsewhere
         self.base = resolved_base(study)
 
     def plan(self) -> Plan:
@@ -68,6 +81,7 @@ class Planning:
         cells = [Cell({}, {})] if study.search is not None else cells_of(study)
         for axis in study.axes:
             refuse_free(study, axis)
+        refuse_missing(study, self.base)
         for cell in self._ends_of_ranges():
             self._built(cell, write=False)
         built = [self._built(cell, write=True) for cell in cells]
@@ -92,9 +106,11 @@ class Planning:
         """Build the run of a cell; return its whole configuration as YAML, which is also written, and the run."""
         study = self.study
         try:
-            arguments = as_arguments(cell.config(self.base), {"run_dir": str(study.folder / "runs" / cell.name)})
-            config = resolve(arguments)
+            given = {"run_dir": str(study.folder / "runs" / cell.name)}
+            config = resolve(arguments := as_arguments(cell.config(self.base), given))
             text = dumped(config)  # before a testbed fills in its folder, which is another one on another machine
+            if self.elsewhere:
+                config = resolve(arguments := as_arguments(cell.config(self.base), given | ONE_CPU))
             run = assemble(config, "score", arguments)
         except UserError as error:
             raise UsageError(
@@ -125,7 +141,7 @@ class Planning:
 
     def _tried(self, cell: Planned) -> tuple[float | None, int | None]:
         """Estimate the seconds and the bytes of a trial by a few steps of the first cell; None where that fails."""
-        if outcomes_of(self.study) or cell.processes > 1:
+        if outcomes_of(self.study) or cell.processes > 1 or self.elsewhere:
             return None, None
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
@@ -171,98 +187,6 @@ def dumped(config: Namespace) -> str:
     alone = config.clone()
     alone.run_dir = None
     return run_parser("fit", module_of(config)).dump(alone, skip_unset=False)
-
-
-def refuse_free(study: Study, axis: Axis) -> None:
-    """Refuse an axis over settings that change no weights, unless the study measures time or memory.
-
-    Raises:
-        UsageError: see above.
-    """
-    spent = {"time", "train/peak_memory_gib", "train/pairs_per_second", "train/response_tokens_per_second"}
-    measured = spent & {measure.tag for measure in study.measures}
-    if set(axis.paths) <= set(TABLE[OnResume.FREE]) and not measured:
-        paths = " and ".join(axis.paths)
-        raise UsageError(f"{study.file}: axes: {paths} changes nothing that a trial trains: leave it out")
-    if "seed_everything" in axis.paths:
-        raise UsageError(
-            f"{study.file}: axes: seed_everything: name the seeds under `seeds`, by which trials are paired"
-        )
-
-
-def refuse_equal(study: Study, cells: Sequence[Cell], texts: Sequence[str]) -> None:
-    """Refuse two cells with the same configuration.
-
-    Raises:
-        UsageError: there are two.
-    """
-    seen: dict[str, Cell] = {}
-    for cell, text in zip(cells, texts, strict=True):
-        if (same := seen.setdefault(text, cell)) is not cell:
-            axis = next(name for name, label in cell.labels.items() if same.labels[name] != label)
-            raise UsageError(
-                f"{study.file}: axes: {axis}: {same.labels[axis]} and {cell.labels[axis]} give the same configuration: "
-                "the axis changes nothing; leave one of them out"
-            )
-
-
-def refuse_fixed_seeds(study: Study, cell: Cell, run: Run) -> None:
-    """Refuse seeds that decide nothing in a cell.
-
-    Raises:
-        UsageError: no draw of the run follows `seed_everything`.
-    """
-    policy = run.config["model"]["policy"]["seed"]
-    own = {
-        "the order of pairs": run.config["data"]["seed"],
-        "random weights": policy,
-        "the adapters' first weights": policy,
-    }
-    # A seed of its own may equal the run's by chance, so that the draw seems to follow it.
-    moved = [draw for draw in moved_by_seed(run.module, run.data) if own.get(draw) is None]
-    if len(study.seeds) > 1 and not moved:
-        raise UsageError(
-            f"{study.file}: seeds: they change nothing in the cell {cell.name}, whose draws all have seeds of their "
-            "own (data.seed, model.policy.seed): set these to null, so that they follow seed_everything"
-        )
-
-
-def refuse_early_rungs(study: Study, cell: str, module: Any) -> None:
-    """Refuse a rung inside the warm-up, where a ranking says nothing of the method.
-
-    Raises:
-        UsageError: there is one.
-    """
-    total, schedule = module.total_steps, module.schedule
-    for share in study.rungs.shares:
-        step = max(1, round(share * total))
-        if schedule is not None and step < total and schedule.factor(step, total) < 1 and _warms(schedule, step, total):
-            raise UsageError(
-                f"{study.file}: rungs: step {step} of {total} ({share:g} of the run) lies in the warm-up of {cell} "
-                f"({schedule!r}), where nothing can be ranked: stop later, or shorten the warm-up"
-            )
-
-
-def _warms(schedule: Any, step: int, total: int) -> bool:
-    return schedule.factor(step, total) > schedule.factor(step - 1, total)
-
-
-def refuse_other_trials(study: Study, plan: Plan) -> None:
-    """Refuse trials in the study's folder that were trained with another configuration.
-
-    Raises:
-        UsageError: there are some.
-    """
-    if study.search is not None:
-        return
-    digests = {cell.name: cell.digest for cell in plan.cells}
-    for (name, seed), outcome in outcomes_of(study).items():
-        if name in digests and outcome.digest != digests[name]:
-            folder = study.folder / "runs" / name / f"s{seed}"
-            raise UsageError(
-                f"{folder} was trained with another configuration than {config_of(study.folder, name)} has now: delete "
-                f"{folder.parent}, or give the cell another name"
-            )
 
 
 def digest_of(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_pref.studies.study import Study
 
-IGNORED = """# Written by `ablate`: study.yaml, README.md, the CSV files and effects.png belong into a repository.
+IGNORED = """# Written by `ablate`: study.yaml, README.md, the CSV files and the figures belong into a repository.
 .*
 !.gitignore
 *.html

@@ -135,11 +135,14 @@ class Queue:
                 lost.append(_job(trial))
         return lost
 
-    def running(self) -> list[tuple[Job, float]]:
-        """Return the running jobs, and the seconds since they began."""
+    def running(self) -> list[tuple[Job, float, float]]:
+        """Return the running jobs with the seconds since they began, and since their workers were heard of."""
         now = datetime.now()
         trials = self._trials((TrialState.RUNNING,))
-        return [(_job(trial), (now - (trial.datetime_start or now)).total_seconds()) for trial in trials]
+        return [
+            (_job(trial), (now - (trial.datetime_start or now)).total_seconds(), self._silent(trial))
+            for trial in trials
+        ]
 
     def _trials(self, states: tuple[TrialState, ...] | None = None) -> list[FrozenTrial]:
         trials = self._storage.get_all_trials(self._id, deepcopy=False, states=states)

@@ -61,6 +61,9 @@ def _base(file: StudyFile) -> tuple[str, ...]:
     files = [base] if isinstance(base, str) else base
     if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
         file.refuse("base", f"expected the configuration file of a run, or a list of them, got {base!r:.60}")
+    for name in files:
+        if not Path(name).exists() and (beside := file.path.parent / name).exists():
+            file.refuse("base", f"{name} is not in this directory, from which files are named: write {beside}")
     try:
         refuse_mistakes(files)
     except UsageError as error:
@@ -116,7 +119,10 @@ def _values(file: StudyFile, path: str, values: Any) -> dict[str, Any]:
             path,
         )
     if len(found) < count or count < 2:
-        file.refuse("axes", f"{path}: an axis needs at least two different values, got {values!r:.60}", path)
+        what = (
+            f"{path}: an axis needs at least two different values, got {values!r:.60}; what is the same in every cell "
+        )
+        file.refuse("axes", f"{what}belongs into a configuration file that `base` names", path)
     for label in found:
         if any(sign in label for sign in "=/,: ") or not label:
             file.refuse("axes", f"{path}: {label!r} names a folder: choose a name without = / , : and blanks", path)
@@ -178,7 +184,8 @@ def _measures(file: StudyFile) -> tuple[Measure, tuple[Measure, ...]]:
     given = file.keys("measure", ("primary", "also"))
     primary = given.get("primary")
     if not isinstance(primary, Mapping) or "metric" not in primary or "goal" not in primary:
-        file.refuse("measure", "primary: expected {metric: val/rewards/accuracies, at: last, goal: max}")
+        expected = "a metric and whether larger is better, such as {metric: val/accuracy, goal: max}"
+        file.refuse("measure", f"primary: expected {expected}, got {primary!r:.80}")
     also = given.get("also") or []
     if not isinstance(also, list):
         file.refuse("measure", f"also: expected a list of measures, got {also!r:.60}")

@@ -136,20 +136,35 @@ def table_csv(table: Table) -> str:
 
 
 def page(table: Table) -> str:
-    """The table as a self-contained HTML page with the plot of effects."""
+    """The table as a self-contained HTML page with the plots of effects and of ranks at rungs."""
     header, rows = grid(table)
     data = {"study": table.study.name, "question": table.study.question, "verdict": table.verdict, "header": header}
+    measured = any(row.seeds for row in table.rows)
     figures = (
-        [] if not any(row.seeds for row in table.rows) else [("Effects", drawn(partial(draw_effects, table=table)))]
+        [("Effects", drawn(partial(draw_effects, table=table), height_of(len(effects_of(table)))))] if measured else []
     )
+    for ranks in table.rungs:
+        if ranks.drawable:
+            figures.append(
+                (f"Ranks at {ranks.share:g} of the run", drawn(ranks.draw, height_of(len(ranks.cells), 3.5)))
+            )
     values = {"table": table, "header": header, "rows": rows, "figures": figures}
     return render("lit_pref.studies", "page.html.j2", plain({**data, "rows": rows}), **values)
 
 
+def height_of(cells: int, least: float = 0.0) -> float:
+    """The height in inches of a figure with a line of text for each cell."""
+    return max(least, 1.2 + 0.3 * cells)
+
+
+def effects_of(table: Table) -> list[Row]:
+    """The rows whose effects are drawn: those with a difference; without any, those with a mean."""
+    return [row for row in table.rows if row.against is not None] or [row for row in table.rows if row.seeds]
+
+
 def draw_effects(axes: "Axes", table: Table) -> None:
     """Draw the paired differences of the cells with their intervals; without a comparison, their means."""
-    compared = [row for row in table.rows if row.against is not None]
-    rows = compared or [row for row in table.rows if row.seeds]
+    compared, rows = any(row.against is not None for row in table.rows), effects_of(table)
     for place, row in enumerate(reversed(rows)):
         of = row.against.difference if row.against is not None else row.means[table.study.primary.name]
         half = 0.0 if math.isinf(of.low) else of.high - of.value
@@ -160,4 +175,4 @@ def draw_effects(axes: "Axes", table: Table) -> None:
     if compared:
         axes.axvline(0, color=NEUTRAL, linewidth=0.8, linestyle=":")
     what = f"difference from {_baseline(table)} in " if compared else ""
-    axes.set_xlabel(f"{what}{table.study.primary.name}, 95 % interval over seeds")
+    axes.set_xlabel(f"{what}{table.study.primary.name}\n(95 % interval over seeds)")

@@ -1,4 +1,4 @@
-"""Writes the report of a study: results.csv, table.csv, report.html, README.md between markers, and TensorBoard."""
+"""Writes the report of a study: CSV files, report.html, figures, README.md between markers, and TensorBoard."""
 
 import os
 import textwrap
@@ -10,7 +10,7 @@ from filelock import FileLock
 from lit_pref.errors import UserError
 from lit_pref.studies.boards import write_boards
 from lit_pref.studies.plan_file import Plan
-from lit_pref.studies.rendering import draw_effects, markdown, page, table_csv
+from lit_pref.studies.rendering import draw_effects, effects_of, height_of, markdown, page, table_csv
 from lit_pref.studies.results import read_csv, results_of, to_csv
 from lit_pref.studies.study import Study
 from lit_pref.studies.table import Table, table_of
@@ -40,8 +40,7 @@ def _written(study: Study, plan: Plan) -> Table:
         for name, content in files.items():
             _write(study.folder / name, content)
         _write(readme, with_results(study, text, table))
-        if any(row.seeds for row in table.rows):
-            _draw(study.folder / "effects.png", table)
+        _draw_figures(study.folder, table)
         write_boards(study, table, outcomes)
         _log(study, table)
     except OSError as error:
@@ -65,8 +64,9 @@ def with_results(study: Study, readme: str, table: Table | None = None) -> str:
         readme = f"{readme.rstrip()}\n\n{START}\n{END}\n"
     head, _, rest = readme.partition(START)
     _, _, tail = rest.partition(END)
-    figure = "\n\n![effects](effects.png)" if any(row.seeds for row in table.rows) else ""
-    return f"{head}{START}\n\n{markdown(table)}{figure}\n\n{END}{tail}"
+    figures = "\n\n![effects](effects.png)" if any(row.seeds for row in table.rows) else ""
+    figures += "\n\n![ranks at rungs](rungs.png)" if any(ranks.drawable for ranks in table.rungs) else ""
+    return f"{head}{START}\n\n{markdown(table)}{figures}\n\n{END}{tail}"
 
 
 def _log(study: Study, table: Table) -> None:
@@ -87,11 +87,22 @@ def _first_readme(study: Study) -> str:
     return f"{head}\n## Result\n\n{START}\n{END}\n"
 
 
-def _draw(file: Path, table: Table) -> None:
+def _draw_figures(folder: Path, table: Table) -> None:
+    """Draw effects.png, and rungs.png with a panel for each rung that enough cells have passed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(table.rows)), layout="constrained")
-    draw_effects(figure.subplots(), table)
+    if any(row.seeds for row in table.rows):
+        effects = Figure(figsize=(7, height_of(len(effects_of(table)))), layout="constrained")
+        draw_effects(effects.subplots(), table)
+        effects.savefig(folder / "effects.png", dpi=120, metadata={"Software": None})
+    file, rungs = folder / "rungs.png", [ranks for ranks in table.rungs if ranks.drawable]
+    if not rungs:
+        file.unlink(missing_ok=True)  # of a study whose rungs were others
+        return
+    side = max(4.2, 1.5 + 0.22 * len(rungs[0].cells))
+    figure = Figure(figsize=(side * len(rungs), side), layout="constrained")
+    for axes, ranks in zip(figure.subplots(1, len(rungs), squeeze=False)[0], rungs, strict=True):
+        ranks.draw(axes)
     figure.savefig(file, dpi=120, metadata={"Software": None})
 
 

@@ -3,9 +3,10 @@
 from collections import Counter
 from statistics import fmean
 
+from lit_pref.studies.lease import BEAT, LEASE
 from lit_pref.studies.plan_file import Plan
 from lit_pref.studies.queue import Queue
-from lit_pref.studies.results import results_of
+from lit_pref.studies.results import MISSING, results_of
 from lit_pref.studies.rungs import next_jobs
 from lit_pref.studies.search import founds, search_jobs
 from lit_pref.studies.study import Study
@@ -17,35 +18,42 @@ def overview(study: Study, plan: Plan) -> str:
     outcomes = outcomes_of(study)
     if study.search is None:
         trials = len(plan.cells) * len(study.seeds)
+        whole = _whole_trials(study, len(plan.cells))
         names = [f"  {cell.name}  ({cell.steps} steps)" for cell in plan.cells]
         counted = f"{trials} trials = {len(plan.cells)} cells x {len(study.seeds)} seeds"
     else:
         rest = (len(study.seeds) - 1) * (study.search.best + study.compare.base)
-        trials, names = study.search.trials + rest, [f"  {one.path}" for one in study.search.ranges]
+        whole = trials = study.search.trials + rest
+        names = [f"  {one.path}" for one in study.search.ranges]
         counted = f"{trials} trials = {study.search.trials} of the search with seed {study.seeds[0]}, {rest} after it"
     ended = sum(outcome.state != "stopped" for outcome in outcomes.values())
     seconds = _seconds(study, plan)
-    time = "unknown until the first trial has ended" if seconds is None else f"{_duration(seconds * (trials - ended))}"
+    done = sum(1 if one.state != "stopped" else one.step / one.steps for one in outcomes.values())
+    time = "unknown until the first trial has ended" if seconds is None else f"{_duration(seconds * (whole - done))}"
     how = "" if outcomes or seconds is None else ", from a few steps of the first cell"
     disk = "" if plan.disk is None else f"; about {_size(plan.disk * trials)} of disk"
+    rungs = _rungs(study, len(plan.cells)) if study.search is None else []
     lines = [
         f"question    {study.question}",
         f"hypothesis  {study.hypothesis}",
         f"trials      {counted}; {ended} ended",
     ]
     estimate = f"about {time} with one worker{how}" if seconds is not None else time
-    return "\n".join([*lines, *names, f"estimate    {estimate}{disk}"])
+    return "\n".join([*lines, *names, *rungs, f"estimate    {estimate}{disk}"])
 
 
 def status_text(study: Study, plan: Plan) -> str:
     """Return the numbers of ended, running, waiting and failed trials as text, with the time left for one worker."""
     outcomes = outcomes_of(study)
     states = Counter(result.state for result in results_of(study, plan.cells, outcomes))
-    lines = [f"{'ended' if state == 'finished' else state:<11} {number}" for state, number in sorted(states.items())]
+    words = {"finished": "ended", MISSING: "to train"}
+    lines = [f"{words.get(state, state):<11} {number}" for state, number in sorted(states.items())]
     if study.search is not None:
         lines.append(f"{'searched':<11} {len(founds(study))} of {study.search.trials}")
-    for job, since in Queue(study).running():
-        lines.append(f"running     {job.cell or f'search {job.search}'}/s{job.seed} for {_duration(since)}")
+    for job, since, silent in Queue(study).running():
+        lost = f"; its worker is silent for {_duration(silent)}, after {_duration(LEASE)} another one resumes it"
+        name = f"{job.cell or f'search {job.search}'}/s{job.seed}"
+        lines.append(f"running     {name} for {_duration(since)}{lost if silent > 2 * BEAT else ''}")
     for outcome in outcomes.values():
         if outcome.state in ("failed", "diverged"):
             log = Trial(study.folder, outcome.name, outcome.seed).log
@@ -55,6 +63,25 @@ def status_text(study: Study, plan: Plan) -> str:
     if left and seconds is not None:
         lines.append(f"left        about {_duration(seconds * len(left))} for one worker")
     return "\n".join(lines)
+
+
+def _rungs(study: Study, cells: int) -> list[str]:
+    """A line for each rung: how many cells are trained further."""
+    lines = []
+    for share in study.rungs.shares:
+        kept = study.rungs.kept(cells)
+        lines.append(f"rung        at {share:g} of the run; {kept} of {cells} cells are trained further")
+        cells = kept
+    return lines
+
+
+def _whole_trials(study: Study, cells: int) -> float:
+    """How many whole trials the stages of a study with rungs take together."""
+    total, before = 0.0, 0.0
+    for share in [*study.rungs.shares, 1.0]:
+        total, before = total + cells * len(study.seeds) * (share - before), share
+        cells = study.rungs.kept(cells) if share < 1 else cells
+    return total
 
 
 def forget_failures(study: Study) -> list[str]:

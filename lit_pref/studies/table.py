@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from lit_pref.judging.comparison import Interval
 from lit_pref.studies.cells import baseline_of
-from lit_pref.studies.results import MISSING, WAITING, Result, rung_name
-from lit_pref.studies.statistics import Paired, holm, paired, signed, spearman, t_interval
+from lit_pref.studies.results import MISSING, WAITING, Result
+from lit_pref.studies.rung_ranks import RungRanks, rung_notes, rung_ranks
+from lit_pref.studies.statistics import Paired, holm, paired, signed, t_interval
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import labels_text
 
@@ -66,6 +67,7 @@ class Table:
         ended: number of those that have finished, diverged or failed, or were stopped for good.
         notes: sentences below the table.
         verdict: the result in one sentence.
+        rungs: the ranks of the cells at each rung, and at the end.
     """
 
     study: Study
@@ -74,6 +76,7 @@ class Table:
     ended: int
     notes: list[str]
     verdict: str
+    rungs: list[RungRanks] = field(default_factory=list)
 
     @property
     def heading(self) -> str:
@@ -94,8 +97,9 @@ def table_of(study: Study, results: Sequence[Result]) -> Table:
     rows = [_row(study, [one for one in counted if one.cell == name]) for name in names]
     rows = _compared(study, rows)
     ended = sum(one.state not in (MISSING, WAITING) for one in counted)
-    table = Table(study, rows, len(counted), ended, [], "")
-    table = replace(table, notes=[*_missing(rows), *_of_numbers(study, rows), *_of_rungs(study, counted)])
+    ranks = rung_ranks(study, counted)
+    notes = [*_missing(rows), *_of_numbers(study, rows), *rung_notes(study, counted, ranks)]
+    table = Table(study, rows, len(counted), ended, notes, "", ranks)
     return replace(table, verdict=verdict_of(table))
 
 
@@ -143,7 +147,8 @@ def verdict_of(table: Table) -> str:
         return start + "the study names no comparison"
     known = [row for row in compared if not math.isnan(row.probability)]
     if not known:
-        return start + "not shown: no difference has two seeds yet"
+        why = " yet" if start else ": trials of the cell or of its baseline diverged, failed or were stopped at a rung"
+        return f"{start}not shown: no difference has two seeds{why}"
     if all(row.against is not None and row.against.identical for row in known):
         return start + "nothing was varied: every cell has its baseline's numbers in every seed"
     better = [row for row in known if row.shown and _is_better(table.study, row)]
@@ -155,7 +160,9 @@ def verdict_of(table: Table) -> str:
         parts.append("not shown for " + ", ".join(row.text for row in rest))
     elif rest:
         signs = ", ".join(f"{row.text} better in {_of(row)} seeds" for row in rest[:4]) + (", ..." if rest[4:] else "")
-        parts.append(f"not shown: none of {len(rest)} difference(s) is clear after the correction ({signs})")
+        what = "the difference is not clear" if len(rest) == 1 else f"none of {len(rest)} differences is clear"
+        after = " after the correction" if table.study.compare.correction == "holm" and len(known) > 1 else ""
+        parts.append(f"not shown: {what}{after} ({signs})")
     fewer = [row.text for row in compared if row.states.get("diverged")]
     parts += [f"trials diverged in {', '.join(fewer)}, whose differences are of the other seeds"] if fewer else []
     return start + "; ".join(parts)
@@ -187,9 +194,14 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     }
     notes = []
     for state, meaning in words.items():
-        named = [f"{row.text}: seed {', '.join(map(str, row.states[state]))}" for row in rows if state in row.states]
+        named = [f"{row.text}{_which(row, row.states[state])}" for row in rows if state in row.states]
         notes += [f"{meaning}: {'; '.join(named)}"] if named else []
     return notes
+
+
+def _which(row: Row, seeds: Sequence[int]) -> str:
+    """The seeds of a cell's trials; empty if these are all of them."""
+    return "" if len(seeds) > 1 and not row.seeds and len(row.states) == 1 else f": seed {', '.join(map(str, seeds))}"
 
 
 def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -201,7 +213,8 @@ def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
     known = sum(not math.isnan(row.probability) for row in rows)
     if known:
         how = f"Holm's correction over {known} comparisons" if study.compare.correction == "holm" else "not corrected"
-        notes.append(f"intervals are 95 % t intervals over seeds; p is of the paired differences, {how}")
+        which = f"paired differences, {how}" if known > 1 else "one paired difference, which needs no correction"
+        notes.append(f"intervals are 95 % t intervals over seeds; p is of the {which}")
     if any(row.against is not None and row.against.seeds < FEWEST for row in rows):
         notes.append(f"nothing is called shown on fewer than {FEWEST} seeds")
     if study.primary.at == "best":
@@ -212,39 +225,6 @@ def _of_numbers(study: Study, rows: Sequence[Row]) -> list[str]:
             f"cells were selected on seed {first} among {study.search.trials}; means are over the {rest} other seeds"
         )
     return notes
-
-
-def _of_rungs(study: Study, results: Sequence[Result]) -> list[str]:
-    """Sentences on how well the ranking at each rung agrees with the final one, and on the steps saved."""
-    notes = []
-    for share in study.rungs.shares:
-        cells = list(dict.fromkeys(one.cell for one in results))
-        pairs = [
-            (_mean(results, cell, rung_name(study, share)), _mean(results, cell, study.primary.name)) for cell in cells
-        ]
-        known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        rho = spearman(*zip(*known, strict=True)) if len(known) > 2 else math.nan
-        words = f"{rho:.2f}" if not math.isnan(rho) else "unknown (below three cells, or ties)"
-        notes.append(
-            f"rung at {share:g} of the run: Spearman correlation of its ranking with the final one {words}, over the "
-            f"{len(known)} of {len(cells)} cells that were trained to the end"
-        )
-    total = sum(one.steps for one in results)
-    if study.rungs.shares and total:
-        saved = 1 - sum(one.step for one in results) / total
-        notes.append(f"optimizer steps saved by rungs: {saved:.0%} of {total}")
-        if study.rungs.strategy == "full":
-            share, kept = study.rungs.shares[0], min(study.rungs.keep, len(cells))
-            would = (1 - share) * (1 - kept / len(cells))
-            notes[-1] = (
-                f"stopping there and keeping {kept} of {len(cells)} cells would have saved {would:.0%} of {total} steps"
-            )
-    return notes
-
-
-def _mean(results: Sequence[Result], cell: str, name: str) -> float | None:
-    values = [one.values[name] for one in results if one.cell == cell and name in one.values]
-    return sum(values) / len(values) if values else None
 
 
 def _flat(row: Row) -> list[int]:

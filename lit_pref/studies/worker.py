@@ -63,7 +63,10 @@ class Worker:
             claim = queue.claim(set(jobs))
             if claim is None:
                 if waiting != len(jobs):
-                    say(f"waiting for {len(jobs)} trial(s) of other workers")
+                    say(
+                        f"waiting for {len(jobs)} trial(s) of other workers; one whose worker is silent for "
+                        f"{self.lease:.0f} s is resumed here"
+                    )
                 waiting = len(jobs)
                 time.sleep(self.pause)
                 continue
@@ -173,9 +176,16 @@ class Worker:
 
     def _line(self, trial: Trial, outcome: Outcome) -> str:
         """Return the line that is printed when a trial has ended or stopped."""
-        stop = outcome.step if outcome.state == "stopped" else None
+        stopped = outcome.state == "stopped"
+        stop = outcome.step if stopped else None
         value = outcome.value(self.study.primary, stop)
+        if stopped:
+            measured = "" if value is None else f"{self.study.primary.metric} {value:.4g} "
+            where = f"at step {stop} of {outcome.steps}"
+            return f"{outcome.state:<11} {trial.name}: {measured}{where}; {outcome.seconds:.0f} s"
         outcomes = outcomes_of(self.study)
         ended = sum(one.state != "stopped" for one in outcomes.values())
         number = f"{self.study.primary.metric} {value:.4g}" if value is not None else outcome.reason
-        return f"{outcome.state:<11} {trial.name}: {number}; {outcome.seconds:.0f} s; {ended} trial(s) ended"
+        all_end = self.study.search is None and self.study.rungs.strategy == "full"
+        of = f" of {len(self.plan.cells) * len(self.study.seeds)}" if all_end else ""
+        return f"{outcome.state:<11} {trial.name}: {number}; {outcome.seconds:.0f} s; {ended}{of} trial(s) ended"

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from lit_pref.studies.cells import cells_of
 from lit_pref.studies.plan_file import Plan, Planned
+from lit_pref.studies.reading import read_study
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import Outcome, Trial
+from lit_pref.studies.worker import Worker
 
 
 def plan_by_hand(study: Study, steps: int = 10) -> Plan:
@@ -44,3 +49,16 @@ def curves(run_dir: Path) -> dict[str, Any]:
     """Read the curves of a computed trial."""
     file = run_dir / "curves.json"
     return json.loads(file.read_text()) if file.exists() else {}
+
+
+def work_slowly(config: str) -> None:
+    """Work as a worker whose trials take a moment; it must not import torch."""
+
+    def slowly(trial: Trial, stop: int | None, cell: Planned) -> None:
+        time.sleep(0.15)
+        computed(trial, stop, cell)
+
+    study = read_study(config)
+    (study.folder / "worker.pid").write_text(str(os.getpid()))
+    Worker(study, plan_by_hand(study), slowly, curves, lease=1.0, beat=0.2, pause=0.05).work()
+    assert "torch" not in sys.modules

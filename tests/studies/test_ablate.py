@@ -16,7 +16,7 @@ from studies.computed_trials import ended
 
 from lit_pref.__main__ import main
 from lit_pref.callbacks.gold_reward import GoldReward
-from lit_pref.commands.ablate import forget_slurm_job
+from lit_pref.commands.ablate import ablate
 from lit_pref.errors import Diverged, UsageError
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.schedules import Cosine, Flat
@@ -26,9 +26,11 @@ from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.studies.boards import scalar, write_events
 from lit_pref.studies.cells import cells_of
 from lit_pref.studies.measures import refuse_unknown_measures
-from lit_pref.studies.plan import plan_of, refuse_early_rungs, refuse_equal, refuse_free
+from lit_pref.studies.plan import plan_of
 from lit_pref.studies.plan_file import Planned, read_plan
+from lit_pref.studies.plan_refusals import refuse_early_rungs, refuse_equal, refuse_free
 from lit_pref.studies.reading import read_study
+from lit_pref.studies.slurm import Slurm, WorkerJob, forget_slurm_job
 from lit_pref.studies.study import Axis, Study
 from lit_pref.studies.training import train
 from lit_pref.studies.trial import Trial, outcomes_of
@@ -105,6 +107,32 @@ def test_a_study_is_planned_trained_over_a_rung_and_reported(
     assert "unknown command 'ablate reprt'" in (err := capsys.readouterr().err) and "did you mean ablate report" in err
 
 
+def test_workers_are_submitted_after_the_plan_from_a_machine_without_the_gpus_of_the_runs(
+    study_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    file, base = str(study_file()), yaml.safe_load(Path("base.yaml").read_text())
+    base["trainer"] |= {"accelerator": "gpu", "devices": "auto", "precision": "bf16-mixed"}
+    Path("base.yaml").write_text(yaml.safe_dump(base))
+    submitted: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        "lit_pref.commands.ablate.submit", lambda *given: submitted.append(given) or ["4711_0", "4711_1"]
+    )
+    words = "--slurm.workers 12 --slurm.timeout_min 240 --slurm.gpus_per_node 8 --slurm.partition a100"
+    assert ended_with("ablate", "--config", file, *words.split()) == 0
+    said = capsys.readouterr().out
+    assert said.index("trials      4 trials") < said.index(
+        "submitted   2 worker job(s): 4711_0, 4711_1; their logs are in"
+    )
+    assert f"Next: look at the trials\n  python -m lit_pref ablate status --config {file}" in said
+    ((study, slurm, job, most),) = submitted
+    assert (slurm, most) == (Slurm(12, 240, gpus_per_node=8, partition="a100"), 4)
+    assert job == WorkerJob(ablate, file)
+    plan = read_plan(study)
+    assert plan is not None and [cell.processes for cell in plan.cells] == [8, 8] and not plan.shared
+    assert ended_with("ablate", "--config", file, "--slurm.partition", "a100") == 2
+    assert "slurm.workers is missing" in capsys.readouterr().err
+
+
 def test_the_commands_of_the_page_about_studies_run(
     study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -122,7 +150,7 @@ def test_the_commands_of_the_page_about_studies_run(
 
     monkeypatch.setattr("lit_pref.studies.training.train", trained)
     commands = re.findall(r"^python -m lit_pref (.*)$", page, flags=re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert ended_with(*shlex.split(command)) == 0, command
     said = capsys.readouterr().out

@@ -31,6 +31,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"qestion": "Why?"}, "unknown key 'qestion'; known: .*; did you mean question"),
     ({"hypothesis": None}, "hypothesis: missing: one sentence, written before the trials"),
     ({"base": "bas.yaml"}, r"line 3: base: config file bas.yaml does not exist; did you mean base.yaml\?"),
+    ({"base": "beside.yaml"}, r"beside.yaml is not in this directory, .*: write study/beside.yaml"),
     ({"axes": {}}, r"axes: expected `setting: \[values\]`"),
     ({"axes": None}, "either `axes`, whose cells are all trained, or a `search`"),
     ({"axes": {"model.objective.beta": [0.1]}}, "line 5: axes: model.objective.beta: an axis needs at least two"),
@@ -40,7 +41,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": 3}, r"seeds: expected a list of whole numbers, such as \[0, 1, 2, 3, 4\], got 3"),
     ({"skip": ["target=soft"]}, "skip: target has no value 'soft'; it has hard, margin"),
     ({"skip": ["targt=hard"]}, r"'targt=hard' is not AXIS=VALUE .* target, beta; did you mean target\?"),
-    ({"measure": {"primary": "x"}}, r"primary: expected \{metric: "),
+    (
+        {"measure": {"primary": "x"}},
+        r"primary: expected a metric and whether .*\{metric: val/accuracy, goal: max\}, got 'x'",
+    ),
     ({"measure": {"primary": {"metric": "x", "goal": "up"}}}, "expected one of max, min, got 'up'"),
     ({"measure": {"primary": {"metric": "x", "goal": "max", "att": 1}}}, "unknown key 'att'; known: metric, at, goal"),
     ({"measure": {"primary": {"metric": "x", "goal": "max"}, "also": ["x"]}}, "x is named twice"),
@@ -68,6 +72,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=[said[:30] for _, said in MISTAKES])
 def test_a_mistake_is_one_sentence(write_study: Callable[..., Path], changes: dict[str, Any], said: str):
     file = write_study(**changes)
+    file.with_name("beside.yaml").touch()
     with pytest.raises(UsageError, match=said) as refused:
         read_study(file)
     assert str(file) in str(refused.value) and "\n" not in str(refused.value)
@@ -123,6 +128,9 @@ def test_an_unknown_setting_is_answered_with_the_nearest():
     base = {"model": {"objective": {"class_path": "DPO", "init_args": {"beta": 0.1, "target": None}}}}
     with pytest.raises(UsageError, match=r"no setting model.objective.bta; did you mean model.objective.beta\?"):
         refuse_unknown(base, "model.objective.bta")
+    for path in ("beta", "model.objective.init_args.beta"):
+        with pytest.raises(UsageError, match=rf"{path}: .*; did you mean model\.objective\.beta\?"):
+            refuse_unknown(base, path)
     with pytest.raises(UsageError, match=r"model\.objective\.beta is no mapping with 'low'"):
         Cell({"low": "1"}, {"model.objective.beta.low": 1}).config(base)
 

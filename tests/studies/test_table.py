@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.computed_trials import ended, plan_by_hand
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from lit_pref.studies.reading import read_study
 from lit_pref.studies.rendering import grid, markdown, page, table_csv, terminal
@@ -47,9 +48,17 @@ def test_a_clear_difference_is_shown_and_an_unclear_one_is_not(study: Study):
 def test_two_seeds_show_nothing(write_study: Any):
     study = read_study(write_study(seeds=[0, 2]))
     table = made(study, outcomes(study))
-    assert table.verdict.startswith("not shown: none of 2 difference(s) is clear")
+    assert table.verdict.startswith("not shown: none of 2 differences is clear after the correction (margin")
     assert not any(row.shown for row in table.rows)
     assert "nothing is called shown on fewer than 3 seeds" in table.notes
+
+
+def test_a_single_comparison_needs_no_correction(write_study: Any):
+    axes = {"model.objective.beta": [0.1, 0.2]}
+    study = read_study(write_study(axes=axes, compare={"against": "beta=0.1"}))
+    table = made(study, outcomes(study))
+    assert table.verdict.startswith("not shown: the difference is not clear (beta 0.2 better in ")
+    assert any(note.endswith("of the one paired difference, which needs no correction") for note in table.notes)
 
 
 def test_missing_diverged_and_failed_trials_are_named_and_do_not_shrink_n_silently(study: Study):
@@ -68,6 +77,20 @@ def test_missing_diverged_and_failed_trials_are_named_and_do_not_shrink_n_silent
     assert "missing: hard · beta 0.1: seed 3" in notes and "1 diverged" in table.heading
     assert table.verdict.startswith("preliminary, 15 of 16 trials: ")
     assert "trials diverged in margin · beta 0.1, whose differences are of the other seeds" in table.verdict
+
+
+def test_a_complete_study_without_a_difference_says_why(study: Study):
+    found = outcomes(study)
+    for cell, seed in found:
+        if "hard" in cell:
+            found[cell, seed] = ended(
+                Trial(study.folder, cell, seed), found[cell, seed].cell, state="diverged", curves={}
+            )
+    table = made(study, found)
+    assert table.verdict.startswith(
+        "not shown: no difference has two seeds: trials of the cell or of its baseline diverged"
+    )
+    assert any(note.endswith("a result of the cell: hard · beta 0.1; hard · beta 0.3") for note in table.notes)
 
 
 def test_an_axis_that_changed_no_number_is_found(study: Study):
@@ -141,6 +164,33 @@ def test_rungs_report_the_rank_correlation_and_the_steps_saved(write_study: Any)
     assert (
         to_csv(one, results_of(one, plan_by_hand(one).cells, found)).splitlines()[0].endswith(",score,other,score@0.4")
     )
+
+
+def test_the_ranks_at_a_rung_are_plotted_against_the_final_ones(write_study: Any):
+    axes = {"model.objective.beta": [0.1, 0.2, 0.3, 0.4]}
+    study = read_study(write_study(axes=axes, compare=None, seeds=[0], rungs={"strategy": "full", "at": 0.4}))
+    values = {"0.1": (1.0, 4.0), "0.2": (3.0, 3.0), "0.3": (3.0, 2.0), "0.4": (4.0, 1.0)}
+    for beta, (there, end) in values.items():
+        trial = Trial(study.folder, f"beta={beta}", 0)
+        curves = {"score": [(4, there), (10, end)], "other": [(10, 0.5)]}
+        ended(trial, {"beta": beta}, curves=curves).write(trial)
+    table = write_report(study, plan_by_hand(study))
+    (ranks,) = table.rungs
+    assert ranks.cells == ["beta 0.1", "beta 0.2", "beta 0.3", "beta 0.4"]
+    assert (ranks.at_rung, ranks.final) == ([4.0, 2.5, 2.5, 1.0], [1.0, 2.0, 3.0, 4.0])
+    assert ranks.title == "rung at 0.4 of the run: Spearman -0.95, 4 cells"
+    readme = (study.folder / "README.md").read_text()
+    assert "![ranks at rungs](rungs.png)" in readme and (study.folder / "rungs.png").exists()
+    assert "Ranks at 0.4 of the run" in page(table)
+    found = EventMultiplexer().AddRunsFromDirectory(str(study.folder / "tb"))
+    found.Reload()
+    assert found.Runs()["."]["images"] == ["study/effects", "study/rung_0.4"]
+
+    for beta in ("0.1", "0.2"):
+        Trial(study.folder, f"beta={beta}", 0).file.unlink()
+    table = write_report(study, plan_by_hand(study))
+    assert not (study.folder / "rungs.png").exists() and "rungs.png" not in (study.folder / "README.md").read_text()
+    assert any(note.endswith("to the end; below 3 cells, it is not plotted") for note in table.notes)
 
 
 def test_the_report_of_nothing_says_so(study: Study):

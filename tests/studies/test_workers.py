@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lit_pref.studies.plan_file import Planned
 from lit_pref.studies.queue import Queue
 from lit_pref.studies.reading import read_study
 from lit_pref.studies.results import results_of, to_csv
+from lit_pref.studies.status import forget_failures, overview, status_text
 from lit_pref.studies.study import Study
 from lit_pref.studies.trial import Busy, Job, Trial, outcomes_of
 from lit_pref.studies.worker import Train, Worker
@@ -96,7 +98,35 @@ def test_a_lease_is_touched_and_a_silent_one_ends(study: Study, tmp_path: Path):
     again = queue.claim({Job("b", 0)})
     assert again is not None and (again.losses, again.failures) == (1, 0)
     queue.done(silent, 1.0)  # the worker that was taken for lost wakes up
-    assert [job for job, _ in queue.running()] == [Job("a", 0), Job("b", 0)]
+    assert [job for job, *_ in queue.running()] == [Job("a", 0), Job("b", 0)]
+
+
+def test_the_status_names_a_silent_worker(study: Study, monkeypatch: pytest.MonkeyPatch):
+    queue = Queue(study)
+    queue.offer([Job("a", 0)])
+    claim = queue.claim({Job("a", 0)})
+    assert claim is not None
+    plan = plan_by_hand(study)
+    with Lease(claim.lease):
+        assert "running     a/s0 for 0 s\n" in f"{status_text(study, plan)}\n"
+    claim.lease.parent.mkdir(exist_ok=True)
+    claim.lease.touch()
+    os.utime(claim.lease, (time.time() - 100, time.time() - 100))
+    said = status_text(study, plan)
+    assert (
+        "for 0 s; its worker is silent for 100 s, after 3 min another one resumes it" in said
+        and "to train    16" in said
+    )
+
+
+def test_the_plan_says_what_each_rung_stops(write_study: Callable[..., Path]):
+    axes = {"model.objective.beta": [round(0.1 * k, 1) for k in range(1, 10)]}
+    study = read_study(write_study(axes=axes, compare=None, seeds=[0], rungs={"strategy": "halving", "from": 0.2}))
+    plan = plan_by_hand(study)
+    said = overview(study, replace(plan, seconds=10.0))
+    assert "rung        at 0.2 of the run; 3 of 9 cells are trained further\n" in said
+    assert "rung        at 0.6 of the run; 1 of 3 cells are trained further\n" in said
+    assert "estimate    about 34 s with one worker" in said, "9 x 0.2 + 3 x 0.4 + 1 x 0.4 = 3.4 whole trials"
 
 
 def test_a_failed_trial_is_retried_and_then_named_and_may_be_retried_by_hand(study: Study):
@@ -114,8 +144,6 @@ def test_a_failed_trial_is_retried_and_then_named_and_may_be_retried_by_hand(stu
     assert tried.count("target=hard,beta=0.1/s1") == study.retries + 1 == failed.failures
     assert (failed.state, failed.reason) == ("failed", "RuntimeError: no space left")
     assert sum(outcome.state == "finished" for outcome in found.values()) == 15
-
-    from lit_pref.studies.status import forget_failures, status_text
 
     said = status_text(study, plan_by_hand(study))
     assert "failed      target=hard,beta=0.1/s1: RuntimeError: no space left (log " in said
