@@ -49,6 +49,11 @@ class SumSquares:
 
 
 @dataclass(frozen=True)
+class LogSumSquares:
+    """Sequence sums of `log Σ_v p_v²`; (B,), nats. Needs no reference."""
+
+
+@dataclass(frozen=True)
 class TopOne:
     """Number of response tokens that are the arg max of their distribution, ties included; (B,). Needs no reference."""
 
@@ -58,7 +63,7 @@ class TokenRewards:
     """The scalar head's output at every response token; a zero-padded (B, T) tensor. For reward models only."""
 
 
-Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
+Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | Entropy | SumSquares | LogSumSquares | TopOne
 COMPARING_NEEDS = (Tilt, TiltSlope, Kl)
 """Needs that compare whole distributions, over the shared ids, and so require a live reference with the policy's
 tokenizer."""

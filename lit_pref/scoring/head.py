@@ -73,7 +73,8 @@ def token_values(
     Per token, with f the logits of `readout`, g those of `against`, p = softmax(f) and y the target:
     Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y] - log p_y`; TiltSlope gives its derivative at ε = 0,
     `(f_y - g_y) - Σ_v p_v (f_v - g_v)`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
-    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 if `f_y = max_v f_v`, else 0.
+    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`, LogSumSquares its logarithm; TopOne gives 1 if
+    `f_y = max_v f_v`, else 0.
 
     All are computed in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867). The backward pass
     recomputes each tile, or uses the tiles of the forward pass if they are few. If only `hidden` requires a gradient

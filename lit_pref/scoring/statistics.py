@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TiltSlope, TopOne
+from lit_pref.scores import Entropy, Kl, LogSumSquares, Need, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring.tiles import TilePosition, Workspace
 
 
@@ -95,7 +95,8 @@ class Statistics:
         self.needs = tuple(dict.fromkeys(needs))
         self.compares = any(isinstance(need, Tilt | TiltSlope | Kl) for need in self.needs)
         self.differences = Differences([need for need in self.needs if isinstance(need, Tilt)], n, like)
-        summed = (need for need in self.needs if isinstance(need, Entropy | SumSquares))
+        squared = (SumSquares() if need == LogSumSquares() else need for need in self.needs)
+        summed = (need for need in squared if isinstance(need, Entropy | SumSquares))
         self.sums: dict[Need, Tensor] = {need: like.new_zeros(n) for need in summed}  # relative to the policy's top
 
     def add(
@@ -140,6 +141,8 @@ class Statistics:
                 return self.policy.lse() - self.sums[need] / self.policy.total
             case SumSquares():
                 return self.sums[need] / self.policy.total.square()
+            case LogSumSquares():
+                return self.sums[SumSquares()].log() - 2 * self.policy.total.log()
             case Kl():
                 shared = self.policy.top + self.differences.total.log()  # log Σ_v exp(f_v) over the ids of both
                 return self.differences.mean - (shared - self.reference.lse())

@@ -14,6 +14,9 @@ from lit_pref.scores import PairScores
 class Weight(Part):
     """omega_i of every pair, (B,), a constant. It weighs the preference loss, not the terms."""
 
+    uniform: bool = False
+    """omega is 1 for every pair, so that it is not logged."""
+
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """Return omega_i, (B,), in the dtype of the scores."""
@@ -21,6 +24,8 @@ class Weight(Part):
 
 class NoWeight(Weight):
     """omega = 1."""
+
+    uniform = True
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.ones_like(policy.chosen.scores)
