@@ -22,11 +22,12 @@ class AOT(Pointwise):
     differences of log-probs of chosen and rejected response, l_w - l_l of the policy and r_w - r_l of the reference.
     Unpaired: a = h_w and b = h_l, and which rejected response came with which chosen one does not matter.
 
-    **The loss depends on the micro-batch**, as that of no other objective does: quantiles are estimated from its pairs
-    alone, on each rank, and the optimizer step takes the mean. A larger `data.micro_batch` estimates them better;
-    accumulation and ranks do not. With one pair it is DPO (a warning says so). Validation losses depend on
-    `data.val_batch` likewise. Fillers are left out of the sorting. Per-pair weights, targets, offsets or temperatures
-    would lose their pair in it, so there are none. Equal values of a are ranked in the order of the batch.
+    **The loss depends on the micro-batch**: quantiles are those of its pairs alone, and the optimizer step takes the
+    mean over micro-batches and ranks. A larger `data.micro_batch` estimates them better (by default it is all that the
+    device has of a step); accumulation and more ranks do not. With one pair it is DPO, of which a warning tells.
+    `data.max_tokens` puts pairs of similar lengths together, which are then compared only with each other. Validation
+    losses depend on `data.val_batch` likewise. Fillers are left out, and equal values of a are ranked in the order of
+    the batch. A weight, target, offset or temperature of a pair would lose its pair in the sorting, so there are none.
 
     >>> AOT(unpaired=True)
     AOT(beta=0.1, unpaired=True, label_smoothing=0.0)
