@@ -39,6 +39,11 @@ class Kl:
 
 
 @dataclass(frozen=True)
+class ReferenceKl:
+    """Sequence sums of KL(reference || policy) of the next-token distributions; (B,), nats, with gradient."""
+
+
+@dataclass(frozen=True)
 class Entropy:
     """Sequence sums of the next-token entropy `-Σ_v p_v log p_v`; (B,), nats. Needs no reference."""
 
@@ -46,6 +51,11 @@ class Entropy:
 @dataclass(frozen=True)
 class SumSquares:
     """Sequence sums of `Σ_v p_v²`, the probability that two draws of the next token agree; (B,). Needs no reference."""
+
+
+@dataclass(frozen=True)
+class LogSumSquares:
+    """Sequence sums of `log Σ_v p_v²`; (B,), nats. Needs no reference."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class TokenRewards:
     """The scalar head's output at every response token; a zero-padded (B, T) tensor. For reward models only."""
 
 
-Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | Entropy | SumSquares | TopOne
-COMPARING_NEEDS = (Tilt, TiltSlope, Kl)
+Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | ReferenceKl | Entropy | SumSquares | LogSumSquares | TopOne
+COMPARING_NEEDS = (Tilt, TiltSlope, Kl, ReferenceKl)
 """Needs that compare whole distributions, over the shared ids, and so require a live reference with the policy's
 tokenizer."""
 

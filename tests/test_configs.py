@@ -71,7 +71,7 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
             given_arguments = value.get("init_args", {})
             assert {k: given.arguments[k] for k in given_arguments} == given_arguments
         else:
-            assert given == value and f"{name}={value}" in repr(objective)
+            assert given == value and f"{name}={value!r}" in repr(objective)
 
 
 def unusual_arguments(cls: type) -> dict[str, Any]:

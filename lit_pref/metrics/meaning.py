@@ -22,6 +22,9 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     "target": Meaning("p, the probability that the loss fits, clamped to [0, 1]", "1"),
     "target_entropy": Meaning("-p log p - (1 - p) log(1 - p), the smallest possible loss of a pair", "nats"),
     "kl_to_target": Meaning("loss of the link - target_entropy = KL(p || sigmoid(x)); 0 is a perfect fit", "nats"),
+    "weight": Meaning(
+        "omega, by which the preference loss of the pair is multiplied, if the objective has weights", "1"
+    ),
     "epsilon_step": Meaning("direction of epsilon-DPO's step: 1 lowers beta, -1 raises it, 0 keeps it", "1"),
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
     "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
@@ -47,6 +50,7 @@ TRAINING: dict[str, Meaning] = {
     "train/state/beta": Meaning(
         "the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"
     ),
+    "train/state/delta": Meaning("the mean reward of all responses so far (BCO), after the step", "reward"),
 }
 """Numbers that the training loop logs in addition to the means."""
 

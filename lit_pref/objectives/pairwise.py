@@ -47,9 +47,10 @@ class Pairwise(Objective):
     `reference: NoReference` and `beta: 1`: its score takes the place of log pi.
 
     Rewards are beta_i phi(h_y). Logged for every pair: `logits` (x), `beta`, `target` (p, clamped to [0, 1]),
-    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, if this is a KL divergence),
-    and values of the parts. The `repr` prints the arguments as given to the subclass, so beta may have a paper's own
-    name there and its value before a subclass rescales it; `beta` in the log is the value used.
+    `target_entropy` (nats), `kl_to_target` (the link's loss minus that entropy, if this is a KL divergence), `weight`
+    (omega, if it can differ from 1), and values of the parts. The `repr` prints the arguments as given to the subclass,
+    so beta may have a paper's own name there and its value before a subclass rescales it; `beta` in the log is the
+    value used.
 
     >>> from lit_pref.objectives.parts.target import MarginTarget
     >>> Pairwise(beta=0.05, target=MarginTarget(gamma=2.2)).target
@@ -138,7 +139,8 @@ class Pairwise(Objective):
         for term in self.terms:
             losses = losses + term.coefficient * term(policy, rewards, pairs)
 
-        part_logs = {**beta_log, **mix_log, **self.score.log(ratios)}
+        weight_log = {} if self.weight.uniform else {"weight": weight}
+        part_logs = {**weight_log, **beta_log, **mix_log, **self.score.log(ratios)}
         logged = {"logits": logits, "beta": beta, **self._fit_log(preference, target), **part_logs}
         return ObjectiveOutput(
             losses=losses,

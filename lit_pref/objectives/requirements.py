@@ -27,8 +27,8 @@ class Requirements:
         min_references: the smallest K.
         max_references: the largest K; None is any number.
         statistics: statistics of the policy; they arrive in `SequenceScores.statistics`.
-        reference_statistics: statistics of every reference; never `Tilt`, `TiltSlope` or `Kl`, which compare the
-            policy with a reference.
+        reference_statistics: statistics of every reference; never `Tilt`, `TiltSlope`, `Kl` or `ReferenceKl`,
+            which compare the policy with a reference.
         columns: required data: `margin`, `probability`, or names of columns.
         token_columns: token columns of the data.
         token_functions: token columns computed from a pair's ids: name -> a function known by its import path.

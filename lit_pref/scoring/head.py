@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_pref.scores import COMPARING_NEEDS, Need
+from lit_pref.scores import COMPARING_NEEDS, Need, ReferenceKl
 from lit_pref.scoring.statistics import LogProbs, Statistics
 from lit_pref.scoring.tiles import TilePosition, Workspace, few_tiles, slices, tile_shape
 
@@ -68,22 +68,28 @@ class Readout:
 def token_values(
     readout: Readout, targets: Tensor, needs: Sequence[Need] = (), against: Readout | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return `log softmax(f)[y]` of every target, with gradient, and the requested statistics, without gradient.
+    """Return `log softmax(f)[y]` of every target, with gradient, and the requested statistics.
+
+    Of the statistics only ReferenceKl has a gradient.
 
     Per token, with f the logits of `readout`, g those of `against`, p = softmax(f) and y the target:
     Tilt(ε) gives `log softmax((1 + ε) f - ε g)[y] - log p_y`; TiltSlope gives its derivative at ε = 0,
-    `(f_y - g_y) - Σ_v p_v (f_v - g_v)`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`;
-    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`; TopOne gives 1 if `f_y = max_v f_v`, else 0.
+    `(f_y - g_y) - Σ_v p_v (f_v - g_v)`; Kl gives `Σ_v p_v (f_v - g_v) - (lse f - lse g)`; ReferenceKl gives
+    `Σ_v q_v (g_v - f_v) - (lse g - lse f)`, q = softmax(g);
+    Entropy gives `lse f - Σ_v p_v f_v`; SumSquares gives `Σ_v p_v²`, LogSumSquares its logarithm; TopOne gives 1 if
+    `f_y = max_v f_v`, else 0.
 
     All are computed in one pass over tiles of logits (Milakov and Gimelshein, arXiv 1805.02867). The backward pass
     recomputes each tile, or uses the tiles of the forward pass if they are few. If only `hidden` requires a gradient
     (a frozen head, as with LoRA), the forward pass also computes its gradient,
-    `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication.
+    `d log p_y / d hidden = Σ_v (1[v = y] - p_v) (d f_v / d hidden)`, and the backward pass is one multiplication;
+    not with ReferenceKl, whose gradient `Σ_v (p_v - q_v) (d f_v / d hidden)` has an upstream gradient of its own.
     Both logits are upcast before they are subtracted: at ε = 0.01 the step is below the resolution of bf16.
 
     `against` may have fewer ids than `readout`, whose last ones are then padding that no tokenizer gives. Tilt,
-    TiltSlope and Kl compare the two distributions given that the token is one of the shared ids: their sums over v and
-    their p are those of the shared ids. `log p_y` and the other statistics are over all ids of `readout`.
+    TiltSlope, Kl and ReferenceKl compare the two distributions given that the token is one of the shared ids: their
+    sums over v and their p are those of the shared ids. `log p_y` and the other statistics are over all ids of
+    `readout`.
 
     Args:
         readout: N tokens of the policy.
@@ -146,29 +152,54 @@ class _TilePass(torch.autograd.Function):
         logps = LogProbs(len(hidden), like)
         statistics = Statistics(logps, needs, like)
         wanted = [recorded and needed for needed in ctx.needs_input_grad[:3]]
-        frozen = weight is not None and wanted == [True, False, False]
+        graded = ReferenceKl() in needs and any(wanted)
+        frozen = weight is not None and wanted == [True, False, False] and not graded
         unit = torch.zeros_like(hidden, dtype=readout.dtype) if frozen else None
         few = few_tiles(hidden.device, len(hidden), readout.vocabulary)
         keep = few and any(wanted) and weight is not None and not frozen
         with torch.autocast(hidden.device.type, enabled=False):
             kept = _gather(readout, targets, logps, statistics, against, unit, keep)
-        saved = (hidden, weight, bias, targets, logps.lse(), *kept) if unit is None else (unit,)
+        own = (statistics.shared_lse(), statistics.reference.lse()) if graded else (None, None)
+        saved = (hidden, weight, bias, targets, logps.lse(), *own, *kept) if unit is None else (unit,)
         ctx.save_for_backward(*saved)
         ctx.scale, ctx.softcap, ctx.frozen, ctx.dtype = scale, softcap, frozen, hidden.dtype
+        ctx.against, ctx.place = (against, 1 + needs.index(ReferenceKl())) if graded else (None, 0)
         values = [statistics.value(need) for need in needs]
-        ctx.mark_non_differentiable(*values)
+        constant = [value for need, value in zip(needs, values, strict=True) if need != ReferenceKl()]
+        ctx.mark_non_differentiable(*constant)
         return logps.value(), *values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.frozen:
             (unit,) = ctx.saved_tensors
-            return (unit * grad[:, None]).to(ctx.dtype), *(None,) * 8
-        hidden, weight, bias, targets, lse, *kept = ctx.saved_tensors
+            return (unit * grads[0][:, None]).to(ctx.dtype), *(None,) * 8
+        hidden, weight, bias, targets, lse, shared, other, *kept = ctx.saved_tensors
         readout = Readout(hidden, weight, bias, ctx.scale, ctx.softcap)
+        upstream = grads[0].to(readout.dtype) * ctx.scale
+        pull = None
+        if ctx.against is not None:
+            pull = _Pull(ctx.against, shared, other, grads[ctx.place].to(readout.dtype) * ctx.scale)
         with torch.autocast(hidden.device.type, enabled=False):
-            return *_gradients(readout, targets, lse, grad, kept, ctx.needs_input_grad[:3]), *(None,) * 6
+            return *_gradients(readout, targets, lse, upstream, kept, ctx.needs_input_grad[:3], pull), *(None,) * 6
+
+
+@dataclass
+class _Pull:
+    """The gradient of `ReferenceKl` by the policy's logits, `upstream · (p - q)` over the ids that both models have."""
+
+    against: Readout
+    shared: Tensor  # (N,) `log Σ_v exp(f_v)` over these ids
+    lse: Tensor  # (N,) the same of the reference's logits g
+    upstream: Tensor  # (N,)
+
+    def __call__(self, f: Tensor, other: Readout, rows: slice, workspace: Workspace, shape: TilePosition) -> Tensor:
+        """Return the gradient by the tile f, over its first columns, those that the tile of `other` has."""
+        both = shape.narrow(other.vocabulary)
+        g = other.tile(rows).to(f.dtype)
+        p = torch.sub(f[:, : both.columns], self.shared[rows, None], out=workspace("p", both)).exp_()
+        return p.sub_(g.sub_(self.lse[rows, None]).exp_()).mul_(self.upstream[rows, None])
 
 
 def _gather(
@@ -212,11 +243,16 @@ def _gather(
 
 
 def _gradients(
-    readout: Readout, targets: Tensor, lse: Tensor, grad: Tensor, kept: Sequence[Tensor], wanted: Sequence[bool]
+    readout: Readout,
+    targets: Tensor,
+    lse: Tensor,
+    upstream: Tensor,
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    pull: _Pull | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return gradients of hidden, weight and bias: `d log p_y / d f_v = 1[v = y] - p_v`, through soft-cap and scale."""
     hidden, weight, dtype, cap = readout.hidden, readout.weight, readout.dtype, readout.softcap
-    upstream = grad.to(dtype) * readout.scale
     # Sums over tiles stay in the compute dtype and are rounded once, when they are complete.
     grad_hidden = torch.zeros_like(hidden, dtype=hidden.dtype if weight is None else dtype) if wanted[0] else None
     grad_weight, grad_bias = (
@@ -226,14 +262,17 @@ def _gradients(
     workspace, kept_tiles = Workspace(targets.device, dtype), iter(kept)
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
-        part = readout.over(columns)
+        part, other = readout.over(columns), None if pull is None else pull.against.over(columns)
         share_weight, share_bias = (None if t is None else t[columns].to(dtype) for t in (grad_weight, grad_bias))
         for rows in slices(len(targets), row_tile):
             position = TilePosition.of(targets, rows, columns)
             f = next(kept_tiles) if kept else part.tile(rows, out=workspace("f", position))
             slope = None if cap is None else _slope(f, cap, out=workspace("slope", position))
+            pulled = pull(f, other, rows, workspace, position) if pull and other and other.vocabulary else None
             change = torch.sub(f, lse[rows, None], out=workspace("f", position)).exp_().mul_(-upstream[rows, None])
             change.scatter_add_(1, position.index, torch.where(position.inside, upstream[rows], 0)[:, None])
+            if pulled is not None:
+                change[:, : pulled.shape[1]] += pulled
             if slope is not None:
                 change *= slope
             if grad_hidden is not None and part.weight is not None:

@@ -6,7 +6,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lit_pref.scores import Entropy, Kl, Need, SumSquares, Tilt, TiltSlope, TopOne
+from lit_pref.scores import (
+    COMPARING_NEEDS,
+    Entropy,
+    Kl,
+    LogSumSquares,
+    Need,
+    ReferenceKl,
+    SumSquares,
+    Tilt,
+    TiltSlope,
+    TopOne,
+)
 from lit_pref.scoring.tiles import TilePosition, Workspace
 
 
@@ -93,10 +104,12 @@ class Statistics:
         n = len(policy.top)
         self.policy, self.reference = policy, LogProbs(n, like)
         self.needs = tuple(dict.fromkeys(needs))
-        self.compares = any(isinstance(need, Tilt | TiltSlope | Kl) for need in self.needs)
+        self.compares = any(isinstance(need, COMPARING_NEEDS) for need in self.needs)
         self.differences = Differences([need for need in self.needs if isinstance(need, Tilt)], n, like)
-        summed = (need for need in self.needs if isinstance(need, Entropy | SumSquares))
+        squared = (SumSquares() if need == LogSumSquares() else need for need in self.needs)
+        summed = (need for need in squared if isinstance(need, Entropy | SumSquares))
         self.sums: dict[Need, Tensor] = {need: like.new_zeros(n) for need in summed}  # relative to the policy's top
+        self.drawn = like.new_zeros(n)  # Σ_v exp(g_v) (f_v - g_v), relative to the reference's top
 
     def add(
         self, f: Tensor, e: Tensor, fade: Tensor, g: Tensor | None, position: TilePosition, workspace: Workspace
@@ -122,12 +135,18 @@ class Statistics:
             total = self.differences.total[position.rows] * fade + e.sum(1)
         d = torch.sub(f, g, out=workspace("d", position))
         self.differences.add(d, e, fade, position, total, scratch)
-        if Kl() in self.needs:
-            self.reference.add(g, position, out=g)
+        if Kl() in self.needs or ReferenceKl() in self.needs:
+            faded = self.reference.add(g, position, out=g)
+            if ReferenceKl() in self.needs:
+                self.drawn[position.rows] = self.drawn[position.rows] * faded + torch.mul(g, d, out=scratch).sum(1)
 
     def _add(self, need: Need, tile: Tensor, fade: Tensor, position: TilePosition) -> None:
         sums = self.sums[need]
         sums[position.rows] = sums[position.rows] * fade + tile.sum(1)
+
+    def shared_lse(self) -> Tensor:
+        """Return `log Σ_v exp(f_v)` over the ids that policy and reference share (N,)."""
+        return self.policy.top + self.differences.total.log()
 
     def value(self, need: Need) -> Tensor:
         """Return the statistic (N,); its equation is in the docstring of its class."""
@@ -140,9 +159,12 @@ class Statistics:
                 return self.policy.lse() - self.sums[need] / self.policy.total
             case SumSquares():
                 return self.sums[need] / self.policy.total.square()
+            case LogSumSquares():
+                return self.sums[SumSquares()].log() - 2 * self.policy.total.log()
             case Kl():
-                shared = self.policy.top + self.differences.total.log()  # log Σ_v exp(f_v) over the ids of both
-                return self.differences.mean - (shared - self.reference.lse())
+                return self.differences.mean - (self.shared_lse() - self.reference.lse())
+            case ReferenceKl():
+                return self.shared_lse() - self.reference.lse() - self.drawn / self.reference.total
             case TopOne():
                 return (self.policy.picked == self.policy.top).to(self.policy.total.dtype)
         raise TypeError(f"{need} is not a statistic of single tokens")

@@ -26,6 +26,8 @@ from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.sft import SFT
+from lit_pref.objectives.tdpo import TDPO
+from lit_pref.objectives.wpo import OnPolicyWeight
 from lit_pref.references.reference import InitialPolicy, Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,13 +76,25 @@ def three_papers() -> DPO:
     return DPO(beta=0.1, **parts)
 
 
+def weighted_tdpo() -> TDPO:
+    return TDPO(beta=0.1, weight=OnPolicyWeight())
+
+
 def references(folder: Path) -> list[Any]:
     return [InitialPolicy(), Pretrained(str(folder / "other")), Pretrained(str(folder / "own tokenizer"))]
 
 
 @pytest.mark.parametrize(
     ("objective", "several"),
-    [(DPO, False), (MMPO, False), (EpsilonDPO, False), (SFT, False), (MRPO, True), (three_papers, True)],
+    [
+        (DPO, False),
+        (MMPO, False),
+        (EpsilonDPO, False),
+        (SFT, False),
+        (MRPO, True),
+        (three_papers, True),
+        (weighted_tdpo, False),
+    ],
 )
 def test_objectives_train_alike_over_twenty_steps(objective, several, folder, policy_folder, tmp_path):
     changes = {"references": lambda: references(folder)} if several else {}

@@ -18,6 +18,7 @@ from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
 from lit_pref.models.spec import Lora
 from lit_pref.modules.schedules import Cosine
+from lit_pref.objectives.bco import BCO
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
@@ -49,7 +50,9 @@ def micro(run: Run, size: int) -> Run:
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
-@pytest.mark.parametrize("objective", [MMPO, lambda: EpsilonDPO(beta=0.1, epsilon=0.05)], ids=["mmpo", "epsilon"])
+@pytest.mark.parametrize(
+    "objective", [MMPO, lambda: EpsilonDPO(beta=0.1, epsilon=0.05), BCO], ids=["mmpo", "epsilon", "bco"]
+)
 def test_k_micro_batches_of_b_are_one_of_k_times_b(run: Run, tmp_path: Path, objective, clip):
     run = replace(run, objective=objective, trainer={"gradient_clip_val": clip})
     whole = fit(micro(run, GLOBAL), tmp_path / "whole")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_pref.batch import PairData
 from lit_pref.objectives import Objective
@@ -147,6 +148,26 @@ def g0(margin: float | None = 2.0, probability: float | None = None, **columns: 
     )
 
 
+def token_inputs(policy, references, **columns) -> Inputs:
+    """Pairs of token log-probs, as (chosen, rejected) each, and token columns alike."""
+
+    def side(rows):
+        logps = pad_sequence([torch.tensor(row, dtype=torch.float64) for row in rows], batch_first=True)
+        return SequenceScores(logps.sum(1), torch.tensor([len(row) for row in rows]), {TokenLogps(): logps})
+
+    def scores(pairs):
+        return PairScores(*(side([pair[k] for pair in pairs]) for k in range(2)))
+
+    batch = make_batch(len(policy), margin=[1.0] * len(policy))
+    chosen, rejected = ([len(pair[k]) for pair in policy] for k in range(2))
+    batch.chosen_lengths, batch.rejected_lengths = torch.tensor(chosen), torch.tensor(rejected)
+    batch.token_columns = {
+        name: tuple(pad_sequence([torch.tensor(pair[k]) for pair in pairs], batch_first=True) for k in range(2))
+        for name, pairs in columns.items()
+    }
+    return Inputs(scores(policy), [scores(reference) for reference in references], batch)
+
+
 @dataclass
 class Fabricate:
     """Builders of test inputs, as the fixture `make`."""
@@ -157,6 +178,7 @@ class Fabricate:
     inputs: Callable = Inputs
     random: Callable = random_inputs
     g0: Callable = g0
+    tokens: Callable = token_inputs
 
 
 @pytest.fixture

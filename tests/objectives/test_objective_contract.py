@@ -96,17 +96,18 @@ def test_only_the_losses_carry_a_gradient(make, build):
         assert value is None or not value.requires_grad
 
 
-def test_the_loss_of_a_pair_depends_on_that_pair_or_its_list_alone(make, build):
+def test_the_loss_of_a_pair_depends_on_that_pair_or_its_list_alone_unless_the_objective_says_otherwise(make, build):
     objective = build()
     inputs = make.random(objective, references=several(objective))
     losses = inputs.into(objective).losses
-    for part in inputs.parts():
+    parts = [list(range(len(inputs.pairs)))] if objective.batch_coupled else inputs.parts()
+    for part in parts:
         for i in part:
             for side in objective.requirements.sides:
                 scores = getattr(inputs.policy, side).scores
                 (gradient,) = torch.autograd.grad(losses[i], scores, retain_graph=True)
                 assert set(gradient.nonzero().flatten().tolist()) <= set(part)
-    alone = torch.cat([inputs.select(part).into(objective).losses for part in inputs.parts()])
+    alone = torch.cat([inputs.select(part).into(objective).losses for part in parts])
     torch.testing.assert_close(alone, losses, rtol=1e-14, atol=0)
 
 

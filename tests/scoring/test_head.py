@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_pref.scores import Entropy, Kl, SumSquares, Tilt, TiltSlope, TopOne
+from lit_pref.scores import Entropy, Kl, LogSumSquares, ReferenceKl, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring import head
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.tiles import tile_shape
@@ -176,7 +176,7 @@ def test_a_weight_used_as_embedding_and_head_gets_both_gradients():
 def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close):
     (hidden, weight, bias), targets = tensors(dtype)
     (other, other_weight, _), _ = tensors(dtype, h=H + 3, seed=5)
-    needs = [Tilt(0.01), Entropy(), Kl(), TopOne(), Tilt(-0.3), SumSquares(), TiltSlope()]
+    needs = [Tilt(0.01), Entropy(), Kl(), TopOne(), Tilt(-0.3), SumSquares(), TiltSlope(), LogSumSquares()]
     targets[::3] = naive_logits(hidden, weight, bias, 0.5, 3.0)[::3].argmax(1)
     _, values = token_values(
         Readout(hidden, weight, bias, 0.5, 3.0), targets, needs, Readout(other, other_weight, None, 0.4)
@@ -192,11 +192,70 @@ def test_values_and_comparisons_are_those_of_the_full_distributions(dtype, close
         naive_logps(0.7 * f + 0.3 * g, targets) - naive_logps(f, targets),
         log_p.exp().square().sum(-1),
         naive_logps(f, targets) - naive_logps(g, targets) - (log_p.exp() * (log_p - log_q)).sum(-1),
+        log_p.exp().square().sum(-1).log(),
     ]
     assert 0 < expected[3].sum() < N
     for ours, theirs in zip(values, expected, strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours.double(), theirs, rtol=close, atol=close)
+
+
+@FORMS
+@PRECISIONS
+@pytest.mark.parametrize(("few", "wanted"), [(True, "hidden weight bias"), (False, "hidden weight"), (False, "hidden")])
+def test_the_kl_from_the_reference_has_a_gradient_beside_that_of_the_log_probs(
+    bias, scale, softcap, dtype, close, few, wanted, monkeypatch
+):
+    monkeypatch.setattr(head, "few_tiles", lambda *_: few)
+    given, targets = tensors(dtype, bias=bias)
+    (other, other_weight, _), _ = tensors(dtype, h=H + 3, seed=5)
+    for t, name in zip(given, ("hidden", "weight", "bias"), strict=True):
+        if t is not None:
+            t.requires_grad_(name in wanted)
+    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in given]
+    upstream = torch.randn(2, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    against = Readout(other.detach(), other_weight.detach(), None, 0.4)
+    logps, (slope, kl) = token_values(Readout(*given, scale, softcap), targets, [TiltSlope(), ReferenceKl()], against)
+    (torch.stack([logps, kl]) * upstream.to(dtype)).sum().backward()
+    f, g = naive_logits(*exact, scale, softcap), naive_logits(other.double(), other_weight.double(), None, 0.4, None)
+    log_p, log_q = torch.log_softmax(f, -1), torch.log_softmax(g, -1)
+    expected = (log_q.exp() * (log_q - log_p)).sum(-1)
+    (torch.stack([naive_logps(f, targets), expected]) * upstream).sum().backward()
+
+    assert not slope.requires_grad
+    torch.testing.assert_close(kl.double(), expected, rtol=close, atol=10 * close)
+    for ours, theirs in zip(given, exact, strict=True):
+        if ours is not None and theirs.requires_grad:
+            assert (ours.grad.double() - theirs.grad).norm() <= 10 * close * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_kl_from_a_reference_with_fewer_ids_pulls_on_the_shared_ones_alone(logits, monkeypatch):
+    monkeypatch.setattr(head, "tile_shape", lambda *_: (7, 4))
+    (hidden, weight, _), targets = tensors(n=23, v=37)
+    (other, other_weight, _), _ = tensors(n=23, v=37, seed=5)
+    against, shared = Readout(other.detach(), other_weight.detach()[:30]), 30
+    f = (hidden @ weight.T).detach().requires_grad_()
+    policy = Readout(f, None) if logits else Readout(hidden, weight)
+    _, (kl,) = token_values(policy, targets % shared, [ReferenceKl()], against)
+    exact = f.detach().clone().requires_grad_() if logits else None
+    narrow = exact[:, :shared] if exact is not None else (hidden @ weight.T)[:, :shared]
+    log_p, log_q = torch.log_softmax(narrow, -1), torch.log_softmax(other @ other_weight[:30].T, -1).detach()
+    expected = (log_q.exp() * (log_q - log_p)).sum(-1)
+    torch.testing.assert_close(kl, expected, rtol=1e-12, atol=1e-12)
+    leaves, exact_leaves = ([f], [exact]) if logits else ([hidden, weight], [hidden, weight])
+    ours, theirs = torch.autograd.grad(kl.sum(), leaves), torch.autograd.grad(expected.sum(), exact_leaves)
+    for own, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-11, atol=1e-12)
+
+
+def test_at_the_reference_the_kl_and_its_gradient_vanish():
+    (hidden, weight, bias), targets = tensors()
+    against = Readout(hidden.detach(), weight.detach(), bias.detach())
+    _, (kl,) = token_values(Readout(hidden, weight, bias), targets, [ReferenceKl()], against)
+    kl.sum().backward()
+    assert kl.abs().max() < 1e-12 and hidden.grad.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("columns", [4, 1000])
@@ -283,10 +342,10 @@ def test_a_tilt_far_from_the_reference_is_that_of_the_full_distributions(dtype):
 def test_entropy_squares_and_top_one_of_distributions_known_by_heart():
     # Probabilities 1/2, 1/4, 1/8, 1/8 have 7/4 bits and squares of 22/64; uniform ones ln 4 and 1/4, all on top.
     probabilities = torch.tensor([[1 / 2, 1 / 4, 1 / 8, 1 / 8]] * 2 + [[1 / 4] * 4], dtype=torch.float64)
-    needs = [Entropy(), SumSquares(), TopOne(), Entropy()]  # one asked for twice is gathered once
+    needs = [Entropy(), SumSquares(), TopOne(), Entropy(), LogSumSquares()]  # one asked for twice is gathered once
     _, values = token_values(Readout(probabilities.log() + 300, None), torch.tensor([0, 1, 3]), needs)
     expected = [[1.75 * math.log(2)] * 2 + [math.log(4)], [22 / 64, 22 / 64, 1 / 4], [1, 0, 1]]
-    expected.append(expected[0])
+    expected += [expected[0], [math.log(22 / 64)] * 2 + [math.log(1 / 4)]]
     torch.testing.assert_close(torch.stack(values), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -343,7 +402,8 @@ def test_autocast_does_not_reach_the_head(weight_dtype):
 
 
 @pytest.mark.parametrize(
-    "needs", [[], [Tilt(0.01), Tilt(-0.01), TiltSlope(), Kl()], [Entropy(), SumSquares(), TopOne()]]
+    "needs",
+    [[], [Tilt(0.01), Tilt(-0.01), TiltSlope(), Kl()], [Entropy(), SumSquares(), TopOne()], [Kl(), ReferenceKl()]],
 )
 @pytest.mark.parametrize("frozen", [False, True])
 def test_no_tensor_is_larger_than_a_tile(needs, frozen):

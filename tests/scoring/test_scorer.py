@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_pref.batch import PairData, PreferenceBatch
 from lit_pref.errors import UserError
-from lit_pref.scores import Kl, Tilt, TokenLogps
-from lit_pref.scoring.layout import padded
+from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.scores import Kl, LogSumSquares, ReferenceKl, Tilt, TokenLogps
+from lit_pref.scoring.layout import padded, prefix_shared
 from lit_pref.scoring.scorer import Scorer, readout, score_pairs, score_readout
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
@@ -142,19 +143,37 @@ def test_one_sided_data_has_no_rejected_scores():
     torch.testing.assert_close(scores.chosen.scores, score_pairs(model, batch_of()).chosen.scores, rtol=0, atol=1e-11)
 
 
-def test_comparing_statistics_are_sums_over_the_response():
+@pytest.mark.parametrize("layout", ["padded", "prefix_shared"])
+def test_statistics_are_sums_over_the_response_in_either_layout(layout):
     policy, reference = tiny("llama"), tiny("gpt2")
+    batch = batch_of()
+    if layout == "prefix_shared":
+        batch.rows = prefix_shared(PROMPTS, CHOSEN, REJECTED)
+        for model in (policy, reference):
+            enable_prefix_sharing(model)
+    needs = frozenset({Kl(), Tilt(0.2), ReferenceKl(), LogSumSquares()})
     with torch.no_grad():
-        scores = Scorer(policy)(batch_of(), frozenset({Kl(), Tilt(0.2)}), Scorer(reference).readout(batch_of()))
+        against = Scorer(reference).readout(batch)
+    scores = Scorer(policy)(batch, needs, against)
     for side, responses in ((scores.chosen, CHOSEN), (scores.rejected, REJECTED)):
         for i, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
             row, at = torch.tensor([prompt + response]), slice(len(prompt) - 1, -1)
-            f, g = policy(row).logits[0, at], reference(row).logits[0, at]
+            f, g = policy(row).logits[0, at], reference(row).logits[0, at].detach()
             p, q = torch.log_softmax(f, -1), torch.log_softmax(g, -1)
             tilted = (torch.log_softmax(1.2 * f - 0.2 * g, -1) - p).gather(1, torch.tensor(response)[:, None])
             assert side.statistics[Kl()][i].item() == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-10)
             assert side.statistics[Tilt(0.2)][i].item() == pytest.approx(tilted.sum().item(), abs=1e-10)
+            squares = p.exp().square().sum(-1).log().sum()
+            assert side.statistics[LogSumSquares()][i].item() == pytest.approx(squares.item(), abs=1e-10)
+            from_reference = (q.exp() * (q - p)).sum()
+            assert side.statistics[ReferenceKl()][i].item() == pytest.approx(from_reference.item(), abs=1e-10)
             assert not side.statistics[Kl()].requires_grad
+            ours, theirs = (
+                torch.autograd.grad(value, list(policy.parameters()), retain_graph=True)
+                for value in (side.statistics[ReferenceKl()][i], from_reference)
+            )
+            for one, other in zip(ours, theirs, strict=True):
+                assert (one - other).norm() <= 1e-6 * other.norm().clamp_min(1e-6)
 
 
 def test_under_autocast_sums_are_fp32_and_the_head_is_not_rounded():
@@ -278,8 +297,9 @@ def test_a_sharded_scorer_reads_its_head_inside_its_own_forward(family, mesh):
     assert all(isinstance(p, DTensor) for p in scorer.parameters())
     with torch.no_grad():
         against = scorer.readout(batch_of())
-    ours = scorer(batch_of(), frozenset({Kl()}), against)
-    ours.chosen.scores.sum().backward()
+    ours = scorer(batch_of(), frozenset({Kl(), ReferenceKl()}), against)
+    # The divergence from itself adds nothing to the gradient.
+    (ours.chosen.scores + ours.chosen.statistics[ReferenceKl()]).sum().backward()
     plain(batch_of()).chosen.scores.sum().backward()
     assert ours.chosen.statistics[Kl()].abs().max() < 1e-12
     for one, other in zip(scorer.parameters(), plain.parameters(), strict=True):

@@ -19,6 +19,9 @@ class Weight(Part):
     differentiable: bool = False
     """The gradient passes through omega; otherwise omega is a constant of the step."""
 
+    uniform: bool = False
+    """omega is 1 for every pair, so that it is not logged."""
+
     @abstractmethod
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         """Return omega_i, (B,), in the dtype of the scores."""
@@ -26,6 +29,8 @@ class Weight(Part):
 
 class NoWeight(Weight):
     """omega = 1."""
+
+    uniform = True
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
         return torch.ones_like(policy.chosen.scores)

@@ -9,42 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.utils.rnn import pad_sequence
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import DPO, MMPO, ColumnTokens, EditWeighted, EpsilonStep, Geometric, Harmonic, NoReference
 from lit_pref.objectives.parts.tokens import edits
-from lit_pref.scores import PairScores, SequenceScores, TokenLogps
+from lit_pref.scores import TokenLogps
 
 POLICY = ([-0.2, -0.5, -0.1, -0.9], [-0.4, -0.6, -0.3])
 REFERENCE = ([-0.3, -0.7, -0.2, -0.4], [-0.3, -0.35, -0.4])
 MARKS = ([0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0])
 
 
-def side(rows):
-    width = max(map(len, rows))
-    logps = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
-    return SequenceScores(logps.sum(1), torch.tensor([len(row) for row in rows]), {TokenLogps(): logps})
-
-
-def scores(*pairs) -> PairScores:
-    return PairScores(*(side([pair[k] for pair in pairs]) for k in range(2)))
-
-
-def inputs(make, policy, references, **columns):
-    """Pairs of token log-probs, as (chosen, rejected) each, and token columns alike."""
-    batch = make.batch(len(policy), margin=[1.0] * len(policy))
-    chosen, rejected = ([len(pair[k]) for pair in policy] for k in range(2))
-    batch.chosen_lengths, batch.rejected_lengths = torch.tensor(chosen), torch.tensor(rejected)
-    batch.token_columns = {
-        name: tuple(pad_sequence([torch.tensor(pair[k]) for pair in pairs], batch_first=True) for k in range(2))
-        for name, pairs in columns.items()
-    }
-    return make.inputs(scores(*policy), [scores(*reference) for reference in references], batch)
-
-
 def test_edit_weighted_on_the_golden_pair_weighs_policy_and_reference_by_the_policy_s_confidence(make):
-    golden = inputs(make, [POLICY], [[REFERENCE]], edits=[MARKS])
+    golden = make.tokens([POLICY], [[REFERENCE]], edits=[MARKS])
     output = golden.into(DPO(beta=0.1, tokens=EditWeighted(2.0)))
     # lambda_w = 1, 1 + e^0.5, 1, 1 + min(e^0.9, 2); lambda_l = 1, 1 + e^0.6, 1
     chosen = 0.1 + (1 + math.exp(0.5)) * 0.2 + 0.1 + 3 * -0.5
@@ -58,7 +35,7 @@ def test_edit_weighted_on_the_golden_pair_weighs_policy_and_reference_by_the_pol
 
 def test_a_token_of_probability_zero_weighs_one_plus_delta(make):
     policy = ([-0.2, -1e6, -0.1, -0.9], POLICY[1])
-    made = inputs(make, [policy], [[REFERENCE]], edits=[MARKS])
+    made = make.tokens([policy], [[REFERENCE]], edits=[MARKS])
     logps = [own.statistics[TokenLogps()] for own in (made.policy.chosen, made.policy.rejected)]
     weights, _ = EditWeighted(1.5).weights(tuple(logps), made.pairs)
     assert weights.tolist() == [[1.0, 2.5, 1.0, 2.5]]
@@ -68,10 +45,10 @@ def test_a_token_of_probability_zero_weighs_one_plus_delta(make):
 def test_a_weight_of_one_on_every_token_is_the_sum(make):
     ones = [([1.0] * 4, [1.0] * 3), ([1.0] * 2, [1.0] * 5)]
     other = ([-1.0, -0.5], [-0.1, -2.0, -0.3, -0.4, -0.7])
-    made = inputs(make, [POLICY, other], [[REFERENCE, ([-0.4, -0.6], [-0.2, -1.0, -0.5, -0.4, -0.9])]], w=ones)
+    made = make.tokens([POLICY, other], [[REFERENCE, ([-0.4, -0.6], [-0.2, -1.0, -0.5, -0.4, -0.9])]], w=ones)
     weighted, plain = made.into(DPO(tokens=ColumnTokens("w"))), made.into(DPO())
     torch.testing.assert_close(weighted.losses, plain.losses, rtol=0, atol=1e-15)
-    unedited = inputs(make, [POLICY], [[REFERENCE]], edits=[([0.0] * 4, [0.0] * 3)])
+    unedited = make.tokens([POLICY], [[REFERENCE]], edits=[([0.0] * 4, [0.0] * 3)])
     torch.testing.assert_close(
         unedited.into(DPO(tokens=EditWeighted())).losses, unedited.into(DPO()).losses, rtol=0, atol=1e-15
     )
@@ -79,7 +56,7 @@ def test_a_weight_of_one_on_every_token_is_the_sum(make):
 
 def test_weighted_multiplies_each_token_of_each_response_by_its_own_value(make):
     column = [([0.0, 2.0, 0.0, 0.5], [1.0, 0.0, -1.0])]
-    output = inputs(make, [POLICY], [[REFERENCE]], w=column).into(DPO(beta=0.1, tokens=ColumnTokens("w")))
+    output = make.tokens([POLICY], [[REFERENCE]], w=column).into(DPO(beta=0.1, tokens=ColumnTokens("w")))
     # (-0.5 + 0.7) 2 + (-0.9 + 0.4) / 2 = 0.15 and (-0.4 + 0.3) - (-0.3 + 0.4) = -0.2
     assert output.chosen_rewards.item() == pytest.approx(0.015, abs=1e-15)
     assert output.rejected_rewards.item() == pytest.approx(-0.02, abs=1e-15)
@@ -87,7 +64,7 @@ def test_weighted_multiplies_each_token_of_each_response_by_its_own_value(make):
 
 
 def test_the_gradient_of_weighted_is_that_of_finite_differences(make):
-    made = inputs(make, [POLICY], [[REFERENCE]], w=[([0.3, 2.0, -1.0, 0.5], [1.0, 0.0, -1.0])])
+    made = make.tokens([POLICY], [[REFERENCE]], w=[([0.3, 2.0, -1.0, 0.5], [1.0, 0.0, -1.0])])
 
     def losses(chosen, rejected):
         made.policy.chosen.statistics[TokenLogps()] = chosen
@@ -105,7 +82,7 @@ def test_the_weights_of_edits_are_constants_of_the_gradient(make):
     held = [([1.0, 1 + math.exp(0.5), 1.0, 3.0], [1.0, 1 + math.exp(0.6), 1.0])]
     gradients = []
     for tokens in (EditWeighted(2.0), ColumnTokens("held")):
-        made = inputs(make, [POLICY], [[REFERENCE]], edits=[MARKS], held=held)
+        made = make.tokens([POLICY], [[REFERENCE]], edits=[MARKS], held=held)
         leaves = [own.statistics[TokenLogps()].requires_grad_() for own in (made.policy.chosen, made.policy.rejected)]
         gradients.append(torch.autograd.grad(made.into(DPO(tokens=tokens)).losses.sum(), leaves))
     for ours, theirs in zip(*gradients, strict=True):
@@ -165,7 +142,7 @@ def test_they_ask_for_token_log_probs_of_policy_and_references_and_for_their_col
 
 
 def test_a_token_column_that_is_not_there_is_named_with_those_that_are(make):
-    made = inputs(make, [POLICY], [[REFERENCE]], others=[MARKS])
+    made = make.tokens([POLICY], [[REFERENCE]], others=[MARKS])
     with pytest.raises(UserError, match=r"the token column `spans`.*token columns: others.*data\.token_columns"):
         made.into(DPO(tokens=ColumnTokens("spans")))
 
