@@ -51,6 +51,9 @@ class Objective(Component, ABC):
     family: Family
     """See `Family`."""
 
+    batch_coupled: bool = False
+    """The loss of a pair depends on the other pairs of its micro-batch."""
+
     @property
     def requirements(self) -> Requirements:
         """The requirements on the run: one reference, unless a subclass overrides this."""

@@ -137,6 +137,29 @@ def g0(margin: float | None = 2.0, probability: float | None = None, **columns: 
     )
 
 
+def finite_at_extremes(objective: Objective, dtype: torch.dtype) -> bool:
+    """Whether losses and gradients are finite for log-ratios of +-10^4 nats, lengths of 1 and extreme data."""
+    inputs = random_inputs(objective, size=9)
+    asked = objective.requirements
+    ratios = torch.tensor([-1e4, 0.0, 1e4])
+    changes = {"chosen": ratios.repeat(3), "rejected": ratios.repeat_interleave(3), "extra_response": ratios.repeat(3)}
+    for side in asked.sides:
+        for k, pair in enumerate([inputs.policy, *inputs.references]):
+            scores = getattr(pair, side)
+            scores.lengths = torch.ones(9, dtype=torch.long)
+            # The policy's log-ratio to the first reference; every further one is another 10^4 nats lower.
+            scores.scores = (-2e4 + changes[side] if k == 0 else torch.full((9,), -1e4 - 1e4 * k)).to(dtype)
+            scores.statistics = {need: 1e4 * value.sign().to(dtype) for need, value in scores.statistics.items()}
+        getattr(inputs.policy, side).scores.requires_grad_()
+    inputs.pairs.margin = torch.tensor([0.0, 1e3, 1e-3]).repeat(3)
+    inputs.pairs.probability = torch.tensor([0.0, 1.0, 0.5]).repeat(3)
+    inputs.pairs.columns = {name: torch.tensor([0.0, 1e3, -1e3]).repeat(3) for name in inputs.pairs.columns}
+    losses = inputs.into(objective).losses
+    losses.sum().backward()
+    values = [losses, *(getattr(inputs.policy, side).scores.grad for side in asked.sides)]
+    return all(value is None or bool(value.isfinite().all()) for value in values)
+
+
 @dataclass
 class Fabricate:
     """Builders of test inputs, as the fixture `make`."""
@@ -147,6 +170,7 @@ class Fabricate:
     inputs: Callable = Inputs
     random: Callable = random_inputs
     g0: Callable = g0
+    finite_at_extremes: Callable = finite_at_extremes
 
 
 @pytest.fixture

@@ -9,7 +9,11 @@ import torch
 
 from lit_pref.objectives import (
     DPO,
+    MMPO,
+    MODPO,
     SELM,
+    SFT,
+    BetaDPO,
     ColumnsOffset,
     ColumnTemperature,
     ColumnTokens,
@@ -17,8 +21,11 @@ from lit_pref.objectives import (
     EpsilonStep,
     Geometric,
     Harmonic,
+    Hinge,
+    ImplicitRewards,
     Link,
     MarginTarget,
+    MultiDPO,
     Objective,
     Offset,
     ReferenceMix,
@@ -27,6 +34,7 @@ from lit_pref.objectives import (
     Term,
     TokenSum,
     UnitMargin,
+    Weighted,
 )
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -44,6 +52,10 @@ BUILDS = {kind.__name__: partial(plain, kind) for kind in KINDS} | {
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
     "tokens of the data": lambda: DPO(tokens=ColumnTokens("spans"), target=MarginTarget(UnitMargin(0.9))),
     "columns": lambda: DPO(offset=ColumnsOffset({"other": 0.3}), temperature=ColumnTemperature("trust")),
+    "filtered batch": lambda: BetaDPO(filtered=0.4, target=MarginTarget(2.0), reference=Harmonic()),
+    "several references apart": lambda: MultiDPO(temperature=EpsilonStep(0.1), link=Hinge()),
+    "implicit rewards": lambda: MODPO({"help": 0.3}, length=-0.01, reference=ImplicitRewards([0.3, -0.1])),
+    "a sum": lambda: Weighted([MMPO(temperature=EpsilonStep()), SELM(), SFT(), MMPO(gamma=0.1)], [1, 0.5, 0.2, 2]),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
     "extra_response, composed": lambda: SELM(
         alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()
@@ -94,17 +106,18 @@ def test_only_the_losses_carry_a_gradient(make, build):
         assert value is None or not value.requires_grad
 
 
-def test_the_loss_of_a_pair_depends_on_that_pair_or_its_list_alone(make, build):
+def test_the_loss_of_a_pair_depends_on_that_pair_or_its_list_alone_unless_the_objective_says_otherwise(make, build):
     objective = build()
     inputs = make.random(objective, references=several(objective))
     losses = inputs.into(objective).losses
-    for part in inputs.parts():
+    parts = [list(range(len(inputs.pairs)))] if objective.batch_coupled else inputs.parts()
+    for part in parts:
         for i in part:
             for side in objective.requirements.sides:
                 scores = getattr(inputs.policy, side).scores
                 (gradient,) = torch.autograd.grad(losses[i], scores, retain_graph=True)
                 assert set(gradient.nonzero().flatten().tolist()) <= set(part)
-    alone = torch.cat([inputs.select(part).into(objective).losses for part in inputs.parts()])
+    alone = torch.cat([inputs.select(part).into(objective).losses for part in parts])
     torch.testing.assert_close(alone, losses, rtol=1e-14, atol=0)
 
 
