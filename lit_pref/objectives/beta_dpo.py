@@ -20,7 +20,7 @@ class BetaDPO(Pairwise):
     pairs. beta_b grows without bound with the gap: watch `beta`.
 
     >>> BetaDPO(alpha=0.8).temperature
-    BatchAdaptive(alpha=0.8, momentum=0.9, filtered=0.2, minimum=0.001)
+    BatchAdaptive(alpha=0.8, momentum=0.9, filtered=0.2, floor=0.001)
 
     **When**: the data mix clear and nearly equal pairs, some of them outliers, and micro-batches are large. Not with
     micro-batches of a few pairs, where A is noise; see `EpsilonDPO` for a beta of each pair.

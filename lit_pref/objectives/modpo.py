@@ -34,7 +34,7 @@ class MODPO(Pairwise):
     Args:
         rewards: NAME of each other reward and its finite weight w_k; {} for none.
         beta: > 0, reward units per nat.
-        weight: w_0 > 0; default 1 - sum_k w_k.
+        w0: > 0, the weight of the pairs' own preference; default 1 - sum_k w_k.
         length: weight of the length, per token; negative makes responses shorter.
         parts: the other parts of `Pairwise`.
 
@@ -49,15 +49,15 @@ class MODPO(Pairwise):
         self,
         rewards: dict[str, float],
         beta: float = 0.1,
-        weight: float | None = None,
+        w0: float | None = None,
         length: float = 0.0,
         **parts: Any,
     ) -> None:
-        own = 1 - math.fsum(rewards.values()) if weight is None else weight
+        own = 1 - math.fsum(rewards.values()) if w0 is None else w0
         if not 0 < own < math.inf:
-            how = "1 minus the sum of the other weights" if weight is None else "as given"
+            how = "1 minus the sum of the other weights" if w0 is None else "as given"
             raise UsageError(
-                f"MODPO: w_0, the weight of the pairs' own preference, must be positive and finite; {how} it is {own}."
+                f"MODPO: w0, the weight of the pairs' own preference, must be positive and finite; {how} it is {own}."
             )
         offset = ColumnsOffset(rewards, scale=1 / own, length=length) if rewards or length else NoOffset()
         super().__init__(beta=beta / own, offset=offset, **parts)

@@ -17,7 +17,7 @@ from lit_pref.scores import PairScores
 class BatchAdaptive(Temperature):
     """One beta for the pairs of a micro-batch, larger if they are further apart than those of past ones (beta-DPO).
 
-        beta_i = max(minimum, beta (1 + alpha (A - M))),    A = mean gap of the kept pairs, gap_i = h_w - h_l, nats
+        beta_i = max(floor, beta (1 + alpha (A - M))),    A = mean gap of the kept pairs, gap_i = h_w - h_l, nats
         M <- momentum M + (1 - momentum) mean gap,          S <- the same of the gaps' standard deviation
 
     M and S start at 0, are updated after each optimizer step with the pairs of all ranks, and are checkpointed in
@@ -39,7 +39,7 @@ class BatchAdaptive(Temperature):
         alpha: finite, >= 0, per nat; 0 keeps beta constant.
         momentum: share of the past in M and S, in [0, 1).
         filtered: share of the pairs of a micro-batch that is left out, in [0, 1); at least one is kept.
-        minimum: beta never goes below this, > 0.
+        floor: beta never goes below this, > 0.
 
     Raises:
         UsageError: an argument is out of range.
@@ -47,16 +47,16 @@ class BatchAdaptive(Temperature):
 
     batch_coupled = True
 
-    def __init__(self, alpha: float = 0.6, momentum: float = 0.9, filtered: float = 0.0, minimum: float = 1e-3) -> None:
+    def __init__(self, alpha: float = 0.6, momentum: float = 0.9, filtered: float = 0.0, floor: float = 1e-3) -> None:
         super().__init__()
         if not 0 <= alpha < math.inf:
             raise UsageError(f"BatchAdaptive: alpha must be finite and >= 0, got {alpha}.")
         for name, share in (("momentum", momentum), ("filtered", filtered)):
             if not 0 <= share < 1:
                 raise UsageError(f"BatchAdaptive: {name} is a share and must be in [0, 1), got {share}.")
-        if not 0 < minimum < math.inf:
-            raise UsageError(f"BatchAdaptive: minimum is the smallest beta and must be positive, got {minimum}.")
-        self.alpha, self.momentum, self.filtered, self.minimum = alpha, momentum, filtered, minimum
+        if not 0 < floor < math.inf:
+            raise UsageError(f"BatchAdaptive: floor is the smallest beta and must be positive, got {floor}.")
+        self.alpha, self.momentum, self.filtered, self.minimum = alpha, momentum, filtered, floor
         self.mean: Tensor
         self.deviation: Tensor
         self.steps: Tensor
