@@ -49,7 +49,7 @@ class BetaDPO(Pairwise):
 
     def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
         output = super().forward(policy, references, pairs)
-        if (kept := output.logged.get("kept")) is not None:
+        if self.training and (kept := output.logged.get("kept")) is not None:
             # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
-            output.losses = output.losses * kept * (pairs.is_real.sum() / kept.sum())
+            output.losses = output.losses * kept * (pairs.is_real.sum() / kept.sum().clamp_min(1))
         return output

@@ -55,7 +55,7 @@ def test_validation_has_the_given_beta_and_all_pairs(make):
     objective.update(alone)
     output = gaps(make, *GAPS).into(objective.eval())
     assert torch.equal(output.losses, gaps(make, *GAPS).into(DPO()).losses)
-    assert "kept" not in output.logged
+    assert output.logged["kept"].tolist() == [1.0] * 4
 
 
 def test_the_loss_is_the_mean_over_the_pairs_that_are_kept(make):
