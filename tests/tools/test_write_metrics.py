@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from training_runs import Run, fit
 from lit_pref.callbacks.sample_texts import SampleTexts
 from lit_pref.metrics.list_metrics import LISTS
 from lit_pref.metrics.records import read_parquet
+from lit_pref.objectives.beta_dpo import BetaDPO
+from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.selm import SELM
+from lit_pref.objectives.weighted import Weighted
 from lit_pref.references.reference import InitialPolicy, Pretrained
 
 sys.path.append(str(ROOT / "tools"))
@@ -30,6 +34,8 @@ FILLINGS = {
     "COLUMN": "(p_true|probability|target)",
     "GROUP": "s[01]",
     "BIN": r"\d_\w+[\d.]+",
+    "METHOD": "[A-Z][A-Za-z]*",
+    "VALUE": "[a-z_]+(/[0-9])?",
     "K": r"\d",
 }
 """Words in capitals on the page, and what they are in this run."""
@@ -78,10 +84,16 @@ def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[s
         reference_store=False,
     )
     fit(run, folder / "run", callbacks=[Board(folder / "board"), SampleTexts(prompts=1, max_new_tokens=2)])
-    events = EventAccumulator(str(folder / "board"), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
-    tags = {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in events[kind]}
-    (records,) = [read_parquet(file) for file in (folder / "run" / "records").glob("*.parquet")]
-    return tags, set(records)
+    added = replace(run, objective=lambda: Weighted([BetaDPO(reference=Harmonic()), DPO(reference=Harmonic())]))
+    fit(added, folder / "sum", callbacks=[Board(folder / "board of the sum")])
+    tags, records = set[str](), set[str]()
+    for board, own in (("board", "run"), ("board of the sum", "sum")):
+        events = EventAccumulator(str(folder / board), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
+        found = {tag for kind in ("scalars", "images", "tensors") for tag in events[kind]}
+        tags |= {tag.removesuffix("/text_summary") for tag in found}
+        (file,) = (folder / own / "records").glob("*.parquet")
+        records |= set(read_parquet(file))
+    return tags, records
 
 
 def unnamed(names: set[str], patterns: set[str]) -> set[str]:

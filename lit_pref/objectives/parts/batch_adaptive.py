@@ -56,7 +56,8 @@ class BatchAdaptive(Temperature):
                 raise UsageError(f"BatchAdaptive: {name} is a share and must be in [0, 1), got {share}.")
         if not 0 < floor < math.inf:
             raise UsageError(f"BatchAdaptive: floor is the smallest beta and must be positive, got {floor}.")
-        self.alpha, self.momentum, self.filtered, self.minimum = alpha, momentum, filtered, floor
+        self.alpha, self.momentum, self.filtered = alpha, momentum, filtered
+        self.floor = self.minimum = floor
         self.mean: Tensor
         self.deviation: Tensor
         self.steps: Tensor
@@ -82,7 +83,7 @@ class BatchAdaptive(Temperature):
         mean, deviation = self._moved(sums)
         kept = self._draw(gaps, mean, deviation, pairs)
         level = gaps[kept].sort().values.mean()
-        adapted = (beta * (1 + self.alpha * (level - mean))).clamp_min(self.minimum)
+        adapted = (beta * (1 + self.alpha * (level - mean))).clamp_min(self.floor)
         return adapted.to(constant).expand_as(constant), self._log(kept, constant)
 
     def _log(self, kept: Tensor, like: Tensor) -> dict[str, Tensor]:
