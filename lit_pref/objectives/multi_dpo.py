@@ -18,7 +18,7 @@ class MultiDPO(Pairwise):
 
     The mean is outside of the loss: with the mean inside it is DPO against `ClippedGeometric`, whose loss is never
     larger. References that disagree pull against each other here instead of being mixed first. Rewards and logged
-    values are those against the first reference, the anchor. One reference gives DPO.
+    values are those against that mixture: the weighted means of those against each reference. One reference gives DPO.
 
     >>> MultiDPO(weights=[1, 1]).reference
     ClippedGeometric(eta=0.1, adaptive=True, weights=[1, 1])
@@ -27,7 +27,8 @@ class MultiDPO(Pairwise):
     alone first.
 
     **Source**: the baseline `mref_naive` of thaihungle/MRPO (MRPO, arXiv 2405.16388), which clips as MRPO does and has
-    a_k on the same side as here, written for K = 2. It adds 1e-6 to the denominator of a_k only.
+    a_k on the same side as here, written for K = 2. It adds 1e-6 to the denominator of a_k only, and logs rewards
+    against the anchor.
 
     Args:
         beta: > 0, reward units per nat.
@@ -39,7 +40,7 @@ class MultiDPO(Pairwise):
 
     faithfulness = "code"
     family = "references and temperature"
-    reference: ClippedGeometric  # for its clip and weights
+    reference: ClippedGeometric
 
     def __init__(
         self,
@@ -53,13 +54,13 @@ class MultiDPO(Pairwise):
         super().__init__(beta=beta, reference=reference, **parts)
 
     def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
-        self.check_inputs(policy, references, pairs)
+        output = super().forward(policy, references, pairs)
         scores = self.tokens(policy, policy, pairs)
         with torch.no_grad():
             own = torch.stack([torch.stack(self.tokens(one, policy, pairs)) for one in references])  # (K, 2, B)
-            weights = self.reference.weigh(own)
-            clipped = self.reference.clip(own)
-            _, mix_log = self.reference([(chosen, rejected) for chosen, rejected in own], scores)
-        each = [self.compare(scores, ((w, r), mix_log), policy, references, pairs) for w, r in clipped]
-        each[0].losses = (weights * torch.stack([output.losses for output in each])).sum(0)
-        return each[0]
+        each = [
+            self.compare(scores, ((chosen, rejected), {}), policy, references, pairs).losses
+            for chosen, rejected in self.reference.clip(own)
+        ]
+        output.losses = (self.reference.weigh(own) * torch.stack(each)).sum(0)
+        return output

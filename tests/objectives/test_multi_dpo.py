@@ -44,15 +44,17 @@ def test_the_official_code_gives_the_second_reference_its_own_weight(make):
     assert output.logged["clipped"].item() == 0.5
 
 
-def test_fixed_weights_are_relative_and_the_first_reference_gives_the_rewards(make):
+def test_fixed_weights_are_relative_and_the_geometric_mean_gives_the_rewards(make):
     inputs = pair_with(make, ANCHOR, DECISIVE, FAR)
     output = inputs.into(MultiDPO(eta=100.0, weights=[2, 1, 1]))
     logits = [0.1 * (3 - (w - r)) for w, r in (ANCHOR, DECISIVE, FAR)]
     expected = sum(w * softplus(-x) for w, x in zip((0.5, 0.25, 0.25), logits, strict=True))
     assert output.losses.item() == pytest.approx(expected, abs=1e-14)
     rewards = output.chosen_rewards.item(), output.rejected_rewards.item()
-    assert rewards == pytest.approx((0.1, -0.05), abs=1e-15)
-    assert output.logged["logits"].item() == pytest.approx(0.15, abs=1e-15)
+    # -12 + (2 * 13 + 12.2 + 20) / 4 and -15 + (2 * 14.5 + 16 + 19.5) / 4
+    assert rewards == pytest.approx((0.255, 0.1125), abs=1e-15)
+    mean = sum(w * x for w, x in zip((0.5, 0.25, 0.25), logits, strict=True))
+    assert output.logged["logits"].item() == pytest.approx(mean, abs=1e-15)
     assert [output.logged[f"reference_weights/{k}"].item() for k in range(3)] == [0.5, 0.25, 0.25]
 
 
