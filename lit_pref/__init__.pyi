@@ -30,6 +30,7 @@ from lit_pref.objectives.apo_down import APODown as APODown
 from lit_pref.objectives.apo_zero import APOZero as APOZero
 from lit_pref.objectives.base import Objective as Objective
 from lit_pref.objectives.bco import BCO as BCO
+from lit_pref.objectives.beta_dpo import BetaDPO as BetaDPO
 from lit_pref.objectives.bmc import BMC as BMC
 from lit_pref.objectives.cdpo import CDPO as CDPO
 from lit_pref.objectives.component import Component as Component
@@ -37,10 +38,13 @@ from lit_pref.objectives.cpo import CPO as CPO
 from lit_pref.objectives.discopop import DiscoPOP as DiscoPOP
 from lit_pref.objectives.discopop import LogRatioModulated as LogRatioModulated
 from lit_pref.objectives.dpo import DPO as DPO
+from lit_pref.objectives.dpop import DPOP as DPOP
+from lit_pref.objectives.dpop import DropPenalty as DropPenalty
 from lit_pref.objectives.dual_clip_dpo import DualClip as DualClip
 from lit_pref.objectives.dual_clip_dpo import DualClipDPO as DualClipDPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO as EpsilonDPO
 from lit_pref.objectives.exo import EXO as EXO
+from lit_pref.objectives.fdpo import FDPO as FDPO
 from lit_pref.objectives.gpo_regression import GPORegression as GPORegression
 from lit_pref.objectives.ipo import IPO as IPO
 from lit_pref.objectives.ipo_mean import IPOMean as IPOMean
@@ -49,8 +53,11 @@ from lit_pref.objectives.ld_dpo import TailWeighted as TailWeighted
 from lit_pref.objectives.listwise import Listwise as Listwise
 from lit_pref.objectives.madpo import MADPO as MADPO
 from lit_pref.objectives.madpo import MarginAdaptive as MarginAdaptive
+from lit_pref.objectives.minor_dpo import MinorDPO as MinorDPO
 from lit_pref.objectives.mmpo import MMPO as MMPO
+from lit_pref.objectives.modpo import MODPO as MODPO
 from lit_pref.objectives.mrpo import MRPO as MRPO
+from lit_pref.objectives.multi_dpo import MultiDPO as MultiDPO
 from lit_pref.objectives.nca import NCA as NCA
 from lit_pref.objectives.odpo import ODPO as ODPO
 from lit_pref.objectives.omni_dpo import OmniDPO as OmniDPO
@@ -58,6 +65,7 @@ from lit_pref.objectives.omni_dpo import QualityAndFit as QualityAndFit
 from lit_pref.objectives.orpo import LogOdds as LogOdds
 from lit_pref.objectives.orpo import ORPO as ORPO
 from lit_pref.objectives.pairwise import Pairwise as Pairwise
+from lit_pref.objectives.parts.batch_adaptive import BatchAdaptive as BatchAdaptive
 from lit_pref.objectives.parts.estimation import Estimate as Estimate
 from lit_pref.objectives.parts.gamma import Fitted as Fitted
 from lit_pref.objectives.parts.gamma import Gamma as Gamma
@@ -76,8 +84,11 @@ from lit_pref.objectives.parts.offset import MarginOffset as MarginOffset
 from lit_pref.objectives.parts.offset import NoOffset as NoOffset
 from lit_pref.objectives.parts.offset import Offset as Offset
 from lit_pref.objectives.parts.part import Part as Part
+from lit_pref.objectives.parts.reference import AnchoredMix as AnchoredMix
+from lit_pref.objectives.parts.reference import ClippedGeometric as ClippedGeometric
 from lit_pref.objectives.parts.reference import Geometric as Geometric
 from lit_pref.objectives.parts.reference import Harmonic as Harmonic
+from lit_pref.objectives.parts.reference import ImplicitRewards as ImplicitRewards
 from lit_pref.objectives.parts.reference import NoReference as NoReference
 from lit_pref.objectives.parts.reference import ReferenceMix as ReferenceMix
 from lit_pref.objectives.parts.reference import Single as Single
@@ -134,6 +145,7 @@ from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegres
 from lit_pref.objectives.robust_dpo import RobustDPO as RobustDPO
 from lit_pref.objectives.rpo import RPO as RPO
 from lit_pref.objectives.selm import SELM as SELM
+from lit_pref.objectives.sequential_spo import SequentialSPO as SequentialSPO
 from lit_pref.objectives.sft import SFT as SFT
 from lit_pref.objectives.simpo import SimPO as SimPO
 from lit_pref.objectives.slic_hf import SLiCHF as SLiCHF
@@ -143,6 +155,7 @@ from lit_pref.objectives.squared_margin import SquaredMargin as SquaredMargin
 from lit_pref.objectives.squared_margin import SquaredResidual as SquaredResidual
 from lit_pref.objectives.tdpo import KlOffset as KlOffset
 from lit_pref.objectives.tdpo import TDPO as TDPO
+from lit_pref.objectives.weighted import Weighted as Weighted
 from lit_pref.objectives.wpo import OnPolicyWeight as OnPolicyWeight
 from lit_pref.objectives.wpo import WPO as WPO
 from lit_pref.references.reference import AdapterOff as AdapterOff

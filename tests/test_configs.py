@@ -66,10 +66,12 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
     assert type(objective).__name__ == written["class_path"]
     for name, value in written.get("init_args", {}).items():
         given = objective.arguments[name]
-        if isinstance(value, dict) and "class_path" in value:
-            assert type(given).__name__ == value["class_path"]
-            given_arguments = value.get("init_args", {})
-            assert {k: given.arguments[k] for k in given_arguments} == given_arguments
+        classes = value if isinstance(value, list) else [value]
+        if all(isinstance(one, dict) and "class_path" in one for one in classes):
+            for one, built in zip(classes, given if isinstance(value, list) else [given], strict=True):
+                assert type(built).__name__ == one["class_path"]
+                given_arguments = one.get("init_args", {})
+                assert {k: built.arguments[k] for k in given_arguments} == given_arguments
         else:
             assert given == value and f"{name}={value!r}" in repr(objective)
 
@@ -82,6 +84,12 @@ def unusual_arguments(cls: type) -> dict[str, Any]:
         if isinstance(default, bool | int | float):
             found[name] = not default if isinstance(default, bool) else 0.9 * default or 0.07
     return found
+
+
+def referenced(objective: Objective) -> list[str]:
+    """The option that names as many references as `objective` needs; none if the default, at most one, will do."""
+    count = objective.requirements.min_references
+    return ["--model.references", json.dumps(["InitialPolicy"] * count)] if count > 1 else []
 
 
 def neighbours(classes: list[type]) -> list[tuple[type, type]]:
@@ -104,11 +112,11 @@ def test_a_later_class_keeps_no_argument_of_the_old_one(old: type, new: type, tm
     for file, cls, values in ((first, old, unusual_arguments(old)), (second, new, {})):
         spec = {"class_path": cls.__name__, "init_args": required_arguments(cls) | values}
         file.write_text(yaml.safe_dump({"model": {"objective": spec}}))
-    plain = old(**required_arguments(old))
-    assert not unusual_arguments(old) or objective_after("--config", first) != repr(plain), "differs from the defaults"
-    expected = repr(new(**required_arguments(new)))
-    assert objective_after("--config", first, "--config", second) == expected
-    assert objective_after("--config", first, *options("model.objective", new)) == expected
+    plain, expected = old(**required_arguments(old)), new(**required_arguments(new))
+    before = objective_after("--config", first, *referenced(plain))
+    assert not unusual_arguments(old) or before != repr(plain), "differs from the defaults"
+    for switch in (["--config", second], options("model.objective", new)):
+        assert objective_after("--config", first, *switch, *referenced(expected)) == repr(expected)
 
 
 def arguments_of(cls: type) -> set[str]:
@@ -129,7 +137,7 @@ def part_switches() -> list[tuple[str, str, type, type]]:
 
 def test_there_are_switches_of_parts_that_share_an_argument():
     assert {(part, argument, old.__name__, new.__name__) for part, argument, old, new in part_switches()} >= {
-        ("reference", "weights", "Harmonic", "Geometric"),
+        ("reference", "weights", "Geometric", "Harmonic"),
         ("target", "epsilon", "Unbiased", "Smoothed"),
         ("offset", "alpha", "MarginOffset", "LengthOffset"),
         ("offset", "scale", "ColumnOffset", "ColumnsOffset"),
@@ -146,9 +154,11 @@ def test_a_later_part_keeps_no_argument_of_the_old_one(part: str, argument: str,
     for file, cls, init_args in ((first, old, values), (second, new, required_arguments(new))):
         spec = {"class_path": cls.__name__, "init_args": init_args}
         file.write_text(yaml.safe_dump({"model": {"objective": {"class_path": "DPO", "init_args": {part: spec}}}}))
-    assert f"{part}={old(**values)!r}" in objective_after("--config", first)
+    before, after = old(**values), new(**required_arguments(new))
+    assert f"{part}={before!r}" in objective_after("--config", first, *referenced(DPO(**{part: before})))
     for switch in (["--config", second], options(f"model.objective.{part}", new)):
-        assert f"{part}={new(**required_arguments(new))!r}" in objective_after("--config", first, *switch)
+        built = objective_after("--config", first, *switch, *referenced(DPO(**{part: after})))
+        assert f"{part}={after!r}" in built
 
 
 def test_a_later_list_of_terms_or_references_takes_the_place_of_the_old_one(tmp_path: Path):

@@ -15,7 +15,9 @@ from training_runs import Ran, Run, differences, fit, trained
 
 from lit_pref.errors import UsageError
 from lit_pref.modules.schedules import Cosine
+from lit_pref.objectives.beta_dpo import BetaDPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.weighted import Weighted
 from lit_pref.run.checkpoint_model import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -68,6 +70,22 @@ def test_from_every_checkpoint_of_a_run_the_rest_is_the_same_to_the_last_bit(run
         if step < steps:
             assert differences(last(rest), last(whole)) == []
             assert validated(rest) == {at: loss for at, loss in validated(whole).items() if at > step}
+
+
+def test_a_sum_of_objectives_resumes_with_the_state_of_each(run: Run, tmp_path: Path):
+    run = replace(
+        run, objective=lambda: Weighted([EpsilonDPO(beta=0.1, epsilon=0.05), BetaDPO(filtered=0.4)], [1, 0.5])
+    )
+    whole = fit(run, tmp_path / "whole")
+    part = fit(run, tmp_path / "part", stop_at_step=3)
+    rest = fit(run, tmp_path / "part", ckpt=part.checkpoint(3))
+    assert differences(last(rest), last(whole)) == []
+    states = [ran.module.objective.progress for ran in (whole, rest)]
+    assert states[0] == states[1] and states[0]["beta"] != 0.1 and states[0]["BetaDPO/gap_deviation"] > 0
+    assert whole.logged.column("train/state/BetaDPO/gap_mean")[-1] == states[0]["BetaDPO/gap_mean"]
+    assert {"train/EpsilonDPO/loss", "train/BetaDPO/kept"} <= {
+        name for own in whole.logged.steps.values() for name in own
+    }
 
 
 def test_every_pair_once_an_epoch_and_another_order_in_the_next(run: Run, tmp_path: Path):

@@ -15,7 +15,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """# Metrics and records
 
 Written by `make docs` from `lit_pref/metrics/`. Words in capitals are placeholders: K is the index of a reference,
-COLUMN a column of the data, GROUP a source or a value of `data.group_column`, BIN a range of margins.
+COLUMN a column of the data, GROUP a source or a value of `data.group_column`, BIN a range of margins, METHOD the class
+of an objective in a sum (`Weighted`), VALUE a name that it logs.
 
 π is the policy, π_ref the objective's reference, h_y = log π(y) - log π_ref(y), w the chosen response and l the
 rejected one, z = chosen reward - rejected reward, and beta, φ, o, p as in [methods.md](methods.md). A reward is in

@@ -3,7 +3,8 @@
 The meaning of all other numbers is in the modules that compute them: `MEASURES` and `TOTALS` in `pair_metrics`,
 `CALIBRATION` in `calibration`, `COLUMNS` in `records`. docs/metrics.md is generated from these mappings.
 
-Words in capitals are placeholders: K is the index of a reference, COLUMN a column of the data.
+Words in capitals are placeholders: K is the index of a reference, COLUMN a column of the data, METHOD the class of an
+objective in a sum, VALUE a name that it logs.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,10 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     ),
     "epsilon_step": Meaning("direction of epsilon-DPO's step: 1 lowers beta, -1 raises it, 0 keeps it", "1"),
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
-    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
+    "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic or ClippedGeometric clipped", "1"),
+    "kept": Meaning("1 if beta-DPO's filter keeps the pair, else 0 (training only)", "1"),
+    "METHOD/loss": Meaning("loss of an objective in a sum (Weighted), without its weight", "as its own"),
+    "METHOD/VALUE": Meaning("a value that it logs, if it is not the first objective of the sum", "as its own"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
 }
 """Values in `ObjectiveOutput.logged` of the shipped objectives and parts; reported as means over pairs."""
@@ -51,6 +55,8 @@ TRAINING: dict[str, Meaning] = {
         "the moving beta of an objective with state (EpsilonStep), after the step", "reward per nat"
     ),
     "train/state/delta": Meaning("the mean reward of all responses so far (BCO), after the step", "reward"),
+    "train/state/gap_mean": Meaning("moving mean of h_w - h_l (BatchAdaptive), after the step", "nats"),
+    "train/state/gap_deviation": Meaning("moving standard deviation of the same", "nats"),
 }
 """Numbers that the training loop logs in addition to the means."""
 

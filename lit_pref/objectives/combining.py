@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lit_pref.objectives.parts.link import Link
 from lit_pref.objectives.parts.offset import Offset
@@ -11,6 +11,7 @@ from lit_pref.objectives.parts.reference import ReferenceMix
 from lit_pref.objectives.parts.score import Score
 from lit_pref.objectives.parts.target import Target
 from lit_pref.objectives.parts.temperature import Temperature
+from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.tokens import TokenSum
 
 
@@ -74,3 +75,9 @@ def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
             f"the margin is used twice, in {type(target).__name__} and in {type(offset).__name__}, "
             "and the data cannot tell the two strengths apart."
         )
+
+
+def term_warnings(terms: Iterable[Term], target: Target) -> Iterator[str]:
+    """Warnings about terms that prefer the chosen response at full strength, although the target is not 1."""
+    if not target.hard:
+        yield from (term.hard_targets for term in terms if term.hard_targets)

@@ -3,8 +3,9 @@
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,13 @@ from lit_pref.objectives.combining import (
     reference_objections,
     score_objections,
     target_objections,
+    term_warnings,
 )
 from lit_pref.objectives.component import call_text
 from lit_pref.objectives.parts.link import Link, Logistic
 from lit_pref.objectives.parts.offset import NoOffset, Offset
 from lit_pref.objectives.parts.part import Part, Sides
-from lit_pref.objectives.parts.reference import ReferenceMix, Single
+from lit_pref.objectives.parts.reference import MixOutput, ReferenceMix, Single
 from lit_pref.objectives.parts.score import Identity, Score
 from lit_pref.objectives.parts.target import Hard, Target, entropy
 from lit_pref.objectives.parts.temperature import Constant, Temperature
@@ -101,9 +103,10 @@ class Pairwise(Objective):
         self.offset = offset or NoOffset()
         self.weight = weight or NoWeight()
         self.terms = nn.ModuleList(terms or [])
+        self.batch_coupled = self.temperature.batch_coupled
         for objection in self._objections():
             raise UsageError(f"{type(self).__name__}: {objection}")
-        for warning in margin_warnings(self.target, self.offset):
+        for warning in self._warnings():
             warnings.warn(f"{type(self).__name__}: {warning}", stacklevel=2)
 
     # Cached, because every step needs it and the parts never change.
@@ -123,7 +126,22 @@ class Pairwise(Objective):
         scores = self.tokens(policy, policy, pairs)
         with torch.no_grad():
             own = [self.tokens(reference, policy, pairs) for reference in references]
-            mixed, mix_log = self.reference(own, scores)
+            mix = self.reference(own, scores)
+        return self.compare(scores, mix, policy, references, pairs)
+
+    def compare(
+        self, scores: Sides, mix: MixOutput, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> ObjectiveOutput:
+        """Return the losses of the policy against one reference score of each response.
+
+        Args:
+            scores: the policy's scores of both responses, each (B,), with gradient.
+            mix: the reference's scores of both responses, each (B,), and values to log.
+            policy: the scores and statistics of the policy, for the parts.
+            references: the K references, for the temperature.
+            pairs: the B pairs.
+        """
+        mixed, mix_log = mix
         ratios: Sides = (scores[0] - mixed[0], scores[1] - mixed[1])
         with torch.no_grad():
             beta, beta_log = self.temperature(self.beta, ratios, policy, references, pairs)
@@ -180,3 +198,8 @@ class Pairwise(Objective):
         yield from reference_objections(parts, self.reference, self.score)
         yield from score_objections(parts, self.tokens, self.score, self.temperature)
         yield from target_objections(self.target, self.link, self.score)
+
+    def _warnings(self) -> Iterator[str]:
+        """Reasons to doubt this combination of parts."""
+        yield from margin_warnings(self.target, self.offset)
+        yield from term_warnings(cast(Iterable[Term], self.terms), self.target)

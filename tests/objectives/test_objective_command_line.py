@@ -5,11 +5,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_pref.objectives import (
     DPO,
+    DPOP,
+    FDPO,
     MMPO,
+    MODPO,
     MRPO,
     SELM,
     SFT,
+    AlphaDivergence,
     Anchor,
+    BatchAdaptive,
+    BetaDPO,
     ChosenNLL,
     ColumnOffset,
     ColumnsOffset,
@@ -20,10 +26,15 @@ from lit_pref.objectives import (
     EpsilonStep,
     Fitted,
     Harmonic,
+    ImplicitRewards,
     MarginTarget,
+    MinorDPO,
+    MultiDPO,
     NoReference,
     Objective,
+    SequentialSPO,
     UnitMargin,
+    Weighted,
 )
 from lit_pref.parse_errors import plain_sentence
 from lit_pref.parser import Parser
@@ -113,6 +124,42 @@ def test_three_parts_of_dpo_from_a_dict_and_from_what_was_saved(parser):
             "SELM --objective.alpha 0.1 --objective.tokens EditWeighted --objective.tokens.delta 3",
             SELM(alpha=0.1, tokens=EditWeighted(3.0)),
         ),
+        (
+            "MultiDPO --objective.weights [1,2] --objective.temperature EpsilonStep",
+            MultiDPO(weights=[1.0, 2.0], temperature=EpsilonStep()),
+        ),
+        ("BetaDPO --objective.filtered 0.1 --objective.alpha 0.8", BetaDPO(filtered=0.1, alpha=0.8)),
+        (
+            "MMPO --objective.temperature BatchAdaptive --objective.temperature.alpha 1",
+            MMPO(temperature=BatchAdaptive(alpha=1.0)),
+        ),
+        ("DPOP --objective.penalty 5", DPOP(penalty=5.0)),
+        ("MinorDPO --objective.reference Harmonic", MinorDPO(reference=Harmonic())),
+        (
+            "FDPO --objective.divergence AlphaDivergence --objective.divergence.alpha 0.3",
+            FDPO(divergence=AlphaDivergence(0.3)),
+        ),
+        (
+            'MODPO --objective.rewards {"help":0.4} --objective.length -0.01 --objective.target MarginTarget',
+            MODPO({"help": 0.4}, length=-0.01, target=MarginTarget()),
+        ),
+        (
+            "MODPO --objective.rewards {} --objective.w0 0.5 --objective.reference ImplicitRewards "
+            "--objective.reference.weights [0.5]",
+            MODPO({}, w0=0.5, reference=ImplicitRewards([0.5])),
+        ),
+        ("SequentialSPO --objective.multipliers [0.5,0.2]", SequentialSPO([0.5, 0.2])),
+        ("Weighted", Weighted([DPO(), SFT()])),
+        (
+            'Weighted --objective.objectives [{"class_path":"MRPO","init_args":{"target":"MarginTarget"}},"SFT"] '
+            "--objective.weights [1,0.2]",
+            Weighted([MRPO(target=MarginTarget()), SFT()], [1.0, 0.2]),
+        ),
+        (
+            "Weighted --objective.objectives+=MMPO --objective.objectives.gamma=2 --objective.objectives.temperature="
+            "EpsilonStep --objective.objectives.temperature.epsilon=0.1 --objective.objectives+=SFT",
+            Weighted([MMPO(gamma=2.0, temperature=EpsilonStep(0.1)), SFT()]),
+        ),
     ],
 )
 def test_methods_take_their_own_numbers_and_leave_the_other_parts_open(parser, words, expected):
@@ -125,7 +172,16 @@ def test_methods_take_their_own_numbers_and_leave_the_other_parts_open(parser, w
 
 
 @pytest.mark.parametrize(
-    ("method", "filled"), [("MMPO", "target"), ("MRPO", "reference"), ("EpsilonDPO", "temperature")]
+    ("method", "filled"),
+    [
+        ("MMPO", "target"),
+        ("MRPO", "reference"),
+        ("EpsilonDPO", "temperature"),
+        ("MultiDPO", "reference"),
+        ("BetaDPO", "temperature"),
+        ("DPOP", "score"),
+        ("MODPO", "offset"),
+    ],
 )
 def test_the_part_that_a_method_fills_is_closed(parser, method, filled):
     with pytest.raises(ArgumentError, match=filled):
@@ -137,6 +193,15 @@ def test_every_argument_of_a_part_has_a_help_text(parser, capsys):
         parser.parse_args(["--objective.help", "MRPO"])
     text = capsys.readouterr().out
     assert "--objective.eta" in text and "--objective.target" in text and "--objective.reference " not in text
+
+
+def test_a_mistyped_objective_within_a_sum_is_answered_with_the_nearest_one():
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    with pytest.raises(ArgumentError) as caught:
+        from_words(parser, '--objective Weighted --objective.objectives ["MMPPO","SFT"]')
+    sentence = plain_sentence(str(caught.value))
+    assert sentence.startswith("objective.objectives: unknown class 'MMPPO'") and "did you mean MMPO" in sentence
 
 
 @pytest.mark.parametrize(

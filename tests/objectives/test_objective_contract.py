@@ -9,7 +9,11 @@ import torch
 
 from lit_pref.objectives import (
     DPO,
+    MMPO,
+    MODPO,
     SELM,
+    SFT,
+    BetaDPO,
     ColumnsOffset,
     ColumnTemperature,
     ColumnTokens,
@@ -17,9 +21,12 @@ from lit_pref.objectives import (
     EpsilonStep,
     Geometric,
     Harmonic,
+    Hinge,
+    ImplicitRewards,
     Link,
     MarginTarget,
     Mean,
+    MultiDPO,
     NoReference,
     Objective,
     Offset,
@@ -29,6 +36,7 @@ from lit_pref.objectives import (
     Term,
     TokenSum,
     UnitMargin,
+    Weighted,
 )
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -46,6 +54,10 @@ BUILDS = {kind.__name__: partial(plain, kind) for kind in KINDS} | {
     "composed, first order": lambda: DPO(reference=Geometric(), temperature=EpsilonStep(0.1, first_order=True)),
     "tokens of the data": lambda: DPO(tokens=ColumnTokens("spans"), target=MarginTarget(UnitMargin(0.9))),
     "columns": lambda: DPO(offset=ColumnsOffset({"other": 0.3}), temperature=ColumnTemperature("trust")),
+    "filtered batch": lambda: BetaDPO(filtered=0.4, target=MarginTarget(2.0), reference=Harmonic()),
+    "several references apart": lambda: MultiDPO(temperature=EpsilonStep(0.1), link=Hinge()),
+    "implicit rewards": lambda: MODPO({"help": 0.3}, length=-0.01, reference=ImplicitRewards([0.3, -0.1])),
+    "a sum": lambda: Weighted([MMPO(temperature=EpsilonStep()), SELM(), SFT(), MMPO(gamma=0.1)], [1, 0.5, 0.2, 2]),
     "edited tokens": lambda: DPO(tokens=EditWeighted(1.5), reference=Geometric()),
     "extra_response, composed": lambda: SELM(
         alpha=0.3, target=MarginTarget(2.0), reference=Harmonic(), temperature=EpsilonStep()

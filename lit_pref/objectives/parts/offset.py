@@ -121,21 +121,24 @@ class ColumnOffset(Offset):
 
 
 class ColumnsOffset(Offset):
-    """o = scale sum_k c_k (R_k of the chosen - R_k of the rejected response), from two columns of the data for each k.
+    """o = scale [sum_k c_k (R_k of the chosen - R_k of the rejected) + length (n_w - n_l)], R_k from two columns each.
 
     Reads the columns `NAME_chosen` and `NAME_rejected` for every NAME; they swap with the texts. If a column is already
-    a difference, use `ColumnOffset`.
+    a difference, use `ColumnOffset`. n_y is the response's length in tokens, which needs no column: with `length` alone
+    it is `LengthOffset` with the other sign.
 
     **Source**: MODPO, arXiv 2310.03708: `columns` are w_1:, `scale` is 1 / w_0, and `beta` is the paper's beta / w_0.
 
     Args:
         columns: NAME of each reward and its finite weight c_k.
         scale: finite factor, units of the logit per unit of the weighted sum.
+        length: finite weight of the length, per token; negative makes responses shorter.
     """
 
-    def __init__(self, columns: dict[str, float], scale: float = 1.0) -> None:
+    def __init__(self, columns: dict[str, float], scale: float = 1.0, length: float = 0.0) -> None:
         super().__init__()
-        if not columns:
+        self.length = finite(length, "ColumnsOffset: length")
+        if not (columns or length):
             raise UsageError(
                 "ColumnsOffset: columns names no reward; give {NAME: weight}, or choose `offset: NoOffset`."
             )
@@ -149,7 +152,9 @@ class ColumnsOffset(Offset):
         )
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
-        total = torch.zeros_like(policy.chosen.scores)
+        assert policy.rejected is not None
+        # A difference of integers, because a length above 256 is not a number of bf16.
+        total = self.length * (policy.chosen.lengths - policy.rejected.lengths).to(policy.chosen.scores.dtype)
         for name, weight in self.columns.items():
             chosen, rejected = (self.read(f"{name}_{side}", policy, pairs) for side in ("chosen", "rejected"))
             total = total + weight * (chosen - rejected)

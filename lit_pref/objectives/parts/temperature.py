@@ -23,6 +23,9 @@ class Temperature(Part):
     constant: bool = False
     """beta is the same for every pair."""
 
+    batch_coupled: bool = False
+    """The beta of a pair depends on the other pairs of its micro-batch."""
+
     reverse_kl_only: str = ""
     """Works only if the divergence is the reverse KL (`Score.reverse_kl`)."""
 

@@ -21,6 +21,9 @@ class Term(Part):
         coefficient: c_j, finite and >= 0.
     """
 
+    hard_targets: str = ""
+    """A warning, if the term takes the chosen response for the better one, for targets other than 1 (`Target.hard`)."""
+
     def __init__(self, coefficient: float = 1.0) -> None:
         super().__init__()
         if not (math.isfinite(coefficient) and coefficient >= 0):
@@ -71,6 +74,11 @@ class Anchor(Term):
 
     **Source**: mDPO, arXiv 2406.11839, with the anchor at 0.
     """
+
+    hard_targets = (
+        "Anchor holds the chosen response up at full strength, also where the target says that the rejected one may be "
+        "better: choose `target: Hard`, a smaller coefficient, or data whose targets are all at least 1/2."
+    )
 
     def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
         return -F.logsigmoid(rewards[0])

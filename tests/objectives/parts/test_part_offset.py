@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives import (
@@ -13,6 +14,7 @@ from lit_pref.objectives import (
     MarginOffset,
     Mean,
     NoReference,
+    Requirements,
 )
 
 
@@ -94,6 +96,15 @@ def test_an_offset_over_both_sides_changes_its_sign_where_the_texts_swap(make):
 def test_a_missing_side_is_named(make):
     with pytest.raises(UserError, match="ColumnsOffset needs the field `help_rejected` of every pair"):
         make.g0(help_chosen=1.0).into(DPO(offset=ColumnsOffset({"help": 0.5})))
+
+
+def test_the_length_in_tokens_counts_beside_columns(make):
+    inputs = make.g0(help_chosen=0.9, help_rejected=0.5)  # n_w = 10, n_l = 12
+    offset = ColumnsOffset({"help": 0.3}, scale=2.0, length=-0.1)
+    assert offset(inputs.policy, inputs.pairs).item() == pytest.approx(2 * (0.3 * 0.4 - 0.1 * (10 - 12)), abs=1e-15)
+    alone = ColumnsOffset({}, length=-0.01)
+    assert torch.equal(alone(inputs.policy, inputs.pairs), LengthOffset(0.01)(inputs.policy, inputs.pairs))
+    assert alone.requirements == Requirements()
 
 
 @pytest.mark.parametrize(

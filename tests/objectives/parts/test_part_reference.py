@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives import Geometric, Harmonic, NoReference, Requirements, Single
+from lit_pref.objectives import (
+    ClippedGeometric,
+    Geometric,
+    Harmonic,
+    ImplicitRewards,
+    NoReference,
+    Requirements,
+    Single,
+)
 
 ANCHOR, DECISIVE, FAR = (-13.0, -14.5), (-12.2, -16.0), (-20.0, -19.5)
 
@@ -119,18 +127,56 @@ def test_scores_of_hundreds_of_nats_and_indifferent_references_stay_finite():
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, math.inf], [math.nan, 1.0]])
-@pytest.mark.parametrize("part", [Harmonic, Geometric])
+@pytest.mark.parametrize("part", [Harmonic, Geometric, ClippedGeometric])
 def test_weights_that_weigh_nothing_are_refused(part, weights):
     with pytest.raises(UsageError, match="weights must be finite, not negative and not all zero"):
         part(weights=weights)
 
 
 @pytest.mark.parametrize("eta", [-0.1, math.inf, math.nan])
-def test_a_window_of_no_width_is_refused(eta):
-    with pytest.raises(UsageError, match=f"eta .* must be >= 0, got {eta}"):
-        Harmonic(eta=eta)
+@pytest.mark.parametrize("part", [Harmonic, ClippedGeometric])
+def test_a_window_of_no_width_is_refused(part, eta):
+    with pytest.raises(UsageError, match=f"{part.__name__}: eta .* must be >= 0, got {eta}"):
+        part(eta=eta)
 
 
 def test_swapping_fixed_weights_is_refused():
     with pytest.raises(UsageError, match="leave arwc_swap out and write the weights in the order you want"):
         Harmonic(weights=[1, 2], arwc_swap=True)
+
+
+def test_the_clipped_geometric_mean_has_the_clip_and_the_weights_of_the_harmonic_one():
+    a = [(1.5 + 5e-7) / 5.300001, (3.8 + 5e-7) / 5.300001]  # see the harmonic mean of the same references
+    clipped = [-12.411849192100538, -15.29398563734291]
+    expected = [a[0] * anchor + a[1] * other for anchor, other in zip(ANCHOR, clipped, strict=True)]
+    mixed, logged = mix(ClippedGeometric(eta=0.1), ANCHOR, DECISIVE)
+    assert mixed == pytest.approx(expected, abs=1e-12)
+    assert (logged["reference_weights/0"], logged["clipped"]) == pytest.approx((a[0], 1.0), abs=1e-15)
+
+
+def test_the_clipped_geometric_mean_has_known_limits():
+    unclipped = mix(ClippedGeometric(eta=100.0, weights=[1, 2, 1]), ANCHOR, DECISIVE, FAR)
+    geometric = mix(Geometric(weights=[1, 2, 1]), ANCHOR, DECISIVE, FAR)
+    assert unclipped[0] == pytest.approx(geometric[0], abs=1e-13) and unclipped[1]["clipped"] == 0.0
+    assert mix(ClippedGeometric(eta=0.0), ANCHOR, DECISIVE, FAR)[0] == pytest.approx(ANCHOR, abs=1e-13)
+    assert mix(ClippedGeometric(), FAR) == (FAR, {"reference_weights/0": 1.0, "clipped": 0.0})
+    inside, outside = (mix(part(), ANCHOR, DECISIVE, FAR)[0] for part in (Harmonic, ClippedGeometric))
+    assert all(low <= high for low, high in zip(inside, outside, strict=True))
+    (chosen, rejected), _ = mix(ClippedGeometric(), ANCHOR, DECISIVE, FAR)
+    turned, _ = mix(ClippedGeometric(), *((rejected, chosen) for chosen, rejected in (ANCHOR, DECISIVE, FAR)))
+    assert turned == pytest.approx((rejected, chosen), abs=1e-13)
+
+
+def test_implicit_rewards_tilt_the_first_reference():
+    # -13 + 0.5 (-12.2 + 13) - 0.1 (-20 + 13), and -14.5 + 0.5 (-16 + 14.5) - 0.1 (-19.5 + 14.5)
+    assert mix(ImplicitRewards([0.5, -0.1]), ANCHOR, DECISIVE, FAR)[0] == pytest.approx((-11.9, -14.75), abs=1e-13)
+    tilted = mix(ImplicitRewards([0.3, 0.2]), ANCHOR, DECISIVE, FAR)[0]
+    assert tilted == pytest.approx(mix(Geometric([0.5, 0.3, 0.2]), ANCHOR, DECISIVE, FAR)[0], abs=1e-13)
+    assert mix(ImplicitRewards([0.0]), ANCHOR, DECISIVE)[0] == ANCHOR
+    assert ImplicitRewards([0.5, -0.1]).requirements == Requirements(3, 3)
+
+
+@pytest.mark.parametrize("weights", [[], [math.nan], [0.5, math.inf]])
+def test_implicit_rewards_without_a_weight_are_refused(weights):
+    with pytest.raises(UsageError, match="ImplicitRewards: weights are finite numbers, one for each reference after"):
+        ImplicitRewards(weights)

@@ -41,6 +41,7 @@ def test_the_official_code_moves_beta_to_the_harmonic_mean(make):
     objective = build(harmonic=True)
     betas = steps(make, 1, 1, -1, 0).into(objective).logged["beta"]
     objective.update(alone)
+    assert objective.progress["beta"] == pytest.approx(0.099750623, abs=1e-9)
     assert objective.progress["beta"] == pytest.approx(0.1 / (1 + 0.01 / 4), abs=1e-16)
     assert objective.progress["beta"] == pytest.approx(1 / (1 / betas).mean().item(), abs=1e-16)
 
