@@ -154,10 +154,10 @@ def verdict_of(table: Table) -> str:
     better = [row for row in known if row.shown and _is_better(table.study, row)]
     worse = [row for row in known if row.shown and not _is_better(table.study, row)]
     rest = [row for row in known if not row.shown]
-    parts = [f"shown for {_list(better)}"] if better else []
-    parts += [f"the opposite is shown for {_list(worse)}"] if worse else []
+    parts = [f"shown to be better than the baseline: {_list(better)}"] if better else []
+    parts += [f"shown to be worse than the baseline: {_list(worse)}"] if worse else []
     if rest and parts:
-        parts.append("not shown for " + ", ".join(row.text for row in rest))
+        parts.append("not shown: " + ", ".join(row.text for row in rest))
     elif rest:
         signs = ", ".join(f"{row.text} better in {_of(row)} seeds" for row in rest[:4]) + (", ..." if rest[4:] else "")
         what = "the difference is not clear" if len(rest) == 1 else f"none of {len(rest)} differences is clear"

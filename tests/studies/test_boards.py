@@ -48,7 +48,7 @@ def test_hparams_have_a_row_a_cell_means_have_bands_and_texts_are_there(study: S
         for tag in found["tensors"]
         if tag.startswith("study/")
     }
-    assert texts["study/question"] == study.question and "Verdict: shown for" in texts["study/result"]
+    assert texts["study/question"] == study.question and "Verdict: shown to be better" in texts["study/result"]
     assert found["images"] == ["study/effects"]
     assert b"within_95/score/low" in boards.Tensors(".", "custom_scalars__config__")[0].tensor_proto.string_val[0]
 

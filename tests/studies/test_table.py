@@ -40,8 +40,11 @@ def test_a_clear_difference_is_shown_and_an_unclear_one_is_not(study: Study):
     # The seeds differ by 1 each: unpaired intervals are wide, the paired one is not.
     assert best.means["score"].high - best.means["score"].value > 1.5
     assert best.against.difference.high - best.against.difference.value < 0.2
-    assert table.verdict.startswith("shown for margin · beta 0.3 (+") and "better in 4 of 4 seeds" in table.verdict
-    assert table.verdict.endswith("not shown for margin · beta 0.1")
+    assert (
+        table.verdict.startswith("shown to be better than the baseline: margin · beta 0.3 (+")
+        and "better in 4 of 4 seeds" in table.verdict
+    )
+    assert table.verdict.endswith("not shown: margin · beta 0.1")
     assert any("Holm's correction over 2 comparisons" in note for note in table.notes)
 
 
@@ -135,7 +138,7 @@ def test_the_readme_is_made_again_from_the_csv_and_keeps_what_is_written_by_hand
     readme.write_text(by_hand)
     write_report(study, plan)
     write_report(study, plan)
-    assert log.read_text().count(", study.** Does the margin help? Verdict: shown for") == 1
+    assert log.read_text().count(", study.** Does the margin help? Verdict: shown to be better") == 1
     again = readme.read_text()
     assert again.startswith("# Mine\n\nWhy I asked.\n") and again.endswith("What I learnt.\n") and "old" not in again
     assert with_results(study, again) == again, "results.csv alone gives the same text"
