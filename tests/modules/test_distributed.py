@@ -22,9 +22,11 @@ from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora
+from lit_pref.modules.preference import MOVED
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.references.moving import MovingReference
 from lit_pref.references.reference import Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
@@ -60,6 +62,7 @@ def cases(folder: Path) -> dict[str, Run]:
         layout="prefix_shared",
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
+    moving = replace(plain, objective=DPO, references=lambda: [MovingReference(alpha=0.6, every=2)])
     potential = AlignmentPotential(count=17)
     # Another model: near the policy itself, rounding alone decides whether a response has fallen.
     single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO, layout="padded")
@@ -70,6 +73,7 @@ def cases(folder: Path) -> dict[str, Run]:
     return {
         "plain": plain,
         "lora": lora,
+        "moving": moving,
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
@@ -102,8 +106,10 @@ def two_processes(folder: Path) -> None:
 
     for strategy in strategies():
         for name, case in cases(folder).items():
-            if strategy != "fsdp-distributed" or name in ("plain", "lora"):
-                run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}")
+            if strategy != "fsdp-distributed" or name in ("plain", "lora", "moving"):
+                ran = run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}", every=3)
+            if name == "moving":
+                run("", strategy, case, f"{name}-resumed-{strategy}", ckpt=ran.checkpoint(3))
     for strategy in strategies():
         for name in ("plain", "lora"):
             case = cases(folder)[name]
@@ -186,6 +192,7 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
 RELATIVE = {
     "plain": 1e-10,
     "lora": 1e-10,
+    "moving": 1e-10,
     "tokens": 1e-10,
     "chosen": 1e-10,
     "single": 1e-4,
@@ -193,7 +200,10 @@ RELATIVE = {
     "bf16": 3e-2,
 }
 COMBINED = [
-    (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
+    (name, s)
+    for name in RELATIVE
+    for s in strategies()
+    if s != "fsdp-distributed" or name in ("plain", "lora", "moving")
 ]
 
 
@@ -255,6 +265,18 @@ def test_two_resumed_processes_end_with_the_same_bits(folder, seen, name, strate
         assert differences(trained(final(folder, f"resumed-{name}-{strategy}-{step}")), whole) == []
     if name == "lora":
         assert all("lora_" in key or "scale" in key for key in whole["state_dict"])
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_a_moving_reference_is_sharded_saved_whole_and_restored(folder, strategy):
+    whole, alone = (final(folder, f"moving-{name}") for name in (strategy, "alone"))
+    moved, expected = whole[MOVED][0], alone[MOVED][0]
+    assert moved.keys() == expected.keys()
+    gap = sum((moved[n] - w).square().sum() for n, w in expected.items()) ** 0.5
+    behind = sum((w - alone["state_dict"][f"scorer.{n}"]).square().sum() for n, w in expected.items()) ** 0.5
+    assert 0 < gap <= 1e-10 * behind or gap == 0 < behind
+    resumed = final(folder, f"moving-resumed-{strategy}")
+    assert differences({**trained(resumed), "moved": resumed[MOVED]}, {**trained(whole), "moved": whole[MOVED]}) == []
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
