@@ -201,8 +201,10 @@ def test_the_command_in_a_configs_comment_builds_the_references_that_it_names(co
     assert arguments[:2] == ["--config", str(config)]
     built = Parsed(*arguments, *(DATA if config.name == "quickstart.yaml" else []))
     found = [reference.describe().partition(": ")[0] for reference in built.model.references]
+    moving = "a reference moved by alpha 0.6 every 512 optimizer steps, at first "
     initial, off = "the policy as it is before its first step", "the policy with its adapters off"
     own = off if yaml.safe_load(config.read_text())["model"].get("policy", {}).get("lora") else initial
+    own = moving + own if config.name == "trdpo.yaml" else own
     none = built.model.objective.requirements.max_references == 0
     assert found == ([] if none else [own]) + ["OTHER_FOLDER, float32"] * command.count("OTHER_FOLDER")
 

@@ -174,6 +174,15 @@ class PreferenceModule(PairModule):
         super().on_validation_start()
         self.on_fit_start()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for k, moving in self.moving.items():
+            if moving.every > self.total_steps:
+                self.run_context.say(
+                    f"warning     reference {k} moves every {moving.every} optimizer steps and the run takes "
+                    f"{self.total_steps}: it never moves; lower `every` of {type(moving).__name__}"
+                )
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for moving in self.moving.values():

@@ -1,11 +1,11 @@
-"""A reference that follows the policy during training."""
+"""References that follow the policy during training."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
@@ -15,6 +15,7 @@ from lit_pref.objectives.base import Objective
 from lit_pref.objectives.component import Component
 from lit_pref.references.reference import InitialPolicy
 from lit_pref.run_context import RunContext
+from lit_pref.scoring.scorer import Scorer
 
 
 class MovingReference(InitialPolicy):
@@ -25,10 +26,9 @@ class MovingReference(InitialPolicy):
     alpha = 1 replaces the reference by the policy (hard update), a smaller alpha mixes their weights (soft update), and
     a small alpha with `every: 1` is an exponential moving average of the policy's weights. alpha = 0 is `InitialPolicy`.
 
-    The copy has the policy's dtype and is sharded like the policy. Each checkpoint contains its weights, so a resumed
-    run has the same reference, and one that is evaluated from a checkpoint is compared with the reference of that
-    step. Its scores change and are never stored. Below fp32, a move that is smaller than half the spacing of the
-    weights is rounded away, as with a small alpha.
+    The copy has the policy's dtype and is sharded like the policy. Checkpoints contain its weights, so a resumed run
+    has the same reference, and a checkpoint is evaluated against the reference of its step. Its scores change and are
+    never stored. Below fp32, a move of less than half the spacing of the weights is rounded away.
 
     **Source**: TR-DPO, arXiv 2404.09656 (soft and hard updates), with the update, its order of operations and the
     defaults of TRL's `sync_ref_model`, which combines both.
@@ -41,7 +41,7 @@ class MovingReference(InitialPolicy):
         UsageError: alpha or every is out of range.
 
     >>> MovingReference(alpha=1.0, every=64).describe()
-    'a moving reference, alpha 1.0 every 64 optimizer steps from the policy as it is before its first step'
+    'a reference moved by alpha 1.0 every 64 optimizer steps, at first the policy as it is before its first step'
     """
 
     label = "moving reference"
@@ -54,25 +54,32 @@ class MovingReference(InitialPolicy):
             raise UsageError(f"MovingReference: every counts optimizer steps between updates, >= 1, got {every}")
         self.alpha, self.every = alpha, every
 
+    @property
+    def rule(self) -> str:
+        """The rule of the updates, in words."""
+        return f"alpha {self.alpha}"
+
     def frozen_spec(self, policy: ModelSpec) -> None:
         self._model = policy
 
     def fingerprint(self) -> str:
         # The rule of its updates belongs to it: a run that resumes with another one has another reference.
-        return f"{super().fingerprint()} alpha {self.alpha} every {self.every}"
+        return f"{super().fingerprint()} {self.rule} every {self.every}"
 
     def describe(self) -> str:
-        return f"a moving reference, alpha {self.alpha} every {self.every} optimizer steps from {super().describe()}"
+        return f"a reference moved by {self.rule} every {self.every} optimizer steps, at first {super().describe()}"
 
     def place(self, run: RunContext) -> None:
         """Round the weights and shard them as the run does with the policy's; called once, after `attach`."""
-        self.scorer = run.convert(self._ready())  # type: ignore[assignment]
-        if run.shard is not None:
-            run.shard(self._ready())
+        for copied in self.copies:
+            run.convert(copied)
+            if run.shard is not None:
+                run.shard(copied)
 
     def to(self, device: torch.device | str) -> None:
         """Move the weights, which already have the policy's dtype."""
-        self._ready().to(device)
+        for copied in self.copies:
+            copied.to(device)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -86,16 +93,86 @@ class MovingReference(InitialPolicy):
         for module in self._ready().modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # after a forward pass the root's parameters are gathered copies
+        self._move(step)
+
+    def _move(self, step: int) -> None:
         for own, policy in zip(self._ready().parameters(), self._policy_scorer.parameters(), strict=True):
             own.mul_(1 - self.alpha).add_(policy, alpha=self.alpha)
 
     def state(self) -> dict[str, Any]:
         """Return the whole weights on the CPU of the first rank, for a checkpoint; every rank must call it."""
-        return get_model_state_dict(self._ready(), options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {name: get_model_state_dict(copied, options=options) for name, copied in self._saved().items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Load the weights of a checkpoint; every rank calls it with the whole weights."""
-        set_model_state_dict(self._ready(), dict(state), options=StateDictOptions(full_state_dict=True))
+        for name, copied in self._saved().items():
+            set_model_state_dict(copied, dict(state[name]), options=StateDictOptions(full_state_dict=True))
+
+    def _saved(self) -> dict[str, Scorer]:
+        """The copies that a checkpoint contains, by name."""
+        return {"reference": self._ready()}
+
+    @property
+    def copies(self) -> list[Scorer]:
+        """All its copies of the policy."""
+        return list(self._saved().values())
+
+
+class BEMAReference(MovingReference):
+    """A bias-corrected exponential moving average of the policy's weights (BEMA).
+
+        theta_ref <- average + (lag + t)^-bias_power (theta - theta_0)        after every `every`-th optimizer step t
+        average   <- (1 - b) average + b theta,  b = (lag + t)^-ema_power     before that; at first theta_0
+
+    theta_0 are the policy's initial weights. The correction removes a share of the average's lag, which shrinks with
+    t: bias_power = 0 adds the whole move away from theta_0. Everything else is as for `MovingReference`, with three
+    copies of the policy in memory, two of them in checkpoints.
+
+    **Source**: BEMA, arXiv 2508.00180, as in TRL's experimental `BEMACallback` with `update_ref_model` and its defaults;
+    its burn-in, its multiplier of t and its least b are left out.
+
+    Args:
+        every: optimizer steps between two updates, >= 1.
+        ema_power: how fast the policy's share b in the average shrinks, >= 0; 0 makes the average the policy.
+        bias_power: how fast the correction shrinks, >= 0.
+        lag: virtual steps before the first one, >= 0.
+
+    Raises:
+        UsageError: an argument is out of range.
+
+    >>> BEMAReference(every=100).rule
+    'BEMA with ema_power 0.5, bias_power 0.2 and lag 10'
+    """
+
+    def __init__(self, every: int = 400, ema_power: float = 0.5, bias_power: float = 0.2, lag: int = 10) -> None:
+        super().__init__(every=every)
+        for name, value in (("ema_power", ema_power), ("bias_power", bias_power), ("lag", lag)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"BEMAReference: {name} must be finite and >= 0, got {value}")
+        self.ema_power, self.bias_power, self.lag = ema_power, bias_power, lag
+
+    @property
+    def rule(self) -> str:
+        return f"BEMA with ema_power {self.ema_power}, bias_power {self.bias_power} and lag {self.lag}"
+
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        super().attach(policy, scorer, tokenizer)
+        self._start, self._average = copy.deepcopy(self._ready()), copy.deepcopy(self._ready())
+
+    def _move(self, step: int) -> None:
+        models = (self._ready(), self._average, self._start, self._policy_scorer)
+        share, correction = (self.lag + step) ** -self.ema_power, (self.lag + step) ** -self.bias_power
+        for own, average, start, policy in zip(*(model.parameters() for model in models), strict=True):
+            average.mul_(1 - share).add_(policy, alpha=share)
+            own.copy_(average + correction * (policy - start))
+
+    def _saved(self) -> dict[str, Scorer]:
+        return {**super()._saved(), "average": self._average}
+
+    @property
+    def copies(self) -> list[Scorer]:
+        return [*super().copies, self._start]
 
 
 def drift_warnings(objective: Objective) -> Iterator[str]:

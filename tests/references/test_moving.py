@@ -17,7 +17,7 @@ from lit_pref.modules.preference import MOVED, PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mrpo import MRPO
-from lit_pref.references.moving import MovingReference
+from lit_pref.references.moving import BEMAReference, MovingReference
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 
@@ -71,15 +71,44 @@ def test_the_reference_is_the_mixture_of_the_policy_and_itself_after_each_update
         assert torch.equal(reference, weights.seen[4][0])
 
 
-def test_alpha_zero_is_dpo_bit_for_bit(run, tmp_path):
+def test_alpha_zero_is_dpo_bit_for_bit(run, tmp_path, capsys):
     still = fit(replace(run, references=lambda: [InitialPolicy()], reference_store=False), tmp_path / "still")
     zero = fit(moving(run, 0.0, 1), tmp_path / "zero")
     assert torch.equal(vector(zero.module.scorer), vector(still.module.scorer))
     assert zero.logged.column("train/loss") == still.logged.column("train/loss")
+    assert "warning" not in capsys.readouterr().out
 
 
-def test_a_reference_replaced_after_each_step_makes_each_loss_ln_2(run, tmp_path):
-    losses = fit(moving(run, 1.0, 1), tmp_path).logged.column("train/loss")
+def test_a_run_that_ends_before_the_first_update_says_so(run, tmp_path, capsys):
+    fit(moving(run, 0.6, 7), tmp_path, max_steps=1, max_epochs=None)
+    assert "reference 0 moves every 7 optimizer steps and the run takes 1: it never moves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_reference_replaced_after_each_step_makes_each_loss_ln_2(run, tmp_path, precision):
+    losses = fit(moving(run, 1.0, 1), tmp_path, precision=precision).logged.column("train/loss")
+    assert losses == pytest.approx([math.log(2)] * 6, rel=1e-6)
+
+
+def test_bema_is_the_average_with_a_share_of_the_policys_move(run, tmp_path):
+    weights, every, lag = Weights(), 2, 3
+    rule = BEMAReference(every=every, ema_power=0.5, bias_power=0.2, lag=lag)
+    fit(replace(run, references=lambda: [rule]), tmp_path, callbacks=[weights])
+    start = average = reference = weights.seen[0][0]
+    for step in range(1, 7):
+        policy, now = weights.seen[step]
+        if step % every == 0:
+            b = 1 / math.sqrt(lag + step)
+            average = (1 - b) * average + b * policy
+            reference = average + (policy - start) / (lag + step) ** 0.2
+        torch.testing.assert_close(now, reference, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(reference, average)
+
+
+def test_bema_without_correction_and_decay_is_the_policy(run, tmp_path):
+    # (lag + t)^-50 is 0 in float32, and b = 1.
+    rule = BEMAReference(every=1, ema_power=0.0, bias_power=50.0)
+    losses = fit(replace(run, references=lambda: [rule]), tmp_path).logged.column("train/loss")
     assert losses == pytest.approx([math.log(2)] * 6, rel=1e-6)
 
 
@@ -95,8 +124,12 @@ def state(path: Path) -> dict[str, Any]:
 
 
 def test_a_resumed_run_ends_with_the_same_policy_and_reference(run, whole, tmp_path):
-    resumed = fit(moving(run, 0.6, 2), tmp_path, ckpt=whole.checkpoint(3))
+    resumed = fit(moving(run, 0.6, 2), tmp_path / "rest", ckpt=whole.checkpoint(3))
     assert differences(state(resumed.checkpoint(6)), state(whole.checkpoint(6))) == []
+    bema = replace(run, references=lambda: [BEMAReference(every=2)])
+    other = fit(bema, tmp_path / "bema", every=3)
+    resumed = fit(bema, tmp_path / "bema rest", ckpt=other.checkpoint(3))
+    assert differences(state(resumed.checkpoint(6)), state(other.checkpoint(6))) == []
     # Without what the checkpoint holds of it, it would be another one.
     assert differences(state(whole.checkpoint(3))["references"], state(whole.checkpoint(6))["references"])
 
@@ -125,6 +158,8 @@ def test_it_is_refused_where_it_cannot_work():
         MovingReference(alpha=1.5)
     with pytest.raises(UsageError, match=r"every counts optimizer steps .* got 0"):
         MovingReference(every=0)
+    with pytest.raises(UsageError, match=r"BEMAReference: lag must be finite and >= 0, got -1"):
+        BEMAReference(lag=-1)
     with pytest.raises(UsageError, match=r"'moving reference' moves, so its scores cannot be stored: leave"):
         PreferenceModule(PLAIN, DPO(), [MovingReference()], reference_store=True)
     with pytest.raises(UsageError, match=r"mixes the policy's whole weights, and with LoRA .*, or use AdapterOff"):
