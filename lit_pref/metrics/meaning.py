@@ -26,6 +26,11 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
     "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
+    "prompt_gap": Meaning(
+        "h_w - h_w', the log-ratio of the chosen response under its prompt minus that under a "
+        "corrupted one (ConditionalContrast)",
+        "nats",
+    ),
 }
 """Values in `ObjectiveOutput.logged` of the shipped objectives and parts; reported as means over pairs."""
 

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.checkpoint_info import check_references, reference_info
 from lit_pref.modules.schedules import Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.references.moving import MovingReference, drift_warnings
+from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import pairs_read
 from lit_pref.references.prepare import ReferencePreparation, prepare_references, references_of, through_store
 from lit_pref.references.reference import Reference
@@ -24,7 +25,6 @@ from lit_pref.references.selection_scores import SelectionScores, summary
 from lit_pref.references.stored import Stored
 from lit_pref.scores import COMPARING_NEEDS, PairScores
 from lit_pref.scoring.scorer import Scorer, score_readout
-
 
 MOVED = "lit_pref_references"
 """The key in a checkpoint of the weights of moving references, by their place in the list of references."""
@@ -141,11 +141,24 @@ class PreferenceModule(PairModule):
         Raises:
             UserError: A reference cannot score these pairs.
         """
+        self._refuse_own_tokenizers()
         if not any(isinstance(reference, Stored) for reference in self.references):
             return []
         run = self.run_context
         splits = pairs_read(self.data, run, stage)
         return prepare_references(self.references, self.policy, self.objective, splits, run)
+
+    def _refuse_own_tokenizers(self) -> None:
+        """Refuse references with tokenizers of their own if the objective makes prompts of the policy's ids."""
+        if self.objective.requirements.extra_prompt is None:
+            return
+        for reference in self.references:
+            spec = reference.spec if isinstance(reference, Stored) else reference.frozen_spec(self.policy)
+            if spec is not None and not same_tokenizer(spec.load_tokenizer(), self.policy.load_tokenizer()):
+                raise UserError(
+                    f"{type(self.objective).__name__} changes prompts as ids of the policy's tokenizer, and the "
+                    f"reference '{reference.label}' has a tokenizer of its own: use one with the policy's tokenizer"
+                )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

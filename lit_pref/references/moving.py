@@ -23,8 +23,8 @@ class MovingReference(InitialPolicy):
 
         theta_ref <- alpha theta + (1 - alpha) theta_ref        after the optimizer steps every, 2 every, 3 every, ...
 
-    alpha = 1 replaces the reference by the policy (hard update), a smaller alpha mixes their weights (soft update), and
-    a small alpha with `every: 1` is an exponential moving average of the policy's weights. alpha = 0 is `InitialPolicy`.
+    alpha = 1 replaces the reference by the policy (hard update), a smaller alpha mixes their weights (soft update); a
+    small alpha with `every: 1` is an exponential moving average of the policy's weights; alpha = 0 is `InitialPolicy`.
 
     The copy has the policy's dtype and is sharded like the policy. Checkpoints contain its weights, so a resumed run
     has the same reference, and a checkpoint is evaluated against the reference of its step. Its scores change and are
@@ -129,8 +129,8 @@ class BEMAReference(MovingReference):
     t: bias_power = 0 adds the whole move away from theta_0. Everything else is as for `MovingReference`, with three
     copies of the policy in memory, two of them in checkpoints.
 
-    **Source**: BEMA, arXiv 2508.00180, as in TRL's experimental `BEMACallback` with `update_ref_model` and its defaults;
-    its burn-in, its multiplier of t and its least b are left out.
+    **Source**: BEMA, arXiv 2508.00180, as in TRL's experimental `BEMACallback` with `update_ref_model`, and its
+    defaults; its burn-in, its multiplier of t and its least b are left out.
 
     Args:
         every: optimizer steps between two updates, >= 1.
