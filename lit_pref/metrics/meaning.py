@@ -26,6 +26,9 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     "reference_weights/K": Meaning("weight of reference K in the mixture, mean of both responses", "1"),
     "clipped": Meaning("share of the log-probs of references 1, 2, ... that Harmonic clipped", "1"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
+    "prompt_value": Meaning("V(x), the value of the prompt by HPO's head", "auxiliary reward"),
+    "value_loss": Meaning("expectile loss of V(x), mean over both responses (HPO)", "auxiliary reward squared"),
+    "advantage_weight": Meaning("exp(A / temperature), clipped, mean over both responses (HPO)", "1"),
     "prompt_gap": Meaning(
         "h_w - h_w', the log-ratio of the chosen response under its prompt minus that under a "
         "corrupted one (ConditionalContrast)",

@@ -25,6 +25,7 @@ from lit_pref.models.spec import Lora
 from lit_pref.modules.preference import MOVED
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.references.moving import BEMAReference, MovingReference
@@ -84,6 +85,12 @@ def cases(folder: Path) -> dict[str, Run]:
         "plain": plain,
         "lora": lora,
         "moving": moving,
+        "value": replace(
+            plain,
+            data={**data, "train": str(folder / "graded.jsonl"), "val": str(folder / "graded.jsonl")},
+            objective=lambda: HPO({"good": 1.0}, value_rate=0.1),
+            optimizer=momentum,
+        ),
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
@@ -156,6 +163,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     make_policy(folder / "experts", 0, model_type="mixtral", output_router_logits=True, **routed)
     write_pairs(folder / "train.jsonl", 17)
     write_pairs(folder / "more.jsonl", 40, seed=2)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    graded = [{**row, "good_chosen": 0.3 * k, "good_rejected": 0.5 + 0.1 * k} for k, row in enumerate(rows)]
+    (folder / "graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in graded))
     write_pairs(folder / "val.jsonl", 5, seed=1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -204,6 +214,7 @@ RELATIVE = {
     "plain": 1e-10,
     "lora": 1e-10,
     "moving": 1e-10,
+    "value": 1e-10,
     "tokens": 1e-10,
     "chosen": 1e-10,
     "single": 1e-4,
