@@ -79,8 +79,10 @@ def unusual_arguments(cls: type) -> dict[str, Any]:
     found = {}
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         default = parameter.default
-        if isinstance(default, bool | int | float):
-            found[name] = not default if isinstance(default, bool) else 0.9 * default or 0.07
+        if isinstance(default, bool):
+            found[name] = not default
+        elif isinstance(default, int | float):
+            found[name] = default + 1 if isinstance(default, int) else 0.9 * default or 0.07
     return found
 
 
