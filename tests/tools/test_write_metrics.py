@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from training_runs import Run, fit
 from lit_pref.callbacks.sample_texts import SampleTexts
 from lit_pref.metrics.list_metrics import LISTS
 from lit_pref.metrics.records import read_parquet
+from lit_pref.objectives.conditional_contrast import ConditionalContrast
+from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.objectives.parts.temperature import EpsilonStep
@@ -24,10 +27,10 @@ from lit_pref.references.reference import InitialPolicy, Pretrained
 sys.path.append(str(ROOT / "tools"))
 import write_metrics
 
-FROM_THE_DATA = {"p_true"}
+FROM_THE_DATA = {"p_true", "good_chosen", "good_rejected"}
 FILLINGS = {
     "METRIC": ".+",
-    "COLUMN": "(p_true|probability|target)",
+    "COLUMN": "(p_true|good_chosen|good_rejected|probability|target)",
     "GROUP": "s[01]",
     "BIN": r"\d_\w+[\d.]+",
     "K": r"\d",
@@ -58,6 +61,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[s
             "extra_response": f" elm {k}",
             "margin": 0.5 + k,
             "probability": 0.75,
+            "good_chosen": 1.0,
+            "good_rejected": 0.1 * k,
             "p_true": 0.5 + 0.01 * k,
             "source": f"s{k % 2}",
         }
@@ -78,10 +83,15 @@ def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[s
         reference_store=False,
     )
     fit(run, folder / "run", callbacks=[Board(folder / "board"), SampleTexts(prompts=1, max_new_tokens=2)])
-    events = EventAccumulator(str(folder / "board"), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
-    tags = {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in events[kind]}
-    (records,) = [read_parquet(file) for file in (folder / "run" / "records").glob("*.parquet")]
-    return tags, set(records)
+    for name, objective in (("contrast", ConditionalContrast), ("hpo", lambda: HPO({"good": 1.0}))):
+        further = replace(run, objective=objective, references=lambda: None, trainer={"max_steps": 1})
+        fit(further, folder / name, callbacks=[Board(folder / f"board-{name}")])
+    tags: set[str] = set()
+    for board in folder.glob("board*"):
+        events = EventAccumulator(str(board), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
+        tags |= {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in events[kind]}
+    records = [read_parquet(file) for file in folder.glob("*/records/*.parquet")]
+    return tags, {column for own in records for column in own}
 
 
 def unnamed(names: set[str], patterns: set[str]) -> set[str]:
