@@ -21,6 +21,7 @@ _SOURCES = (
     "models/spec.py",
     "models/lora.py",
     "references/reference.py",
+    "references/moving.py",
     "objectives/**/*.py",
     "callbacks/checkpointing.py",
     "errors.py",

@@ -34,6 +34,7 @@ from lit_pref.objectives.beta_dpo import BetaDPO as BetaDPO
 from lit_pref.objectives.bmc import BMC as BMC
 from lit_pref.objectives.cdpo import CDPO as CDPO
 from lit_pref.objectives.component import Component as Component
+from lit_pref.objectives.conditional_contrast import ConditionalContrast as ConditionalContrast
 from lit_pref.objectives.cpo import CPO as CPO
 from lit_pref.objectives.discopop import DiscoPOP as DiscoPOP
 from lit_pref.objectives.discopop import LogRatioModulated as LogRatioModulated
@@ -46,6 +47,7 @@ from lit_pref.objectives.epsilon_dpo import EpsilonDPO as EpsilonDPO
 from lit_pref.objectives.exo import EXO as EXO
 from lit_pref.objectives.fdpo import FDPO as FDPO
 from lit_pref.objectives.gpo_regression import GPORegression as GPORegression
+from lit_pref.objectives.hpo import HPO as HPO
 from lit_pref.objectives.ipo import IPO as IPO
 from lit_pref.objectives.ipo_mean import IPOMean as IPOMean
 from lit_pref.objectives.ld_dpo import LDDPO as LDDPO
@@ -84,6 +86,7 @@ from lit_pref.objectives.parts.offset import MarginOffset as MarginOffset
 from lit_pref.objectives.parts.offset import NoOffset as NoOffset
 from lit_pref.objectives.parts.offset import Offset as Offset
 from lit_pref.objectives.parts.part import Part as Part
+from lit_pref.objectives.parts.prompt_crop import PromptCrop as PromptCrop
 from lit_pref.objectives.parts.reference import AnchoredMix as AnchoredMix
 from lit_pref.objectives.parts.reference import ClippedGeometric as ClippedGeometric
 from lit_pref.objectives.parts.reference import Geometric as Geometric
@@ -158,6 +161,8 @@ from lit_pref.objectives.tdpo import TDPO as TDPO
 from lit_pref.objectives.weighted import Weighted as Weighted
 from lit_pref.objectives.wpo import OnPolicyWeight as OnPolicyWeight
 from lit_pref.objectives.wpo import WPO as WPO
+from lit_pref.references.moving import BEMAReference as BEMAReference
+from lit_pref.references.moving import MovingReference as MovingReference
 from lit_pref.references.reference import AdapterOff as AdapterOff
 from lit_pref.references.reference import InitialPolicy as InitialPolicy
 from lit_pref.references.reference import Pretrained as Pretrained

@@ -76,6 +76,11 @@ EXPLAINED = {
 ADVICE = {
     "center_rewards_coefficient": "it is a term of the objective: terms: [{class_path: Center, init_args: "
     "{coefficient: 0.01}}] under its init_args",
+    **dict.fromkeys(
+        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "a reference that follows the policy is model.references: [{class_path: MovingReference, init_args: {alpha: "
+        "0.6, every: 512}}]",
+    ),
     "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
     "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
     "probabilities of margins",

@@ -51,7 +51,8 @@ class PreferencePair:
     one-sided data). `margin` = score of chosen - score of rejected, in the units of the data; `probability` = P(chosen
     is better). `columns` has further numbers of the pair; `group` is the value by which metrics can be split.
 
-    `extra_response` has the ids of a further response to the same prompt, for objectives that read one.
+    `extra_response` has the ids of a further response, for objectives that read one; its prompt is `extra_prompt`, or
+    the same one if that is None.
     `token_columns` have one number for each id of `chosen` and of `rejected`. `prompt_id` identifies the prompt across
     files; `place` is the file and line that the pair came from.
     """
@@ -69,9 +70,14 @@ class PreferencePair:
     token_columns: Mapping[str, TokenValues] = field(default_factory=dict)
     prompt_id: str = ""
     place: str = ""
+    extra_prompt: list[int] | None = None
+
+    def with_chosen_under(self, prompt: list[int]) -> "PreferencePair":
+        """Return the pair whose extra response is the chosen one under another prompt, which has ids and no text."""
+        return replace(self, extra_response=self.chosen, extra_prompt=prompt)
 
     def of_extra_response(self) -> "PreferencePair":
-        """Return a one-sided pair of the same prompt whose `chosen` is the extra response.
+        """Return a one-sided pair whose `chosen` is the extra response, under its prompt.
 
         Raises:
             ValueError: the pair has no extra response.
@@ -88,15 +94,22 @@ class PreferencePair:
         )
         return replace(
             self,
+            prompt=self.prompt if self.extra_prompt is None else self.extra_prompt,
             chosen=self.extra_response,
             rejected=None,
             extra_response=None,
+            extra_prompt=None,
             margin=None,
             probability=None,
             columns={},
             token_columns={},
             text=text,
         )
+
+
+PromptFunction = Callable[[PreferencePair, frozenset[int]], list[int]]
+"""Maps a pair and the ids of special tokens to the ids of another prompt, at most as long; pure, with a `repr` that
+says all that it depends on, and no lambda."""
 
 
 @dataclass

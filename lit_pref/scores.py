@@ -68,7 +68,29 @@ class TokenRewards:
     """The scalar head's output at every response token; a zero-padded (B, T) tensor. For reward models only."""
 
 
-Need = TokenLogps | TokenRewards | Tilt | TiltSlope | Kl | ReferenceKl | Entropy | SumSquares | LogSumSquares | TopOne
+@dataclass(frozen=True)
+class PromptValue:
+    """The value of each pair's prompt by a head that is trained beside the policy; (B,), with a gradient to that head.
+
+    It is a statistic of the chosen side. `rate` is the head's own learning rate. For policies only.
+    """
+
+    rate: float
+
+
+Need = (
+    TokenLogps
+    | TokenRewards
+    | PromptValue
+    | Tilt
+    | TiltSlope
+    | Kl
+    | ReferenceKl
+    | Entropy
+    | SumSquares
+    | LogSumSquares
+    | TopOne
+)
 COMPARING_NEEDS = (Tilt, TiltSlope, Kl, ReferenceKl)
 """Needs that compare whole distributions, over the shared ids, and so require a live reference with the policy's
 tokenizer."""

@@ -84,7 +84,7 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     (
         "--model.references+=Reference",
         # Between the first two may stand what other tests define.
-        ["model.references: unknown class 'Reference'; known: AdapterOff", "InitialPolicy, Pretrained"],
+        ["model.references: unknown class 'Reference'; known: AdapterOff", "InitialPolicy, MovingReference, Pretr"],
     ),
     ("--model.references+=Pretraned", ["model.references: unknown class 'Pretraned'", "mean Pretrained"]),
     ("--model.references+=Pretrained", ["model.references: Pretrained needs path;"]),

@@ -37,6 +37,8 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
+from lit_pref.references.moving import MovingReference
+from lit_pref.references.reference import Reference
 from lit_pref.scores import PairScores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -80,6 +82,10 @@ class Recording(DPOTrainer):
 
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> Run:
+    return trl_run(folder)
+
+
+def trl_run(folder: Path, **options: Any) -> Run:
     """TRL over one epoch of a dataset that holds lit_pref's epochs one after the other."""
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     order = [k for epoch in range(EPOCHS) for k in epoch_order(PAIRS, SEED, epoch)]
@@ -89,7 +95,7 @@ def theirs(folder: Path) -> Run:
         train_dataset=datasets.Dataset.from_list(
             [{name: pairs[k][name] for name in ("prompt", "chosen", "rejected")} for k in order]
         ),
-        args=DPOConfig(**trl_arguments(folder), beta=BETA, max_grad_norm=0.0),  # no clipping
+        args=DPOConfig(**trl_arguments(folder), beta=BETA, max_grad_norm=0.0, **options),  # no clipping
     )
     trainer.train()
     losses = [loss for _, loss in trainer.kept]
@@ -109,10 +115,16 @@ def _their_rows(inputs: dict[str, Tensor]) -> list[Row]:
 def train(folder: Path, tmp_path: Path) -> Callable[..., Run]:
     """A fit of lit_pref."""
 
-    def run(objective: DPO, micro_batch: int | None = None, layout: Any = "auto") -> Run:
+    def run(
+        objective: DPO,
+        micro_batch: int | None = None,
+        layout: Any = "auto",
+        references: list[Reference] | None = None,
+    ) -> Run:
         module = PreferenceModule(
             ModelSpec(path=str(folder / "policy")),
             objective,
+            references,
             layout=layout,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW),
         )
@@ -163,6 +175,14 @@ def test_dpo_is_trls(
     loss, update = differences(ours, theirs, initial)
     assert loss <= LOSS_LIMIT
     assert update <= UPDATE_LIMIT
+
+
+def test_a_moving_reference_is_trls(train: Callable[..., Run], folder: Path, theirs: Run, initial: dict[str, Tensor]):
+    moved = trl_run(folder, sync_ref_model=True, ref_model_mixup_alpha=0.6, ref_model_sync_steps=3)
+    loss, update = differences(train(DPO(beta=BETA), references=[MovingReference(alpha=0.6, every=3)]), moved, initial)
+    assert loss <= LOSS_LIMIT
+    assert update <= UPDATE_LIMIT
+    assert differences(theirs, moved, initial)[0] > 100 * LOSS_LIMIT  # a still reference gives other losses
 
 
 def swap_sides(objective: nn.Module, inputs: tuple[PairScores, list[PairScores], Any]) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from lit_pref.batch import PreferenceBatch
 from lit_pref.check.probe import Probe
 from lit_pref.check.report import Finding, Severity
 from lit_pref.data.batching.collation import collate
+from lit_pref.references.moving import MovingReference
 
 TIGHT = 0.9
 """The share of the device's memory above which an estimate causes a warning: allocator and framework need the rest."""
@@ -52,7 +53,11 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     every = list(probe.scorer.parameters())
     trained = [p for p in every if p.requires_grad]
     weights = _bytes(every) + _bytes(probe.scorer.buffers())
-    scorers = [reference.scorer for reference in module.references]
+    scorers = [
+        scorer
+        for reference in module.references
+        for scorer in (reference.copies if isinstance(reference, MovingReference) else [reference.scorer])
+    ]
     # A stored reference has no model; `AdapterOff` uses the policy's.
     references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
     state = int(_state_per_byte(probe, trained) * _bytes(trained))

@@ -33,6 +33,14 @@ LOGGED_BY_OBJECTIVES: dict[str, Meaning] = {
     "METHOD/loss": Meaning("loss of an objective in a sum (Weighted), without its weight", "as its own"),
     "METHOD/VALUE": Meaning("a value that it logs, if it is not the first objective of the sum", "as its own"),
     "extra_response_change": Meaning("log π(y') - log π_ref(y') of the extra response y' (SELM)", "nats"),
+    "prompt_value": Meaning("V(x), the value of the prompt by HPO's head", "auxiliary reward"),
+    "value_loss": Meaning("expectile loss of V(x), mean over both responses (HPO)", "auxiliary reward squared"),
+    "advantage_weight": Meaning("exp(A / temperature), clipped, mean over both responses (HPO)", "1"),
+    "prompt_gap": Meaning(
+        "h_w - h_w', the log-ratio of the chosen response under its prompt minus that under a "
+        "corrupted one (ConditionalContrast)",
+        "nats",
+    ),
 }
 """Values in `ObjectiveOutput.logged` of the shipped objectives and parts; reported as means over pairs."""
 

@@ -144,7 +144,7 @@ class PairModule(LightningModule, ABC):
         # With adapters, checkpoints contain these only: the base weights come from the spec.
         self.strict_loading = self.spec.adapters is None
         pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
-        scorer = build_scorer(self.spec, pairs, self.layout)
+        scorer = build_scorer(self.spec, pairs, self.layout, self.objective.requirements.statistics)
         self.on_scorer_built(scorer)
         if (shard := self.run_context.shard) is not None:
             shard(scorer)

@@ -2,15 +2,18 @@
 
 from typing import Any
 
+from lit_pref.errors import UserError
 from lit_pref.models.experts import router_weight
 from lit_pref.models.generation import also_stop_at, end_tokens
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.reward import reward_scorer
 from lit_pref.models.spec import ModelSpec
+from lit_pref.scores import Need, PromptValue
 from lit_pref.scoring.scorer import Scorer
+from lit_pref.scoring.value import ValueHead
 
 
-def build_scorer(spec: ModelSpec, pairs: Any, layout: str) -> Any:
+def build_scorer(spec: ModelSpec, pairs: Any, layout: str, needs: frozenset[Need] = frozenset()) -> Any:
     """Return the scorer of a model with its initial weights.
 
     A policy stops generating where the training responses end.
@@ -19,9 +22,10 @@ def build_scorer(spec: ModelSpec, pairs: Any, layout: str) -> Any:
         spec: the spec of the model.
         pairs: the training pairs.
         layout: one of `layout_choice.LAYOUTS`.
+        needs: the statistics that the objective needs; `PromptValue` adds a value head.
 
     Raises:
-        UserError: the model cannot be built.
+        UserError: the model cannot be built, or cannot have a value head.
     """
     scorer: Any
     if spec.outputs is not None:
@@ -35,4 +39,13 @@ def build_scorer(spec: ModelSpec, pairs: Any, layout: str) -> Any:
         enable_prefix_sharing(scorer.model)
     if spec.outputs is None:
         scorer.probe()
+    for need in needs:
+        if isinstance(need, PromptValue):
+            if scorer.full_logits:
+                raise UserError(
+                    f"the objective trains a value head on hidden states, and the head of {spec.describe()} cannot be "
+                    "separated from them: choose another objective or another model"
+                )
+            head = scorer.model.get_output_embeddings().weight
+            scorer.value = ValueHead(head.shape[1], head.dtype, need.rate)
     return scorer

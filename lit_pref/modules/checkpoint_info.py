@@ -16,6 +16,7 @@ from lit_pref.models.setting_names import DTYPES
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.gamma import Gamma
+from lit_pref.scores import PromptValue
 from lit_pref.scoring.layout import Layout
 
 KEY = "lit_pref"
@@ -145,6 +146,13 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
         raise UserError(
             f"the policy ({spec.describe()}) is not the model of the checkpoint ({saved['policy_text']}), "
             "which contains adapters only; set model.policy to that base model"
+        )
+    valued = any(name.startswith("scorer.value.") for name in saved["trainable"])
+    if valued != any(isinstance(need, PromptValue) for need in objective.requirements.statistics):
+        raise UserError(
+            f"the checkpoint has {'a' if valued else 'no'} value head, and the objective of this run ({objective!r}) "
+            f"trains {'none' if valued else 'one'}; use the checkpoint's objective ({saved['objective']}), or start a "
+            "new run from an exported folder"
         )
     state = sorted(objective.state_dict())
     if saved["objective_state"] != state:

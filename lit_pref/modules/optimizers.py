@@ -26,13 +26,24 @@ def build_optimizer(module: Any) -> Optimizer:
     Adam and AdamW update the weights in one fused kernel if their `fused` is not set (false is obeyed) and
     `fused_obstacle` finds nothing against it.
     """
-    optimizer: Optimizer = module.optimizer([p for p in module.scorer.parameters() if p.requires_grad])
+    optimizer: Optimizer = module.optimizer(_parameters(module.scorer))
     if fused_obstacle(optimizer, module.trainer.strategy.root_device) is None:
         set_fused(optimizer, [True] * len(optimizer.param_groups))
     # Constructed with fused=True, these offer to divide gradients by the loss scale of fp16 within the step. Lightning
     # then refuses to clip gradients; without the offer it divides them before it clips.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
+
+
+def _parameters(scorer: Any) -> list[Any]:
+    """The trainable parameters of a scorer; a value head is a group with a learning rate of its own."""
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    head = getattr(scorer, "value", None)
+    if head is None:
+        return trained
+    own = list(head.parameters())
+    policy = [p for p in trained if all(p is not other for other in own)]
+    return [{"params": policy}, {"params": own, "lr": head.rate}]
 
 
 def fused_obstacle(optimizer: Optimizer, device: torch.device) -> str | None:

@@ -1,5 +1,6 @@
-"""The LightningModule for preference optimization: trains a policy against frozen references."""
+"""The LightningModule for preference optimization: trains a policy against references."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.selection.selection import Choice, Pool, Selection
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.checkpoint_info import check_references, reference_info
 from lit_pref.modules.schedules import Schedule
 from lit_pref.objectives.base import Objective
+from lit_pref.references.moving import MovingReference, drift_warnings
+from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import pairs_read
 from lit_pref.references.prepare import ReferencePreparation, prepare_references, references_of, through_store
 from lit_pref.references.reference import Reference
@@ -23,15 +26,19 @@ from lit_pref.references.stored import Stored
 from lit_pref.scores import COMPARING_NEEDS, PairScores
 from lit_pref.scoring.scorer import Scorer, score_readout
 
+MOVED = "lit_pref_references"
+"""The key in a checkpoint of the weights of moving references, by their place in the list of references."""
+
 
 class PreferenceModule(PairModule):
-    """A policy trained on preference pairs by an objective, against frozen references.
+    """A policy trained on preference pairs by an objective, against references.
 
     Args:
         policy: The model to train.
         objective: The loss to minimise; an optimizer step takes the mean over its pairs.
-        references: Frozen models; the first one is the anchor. Null takes the references that the objective needs:
-            none, or the policy as it was before training (under LoRA: the policy with its adapter switched off).
+        references: Frozen models, or a `MovingReference`; the first one is the anchor. Null takes the references that
+            the objective needs: none, or the policy as it was before training (under LoRA: the policy with its adapter
+            switched off).
         optimizer: A callable from parameters to a torch optimizer. Adam and AdamW are fused where torch supports it,
             unless `fused` is set to false.
         schedule: The learning rate over optimizer steps; null is constant.
@@ -63,11 +70,18 @@ class PreferenceModule(PairModule):
             raise UsageError("a policy has the head of a language model, and this one has a scalar head: RewardModule")
         references = references_of(objective, references, policy)
         self.references: list[Reference] = through_store(references, objective, policy, reference_store)
+        for warning in drift_warnings(objective) if self.moving else ():
+            warnings.warn(warning, stacklevel=2)
 
     @property
     def policy(self) -> ModelSpec:
         """The spec of the trained model."""
         return self.spec
+
+    @property
+    def moving(self) -> dict[int, MovingReference]:
+        """The references that follow the policy, by their place in the list."""
+        return {k: reference for k, reference in enumerate(self.references) if isinstance(reference, MovingReference)}
 
     def scores(self, batch: PreferenceBatch) -> Scored:
         assert self.scorer is not None
@@ -127,11 +141,24 @@ class PreferenceModule(PairModule):
         Raises:
             UserError: A reference cannot score these pairs.
         """
+        self._refuse_own_tokenizers()
         if not any(isinstance(reference, Stored) for reference in self.references):
             return []
         run = self.run_context
         splits = pairs_read(self.data, run, stage)
         return prepare_references(self.references, self.policy, self.objective, splits, run)
+
+    def _refuse_own_tokenizers(self) -> None:
+        """Refuse references with tokenizers of their own if the objective makes prompts of the policy's ids."""
+        if self.objective.requirements.extra_prompt is None:
+            return
+        for reference in self.references:
+            spec = reference.spec if isinstance(reference, Stored) else reference.frozen_spec(self.policy)
+            if spec is not None and not same_tokenizer(spec.load_tokenizer(), self.policy.load_tokenizer()):
+                raise UserError(
+                    f"{type(self.objective).__name__} changes prompts as ids of the policy's tokenizer, and the "
+                    f"reference '{reference.label}' has a tokenizer of its own: use one with the policy's tokenizer"
+                )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -144,6 +171,8 @@ class PreferenceModule(PairModule):
         # References are attached before a checkpoint is restored, so that they cannot drift when a run resumes.
         for reference in self.references:
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
+        for moving in self.moving.values():
+            moving.place(self.run_context)
         compared = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics)
         if compared and self.references[0].note is not None:
             self.run_context.say(f"note        {self.references[0].note}")
@@ -158,7 +187,33 @@ class PreferenceModule(PairModule):
         super().on_validation_start()
         self.on_fit_start()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for k, moving in self.moving.items():
+            if moving.every > self.total_steps:
+                self.run_context.say(
+                    f"warning     reference {k} moves every {moving.every} optimizer steps and the run takes "
+                    f"{self.total_steps}: it never moves; lower `every` of {type(moving).__name__}"
+                )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for moving in self.moving.values():
+            moving.update(self.trainer.global_step + 1)  # Lightning counts the step after this hook
+
     # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.moving:
+            checkpoint[MOVED] = {k: moving.state() for k, moving in self.moving.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        # A checkpoint of a run without moving references can be evaluated against one at its start.
+        for k, state in checkpoint.get(MOVED, {}).items():
+            if k in self.moving:
+                self.moving[k].restore(state)
 
     def checkpoint_info(self) -> dict[str, Any]:
         return super().checkpoint_info() | reference_info(self.references)

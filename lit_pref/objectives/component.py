@@ -29,6 +29,9 @@ class Component(nn.Module):
     log_probs_only: bool = False
     """Is meaningful only for log-probs of tokens, not for the scalar of a reward model."""
 
+    still_reference: str = ""
+    """The warning, with reason and remedy, if it expects references that do not move in training; empty if not."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):

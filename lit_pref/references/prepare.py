@@ -17,6 +17,7 @@ from lit_pref.models.spec import ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.references.filling import Ranks, StoreFiller, load
 from lit_pref.references.lookup import Array, ExtraResponses, NeededScores, SplitPairs, TablePairs, key_table
+from lit_pref.references.moving import MovingReference
 from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import Split
 from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
@@ -34,7 +35,8 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
     switched off.
 
     Raises:
-        UsageError: The objective does not take this number of references, or there is no adapter to switch off.
+        UsageError: The objective does not take this number of references, there is no adapter to switch off, or a
+            reference should follow the adapters of the policy.
     """
     if references is None:
         initial = InitialPolicy() if policy.lora is None else AdapterOff()
@@ -51,6 +53,12 @@ def references_of(objective: Objective, references: list[Reference] | None, poli
         raise UsageError(
             "references: AdapterOff needs a policy with LoRA (model.policy.lora, or a model.policy.path with an "
             "adapter); use InitialPolicy without it"
+        )
+    if any(isinstance(reference, MovingReference) for reference in references) and _has_adapters(policy):
+        raise UsageError(
+            "references: MovingReference mixes the policy's whole weights, and with LoRA only adapters are trained, "
+            "whose mean is not the adapter of the mean weights: train without adapters (model.policy.lora null, or "
+            "model.policy.merge_adapter true), or use AdapterOff"
         )
     return references
 
@@ -86,7 +94,10 @@ def through_store(
         live = live or spec is None or spec.trust_remote_code
         if reference_store and live:
             why = "moves" if spec is None else "runs its own code, which the store's keys do not cover"
-            raise UsageError(f"the reference '{reference.label}' {why}: leave model.reference_store out")
+            raise UsageError(
+                f"the reference '{reference.label}' {why}, so its scores cannot be stored: leave "
+                "model.reference_store out, which stores those of other references"
+            )
         result.append(reference if live else Stored(reference, policy))
     return result
 
@@ -166,7 +177,8 @@ class ReferencePreparation:
             )
         all_splits: list[tuple[SplitPairs, Array]] = [*splits]
         if "extra_response" in objective.requirements.sides:
-            all_splits += [(ExtraResponses(pairs), indices) for pairs, indices in splits]
+            extra_prompt = objective.requirements.extra_prompt
+            all_splits += [(ExtraResponses(pairs, extra_prompt), indices) for pairs, indices in splits]
         table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
         encoding = None if other is None else Encoding(other)
         store = _store(reference, keeps_tokens, run)

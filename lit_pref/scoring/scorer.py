@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError, visible
-from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
+from lit_pref.scores import Need, PairScores, PromptValue, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_shared_row
+from lit_pref.scoring.value import ValueHead
 
 
 def score_pairs(
@@ -41,8 +42,14 @@ def _scores(
     batch: PreferenceBatch,
     needs: frozenset[Need],
     against: Readout | None,
+    value: ValueHead | None = None,
 ) -> PairScores:
-    scores = score_readout(read(batch), batch, needs, against)
+    states = read(batch)
+    values = {need for need in needs if isinstance(need, PromptValue)}
+    scores = score_readout(states, batch, needs - values, against)
+    for need in values:
+        assert value is not None, "the scorer has no value head"
+        scores.chosen.statistics[need] = value(states.hidden, batch)
     if batch.extra_response is not None:
         scores.extra_response = score_readout(read(batch.extra_response), batch.extra_response).chosen
     return scores
@@ -111,6 +118,8 @@ class Scorer(nn.Module):
         self.full_logits = False
         self.router_weight = 0.0
         """The weight of the model's router loss in the training loss; scores in training contain it unless it is 0."""
+        self.value: ValueHead | None = None
+        """A value head, if the objective needs one (`PromptValue`)."""
 
     def forward(
         self,
@@ -123,7 +132,7 @@ class Scorer(nn.Module):
         read = partial(_full_logits if self.full_logits else readout, self.model, router_losses=router_losses)
         if only_readout:
             return read(batch)
-        scores = _scores(read, batch, needs, against)
+        scores = _scores(read, batch, needs, against, self.value)
         if router_losses:
             scores.router_loss = router_losses[0]  # a second one is that of the extra responses
         return scores

@@ -22,9 +22,13 @@ from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora
+from lit_pref.modules.preference import MOVED
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.mmpo import MMPO
+from lit_pref.objectives.parts.reference import Geometric
+from lit_pref.references.moving import BEMAReference, MovingReference
 from lit_pref.references.reference import Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
@@ -49,6 +53,10 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2)
 
 
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.5)  # an optimizer without state cannot resume under FSDP2
+
+
 def cases(folder: Path) -> dict[str, Run]:
     """The runs, by name."""
     data = {"train": str(folder / "train.jsonl"), "val": str(folder / "val.jsonl"), "global_batch": 8}
@@ -60,6 +68,12 @@ def cases(folder: Path) -> dict[str, Run]:
         layout="prefix_shared",
     )
     lora = replace(plain, policy={**plain.policy, "lora": Lora(r=2)})
+    moving = replace(
+        plain,
+        objective=lambda: DPO(reference=Geometric()),
+        references=lambda: [MovingReference(alpha=0.6, every=2), BEMAReference(every=2)],
+        optimizer=momentum,
+    )
     potential = AlignmentPotential(count=17)
     # Another model: near the policy itself, rounding alone decides whether a response has fallen.
     single = replace(plain, policy={"path": str(folder / "tied")}, objective=MMPO, layout="padded")
@@ -70,6 +84,13 @@ def cases(folder: Path) -> dict[str, Run]:
     return {
         "plain": plain,
         "lora": lora,
+        "moving": moving,
+        "value": replace(
+            plain,
+            data={**data, **{name: str(folder / f"{name}-graded.jsonl") for name in ("train", "val")}},
+            objective=lambda: HPO({"good": 1.0}, value_rate=0.1),
+            optimizer=momentum,
+        ),
         "tokens": replace(plain, data={**data, "max_tokens": TOKENS}),
         "chosen": replace(plain, data={**data, "train": str(folder / "more.jsonl"), "selection": potential}),
         "single": single,
@@ -102,7 +123,7 @@ def two_processes(folder: Path) -> None:
 
     for strategy in strategies():
         for name, case in cases(folder).items():
-            if strategy != "fsdp-distributed" or name in ("plain", "lora"):
+            if strategy != "fsdp-distributed" or name in ("plain", "lora", "moving"):
                 run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}")
     for strategy in strategies():
         for name in ("plain", "lora"):
@@ -114,6 +135,10 @@ def two_processes(folder: Path) -> None:
             results[f"fused {name} {strategy}"] = [g["fused"] for g in whole.trainer.optimizers[0].param_groups]
             for step in (2, 4):
                 run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
+        if strategy != "ddp":
+            case = cases(folder)["moving"]
+            half = run("", strategy, case, f"moving-half-{strategy}", stop_at_step=3)
+            run("", strategy, case, f"moving-resumed-{strategy}", ckpt=half.checkpoint(3))
     for strategy in ("ddp", "fsdp"):
         said = "nothing"
         try:
@@ -140,6 +165,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     write_pairs(folder / "train.jsonl", 17)
     write_pairs(folder / "more.jsonl", 40, seed=2)
     write_pairs(folder / "val.jsonl", 5, seed=1)
+    for name in ("train", "val"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        graded = [{**row, "good_chosen": 0.3 * k, "good_rejected": 0.5 + 0.1 * k} for k, row in enumerate(rows)]
+        (folder / f"{name}-graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in graded))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -186,6 +215,8 @@ def final(folder: Path, ran: str) -> dict[str, Any]:
 RELATIVE = {
     "plain": 1e-10,
     "lora": 1e-10,
+    "moving": 1e-10,
+    "value": 1e-10,
     "tokens": 1e-10,
     "chosen": 1e-10,
     "single": 1e-4,
@@ -193,7 +224,10 @@ RELATIVE = {
     "bf16": 3e-2,
 }
 COMBINED = [
-    (name, s) for name in RELATIVE for s in strategies() if s != "fsdp-distributed" or name in ("plain", "lora")
+    (name, s)
+    for name in RELATIVE
+    for s in strategies()
+    if s != "fsdp-distributed" or name in ("plain", "lora", "moving")
 ]
 
 
@@ -255,6 +289,21 @@ def test_two_resumed_processes_end_with_the_same_bits(folder, seen, name, strate
         assert differences(trained(final(folder, f"resumed-{name}-{strategy}-{step}")), whole) == []
     if name == "lora":
         assert all("lora_" in key or "scale" in key for key in whole["state_dict"])
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_a_moving_reference_is_sharded_saved_whole_and_restored(folder, strategy):
+    whole, alone = (final(folder, f"moving-{name}") for name in (strategy, "alone"))
+    for k, name in ((0, "reference"), (1, "reference"), (1, "average")):
+        moved, expected = whole[MOVED][k][name], alone[MOVED][k][name]
+        assert moved.keys() == expected.keys()
+        gap = sum((moved[n] - w).square().sum() for n, w in expected.items()) ** 0.5
+        behind = sum((w - alone["state_dict"][f"scorer.{n}"]).square().sum() for n, w in expected.items()) ** 0.5
+        assert gap <= 1e-10 * behind > 0
+    if strategy == "ddp":
+        return
+    resumed = final(folder, f"moving-resumed-{strategy}")
+    assert differences({**trained(resumed), "moved": resumed[MOVED]}, {**trained(whole), "moved": whole[MOVED]}) == []
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -15,13 +15,16 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.errors import UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
+from lit_pref.objectives.conditional_contrast import ConditionalContrast
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.objectives.parts.temperature import EpsilonStep
+from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.objectives.parts.tokens import ColumnTokens, EditWeighted
 from lit_pref.objectives.selm import SELM
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.scores import TokenLogps
+from lit_pref.scoring.layout import as_padded
 from lit_pref.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,6 +69,7 @@ OBJECTIVES = {
     "edited": (lambda: DPO(beta=0.3, tokens=EditWeighted()), one_reference),
     "selm over several references": (lambda: SELM(beta=0.1, alpha=0.5, reference=Geometric()), several_references),
     "selm over edited tokens": (lambda: SELM(beta=0.1, alpha=0.5, tokens=EditWeighted()), one_reference),
+    "contrast of prompts": (lambda: ConditionalContrast(beta=0.3, contrast=2.0, terms=[Anchor()]), one_reference),
 }
 
 
@@ -95,6 +99,52 @@ def test_losses_are_alike_in_both_layouts_and_from_live_and_stored_references(na
     validation = runs["padded", False].logged.column("val/loss")
     for ran in runs.values():
         assert ran.logged.column("val/loss") == pytest.approx(validation, rel=1e-5, abs=1e-6)
+
+
+def test_the_chosen_response_is_scored_under_the_same_crop_of_its_prompt_in_every_epoch(folder, tmp_path):
+    class Gaps(Callback):
+        """The pairs of each micro-batch, and their crops: the ids that the extra response follows."""
+
+        def __init__(self) -> None:
+            self.crops: list[dict[str, tuple[int, ...]]] = [{}, {}]
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            rows = as_padded(batch).extra_response.rows
+            for name, row, mask, length in zip(
+                batch.pairs.ids, rows.input_ids, rows.attention_mask, batch.pairs.chosen_lengths, strict=True
+            ):
+                self.crops[trainer.current_epoch][name] = tuple(row[mask == 1].tolist()[: -int(length)])
+
+    gaps = Gaps()
+    objective = ConditionalContrast(largest=0.5, seed=3)
+    run = run_of(folder, objective=lambda: objective, layout="prefix_shared")
+    ran = fit(run, tmp_path / "live", max_epochs=2, callbacks=[gaps])
+    assert gaps.crops[0] == gaps.crops[1] and len(gaps.crops[0]) == STEPS * 4
+    pairs = {pair.id: pair for pair in ran.trainer.datamodule.train_pairs}
+    for name, crop in gaps.crops[0].items():
+        pair = pairs[name]
+        assert list(crop) == objective.crop(pair, frozenset(ran.module.policy.load_tokenizer().all_special_ids))
+        assert 0 < len(crop) < len(pair.prompt) and pair.extra_response == pair.chosen
+    batch = collate([*pairs.values()], 0, extra_response=True)
+    model, scorer = ran.module.scorer.model.eval(), ran.module.scorer.eval()
+    with torch.no_grad():
+        found = scorer(batch).extra_response.scores
+        for pair, score in zip(pairs.values(), found, strict=True):
+            ids = torch.tensor([[*gaps.crops[0][pair.id], *pair.chosen]])
+            logps = model(input_ids=ids).logits[0, -len(pair.chosen) - 1 : -1].log_softmax(-1)
+            assert score.item() == pytest.approx(logps[range(len(pair.chosen)), pair.chosen].sum().item(), abs=1e-10)
+
+
+def test_a_contrast_of_prompts_needs_references_with_the_policys_tokenizer(folder, tmp_path):
+    for stored in (None, False):
+        run = run_of(
+            folder,
+            objective=lambda: ConditionalContrast(reference=Geometric()),
+            references=lambda: several_references(folder),
+            reference_store=stored,
+        )
+        with pytest.raises(UserError, match=r"ConditionalContrast changes prompts .*stranger' has a tokenizer of its"):
+            fit(run, tmp_path, max_steps=1)
 
 
 def scored(ran: Ran, layout: Any) -> Any:

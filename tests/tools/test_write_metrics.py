@@ -17,7 +17,9 @@ from lit_pref.callbacks.sample_texts import SampleTexts
 from lit_pref.metrics.list_metrics import LISTS
 from lit_pref.metrics.records import read_parquet
 from lit_pref.objectives.beta_dpo import BetaDPO
+from lit_pref.objectives.conditional_contrast import ConditionalContrast
 from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.target import MarginTarget
 from lit_pref.objectives.parts.temperature import EpsilonStep
@@ -29,10 +31,10 @@ from lit_pref.references.reference import InitialPolicy, Pretrained
 sys.path.append(str(ROOT / "tools"))
 import write_metrics
 
-FROM_THE_DATA = {"p_true"}
+FROM_THE_DATA = {"p_true", "good_chosen", "good_rejected"}
 FILLINGS = {
     "METRIC": ".+",
-    "COLUMN": "(p_true|probability|target)",
+    "COLUMN": "(p_true|good_chosen|good_rejected|probability|target)",
     "GROUP": "s[01]",
     "BIN": r"\d_\w+[\d.]+",
     "METHOD": "[A-Z][A-Za-z]*",
@@ -65,6 +67,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[s
             "extra_response": f" elm {k}",
             "margin": 0.5 + k,
             "probability": 0.75,
+            "good_chosen": 1.0,
+            "good_rejected": 0.1 * k,
             "p_true": 0.5 + 0.01 * k,
             "source": f"s{k % 2}",
         }
@@ -86,16 +90,16 @@ def logged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[set[s
     )
     fit(run, folder / "run", callbacks=[Board(folder / "board"), SampleTexts(prompts=1, max_new_tokens=2)])
     summed = [BetaDPO(reference=Harmonic(), weight=ConstantWeight(0.5)), DPO(reference=Harmonic())]
-    added = replace(run, objective=lambda: Weighted(summed))
-    fit(added, folder / "sum", callbacks=[Board(folder / "board of the sum")])
-    tags, records = set[str](), set[str]()
-    for board, own in (("board", "run"), ("board of the sum", "sum")):
-        events = EventAccumulator(str(folder / board), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
-        found = {tag for kind in ("scalars", "images", "tensors") for tag in events[kind]}
-        tags |= {tag.removesuffix("/text_summary") for tag in found}
-        (file,) = (folder / own / "records").glob("*.parquet")
-        records |= set(read_parquet(file))
-    return tags, records
+    fit(replace(run, objective=lambda: Weighted(summed)), folder / "sum", callbacks=[Board(folder / "board-sum")])
+    for name, objective in (("contrast", ConditionalContrast), ("hpo", lambda: HPO({"good": 1.0}))):
+        further = replace(run, objective=objective, references=lambda: None, trainer={"max_steps": 1})
+        fit(further, folder / name, callbacks=[Board(folder / f"board-{name}")])
+    tags: set[str] = set()
+    for board in folder.glob("board*"):
+        events = EventAccumulator(str(board), size_guidance={"images": 0, "tensors": 0}).Reload().Tags()
+        tags |= {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in events[kind]}
+    records = [read_parquet(file) for file in folder.glob("*/records/*.parquet")]
+    return tags, {column for own in records for column in own}
 
 
 def unnamed(names: set[str], patterns: set[str]) -> set[str]:

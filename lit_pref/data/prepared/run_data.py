@@ -8,6 +8,7 @@ from typing import Any
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.formats.whole_lists import LABEL
+from lit_pref.data.prepared.contrasted_pairs import ContrastedPairs
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.preparation_report import PreparationReport
@@ -77,7 +78,8 @@ class RunData:
         train = sources_of(self.train, "data.train")
         val = None if self.val is None else sources_of(self.val, "data.val")
         asked = objective.requirements
-        needed = asked.columns | ({"extra_response"} & set(asked.sides)) if required is None else required
+        extra = {"extra_response"} if "extra_response" in asked.sides and asked.extra_prompt is None else set()
+        needed = asked.columns | extra if required is None else required
         self.preparation = preparation = replace(
             self.options,
             columns=tuple(self.columns),
@@ -90,6 +92,9 @@ class RunData:
         tokenizer = policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))
         self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length, self.special_text)
         self.unselected, self._val = open_splits(train, val, preparation, self._tokenization)
+        if asked.extra_prompt is not None:
+            further = asked.extra_prompt, frozenset(tokenizer.all_special_ids)
+            self.unselected, self._val = (ContrastedPairs(s.parts, *further) for s in (self.unselected, self._val))
         self._train = self.unselected
         self.columns = list(preparation.all_columns)
 

@@ -120,6 +120,10 @@ class Harmonic(AnchoredMix):
         "Harmonic clips to an interval relative to the summed log-prob, which has no meaning for another aggregation: "
         "choose `tokens: Sum`, or `reference: Geometric`."
     )
+    still_reference = (
+        "its clipping and weights hold the policy near the anchor, and a reference that follows the policy changes "
+        "both: compare with InitialPolicy or Pretrained, or choose `reference: Geometric`."
+    )
 
     def __init__(
         self, eta: float = 0.1, adaptive: bool = True, weights: list[float] | None = None, arwc_swap: bool = False

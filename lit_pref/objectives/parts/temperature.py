@@ -119,6 +119,10 @@ class EpsilonStep(Temperature):
         "EpsilonStep perturbs beta of the reverse KL, not of another divergence: choose `score: Identity`, or "
         "`temperature: Constant`."
     )
+    still_reference = (
+        "beta and the reference both follow the policy, and each changes what the other one is set by: watch "
+        "train/beta, bound it by minimum and maximum, or choose `temperature: Constant`."
+    )
 
     def __init__(
         self,
