@@ -64,8 +64,12 @@ def studies() -> list[str]:
 def claims() -> list[Claim]:
     """Compute every row of the page from the results of its study."""
     found = [_claim(row) for row in rows()]
-    corrected = holm([claim.probability for claim in found])
-    return [replace(claim, probability=p) for claim, p in zip(found, corrected, strict=True)]
+    for name in studies():
+        own = [k for k, claim in enumerate(found) if claim.row["study"] == name]
+        corrected = holm([found[k].probability for k in own])
+        for k, p in zip(own, corrected, strict=True):
+            found[k] = replace(found[k], probability=p)
+    return found
 
 
 def _claim(row: Mapping[str, Any]) -> Claim:
@@ -169,9 +173,7 @@ def headlines() -> str:
 
 def page() -> str:
     """The page's text."""
-    found = claims()
-    compared = sum(claim.effect is not None for claim in found)
-    return HEAD.format(compared=compared) + table(found, 6) + "\n" + TAIL
+    return HEAD + table(claims(), 6) + "\n" + TAIL
 
 
 HEAD = """# What the papers' claims do in a world whose truth is known
@@ -184,10 +186,10 @@ own: other prompts, demonstrations, warm start, pairs and noise. Every method se
 differences are paired. *Gold reward* is the true reward, 0 to 10, of responses sampled at temperature 1 to 512
 held-out prompts; the warm-started policy has about 6.5. Calibration errors are against the true probability.
 
-A claim is **shown** if its difference on the seeds is clear at 5 % after Holm's correction over all {compared}
-differences of this page; **not shown** says that these five seeds do not decide, and is no refutation. What
-holds in such a small world may not hold for large models, and the other way round: the table tests whether an
-effect that a paper explains by its mathematics is there where nothing else is.
+A claim is **shown** if its difference on the seeds is clear at 5 % after Holm's correction over the rows of its
+study on this page; **not shown** says that these five seeds do not decide, and is no refutation. What holds in
+such a small world may not hold for large models, and the other way round: the table tests whether an effect that
+a paper explains by its mathematics is there where nothing else is.
 
 """
 TAIL = """
