@@ -1,10 +1,28 @@
 """The tables of experiments are those that their results give."""
 
 import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT
+
+from lit_pref.studies.cells import cells_of
+from lit_pref.studies.plan import resolved_base
+from lit_pref.studies.plan_refusals import refuse_free, refuse_missing
+from lit_pref.studies.reading import read_study
+from lit_pref.studies.rendering import table_csv
+from lit_pref.studies.report import with_results
+from lit_pref.studies.results import Result, read_csv
+from lit_pref.studies.table import table_of
+
+sys.path.append(str(ROOT / "tools"))
+import run_claims
+import write_claims
+
+STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.yaml"))
 
 
 def test_the_tables_of_reward_models_are_remade_from_their_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -15,3 +33,68 @@ def test_the_tables_of_reward_models_are_remade_from_their_results(tmp_path: Pat
     assert tables.count("| MMPO - Bradley-Terry |") == 5
     assert tables in (folder / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_of_a_study_is_remade_from_its_results(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    study = read_study(Path("experiments") / name / "study.yaml")
+    base = resolved_base(study)
+    refuse_missing(study, base)
+    for axis in study.axes:
+        refuse_free(study, axis)
+    results = read_csv(study, study.folder / "results.csv")
+    assert [(one.cell, one.seed) for one in results] == [
+        (cell.name, seed) for cell in cells_of(study) for seed in study.seeds
+    ]
+    table = table_of(study, results)
+    assert table.ended == table.trials
+    readme = (study.folder / "README.md").read_text(encoding="utf-8")
+    assert with_results(study, readme) == readme
+    assert table_csv(table) == (study.folder / "table.csv").read_text(encoding="utf-8")
+    assert study.question in readme and study.hypothesis in readme
+
+
+def test_every_verdict_about_a_claim_follows_from_its_numbers():
+    for claim in write_claims.claims():
+        if claim.effect is None:
+            continue
+        interval, goal = claim.effect.difference, claim.effect.better / claim.effect.seeds
+        if claim.verdict != "not shown":
+            assert not interval.low <= 0 <= interval.high and claim.probability < 0.05, claim.row["claim"]
+            assert (goal > 0.5) == (claim.verdict == "shown"), claim.row["claim"]
+        assert f"{claim.effect.better} of {claim.effect.seeds} seeds" in claim.text
+
+
+def test_a_front_is_compared_at_the_same_kl_on_each_seed(tmp_path: Path):
+    def point(method: str, seed: int, kl: float, gold: float) -> Result:
+        return Result(method, {"method": method}, seed, "finished", values={"kl": kl, "gold": gold})
+
+    study: Any = SimpleNamespace(primary=SimpleNamespace(name="gold"), seeds=(0, 1))
+    front = [point("dpo", seed, kl, 2 * kl + seed) for seed in (0, 1) for kl in (1.0, 2.0, 3.0)]
+    own = [point("new", 0, 1.5, 3.5), point("new", 0, 9.0, 0.0), point("new", 1, 2.5, 6.25)]
+    found = write_claims._over_front(study, front + own, "method=new", "method=dpo", "kl")
+    # Seed 0: 3.5 - 3.0, the point outside the front is left out; seed 1: 6.25 - 6.0.
+    assert found.difference.value == pytest.approx((0.5 + 0.25) / 2) and (found.better, found.seeds) == (2, 2)
+
+
+def test_the_claims_are_remade_by_the_studies_that_they_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert set(write_claims.studies()) <= set(STUDIES)
+    asked: list[list[str]] = []
+
+    class Worker:
+        def __init__(self, command: list[str], **_: object) -> None:
+            asked.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(run_claims.subprocess, "Popen", Worker)
+    monkeypatch.setattr(run_claims, "PAGE", tmp_path / "claims.md")
+    monkeypatch.setattr(run_claims, "ROOT", tmp_path)
+    run_claims.main(workers=2, only=None)
+    named = [command[-1] for command in asked]
+    assert named == [f"experiments/{name}/study.yaml" for name in write_claims.studies() for _ in range(2)]
+    assert (tmp_path / "claims.md").read_text() == (ROOT / "docs" / "claims.md").read_text()
+    with pytest.raises(SystemExit, match="no claim names the study 099"):
+        run_claims.main(workers=1, only="099")
