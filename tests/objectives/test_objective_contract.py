@@ -1,8 +1,6 @@
 """Properties of every objective, present and future: the classes are found, not listed."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,9 +26,7 @@ from lit_pref.objectives import (
     TokenSum,
     UnitMargin,
 )
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from write_methods import required_arguments, subclasses
+from lit_pref.objectives.describing import required_arguments, subclasses
 
 
 def plain(kind):
