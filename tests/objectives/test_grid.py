@@ -1,0 +1,185 @@
+"""The grid of parts: each cell gives finite losses and gradients, or is refused for a reason in the table of rules.
+
+The parts are found from their classes. What is valid is decided here once more, by properties of the parts, measured
+where numbers can show them, and not by the flags that the package compares.
+"""
+
+import functools
+import operator
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import Tensor
+
+from lit_pref.objectives import DPO, Requirements
+from lit_pref.objectives.describing import required_arguments
+from lit_pref.objectives.parts.part import Part
+from lit_pref.scores import COMPARING_NEEDS
+
+sys.path.append(str(ROOT / "tools"))
+from part_combinations import Cell, build, choices, count, pairs, product, refusal
+
+RANDOM_CELLS = 1_000
+SLOW_CELLS = 100_000
+
+
+def normal(seed: int = 0) -> Tensor:
+    return torch.randn(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# Properties of one part, measured
+
+
+def of_references(reference, make):
+    """Whether the mixture scales with its scores, so that it has no scale in nats and suits means as well as sums."""
+    most = reference.requirements.max_references
+    number = 3 if most is None else most
+    scores = [(-20 - 5 * normal(k).abs(), -30 - 5 * normal(9 + k).abs()) for k in range(number)]
+    halves = [(chosen / 2, rejected / 2) for chosen, rejected in scores]
+    (whole, _), (half, _) = reference(scores, (normal(), normal())), reference(halves, (normal(), normal()))
+    return {"in_nats": not all(torch.allclose(a / 2, b) for a, b in zip(whole, half, strict=True))}
+
+
+def of_temperature(temperature, make):
+    objective = DPO(temperature=temperature)
+    beta = make.random(objective).into(objective).logged["beta"]
+    needs = temperature.requirements.statistics
+    return {"varies": len(beta.unique()) > 1, "tilts": any(isinstance(need, COMPARING_NEEDS) for need in needs)}
+
+
+def of_target(target, make):
+    inputs = make.random(DPO(target=target))
+    p = target(inputs.policy, inputs.pairs)
+    return {"is_one": bool((p == 1).all()), "is_probability": bool(((p >= 0) & (p <= 1)).all())}
+
+
+def of_link(link, make):
+    p, beta = torch.full((5,), 1 - 1e-6, dtype=torch.float64), torch.full((5,), 0.1, dtype=torch.float64)
+    jump = link(normal(), torch.ones_like(p), beta) - link(normal(), p, beta)
+    return {
+        "reads_beta": not torch.equal(link(normal(), p, beta), link(normal(), p, 2 * beta)),
+        "infinite_at_one": bool(jump.max() > 1),
+    }
+
+
+def of_tokens(tokens, make):
+    inputs = make.random(DPO(tokens=tokens))
+    return {"is_sum": torch.equal(tokens(inputs.policy, inputs.policy, inputs.pairs)[0], inputs.policy.chosen.scores)}
+
+
+def of_score(score, make):
+    first, second = -normal().abs(), -normal(1).abs()
+    there, back = score((first, second)), score((second, first))
+    return {
+        "is_ratio": torch.equal(there[0], first),
+        "is_ratio_of_both": torch.equal(there[0], first) and torch.equal(there[1], second),
+        "is_fair": torch.equal(there[0], back[1]) and torch.equal(there[1], back[0]),
+    }
+
+
+MEASURED: dict[str, Callable[[Any, Any], dict[str, bool]]] = {
+    "reference": of_references,
+    "temperature": of_temperature,
+    "target": of_target,
+    "link": of_link,
+    "tokens": of_tokens,
+    "score": of_score,
+}
+
+RULES: dict[str, Callable[[Any], bool]] = {
+    "a part needs more references than another takes": lambda c: c.fewest > c.most,
+    "a ratio has no reference": lambda c: c.most == 0 and not c.is_ratio_of_both,
+    "a tilted policy is compared in sums": lambda c: c.tilts and not c.is_sum,
+    "a tilted policy has the reverse KL": lambda c: c.tilts and not c.is_ratio,
+    "a mixture in nats is of sums": lambda c: c.in_nats and not c.is_sum,
+    "a link that divides by beta has one beta": lambda c: c.reads_beta and c.varies,
+    "a soft target treats both sides alike": lambda c: not c.is_fair and not c.is_one,
+    "a link that is infinite at 1 has a probability below": lambda c: (
+        c.infinite_at_one and (c.is_one or not c.is_probability)
+    ),
+}
+"""The reasons to refuse a cell; no other is allowed."""
+
+
+@functools.cache
+def part_of(cls: type) -> Part:
+    return cls(**required_arguments(cls))
+
+
+@pytest.fixture
+def broken_rules(make):
+    """Returns the rules that a cell breaks."""
+    known: dict[type, dict[str, bool]] = {}
+
+    def measured(kind: str, cls: type) -> dict[str, bool]:
+        if cls not in known:
+            known[cls] = MEASURED[kind](part_of(cls), make) if kind in MEASURED else {}
+        return known[cls]
+
+    def broken(cell: Cell) -> list[str]:
+        whole = {kind: classes[0] for kind, classes in choices().items()} | cell
+        parts = {kind: part_of(cls) for kind, cls in whole.items() if cls is not None}
+        asked = [module.requirements for part in parts.values() for module in part.modules() if isinstance(module, Part)]
+        facts = {name: value for kind, part in parts.items() for name, value in measured(kind, type(part)).items()}
+        fewest = max(one.min_references for one in asked)
+        most = min(99 if one.max_references is None else one.max_references for one in asked)
+        found = SimpleNamespace(fewest=fewest, most=most, **facts)
+        return [name for name, rule in RULES.items() if rule(found)]
+
+    return broken
+
+
+def verify(cell: Cell, make: Any, broken_rules: Callable[[Cell], list[str]], losses: bool = True) -> None:
+    """The cell is refused if and only if a rule is broken, and else gives finite numbers and asks for what its parts do."""
+    names = {kind: getattr(cls, "__name__", None) for kind, cls in cell.items()}
+    reason, broken = refusal(cell), broken_rules(cell)
+    assert bool(reason) == bool(broken), (names, reason, broken)
+    assert not reason or ": choose" in reason or " choose " in reason, f"a remedy is missing: {reason}"
+    if reason or not losses:
+        return
+    objective = build(cell)
+    parts = [module for module in objective.modules() if isinstance(module, Part)]
+    union = functools.reduce(operator.or_, (part.requirements for part in parts), Requirements())
+    assert objective.requirements == union, names
+    inputs = make.random(objective, references=3 if union.max_references is None else None)
+    output = inputs.into(objective)
+    output.losses.sum().backward()
+    assert all(bool(value.isfinite().all()) for value in (output.losses, *output.logged.values())), names
+    assert inputs.policy.chosen.scores.grad is not None and bool(inputs.policy.chosen.scores.grad.isfinite().all()), names
+
+
+def test_the_default_of_each_kind_has_every_property_that_a_rule_asks_for(broken_rules):
+    assert broken_rules({}) == []
+    assert count() >= 288_000, "parts are found"
+
+
+def test_every_rule_refuses_some_pair_of_parts(broken_rules):
+    found = {name for cell in pairs() for name in broken_rules(cell)}
+    assert found == set(RULES)
+
+
+def test_each_two_parts_are_combined_or_refused_for_a_reason(make, broken_rules):
+    cells = list(pairs())
+    assert len(cells) >= 600
+    for cell in cells:
+        verify(cell, make, broken_rules)
+
+
+def test_random_cells_of_the_full_grid_are_combined_or_refused_for_a_reason(make, broken_rules):
+    for cell in product(RANDOM_CELLS, seed=1):
+        verify(cell, make, broken_rules)
+
+
+@pytest.mark.slow
+def test_the_full_grid_is_combined_or_refused_for_a_reason(make, broken_rules):
+    """The full product has `count()` cells: 288 000 at the time of writing, of which 100 000 are drawn at random."""
+    checked = 0
+    for cell in product(SLOW_CELLS):
+        verify(cell, make, broken_rules, losses=checked % 10 == 0)
+        checked += 1
+    assert checked == min(count(), SLOW_CELLS)
