@@ -98,7 +98,9 @@ def generated(cls: type[Objective]) -> str:
     if asked.min_references > 1 or asked.max_references is None:
         others = [{"class_path": "Pretrained", "init_args": {"path": "OTHER_FOLDER"}}]
         model["references"] = [{"class_path": "InitialPolicy"}, *others * max(1, asked.min_references - 1)]
-    return yaml.safe_dump({"model": model, "data": {"train": "lists.jsonl" if asked.lists else "pairs.jsonl"}}, sort_keys=False)
+    return yaml.safe_dump(
+        {"model": model, "data": {"train": "lists.jsonl" if asked.lists else "pairs.jsonl"}}, sort_keys=False
+    )
 
 
 def value_of(objective: Objective, argument: describing.Argument) -> Any:

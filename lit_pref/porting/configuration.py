@@ -11,7 +11,7 @@ from lit_pref.hints import advice, did_you_mean, our_option
 from lit_pref.other_names import EXPLAINED
 from lit_pref.porting.arguments import arguments_of
 from lit_pref.porting.losses import Settings
-from lit_pref.porting.objective import OF_LOSS, objective_of
+from lit_pref.porting.objective import OF_LOSS, objective_of, references_of
 
 COMMON: dict[str, Any] = {
     "optim": "adamw_torch_fused",
@@ -98,6 +98,8 @@ def yaml_of(text: str) -> str:
     if trainer == "reward":
         options["model.policy.head"] = "scalar"
     options["model.objective"] = objective
+    if references := references_of(trainer, settings):
+        options["model.references"] = references
     for name, value in settings.items():
         options |= converted(name, value, settings)
     options.setdefault("data.train", "pairs.jsonl")
@@ -177,11 +179,9 @@ CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
     "max_steps": lambda value, settings: {"trainer.max_steps": value, "trainer.max_epochs": -1} if value > 0 else {},
     "num_train_epochs": lambda value, settings: {"trainer.max_epochs": int(value)},
     "precompute_ref_log_probs": lambda value, settings: {"model.reference_store": True} if value else {},
-    "torch_compile": lambda value, settings: {
-        "model.policy.compile": settings.get("torch_compile_backend") or "inductor"
-    }
-    if value
-    else {},
+    "torch_compile": lambda value, settings: (
+        {"model.policy.compile": settings.get("torch_compile_backend") or "inductor"} if value else {}
+    ),
     "report_to": lambda value, settings: {"trainer.logger": False} if value in ("none", ["none"]) else {},
     "disable_tqdm": lambda value, settings: {"trainer.enable_progress_bar": not value},
     "use_cpu": lambda value, settings: {"trainer.accelerator": "cpu"} if value else {},

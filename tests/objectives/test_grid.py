@@ -36,20 +36,24 @@ def normal(seed: int = 0) -> Tensor:
 
 
 def of_references(reference, make):
-    """Whether the mixture scales with its scores, so that it has no scale in nats and suits means as well as sums."""
-    most = reference.requirements.max_references
-    number = 3 if most is None else most
-    scores = [(-20 - 5 * normal(k).abs(), -30 - 5 * normal(9 + k).abs()) for k in range(number)]
-    halves = [(chosen / 2, rejected / 2) for chosen, rejected in scores]
-    (whole, _), (half, _) = reference(scores, (normal(), normal())), reference(halves, (normal(), normal()))
-    return {"in_nats": not all(torch.allclose(a / 2, b) for a, b in zip(whole, half, strict=True))}
+    """Whether others than the first reference are clipped: the first one bounds what they can change."""
+    number = reference.requirements.max_references
+    others = [(-20 - normal(k).abs(), -30 - normal(9 + k).abs()) for k in range(2 if number is None else number - 1)]
+    first, mixed = (torch.full((5,), -20.0).double(), torch.full((5,), -30.0).double()), []
+    for factor in (1, 1000) if others else ():
+        far = [(factor * chosen, factor * rejected) for chosen, rejected in others]
+        mixed.append(reference([first, *far], first)[0][0])
+    return {"clips": bool(mixed) and bool((mixed[1] - mixed[0]).abs().max() < 20)}
 
 
 def of_temperature(temperature, make):
     objective = DPO(temperature=temperature)
     beta = make.random(objective).into(objective).logged["beta"]
     needs = temperature.requirements.statistics
-    return {"varies": len(beta.unique()) > 1, "tilts": any(isinstance(need, COMPARING_NEEDS) for need in needs)}
+    return {
+        "varies": bool((beta != objective.beta).any()),
+        "tilts": any(isinstance(need, COMPARING_NEEDS) for need in needs),
+    }
 
 
 def of_target(target, make):
@@ -96,7 +100,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "a ratio has no reference": lambda c: c.most == 0 and not c.is_ratio_of_both,
     "a tilted policy is compared in sums": lambda c: c.tilts and not c.is_sum,
     "a tilted policy has the reverse KL": lambda c: c.tilts and not c.is_ratio,
-    "a mixture in nats is of sums": lambda c: c.in_nats and not c.is_sum,
+    "a clipped mixture is of sums": lambda c: c.clips and not c.is_sum,
     "a link that divides by beta has one beta": lambda c: c.reads_beta and c.varies,
     "a soft target treats both sides alike": lambda c: not c.is_fair and not c.is_one,
     "a link that is infinite at 1 has a probability below": lambda c: (
@@ -124,7 +128,9 @@ def broken_rules(make):
     def broken(cell: Cell) -> list[str]:
         whole = {kind: classes[0] for kind, classes in choices().items()} | cell
         parts = {kind: part_of(cls) for kind, cls in whole.items() if cls is not None}
-        asked = [module.requirements for part in parts.values() for module in part.modules() if isinstance(module, Part)]
+        asked = [
+            module.requirements for part in parts.values() for module in part.modules() if isinstance(module, Part)
+        ]
         facts = {name: value for kind, part in parts.items() for name, value in measured(kind, type(part)).items()}
         fewest = max(one.min_references for one in asked)
         most = min(99 if one.max_references is None else one.max_references for one in asked)
@@ -135,7 +141,7 @@ def broken_rules(make):
 
 
 def verify(cell: Cell, make: Any, broken_rules: Callable[[Cell], list[str]], losses: bool = True) -> None:
-    """The cell is refused if and only if a rule is broken, and else gives finite numbers and asks for what its parts do."""
+    """The cell is refused if and only if a rule is broken; else it gives finite numbers, with the needs of its parts."""
     names = {kind: getattr(cls, "__name__", None) for kind, cls in cell.items()}
     reason, broken = refusal(cell), broken_rules(cell)
     assert bool(reason) == bool(broken), (names, reason, broken)
@@ -150,7 +156,9 @@ def verify(cell: Cell, make: Any, broken_rules: Callable[[Cell], list[str]], los
     output = inputs.into(objective)
     output.losses.sum().backward()
     assert all(bool(value.isfinite().all()) for value in (output.losses, *output.logged.values())), names
-    assert inputs.policy.chosen.scores.grad is not None and bool(inputs.policy.chosen.scores.grad.isfinite().all()), names
+    assert inputs.policy.chosen.scores.grad is not None and bool(inputs.policy.chosen.scores.grad.isfinite().all()), (
+        names
+    )
 
 
 def test_the_default_of_each_kind_has_every_property_that_a_rule_asks_for(broken_rules):
