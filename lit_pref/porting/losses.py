@@ -99,12 +99,13 @@ def centred(settings: Settings) -> dict[str, Any]:
 
 
 ALONE: frozenset[str] = frozenset()
-NOT_TOKENS = PARTS - {"tokens"}
+WEIGHT = frozenset({"weight"})  # TRL divides by the length after its f-divergence and LD-DPO's weights, not before
 CPO_READS = ("label_smoothing", "cpo_alpha", "alpha")
 LOSSES = (
     Loss("dpo", "sigmoid", "DPO", beta),
-    Loss("dpo", "hinge", "DPO", lambda s: {**beta(s), "link": "Hinge"}),
-    Loss("dpo", "ipo", "IPOMean", lambda s: {"tau": s["beta"]}, open=NOT_TOKENS),
+    Loss("dpo", "hinge", "DPO", lambda s: {**beta(s), "link": "Hinge"}, "with use_weighting TRL's backward pass fails; "
+         "here it works"),
+    Loss("dpo", "ipo", "IPOMean", lambda s: {"tau": s["beta"]}, open=WEIGHT),
     Loss("dpo", "exo_pair", "EXO", flips, "TRL's loss is infinite at its default label_smoothing of 0, which is "
          "refused here; without one, the paper's 0.001 is taken", reads=("label_smoothing",)),
     Loss("dpo", "nca_pair", "NCA", beta, open=ALONE),
@@ -121,7 +122,7 @@ LOSSES = (
     Loss("dpo", "discopop", "DiscoPOP", lambda s: {**beta(s), "tau": s["discopop_tau"]},
          "TRL's loss is NaN in fp32 where beta (h_w - h_l) is below -89; here it is finite", reads=("discopop_tau",)),
     Loss("dpo", "sft", "SFT", lambda s: {}, PER_TOKEN, open=ALONE),
-    Loss("dpo", "sigmoid_norm", "DPO", lambda s: {**beta(s), "tokens": "Mean"}, open=NOT_TOKENS),
+    Loss("dpo", "sigmoid_norm", "DPO", lambda s: {**beta(s), "tokens": "Mean"}, open=WEIGHT),
     Loss("cpo", "sigmoid", "CPO", cpo, PER_TOKEN, reads=CPO_READS),
     Loss("cpo", "hinge", "CPO", lambda s: {**cpo(s), "link": "Hinge"}, PER_TOKEN, reads=CPO_READS[1:]),
     Loss("cpo", "ipo", "CPO", lambda s: {**cpo(s), "link": "Squared", "tokens": "Mean"}, PER_TOKEN,

@@ -141,7 +141,7 @@ def broken_rules(make):
 
 
 def verify(cell: Cell, make: Any, broken_rules: Callable[[Cell], list[str]], losses: bool = True) -> None:
-    """The cell is refused if and only if a rule is broken; else it gives finite numbers, with the needs of its parts."""
+    """The cell is refused if and only if a rule is broken; else it gives finite numbers and has its parts' needs."""
     names = {kind: getattr(cls, "__name__", None) for kind, cls in cell.items()}
     reason, broken = refusal(cell), broken_rules(cell)
     assert bool(reason) == bool(broken), (names, reason, broken)
