@@ -1,5 +1,6 @@
 """Combinations of the parts of `Pairwise`, found from the classes: which can be built, and why others are refused."""
 
+import functools
 import itertools
 import random
 import warnings
@@ -16,6 +17,7 @@ Entries = frozenset[tuple[str, type | None]]
 """The entries of a cell, as a key of mappings."""
 
 
+@functools.cache
 def choices() -> dict[str, list[type | None]]:
     """Return the classes of each part, the default first."""
     kinds = part_kinds()
@@ -52,10 +54,43 @@ def pairs() -> Iterator[Cell]:
 
 
 def completed(cell: Cell) -> Cell | None:
-    """Return a cell that can be built and contains this one; None if no change of a single other part allows it."""
-    others = ((kind, cls) for kind, classes in choices().items() if kind not in cell for cls in classes)
-    tried = itertools.chain([cell], ({**cell, kind: cls} for kind, cls in others))
-    return next((candidate for candidate in tried if not refusal(candidate)), None)
+    """Return a cell that can be built and contains this one; None if no change of two other parts allows it.
+
+    Offset, weight and terms stay as they are: the default ones ask for nothing.
+    """
+    kinds = [kind for kind in representatives() if kind not in (*cell, "offset", "weight", "terms")]
+    others = [(kind, cls) for kind in kinds for cls in representatives()[kind].values()]
+    for number in range(3):
+        for changes in itertools.combinations(others, number):
+            candidate = {**cell, **dict(changes)}
+            alike = ((kind, representatives()[kind][properties(cls)]) for kind, cls in candidate.items())
+            if len({kind for kind, _ in changes}) == number and not refused(Entries(alike)) and not refusal(candidate):
+                return candidate
+    return None
+
+
+@functools.cache
+def refused(cell: Entries) -> bool:
+    """Return whether the parts of a cell are refused; remembered, because many cells differ in no property."""
+    return bool(refusal(dict(cell)))
+
+
+@functools.cache
+def representatives() -> dict[str, dict[str, type | None]]:
+    """Return, for each part, one class for all those with the same properties, by the properties."""
+    return {kind: {properties(cls): cls for cls in reversed(classes)} for kind, classes in choices().items()}
+
+
+@functools.cache
+def properties(cls: type | None) -> str:
+    """Return the flags of a part and its numbers of references, which the rules of combination compare, as text."""
+    if cls is None:
+        return ""
+    part = cls(**required_arguments(cls))
+    flags = [name for name in dir(cls) if isinstance(getattr(cls, name), bool | str) and not name.startswith("__")]
+    values = [(name, bool(getattr(part, name, None))) for name in (*flags, "hard", "proper")]
+    asked = part.requirements
+    return repr((values, asked.min_references, asked.max_references))
 
 
 def count() -> int:
@@ -76,10 +111,16 @@ def product(most: int, seed: int = 0) -> Iterator[Cell]:
     yield from ({kind: draw.choice(classes) for kind, classes in kinds.items()} for _ in range(most))
 
 
+@functools.cache
+def valid_pairs() -> list[tuple[Cell, Cell]]:
+    """Return each two classes that can be combined, with a cell that can be built and contains them."""
+    return [(pair, cell) for pair in pairs() if (cell := completed(pair))]
+
+
 def covering() -> list[Cell]:
     """Return few cells that can be built and that together have every pair of classes which can be combined."""
     defaults = {kind: classes[0] for kind, classes in choices().items()}
-    waiting = {Entries(pair.items()): {**defaults, **cell} for pair in pairs() if (cell := completed(pair))}
+    waiting = {Entries(pair.items()): {**defaults, **cell} for pair, cell in valid_pairs()}
     cells = []
     while waiting:
         first, cell = next(iter(waiting.items()))

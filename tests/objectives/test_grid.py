@@ -5,6 +5,8 @@ where numbers can show them, and not by the flags that the package compares.
 """
 
 import functools
+import inspect
+import math
 import operator
 import sys
 from collections.abc import Callable
@@ -68,21 +70,27 @@ def of_link(link, make):
     return {
         "reads_beta": not torch.equal(link(normal(), p, beta), link(normal(), p, 2 * beta)),
         "infinite_at_one": bool(jump.max() > 1),
+        "reads_target": not torch.equal(link(normal(), p, beta), link(normal(), p / 2, beta)),
     }
 
 
 def of_tokens(tokens, make):
     inputs = make.random(DPO(tokens=tokens))
-    return {"is_sum": torch.equal(tokens(inputs.policy, inputs.policy, inputs.pairs)[0], inputs.policy.chosen.scores)}
+    found, chosen = tokens(inputs.policy, inputs.policy, inputs.pairs)[0], inputs.policy.chosen
+    return {"is_sum": torch.equal(found, chosen.scores), "is_mean": torch.equal(found, chosen.scores / chosen.lengths)}
 
 
 def of_score(score, make):
     first, second = -normal().abs(), -normal(1).abs()
-    there, back = score((first, second)), score((second, first))
+    both = score((first, second))
+    above, far_above = score((-first, -second)), score((-2 * first, -2 * second))
+    swapped = [(score((k * first, k * second)), score((k * second, k * first))) for k in (1, -1, 1e4, -1e4)]
     return {
-        "is_ratio": torch.equal(there[0], first),
-        "is_ratio_of_both": torch.equal(there[0], first) and torch.equal(there[1], second),
-        "is_fair": torch.equal(there[0], back[1]) and torch.equal(there[1], back[0]),
+        # A log-prob is never above 0, where such a function is cut.
+        "of_log_prob": all(torch.equal(a, b) for a, b in zip(above, far_above, strict=True)),
+        "needs_ratio": score.needs_ratio,  # what a number means cannot be measured
+        "is_ratio": torch.equal(both[0], first) or torch.equal(both[1], second),
+        "is_fair": all(torch.equal(a[0], b[1]) and torch.equal(a[1], b[0]) for a, b in swapped),
     }
 
 
@@ -97,12 +105,14 @@ MEASURED: dict[str, Callable[[Any, Any], dict[str, bool]]] = {
 
 RULES: dict[str, Callable[[Any], bool]] = {
     "a part needs more references than another takes": lambda c: c.fewest > c.most,
-    "a ratio has no reference": lambda c: c.most == 0 and not c.is_ratio_of_both,
-    "a tilted policy is compared in sums": lambda c: c.tilts and not c.is_sum,
+    "a ratio has no reference": lambda c: c.most == 0 and c.needs_ratio,
+    "odds of a mean log-prob": lambda c: c.of_log_prob and (c.most != 0 or not c.is_mean),
+    "distributions are compared in sums": lambda c: c.compares and not c.is_sum,
     "a tilted policy has the reverse KL": lambda c: c.tilts and not c.is_ratio,
     "a clipped mixture is of sums": lambda c: c.clips and not c.is_sum,
     "a link that divides by beta has one beta": lambda c: c.reads_beta and c.varies,
     "a soft target treats both sides alike": lambda c: not c.is_fair and not c.is_one,
+    "a link that reads no target has the target 1": lambda c: not c.reads_target and not c.is_one,
     "a link that is infinite at 1 has a probability below": lambda c: (
         c.infinite_at_one and (c.is_one or not c.is_probability)
     ),
@@ -112,7 +122,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
 
 @functools.cache
 def part_of(cls: type) -> Part:
-    return cls(**required_arguments(cls))
+    """The part with its defaults; infinite ones, which switch something off, are 1."""
+    given = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
+    return cls(**required_arguments(cls), **{name: 1.0 for name, value in given.items() if value == math.inf})
 
 
 @pytest.fixture
@@ -134,7 +146,8 @@ def broken_rules(make):
         facts = {name: value for kind, part in parts.items() for name, value in measured(kind, type(part)).items()}
         fewest = max(one.min_references for one in asked)
         most = min(99 if one.max_references is None else one.max_references for one in asked)
-        found = SimpleNamespace(fewest=fewest, most=most, **facts)
+        compares = any(isinstance(need, COMPARING_NEEDS) for one in asked for need in one.statistics)
+        found = SimpleNamespace(fewest=fewest, most=most, compares=compares, **facts)
         return [name for name, rule in RULES.items() if rule(found)]
 
     return broken
