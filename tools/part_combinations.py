@@ -54,18 +54,16 @@ def pairs() -> Iterator[Cell]:
 
 
 def completed(cell: Cell) -> Cell | None:
-    """Return a cell that can be built and contains this one; None if no change of two other parts allows it.
+    """Return a cell that can be built and contains this one; None if there is none.
 
-    Offset, weight and terms stay as they are: the default ones ask for nothing.
+    Only reference, tokens and target are changed: the default ones of the other parts ask for nothing.
     """
-    kinds = [kind for kind in representatives() if kind not in (*cell, "offset", "weight", "terms")]
-    others = [(kind, cls) for kind in kinds for cls in representatives()[kind].values()]
-    for number in range(3):
-        for changes in itertools.combinations(others, number):
-            candidate = {**cell, **dict(changes)}
-            alike = ((kind, representatives()[kind][properties(cls)]) for kind, cls in candidate.items())
-            if len({kind for kind, _ in changes}) == number and not refused(Entries(alike)) and not refusal(candidate):
-                return candidate
+    kinds = [kind for kind in ("reference", "tokens", "target") if kind not in cell]
+    for classes in itertools.product(*(representatives()[kind].values() for kind in kinds)):
+        candidate = {**cell, **dict(zip(kinds, classes, strict=True))}
+        alike = ((kind, representatives()[kind][properties(cls)]) for kind, cls in candidate.items())
+        if not refused(Entries(alike)) and not refusal(candidate):
+            return candidate
     return None
 
 
@@ -78,7 +76,11 @@ def refused(cell: Entries) -> bool:
 @functools.cache
 def representatives() -> dict[str, dict[str, type | None]]:
     """Return, for each part, one class for all those with the same properties, by the properties."""
-    return {kind: {properties(cls): cls for cls in reversed(classes)} for kind, classes in choices().items()}
+    found: dict[str, dict[str, type | None]] = {}
+    for kind, classes in choices().items():
+        for cls in classes:
+            found.setdefault(kind, {}).setdefault(properties(cls), cls)
+    return found
 
 
 @functools.cache

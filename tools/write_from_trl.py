@@ -14,23 +14,23 @@ from lit_pref.porting.losses import LOSSES, Loss
 PAGE = Path(__file__).parents[1] / "docs" / "from_trl.md"
 HEAD = """# From TRL
 
-Written by `make docs` from `lit_pref/porting/` and `lit_pref/other_names.py`; tests compare both with the installed TRL.
+Written by `make docs` from `lit_pref/porting/` and `lit_pref/other_names.py`; tests compare both with TRL itself.
 
 ```bash
 python -m lit_pref objectives --from_trl 'loss_type=ipo,beta=0.1'
-python -m lit_pref objectives --from_trl 'CPOConfig(loss_type="simpo", cpo_alpha=0.0, learning_rate=1e-6)' > run.yaml
+python -m lit_pref objectives --from_trl 'CPOConfig(loss_type="simpo", cpo_alpha=0.0)' > run.yaml
 python -m lit_pref objectives --from_trl arguments.yaml
 python -m lit_pref fit --config run.yaml --model.policy.path FOLDER --data.train pairs.jsonl
 ```
 
-The first three print the configuration of a run: the objective, and optimizer, schedule, batch, precision and lengths with
-TRL's defaults where nothing else is given; arguments without a place are named in comments, with what to do instead.
-`trainer=cpo`, `orpo` or `reward` among the arguments names another trainer than DPO's.
+The first three print the configuration of a run: the objective, and optimizer, schedule, batch, precision and lengths
+with TRL's defaults where nothing else is given. Arguments without a place are named in comments, with what to do
+instead. `trainer=cpo`, `orpo` or `reward` among the arguments names another trainer than DPO's.
 
-TRL's columns `prompt`, `chosen`, `rejected` are read as they are, conversations too ([formats.md](formats.md)). The
-differences that matter most: `data.global_batch` counts the pairs of an optimizer step over all devices; an optimizer step takes
-the mean over its pairs, whatever the micro-batches; held-out pairs are validated by default (`data.val_fraction`); and
-`python -m lit_pref check` says before a run what is wrong with data and models.
+TRL's columns `prompt`, `chosen` and `rejected` are read as they are, conversations too ([formats.md](formats.md)). What
+differs most: `data.global_batch` counts the pairs of an optimizer step over all devices, and a step takes the mean over
+its pairs, whatever the micro-batches are; a share of the prompts is held out by default (`data.val_fraction`); and
+`python -m lit_pref check` finds faults in data and models before a run.
 """
 LOSSES_HEAD = """## Losses
 
@@ -39,11 +39,11 @@ gradients. Where the last column is empty they agree to rounding.
 
 | trainer | `loss_type` | here | with | settings it reads | where they differ |
 |---|---|---|---|---|---|"""
-PARTS = """With every loss of DPO that has an open part, TRL's further settings are parts: `f_divergence_type` is `score`
-(`ForwardKL`, `JensenShannon`, `AlphaDivergence(1 - f_alpha_divergence_coef)`), `ld_alpha` is `tokens: TailWeighted`, and
-`use_weighting` is `weight: OnPolicyWeight`. TRL divides by the length after the divergence and after LD-DPO's weights,
-here it is done before: for `ipo` and `sigmoid_norm` these have no counterpart. A list of `loss_type` with `loss_weights`
-is `Weighted`, and `sync_ref_model` the reference `MovingReference`."""
+PARTS = """Further settings of DPO are parts, with every loss that leaves them open: `f_divergence_type` is `score`
+(`ForwardKL`, `JensenShannon`, `AlphaDivergence` with alpha = 1 - `f_alpha_divergence_coef`), `ld_alpha` is `tokens:
+TailWeighted`, and `use_weighting` is `weight: OnPolicyWeight`. For `ipo` and `sigmoid_norm` the first two have no
+counterpart: TRL divides by the length after the divergence and after LD-DPO's weights, here that is done before. A list
+of `loss_type` with `loss_weights` is `Weighted`, and `sync_ref_model` is the reference `MovingReference`."""
 
 
 def page() -> str:
@@ -86,7 +86,7 @@ def _row(loss: Loss) -> str:
     names = {"beta": "beta", "simpo_gamma": "simpo_gamma", "discopop_tau": "discopop_tau", "loss_type": loss.name}
     arguments = loss.arguments({**example, **names})
     given = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-    reads = ", ".join(f"`{name}`" for name in ("beta", *loss.reads))
+    reads = ", ".join(f"`{name}`" for name in (*(["beta"] if "beta" in arguments.values() else []), *loss.reads))
     name = f"`{loss.name}`" if loss.name else "-"
     shown = f"`{given}`" if given else ""
     return f"| {loss.trainer.upper()} | {name} | `{loss.objective}` | {shown} | {reads} | {loss.difference} |"

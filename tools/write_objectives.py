@@ -21,11 +21,12 @@ HEAD = """# Objectives
 
 Written by `make docs` from the docstrings. `python -m lit_pref objectives` lists the same in a terminal and filters it
 (`--needs margin`, `--reference_free`, `--trl`), and `objectives NAME` prints one with YAML to copy.
-[methods.md](methods.md) lists the parts that most of them are made of and which of these can be combined,
-[from_trl.md](from_trl.md) is for those who come from TRL, and [own_parts.md](own_parts.md) for those who write their own.
+[methods.md](methods.md) lists the parts that most of them are made of, and which of these can be combined;
+[from_trl.md](from_trl.md) is for those who come from TRL, and [own_parts.md](own_parts.md) for a part of one's own.
 
-l is the summed log-prob of a response, h_y = log pi(y | x) - log pi_ref(y | x), w the chosen response and l (as an index)
-the rejected one, n a number of tokens, m the margin, p a probability, x the logit, and beta is in reward units per nat.
+l_y is the summed log-prob of a response, h_y = log pi(y | x) - log pi_ref(y | x), the index w means the chosen response
+and l the rejected one; n is a number of tokens, m the margin, p a probability, x the logit, and beta is in reward units
+per nat.
 """
 CHOOSING = """## Which one?
 
