@@ -43,7 +43,7 @@ CHOOSING = """## Which one?
 DRAWN = """## Loss and gradient against the logit
 
 Each link at its defaults with the target 1 (a soft one, 0.9, where it needs one); the gradient is that by the logit.
-Links whose loss has other units (nats squared) are drawn divided by their value at the logit 0.
+Links that divide by beta squared are drawn times beta squared.
 
 ![loss and gradient of each link](objectives.png)
 """
@@ -102,7 +102,7 @@ def curves() -> dict[str, tuple[list[float], list[float], list[float]]]:
         beta = torch.full_like(logits, Pairwise().beta)
         losses = link(logits, target, beta)
         if cls.constant_beta_only:
-            losses = losses / losses[80].detach()
+            losses = losses * beta**2
         (gradient,) = torch.autograd.grad(losses.sum(), logits)
         found[cls.__name__] = (logits.tolist(), losses.tolist(), gradient.tolist())
     return found
