@@ -63,12 +63,16 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
     assert type(objective).__name__ == written["class_path"]
     for name, value in written.get("init_args", {}).items():
         given = objective.arguments[name]
-        if isinstance(value, dict) and "class_path" in value:
-            assert type(given).__name__ == value["class_path"]
-            given_arguments = value.get("init_args", {})
-            assert {k: given.arguments[k] for k in given_arguments} == given_arguments
-        else:
-            assert given == value and f"{name}={value}" in repr(objective)
+        specs = [one for one in (value if isinstance(value, list) else [value]) if is_class(one)]
+        for spec, part in zip(specs, (given if isinstance(value, list) else [given]) if specs else [], strict=True):
+            assert type(part).__name__ == spec["class_path"]
+            given_arguments = spec.get("init_args", {})
+            assert {k: part.arguments[k] for k in given_arguments} == given_arguments
+        assert specs or (given == value and f"{name}={value!r}" in repr(objective))
+
+
+def is_class(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value
 
 
 def unusual_arguments(cls: type) -> dict[str, Any]:

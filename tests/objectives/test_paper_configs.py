@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from lit_pref import objectives
 from lit_pref.run.config import module_of, resolve, run_parser
+from lit_pref.scores import TokenLogps
 
 CONFIGS = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
 
@@ -20,7 +21,7 @@ CONFIGS = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
 def test_the_comment_says_what_is_published_and_what_is_not(config: Path):
     comment = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
     assert re.match(r"# .+, arXiv \d{4}\.\d{5}", comment)
-    assert "# Source: " in comment and "# Deviations: " in comment or "Deviations: " in comment
+    assert "# Source: " in comment and "Deviations: " in comment
     assert "# Our own choices, not from paper or code: " in comment
 
 
@@ -35,8 +36,13 @@ def test_a_step_is_taken(config: Path, make: Any, monkeypatch: pytest.MonkeyPatc
     objective = built.objective
     inputs = make.random(objective, size=4, references=max(1, len(getattr(built, "references", [])) or 1))
     inputs.references = inputs.references[: objective.requirements.max_references]
-    chosen = torch.nn.Parameter(inputs.policy.chosen.scores.detach())
-    inputs.policy.chosen.scores = chosen
+    scores = inputs.policy.chosen
+    of_tokens = TokenLogps() in scores.statistics
+    chosen = torch.nn.Parameter((scores.statistics[TokenLogps()] if of_tokens else scores.scores).detach())
+    if of_tokens:
+        scores.statistics[TokenLogps()] = chosen
+    else:
+        scores.scores = chosen
     before = chosen.detach().clone()
     loss = inputs.into(objective).losses.mean()
     loss.backward()
