@@ -100,18 +100,22 @@ def objectives() -> dict[str, type[Objective]]:
     >>> list(objectives())[0]
     'DPO'
     """
-    found = sorted(subclasses(Objective), key=lambda cls: (FAMILIES.index(cls.family), cls.__name__))
+    found: list[type[Objective]] = subclasses(Objective)
+    found.sort(key=lambda cls: (FAMILIES.index(cls.family), cls.__name__))
     return {cls.__name__: cls for cls in found}
 
 
-def subclasses(base: type) -> list[type]:
+def subclasses(base: type) -> list[type[Any]]:
     """Return the concrete subclasses of `base` in the package, by name."""
-    found = {cls for child in base.__subclasses__() for cls in (child, *subclasses(child))}
-    ours = [cls for cls in found if cls.__module__.startswith("lit_pref.") and not inspect.isabstract(cls)]
+    ours = [cls for cls in _below(base) if cls.__module__.startswith("lit_pref.") and not inspect.isabstract(cls)]
     return sorted(ours, key=lambda cls: cls.__name__)
 
 
-def required_arguments(cls: type) -> dict[str, Any]:
+def _below(cls: type[Any]) -> set[type[Any]]:
+    return {below for child in cls.__subclasses__() for below in (child, *_below(child))}
+
+
+def required_arguments(cls: type[Any]) -> dict[str, Any]:
     """Return a value of the right type for every constructor argument of `cls` that has no default.
 
     Raises:
@@ -176,7 +180,7 @@ class Argument(NamedTuple):
     meaning: str
 
 
-def arguments(cls: type) -> list[Argument]:
+def arguments(cls: type[Any]) -> list[Argument]:
     """Return the arguments of a class with their meaning, which a class may leave to the docstring of its base.
 
     Without a constructor of its own a class has the arguments of its base. Parts of `Pairwise` are left out.
@@ -207,7 +211,7 @@ def part_kinds() -> dict[str, list[type]]:
     return {**found, "terms": subclasses(Term)}
 
 
-def open_parts(cls: type) -> list[str]:
+def open_parts(cls: type[Any]) -> list[str]:
     """Return the parts of `Pairwise` that a class leaves open; a method passes a value of its own for the others.
 
     >>> from lit_pref.objectives.mmpo import MMPO
@@ -218,8 +222,9 @@ def open_parts(cls: type) -> list[str]:
         return []
     found = []
     for part in (*PARTS, "terms"):
+        given: dict[str, Any] = {**required_arguments(cls), part: None}
         try:
-            cls(**required_arguments(cls), **{part: None})
+            cls(**given)
         except TypeError:  # the constructor gives a value for it already
             continue
         found.append(part)

@@ -189,8 +189,10 @@ CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
 }
 """Settings whose value or name changes, with what they become."""
 
-READ_WITH_OTHERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "bf16")
-READ_WITH_OTHERS += ("lr_scheduler_kwargs", "save_total_limit", "torch_compile_backend")
+READ_WITH_OTHERS = (
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "bf16", "lr_scheduler_kwargs"),
+    *("save_total_limit", "torch_compile_backend"),
+)
 """Settings that are read together with another one."""
 
 
