@@ -12,9 +12,9 @@ import torch
 import yaml
 from conftest import ROOT
 
+from lit_pref.describing import required_arguments, subclasses
 from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
-from lit_pref.objectives.describing import required_arguments, subclasses
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.pairwise import PARTS, Pairwise

@@ -25,8 +25,8 @@ from lit_pref.__main__ import main
 from lit_pref.cli import command_parser
 from lit_pref.commands.table import command_named, lines
 from lit_pref.data.formats.load import load_mapping
+from lit_pref.describing import subclasses
 from lit_pref.objectives import Requirements
-from lit_pref.objectives.describing import subclasses
 from lit_pref.objectives.parts.part import Part
 from lit_pref.run.config import resolve
 

@@ -6,8 +6,8 @@ import random
 import warnings
 from collections.abc import Iterator
 
+from lit_pref.describing import part_kinds, required_arguments
 from lit_pref.errors import UsageError
-from lit_pref.objectives.describing import part_kinds, required_arguments
 from lit_pref.objectives.pairwise import Pairwise
 
 Cell = dict[str, type | None]

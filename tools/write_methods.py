@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_pref.data.selection import criteria
 from lit_pref.data.selection.selection import Selection
-from lit_pref.objectives.describing import docstring, part_kinds, subclasses
+from lit_pref.describing import docstring, part_kinds, subclasses
 
 sys.path.append(str(Path(__file__).parent))
 from part_combinations import Entries, choices, count, pairs, refusal, valid_pairs

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from lit_pref.objectives import describing
+from lit_pref import describing
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.link import Link

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import lit_pref
-from lit_pref.objectives import describing
+from lit_pref import describing
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.component import Component
 from lit_pref.porting.losses import trl_names

@@ -54,7 +54,7 @@ def objectives(
 
         say(yaml_of(from_trl).rstrip("\n"))
         return
-    from lit_pref.objectives import describing
+    from lit_pref import describing
 
     known = describing.objectives()
     if names:
@@ -79,7 +79,7 @@ def objectives(
 
 def _listed(cls: "type[Objective]", needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> bool:
     """Whether the class passes every filter that is given."""
-    from lit_pref.objectives import describing
+    from lit_pref import describing
     from lit_pref.porting.losses import trl_names
 
     asked = describing.example(cls).requirements

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from lit_pref import describing
 from lit_pref.__main__ import main
 from lit_pref.commands import objective_texts
 from lit_pref.commands.objectives import Need, objectives
 from lit_pref.errors import UsageError, UserError
 from lit_pref.hints import advice, our_option
-from lit_pref.objectives import describing
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.porting.arguments import arguments_of
 from lit_pref.porting.configuration import CONVERSIONS, DEFAULTS, READ_WITH_OTHERS, SAME, yaml_of

@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT
 from torch import Tensor
 
+from lit_pref.describing import required_arguments
 from lit_pref.objectives import DPO, Requirements
-from lit_pref.objectives.describing import required_arguments
 from lit_pref.objectives.parts.part import Part
 from lit_pref.scores import COMPARING_NEEDS
 

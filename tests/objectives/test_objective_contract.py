@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from lit_pref.describing import CHECKED, FAMILIES, arguments, docstring, required_arguments, subclasses
 from lit_pref.errors import UserError
 from lit_pref.objectives import (
     DPO,
@@ -28,7 +29,6 @@ from lit_pref.objectives import (
     TokenSum,
     UnitMargin,
 )
-from lit_pref.objectives.describing import CHECKED, FAMILIES, arguments, docstring, required_arguments, subclasses
 
 
 def plain(kind):

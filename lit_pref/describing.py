@@ -1,4 +1,4 @@
-"""Facts about objectives for lists and pages: docstrings by section, requirements in words, arguments, open parts."""
+"""Facts about objectives, read from their classes: docstrings, requirements in words, arguments, open parts."""
 
 import inspect
 import re
