@@ -63,16 +63,14 @@ def test_a_shipped_config_builds_what_it_says(config: Path):
     assert type(objective).__name__ == written["class_path"]
     for name, value in written.get("init_args", {}).items():
         given = objective.arguments[name]
-        specs = [one for one in (value if isinstance(value, list) else [value]) if is_class(one)]
-        for spec, part in zip(specs, (given if isinstance(value, list) else [given]) if specs else [], strict=True):
-            assert type(part).__name__ == spec["class_path"]
-            given_arguments = spec.get("init_args", {})
-            assert {k: part.arguments[k] for k in given_arguments} == given_arguments
-        assert specs or (given == value and f"{name}={value!r}" in repr(objective))
-
-
-def is_class(value: Any) -> bool:
-    return isinstance(value, dict) and "class_path" in value
+        classes = value if isinstance(value, list) else [value]
+        if all(isinstance(one, dict) and "class_path" in one for one in classes):
+            for one, built in zip(classes, given if isinstance(value, list) else [given], strict=True):
+                assert type(built).__name__ == one["class_path"]
+                given_arguments = one.get("init_args", {})
+                assert {k: built.arguments[k] for k in given_arguments} == given_arguments
+        else:
+            assert given == value and f"{name}={value!r}" in repr(objective)
 
 
 def unusual_arguments(cls: type) -> dict[str, Any]:
