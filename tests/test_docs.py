@@ -25,12 +25,10 @@ from lit_pref.__main__ import main
 from lit_pref.cli import command_parser
 from lit_pref.commands.table import command_named, lines
 from lit_pref.data.formats.load import load_mapping
+from lit_pref.describing import subclasses
 from lit_pref.objectives import Requirements
 from lit_pref.objectives.parts.part import Part
 from lit_pref.run.config import resolve
-
-sys.path.append(str(ROOT / "tools"))
-from write_methods import subclasses
 
 
 def blocks(page: str, language: str) -> list[str]:
