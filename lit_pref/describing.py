@@ -24,7 +24,7 @@ CHECKED = {
 NEEDS = {
     "reference": "a reference",
     "references": "several references",
-    "live_reference": "a live reference with the policy's vocabulary",
+    "live_reference": "it live, with the policy's vocabulary",
     "margin": "margins",
     "probability": "probabilities",
     "column": "columns",

@@ -89,7 +89,7 @@ def _row(loss: Loss) -> str:
     reads = ", ".join(f"`{name}`" for name in (*(["beta"] if "beta" in arguments.values() else []), *loss.reads))
     name = f"`{loss.name}`" if loss.name else "-"
     shown = f"`{given}`" if given else ""
-    return f"| {loss.trainer.upper()} | {name} | `{loss.objective}` | {shown} | {reads} | {loss.difference} |"
+    return f"| {loss.title.split()[0]} | {name} | `{loss.objective}` | {shown} | {reads} | {loss.difference} |"
 
 
 if __name__ == "__main__":

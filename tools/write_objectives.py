@@ -125,7 +125,7 @@ def draw(path: Path) -> None:
         axes.axhline(0, color="grey", linewidth=0.5)
     left.set_ylim(-0.2, 5)
     right.set_ylim(-2.5, 1)
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
 

@@ -27,9 +27,9 @@ def listed(classes: list[type[Objective]]) -> str:
             about = describing.docstring(cls)
             phrases = describing.needs(cls, describing.example(cls).requirements).values()
             facts = [describing.origin(about.source), describing.CHECKED[cls.faithfulness]]
-            facts += [f"needs {' and '.join(phrases)}"] if phrases else ["no reference"]
-            facts += [f"TRL's {name}" for name in trl_names(cls.__name__)]
-            lines += [f"  {cls.__name__:<16} {about.summary}", f"  {'':<16} {' · '.join(filter(None, facts))}"]
+            facts += [f"needs {', '.join(phrases)}"] if phrases else ["no reference"]
+            facts += [f"TRL's {', '.join(names)}"] if (names := trl_names(cls.__name__)) else []
+            lines += [f"  {cls.__name__:<20}{about.summary}", f"  {'':<20}{' · '.join(filter(None, facts))}"]
     return "\n".join(lines[1:])
 
 

@@ -38,6 +38,12 @@ class Loss:
     open: frozenset[str] = PARTS
     reads: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The trainer and the loss, as TRL writes them."""
+        trainer = "Reward" if self.trainer == "reward" else self.trainer.upper()
+        return f"{trainer} {self.name}".strip()
+
 
 def part(name: str, **arguments: Any) -> Any:
     """Return the value that names a class in a configuration.
@@ -150,4 +156,4 @@ def trl_names(objective: str) -> list[str]:
     >>> trl_names("CPO")
     ['CPO sigmoid', 'CPO hinge', 'CPO ipo']
     """
-    return [f"{loss.trainer.upper()} {loss.name}".strip() for loss in LOSSES if loss.objective == objective]
+    return [loss.title for loss in LOSSES if loss.objective == objective]

@@ -50,7 +50,7 @@ def _one(trainer: str, name: str, settings: Settings, given: Settings) -> tuple[
                 f"--from_trl: {REASONS[kind]} with loss_type {name} has no counterpart here: leave one of them out"
             )
         arguments[kind] = chosen
-    what = f"{trainer.upper()} {name}".strip()
+    what = loss.title
     remarks = [f"{what}: {loss.difference}."] if loss.difference else []
     settable = given.keys() & {"label_smoothing", "discopop_tau", "simpo_gamma", "alpha", "cpo_alpha"}
     remarks += [f"{what}: TRL does not read {unread} in this loss." for unread in sorted(settable - {*loss.reads})]

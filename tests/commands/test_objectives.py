@@ -42,7 +42,7 @@ def test_all_objectives_are_listed_by_family(capsys: pytest.CaptureFixture[str])
     assert listed(text) == list(KNOWN) and len(KNOWN) >= 17
     shown = [line for line in text.splitlines() if line in describing.FAMILIES]
     assert shown == [family for family in describing.FAMILIES if any(cls.family == family for cls in KNOWN.values())]
-    assert "arXiv 2410.03145 · checked against the authors' code · needs a reference and margins" in text
+    assert "arXiv 2410.03145 · checked against the authors' code · needs a reference, margins" in text
 
 
 def test_the_words_of_needs_are_those_of_the_command():
