@@ -51,7 +51,8 @@ def command_parser(command: Command, function: Callable[..., None]) -> Parser:
     )
     for name in _positional(function):
         about = re.search(rf"^ *{name}: (.+)$", inspect.getdoc(function) or "", flags=re.MULTILINE)
-        parser.add_argument(name, nargs="*", help=about and about[1], metavar=name.upper().removesuffix("S"))
+        words = parser.add_argument(name, nargs="*", help=about and about[1], metavar=name.upper().removesuffix("S"))
+        words.required = False  # a command says itself how many it needs
     parser.add_function_arguments(function, as_group=False, skip={1} if command.needs_run else set())
     hints = get_type_hints(function)
     for action in _own_actions(parser):

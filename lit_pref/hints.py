@@ -4,98 +4,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from lit_pref.other_names import ADVICE, ELSEWHERE, EXPLAINED, OF_COMMANDS
+
 RENAMED = {"closing_words": "print_summary"}
 """Options by their old names, with the new ones."""
 
-ELSEWHERE = {
-    "lr learning_rate": "model.optimizer.lr",
-    "optim optimizer": "model.optimizer",
-    "weight_decay": "model.optimizer.weight_decay",
-    "lr_scheduler lr_scheduler_type scheduler": "model.schedule",
-    "warmup warmup_ratio warmup_steps": "model.schedule.warmup",
-    "beta": "model.objective.beta",
-    "gamma": "model.objective.gamma",
-    "loss loss_type loss_fn objective": "model.objective",
-    "label_smoothing": "model.objective.target",
-    "epochs n_epochs num_epochs num_train_epochs max_epochs": "trainer.max_epochs",
-    "max_steps": "trainer.max_steps",
-    "batch_size train_batch_size gradient_accumulation_steps accumulate_grad_batches": "data.global_batch",
-    "per_device_train_batch_size micro_batch_size": "data.micro_batch",
-    "eval_batch_size per_device_eval_batch_size": "data.val_batch",
-    "max_length max_seq_length max_seq_len": "data.max_length",
-    "max_prompt_length": "data.max_prompt_length",
-    "dataset dataset_name dataset_path train_dataset train_file data_path train_data data.path data.file": "data.train",
-    "eval_dataset eval_file val_file validation_file val_dataset": "data.val",
-    "dataloader_num_workers num_workers": "data.workers",
-    "seed": "seed_everything",
-    "output_dir save_dir default_root_dir log_dir": "run_dir",
-    "checkpoint ckpt resume resume_from_checkpoint": "ckpt_path",
-    "bf16 fp16 precision mixed_precision": "trainer.precision",
-    "torch_dtype dtype": "model.policy.dtype",
-    "attn_implementation": "model.policy.attention",
-    "gradient_checkpointing": "model.policy.gradient_checkpointing",
-    "torch_compile": "model.policy.compile",
-    "trust_remote_code": "model.policy.trust_remote_code",
-    "model_name_or_path model_name model_path base_model policy model.path model.name": "model.policy.path",
-    "tokenizer tokenizer_name": "model.policy.tokenizer",
-    "lora_r lora_rank use_lora use_peft peft_config": "model.policy.lora.r",
-    "lora_alpha": "model.policy.lora.alpha",
-    "lora_dropout": "model.policy.lora.dropout",
-    "lora_target_modules": "model.policy.lora.target_modules",
-    "ref_model ref_model_name_or_path reference_model references": "model.references",
-    "precompute_ref_log_probs": "model.reference_store",
-    "padding_free": "model.layout",
-    "report_to logger": "trainer.logger",
-    "save_steps save_strategy save_total_limit": "trainer.callbacks",
-    "eval_steps eval_strategy evaluation_strategy": "trainer.val_check_interval",
-    "logging_steps": "trainer.log_every_n_steps",
-    "max_grad_norm gradient_clip_val": "trainer.gradient_clip_val",
-    "deepspeed fsdp strategy": "trainer.strategy",
-    "devices gpus n_gpus": "trainer.devices",
-    "accelerator device": "trainer.accelerator",
-}
-"""Names of TRL, of transformers and of Lightning, with the option of a run that does the same."""
-
-EXPLAINED = {
-    "trainer.callbacks": "checkpoints are saved by a callback: --trainer.callbacks+=Checkpoints "
-    "--trainer.callbacks.every 50",
-    "data.global_batch": "it counts the pairs of an optimizer step over all devices; data.micro_batch bounds those of "
-    "a forward pass, and accumulation follows from both",
-    "data.micro_batch": "it bounds the pairs of a forward pass; data.global_batch counts those of an optimizer step",
-    "trainer.precision": "such as bf16-mixed",
-    "model.objective": "such as DPO, MMPO or SFT",
-    "model.objective.target": "label smoothing is --model.objective.target Smoothed",
-    "model.references": "a list of classes, such as {class_path: Pretrained, init_args: {path: FOLDER}}",
-    "trainer.logger": "TensorBoard files are written by default",
-    "model.schedule.warmup": "the share of all steps, or a number of them",
-    "trainer.val_check_interval": "the share of an epoch, or a number of steps",
-    "ckpt_path": "`last` is the newest of the run folder",
-}
-"""What else a user of another library should know about an option."""
-
-ADVICE = {
-    "center_rewards_coefficient": "it is a term of the objective: terms: [{class_path: Center, init_args: "
-    "{coefficient: 0.01}}] under its init_args",
-    **dict.fromkeys(
-        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-        "a reference that follows the policy is model.references: [{class_path: MovingReference, init_args: {alpha: "
-        "0.6, every: 512}}]",
-    ),
-    "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
-    "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
-    "probabilities of margins",
-    "reward_model": "a reward model is trained with model.policy.head: scalar; `judge` and `evaluate` use one, as "
-    "--model FOLDER",
-}
-"""What to do instead of an option or argument that is none of a run and has no counterpart of one name."""
-
-OF_COMMANDS = {
-    ("judge", "mapping"): "judge has none: prompts that are messages are lists of {role, content}, and `generate "
-    "--mapping` writes them so",
-}
-"""The same for options of one command."""
-
 _OURS = {name: option for names, option in ELSEWHERE.items() for name in names.split()}
+_ADVICE = {name: sentence for names, sentence in ADVICE.items() for name in names.split()}
 _COMMANDS = {"train": "fit", "run": "fit", "sft": "fit", "dpo": "fit", "eval": "validate", "evaluate": "validate"}
 _COMMANDS |= {"merge": "export", "save": "export", "inspect": "check", "infer": "predict"}
 
@@ -137,7 +52,16 @@ def advice(name: str) -> str:
     >>> advice("reward_model")[:38]
     '; a reward model is trained with model'
     """
-    return f"; {ADVICE[name]}" if name in ADVICE else ""
+    return f"; {_ADVICE[name]}" if name in _ADVICE else ""
+
+
+def our_option(name: str) -> str:
+    """Return the option of a run that a setting of TRL, transformers or Lightning leads to; empty for other names.
+
+    >>> our_option("learning_rate")
+    'model.optimizer.lr'
+    """
+    return _OURS.get(name, "")
 
 
 def argument_meant(name: str, key: str, known: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ import inspect
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import yaml
 from conftest import ROOT
 
+from lit_pref.describing import required_arguments, subclasses
 from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
@@ -22,9 +22,6 @@ from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.config import module_of, resolve, run_parser
-
-sys.path.append(str(ROOT / "tools"))
-from write_methods import required_arguments, subclasses
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DATA = ["--data.train", "pairs.jsonl", "--model.policy.path", "policy"]

@@ -25,12 +25,10 @@ from lit_pref.__main__ import main
 from lit_pref.cli import command_parser
 from lit_pref.commands.table import command_named, lines
 from lit_pref.data.formats.load import load_mapping
+from lit_pref.describing import subclasses
 from lit_pref.objectives import Requirements
 from lit_pref.objectives.parts.part import Part
 from lit_pref.run.config import resolve
-
-sys.path.append(str(ROOT / "tools"))
-from write_methods import subclasses
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -149,18 +147,41 @@ from lit_pref.objectives.parts.tokens import Mean
 OTHER_METHODS = {
     "lit_pref/objectives/own_ipo.py": method_file('''
         class OwnIPO(Pairwise):
-            """Identity preference optimisation. **Source**: arXiv 2310.12036."""
+            """Identity preference optimisation.
+
+                L = (h_w - h_l - 1 / (2 tau))^2
+
+            **When**: as an example.
+
+            **Source**: arXiv 2310.12036.
+
+            Args:
+                tau: > 0, per nat of the gap.
+            """
 
             faithfulness = "derived"
+            family = "links"
 
             def __init__(self, tau: float = 0.1, **parts: Any) -> None:
                 super().__init__(beta=tau, link=Squared(), **parts)
         '''),
     "lit_pref/objectives/own_simpo.py": method_file('''
         class OwnSimPO(Pairwise):
-            """Simple preference optimisation. **Source**: arXiv 2405.14734."""
+            """Simple preference optimisation.
+
+                L = -log sigmoid(beta (l_w / n_w - l_l / n_l) - gamma)
+
+            **When**: as an example.
+
+            **Source**: arXiv 2405.14734.
+
+            Args:
+                beta: > 0, reward units per nat per token.
+                gamma: finite, units of the logit.
+            """
 
             faithfulness = "derived"
+            family = "reference-free"
 
             def __init__(self, beta: float = 2.0, gamma: float = 0.5, **parts: Any) -> None:
                 offset = ConstantOffset(gamma)
@@ -168,9 +189,21 @@ OTHER_METHODS = {
         '''),
     "lit_pref/objectives/own_modpo.py": method_file('''
         class OwnMODPO(Pairwise):
-            """Multi-objective direct preference optimisation. **Source**: arXiv 2310.03708."""
+            """Multi-objective direct preference optimisation.
+
+                L = -log sigmoid((beta (h_w - h_l) - o) / w_0)
+
+            **When**: as an example.
+
+            **Source**: arXiv 2310.03708.
+
+            Args:
+                rewards: weights of the other rewards.
+                beta: > 0, reward units per nat.
+            """
 
             faithfulness = "derived"
+            family = "several rewards"
 
             def __init__(self, rewards: dict[str, float], beta: float = 0.1, **parts: Any) -> None:
                 own = 1 - sum(rewards.values())
@@ -208,7 +241,7 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
 
     # `make docs`, as the page says; then the method's own test, and every test that finds methods and configurations.
     assert "then `make docs`" in page
-    for generator in ("write_methods.py", "write_stub.py"):
+    for generator in ("write_objectives.py", "write_methods.py", "write_stub.py"):
         assert f"$(PYTHON) tools/{generator}\n" in (ROOT / "Makefile").read_text()
         assert python(f"tools/{generator}").returncode == 0
     tests = [files[1], "tests/objectives/test_objective_contract.py", "tests/test_configs.py"]
@@ -227,7 +260,7 @@ def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path)
         "CONTRIBUTING.md",
     ):
         assert re.search(rf"\[\S*{re.escape(name)}\S*\] PASSED", done.stdout), name
-    assert "`OwnMODPO`" in (copy / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert "`OwnMODPO`" in (copy / "docs" / "objectives.md").read_text(encoding="utf-8")
     options = ["--data.train", "x", "--model.policy.path", "y", "--model.objective.reference", "Harmonic"]
     printed = python("-m", "lit_pref", "fit", "--config", files[2], *options, "--print_config")
     assert "class_path: lit_pref.MarginDPO" in printed.stdout, printed.stderr

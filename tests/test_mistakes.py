@@ -14,7 +14,7 @@ from conftest import ROOT, run_command, write_pairs
 from lit_pref.__main__ import main
 from lit_pref.config_files import refuse_mistakes
 from lit_pref.errors import UsageError
-from lit_pref.hints import ELSEWHERE, EXPLAINED
+from lit_pref.other_names import ELSEWHERE, EXPLAINED
 from lit_pref.run.config import instantiate, resolve, run_parser
 
 DPO = "model:\n  objective:\n    class_path: DPO\n"

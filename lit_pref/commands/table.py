@@ -80,6 +80,13 @@ COMMANDS = (
         "score --config FILE",
     ),
     Command(
+        "objectives",
+        "list the objectives, explain one, translate a TRL one",
+        "lit_pref.commands.objectives:objectives",
+        False,
+        "objectives MMPO",
+    ),
+    Command(
         "select",
         "write the training pairs that data.selection keeps",
         "lit_pref.commands.select:select",

@@ -58,6 +58,9 @@ class Pairwise(Objective):
     >>> Pairwise(beta=0.05, target=MarginTarget(gamma=2.2)).target
     MarginTarget(gamma=2.2)
 
+    **When**: as the base class of a method of one's own. To combine methods in a configuration, take `DPO` or the
+    method nearest to the combination: it names itself in logs and tables.
+
     **Source**: own formulation; each part and each method names its paper.
 
     Args:

@@ -1,12 +1,12 @@
 """Properties of every objective, present and future: the classes are found, not listed."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
+from lit_pref.describing import CHECKED, FAMILIES, arguments, docstring, required_arguments, subclasses
+from lit_pref.errors import UserError
 from lit_pref.objectives import (
     DPO,
     MMPO,
@@ -30,6 +30,7 @@ from lit_pref.objectives import (
     NoReference,
     Objective,
     Offset,
+    Pairwise,
     ReferenceMix,
     ReverseKL,
     Score,
@@ -38,9 +39,6 @@ from lit_pref.objectives import (
     UnitMargin,
     Weighted,
 )
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from write_methods import required_arguments, subclasses
 
 
 def plain(kind):
@@ -84,9 +82,14 @@ def test_the_subclasses_are_found():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_the_class_says_how_faithful_it_is_and_to_what(kind):
-    assert kind.faithfulness in ("code", "derived", "reconstruction")
-    assert kind.__doc__ and "**Source**" in kind.__doc__
+def test_the_class_says_what_it_is_for_and_how_faithful_to_what(kind):
+    about = docstring(kind)
+    assert kind.faithfulness in CHECKED
+    assert about.summary.endswith(".") and about.equation and about.when and about.source
+    assert all(argument.meaning for argument in arguments(kind))
+    assert kind.family in FAMILIES
+    # That of a base class of a family is its own, that of `Pairwise` is nobody else's.
+    assert kind is Pairwise or any("family" in vars(base) for base in kind.__mro__ if base not in (Pairwise, Objective))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -173,6 +176,41 @@ def test_one_reference_too_few_or_too_many_is_refused(make, build):
     for count in wrong:
         with pytest.raises(ValueError, match=f"references, got {count}"):
             make.random(objective, references=count).into(objective)
+
+
+def at_extremes(make, objective, dtype, mildest):
+    """Pairs with every two of the log-ratios -10^4, 0 and 10^4 nats, lengths of 1, and extreme values of the data."""
+    inputs = make.random(objective, 9, several(objective))
+    ratios = torch.tensor([-1e4, 0.0, 1e4])
+    changes = {"chosen": ratios.repeat(3), "rejected": ratios.repeat_interleave(3), "extra_response": ratios.repeat(3)}
+    for side in objective.requirements.sides:
+        for k, pair in enumerate([inputs.policy, *inputs.references]):
+            scores = getattr(pair, side)
+            scores.lengths = torch.ones(9, dtype=torch.long)
+            # The policy against the first reference; every further one is another 10^4 nats lower.
+            scores.scores = (-2e4 + changes[side] if k == 0 else torch.full((9,), -1e4 - 1e4 * k)).to(dtype)
+            scores.statistics = {need: 1e4 * value.sign().to(dtype) for need, value in scores.statistics.items()}
+        getattr(inputs.policy, side).scores.requires_grad_()
+    inputs.pairs.margin = torch.tensor([mildest, 1e3, 1.0]).repeat(3)
+    inputs.pairs.probability = torch.tensor([0.0, 1.0, 0.5]).repeat(3)
+    inputs.pairs.columns = {name: torch.tensor([mildest, 1e3, 1.0]).repeat(3) for name in inputs.pairs.columns}
+    return inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_is_infinite_at_extremes(make, build, dtype):
+    objective = build()
+    inputs = at_extremes(make, objective, dtype, mildest=0.0)
+    try:
+        output = inputs.into(objective)
+    except UserError as error:  # such as a logarithm of the margin
+        assert "0.0" in str(error)
+        inputs = at_extremes(make, objective, dtype, mildest=1e-3)
+        output = inputs.into(objective)
+    output.losses.sum().backward()
+    gradients = {side: getattr(inputs.policy, side).scores.grad for side in objective.requirements.sides}
+    values = {"loss": output.losses, "chosen reward": output.chosen_rewards, **output.logged, **gradients}
+    assert not [name for name, value in values.items() if value is not None and not bool(value.isfinite().all())]
 
 
 # What these operations have as gradient at a bound or a tie is the choice of a version of torch, not of the objective.

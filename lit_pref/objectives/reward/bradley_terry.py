@@ -18,6 +18,9 @@ class BradleyTerry(Pairwise):
     >>> BradleyTerry().requirements.max_references
     0
 
+    **When**: the first reward model to train, and the baseline of the others. Not if the data say how much better the
+    chosen response is: let the margin be an offset or a target then.
+
     **Source**: Bradley and Terry (1952); InstructGPT, arXiv 2203.02155, equation 1; with the margin as offset: Llama 2,
     arXiv 2307.09288, equation 2.
 

@@ -19,6 +19,9 @@ class GPM(Pairwise):
     GPM(tau=0.5, reference=NoReference(), temperature=Constant(), target=Hard(), link=Logistic(), tokens=Sum(), \
 score=Identity(), offset=NoOffset(), weight=NoWeight(), terms=[])
 
+    **When**: preferences may be cyclic, as between styles that beat one another, and the model has a preference
+    embedding. Not if responses need a score of their own, for ranking or for PPO: only pairs have one.
+
     **Source**: GPM, arXiv 2410.02197, and general-preference/general-preference-model (tau 0.1 by default, 1 in one of
     its scripts). Its margin inside the loss, (s - m) / tau, is `offset: ColumnOffset(margin, scale=1 / tau)`.
 

@@ -20,6 +20,9 @@ class LambdaRank(Listwise):
     >>> LambdaRank()
     LambdaRank(beta=1.0)
 
+    **When**: lists with graded labels, of which the best few responses matter, as for best-of-n. Not for lists of two,
+    or if the labels are only an order: their size sets the weights.
+
     **Source**: Burges, Ragno and Le, Learning to Rank with Nonsmooth Cost Functions, NIPS 2006; as the loss whose
     gradient they give: Wang et al., The LambdaLoss Framework for Ranking Metric Optimization, CIKM 2018. Differs from
     them by the lowest label of a list, which counts as 0 here.

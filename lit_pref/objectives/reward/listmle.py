@@ -17,6 +17,9 @@ class ListMLE(Listwise):
     >>> ListMLE(mean=False)
     ListMLE(beta=1.0, mean=False)
 
+    **When**: each list has a full order, and all of its ranks matter. Not if many labels are tied, or if the labels'
+    size means something: only their order is read.
+
     **Source**: Xia et al., Listwise Approach to Learning to Rank, ICML 2008; ties: Breslow, International Statistical
     Review 43(1), 1975. Differs from the paper by the factor 1/K, without which a list of 8 responses weighs
     15 times as much as one of two (at equal scores), and by ties, which it leaves to the order of the data.

@@ -16,6 +16,9 @@ class ListNet(Listwise):
     >>> ListNet(temperature=2.0)
     ListNet(beta=1.0, temperature=2.0)
 
+    **When**: graded labels whose differences are meaningful, as log-odds are. Not if the labels are only an order:
+    their size decides the target, so choose T for their scale.
+
     **Source**: Cao et al., Learning to Rank: From Pairwise Approach to Listwise Approach, ICML 2007. Differs from
     it in the temperature, which is 1 there.
 

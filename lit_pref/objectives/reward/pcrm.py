@@ -129,6 +129,9 @@ class PCRM(Pairwise):
     x = r_w - r_l for a reward model (`beta: 1`, `reference: NoReference`), and beta (h_w - h_l) for a policy. Alone,
     a pair has its minimum at x = delta / 2. With a target other than `Hard` the second term stays as it is.
 
+    **When**: a reward model whose scores run away on pairs of nearly equal responses. Not if similarity says little
+    about how far two responses are apart in quality, as in answers that differ in one decisive digit.
+
     **Source**: PCRM, arXiv 2404.00978, and wangclnlp/DeepSpeed-Chat-Extension, branch PCRM: b of 20, 0.001, -15 and s
     the cosine for its Alpaca model. This is its sequence form: the last token's rewards; see `TokenPCRM`.
 
@@ -168,6 +171,9 @@ class TokenPCRM(Objective):
         L = mean_t [-log sigmoid(d_t) - log sigmoid(delta - d_t)],    d_t = r_w,t - r_l,t
 
     Where a response has ended, its last token's reward, which is its score, stands for the missing ones.
+
+    **When**: as `PCRM`, if the reward should be meaningful at every token, as for search or dense rewards. Not for a
+    policy, and not if only the score of the whole response is used: the sequence form is cheaper.
 
     **Source**: PCRM, arXiv 2404.00978, and wangclnlp/DeepSpeed-Chat-Extension, branch PCRM, which instead takes the
     rewards of padding tokens where a response has ended, and so depends on the padding.

@@ -17,6 +17,9 @@ class RankCosine(Listwise):
     >>> RankCosine().centre
     True
 
+    **When**: labels whose scale means nothing, or differs between lists. Not for lists of two, where every right order
+    has the loss 0, and not if the scale of the rewards must be learnt: the loss leaves it free.
+
     **Source**: Qin et al., Query-level Loss Functions for Information Retrieval, Information Processing and Management
     44(2), 2008. Differs from the paper, which does not centre: `centre: false`.
 

@@ -21,6 +21,9 @@ class RankNet(Listwise):
     >>> RankNet(gamma=0.5)
     RankNet(beta=1.0, gamma=0.5)
 
+    **When**: lists in which some pairs are in doubt; the first list loss to try, because with two responses it is the
+    loss of pairs. Not if only the best responses of a list matter: see `LambdaRank`.
+
     **Source**: Burges et al., Learning to Rank using Gradient Descent, ICML 2005; soft targets from margins as in MMPO,
     arXiv 2410.03145. Differs from RankNet, which also trains on ties, with p = 1/2.
 

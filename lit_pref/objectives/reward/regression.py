@@ -22,6 +22,9 @@ class ScoreRegression(Objective):
     >>> sorted(ScoreRegression().requirements.columns)
     ['score_chosen', 'score_rejected']
 
+    **When**: each response has a score on one scale, and the reward should be on that scale. Not if only the order of
+    two responses can be trusted, as with ratings of different annotators.
+
     **Source**: own formulation of the regression heads of HelpSteer2 (arXiv 2406.08673) for pairs.
 
     Args:

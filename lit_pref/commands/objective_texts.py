@@ -1,0 +1,109 @@
+"""Texts of `objectives`: the list by family, and one objective in detail with YAML to copy."""
+
+import inspect
+import textwrap
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lit_pref
+from lit_pref import describing
+from lit_pref.objectives.base import Objective
+from lit_pref.objectives.component import Component
+from lit_pref.porting.losses import trl_names
+
+CONFIGS = Path(lit_pref.__file__).parents[1] / "configs"
+"""The shipped configurations; an installed wheel has none."""
+
+
+def listed(classes: list[type[Objective]]) -> str:
+    """Return objectives by family: name and purpose; then source, how it was checked, and what it needs."""
+    lines: list[str] = []
+    for family, members in groupby(classes, key=lambda cls: cls.family):
+        lines += ["", family]
+        for cls in members:
+            about = describing.docstring(cls)
+            phrases = describing.needs(cls, describing.example(cls).requirements).values()
+            facts = [describing.origin(about.source), describing.CHECKED[cls.faithfulness]]
+            facts += [f"needs {', '.join(phrases)}"] if phrases else ["no reference"]
+            facts += [f"TRL's {', '.join(names)}"] if (names := trl_names(cls.__name__)) else []
+            lines += [f"  {cls.__name__:<20}{about.summary}", f"  {'':<20}{' · '.join(filter(None, facts))}"]
+    return "\n".join(lines[1:])
+
+
+def explained(cls: type[Objective]) -> str:
+    """Return everything about an objective that its user needs to know."""
+    about = describing.docstring(cls)
+    phrases = describing.needs(cls, describing.example(cls).requirements).values()
+    parts, names = describing.open_parts(cls), trl_names(cls.__name__)
+    blocks = [
+        f"{cls.__name__} · {cls.family} · {describing.CHECKED[cls.faithfulness]}",
+        about.body,
+        _hanging("When", about.when),
+        _hanging("Source", about.source),
+        _hanging("Needs", ", ".join(phrases) or "nothing but pairs"),
+        "\n".join(["Arguments", *map(_argument, describing.arguments(cls))]),
+        f"Parts that can be chosen: {', '.join(parts)}; docs/methods.md lists their classes" if parts else "",
+        f"In TRL: {', '.join(names)}" if names else "",
+        yaml_to_copy(cls),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _hanging(name: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"{name:<8}", subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+def _argument(argument: describing.Argument) -> str:
+    default = "required" if argument.default is inspect.Parameter.empty else shown(argument.default)
+    line = f"  {argument.name:<12} {default:<10} {argument.meaning}"
+    return textwrap.fill(line, 110, subsequent_indent=" " * 26, break_on_hyphens=False)
+
+
+def shown(default: Any) -> str:
+    """Return a default as YAML has it."""
+    return yaml.safe_dump(default, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+
+
+def yaml_to_copy(cls: type[Objective]) -> str:
+    """Return the shipped configuration of an objective, or one that follows from its arguments."""
+    papers = [path for path in sorted((CONFIGS / "papers").glob("*.yaml")) if trains(path) == cls.__name__]
+    published = [f"The paper's settings: configs/papers/{path.name}" for path in papers]
+    for folder in (CONFIGS, CONFIGS / "reward"):
+        path = folder / f"{cls.__module__.rpartition('.')[2]}.yaml"
+        if path.is_file() and trains(path) == cls.__name__:
+            name = path.relative_to(CONFIGS.parent)
+            return "\n".join([*published, f"YAML to copy ({name})", "", path.read_text(encoding="utf-8").rstrip()])
+    return "\n".join([*published, "YAML to copy", "", generated(cls).rstrip()])
+
+
+def trains(path: Path) -> str:
+    """Return the class of the objective in a configuration."""
+    objective = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {}).get("objective", "")
+    return str(objective if isinstance(objective, str) else objective.get("class_path", ""))
+
+
+def generated(cls: type[Objective]) -> str:
+    """Return a configuration with the defaults of the class, and examples of what it cannot do without."""
+    objective = describing.example(cls)
+    asked = objective.requirements
+    values = {argument.name: value_of(objective, argument) for argument in describing.arguments(cls)}
+    values = {name: value for name, value in values.items() if value is not None}
+    spec = {"class_path": cls.__name__, **({"init_args": values} if values else {})}
+    of_rewards = "reward_model" in describing.needs(cls, asked)
+    model: dict[str, Any] = {"policy": {"path": "FOLDER", **({"head": "scalar"} if of_rewards else {})}}
+    model["objective"] = spec
+    if asked.min_references > 1 or asked.max_references is None:
+        others = [{"class_path": "Pretrained", "init_args": {"path": "OTHER_FOLDER"}}]
+        model["references"] = [{"class_path": "InitialPolicy"}, *others * max(1, asked.min_references - 1)]
+    return yaml.safe_dump(
+        {"model": model, "data": {"train": "lists.jsonl" if asked.lists else "pairs.jsonl"}}, sort_keys=False
+    )
+
+
+def value_of(objective: Objective, argument: describing.Argument) -> Any:
+    """Return an argument's value as YAML has it; None for its absence, which null means as well."""
+    value = objective.arguments.get(argument.name)
+    return None if isinstance(value, Component) else value

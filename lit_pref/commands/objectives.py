@@ -1,0 +1,91 @@
+"""`python -m lit_pref objectives`: the list of objectives, one of them in detail, or that of a TRL configuration."""
+
+from typing import TYPE_CHECKING, Literal
+
+from lit_pref.errors import UsageError
+from lit_pref.hints import did_you_mean
+from lit_pref.printing import say
+
+if TYPE_CHECKING:
+    from lit_pref.objectives.base import Objective
+
+Need = Literal[
+    "reference",
+    "references",
+    "live_reference",
+    "margin",
+    "probability",
+    "column",
+    "token_column",
+    "extra_response",
+    "token_logps",
+    "lists",
+    "reward_model",
+]
+
+
+def objectives(
+    *names: str,
+    needs: Need | None = None,
+    family: str | None = None,
+    reference_free: bool = False,
+    trl: bool = False,
+    from_trl: str | None = None,
+) -> None:
+    """List the objectives, explain those that are named, or translate the configuration of a TRL trainer.
+
+    `--from_trl loss_type=ipo,beta=0.1` prints the configuration of a run that trains as DPOConfig with these arguments
+    would. `trainer=cpo`, `orpo` or `reward` names another trainer, a call such as 'CPOConfig(loss_type="simpo")' is
+    understood as well, and so is a YAML file of arguments.
+
+    Args:
+        names: objectives to explain: equation, arguments, the paper's settings, when to use it, and YAML to copy.
+        needs: list those that need this of the run or its data.
+        family: list those of one group.
+        reference_free: list those that need no reference.
+        trl: list those that TRL has, with its names for them.
+        from_trl: arguments of a TRL configuration, as NAME=VALUE,NAME=VALUE.
+
+    Raises:
+        UsageError: an unknown objective, family, or argument of TRL.
+    """
+    if from_trl is not None:
+        from lit_pref.porting.configuration import yaml_of
+
+        say(yaml_of(from_trl).rstrip("\n"))
+        return
+    from lit_pref import describing
+
+    known = describing.objectives()
+    if names:
+        from lit_pref.commands.objective_texts import explained
+
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"there is no objective {name!r}; `objectives` lists all {len(known)}{did_you_mean(name, known)}"
+                )
+        say("\n\n".join(explained(known[name]) for name in names))
+        return
+    if family is not None and family not in describing.FAMILIES:
+        families = ", ".join(describing.FAMILIES)
+        raise UsageError(f"--family {family!r} is none of {families}{did_you_mean(family, describing.FAMILIES)}")
+    chosen = [cls for cls in known.values() if _listed(cls, needs, family, reference_free, trl)]
+    from lit_pref.commands.objective_texts import listed
+
+    say(listed(chosen) or "no objective is like that")
+    say("\nNext: `objectives NAME` explains one, with YAML to copy; docs/objectives.md has all of them")
+
+
+def _listed(cls: "type[Objective]", needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> bool:
+    """Whether the class passes every filter that is given."""
+    from lit_pref import describing
+    from lit_pref.porting.losses import trl_names
+
+    asked = describing.example(cls).requirements
+    return (
+        (needs is None or needs in describing.needs(cls, asked))
+        and family in (None, cls.family)
+        and not (reference_free and asked.min_references)
+        and not (in_trl and not trl_names(cls.__name__))
+    )

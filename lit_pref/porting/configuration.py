@@ -1,0 +1,211 @@
+"""Translates the arguments of a TRL configuration into the configuration of a run."""
+
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from lit_pref.errors import UsageError
+from lit_pref.hints import advice, did_you_mean, our_option
+from lit_pref.other_names import EXPLAINED
+from lit_pref.porting.arguments import arguments_of
+from lit_pref.porting.losses import Settings
+from lit_pref.porting.objective import OF_LOSS, objective_of, references_of
+
+COMMON: dict[str, Any] = {
+    "optim": "adamw_torch_fused",
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_grad_norm": 1.0,
+    "max_length": 1024,
+    "seed": 42,
+    "gradient_checkpointing": True,
+    "fp16": False,
+    "eval_strategy": "no",
+}
+"""TRL's defaults of settings that a run here has too, so that they are written even if they are not given."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "dpo": COMMON
+    | {
+        "loss_type": ["sigmoid"],
+        "loss_weights": None,
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "ld_alpha": None,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "use_weighting": False,
+        "discopop_tau": 0.05,
+        "sync_ref_model": False,
+        "ref_model_mixup_alpha": 0.6,
+        "ref_model_sync_steps": 512,
+    },
+    "cpo": COMMON
+    | {
+        "loss_type": "sigmoid",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "cpo_alpha": 1.0,
+        "simpo_gamma": 0.5,
+        "alpha": 0.0,
+    },
+    "orpo": COMMON | {"beta": 0.1},
+    "reward": COMMON | {"learning_rate": 1e-4, "center_rewards_coefficient": None},
+}
+"""TRL's defaults for each trainer: those in common, and those of its losses."""
+
+SAME = (
+    *("learning_rate", "weight_decay", "warmup_steps", "warmup_ratio"),
+    *("max_grad_norm", "max_length", "max_prompt_length", "seed", "data_seed", "output_dir", "logging_steps"),
+    *("dataloader_num_workers", "trust_remote_code", "gradient_checkpointing", "per_device_eval_batch_size"),
+    *("router_aux_loss_coef", "eval_steps", "full_determinism", "resume_from_checkpoint"),
+)
+"""Settings whose value here is the same."""
+
+Options = dict[str, Any]
+"""Options of a run by their dotted names."""
+
+
+def yaml_of(text: str) -> str:
+    """Return the configuration of a run that trains as a TRL trainer with these arguments would.
+
+    Comments name settings that have no place, and differences that remain.
+
+    Args:
+        text: see `arguments_of`.
+
+    Raises:
+        UsageError: an argument is unknown, or has a value that has no counterpart here.
+    """
+    trainer, given = arguments_of(text)
+    settings = DEFAULTS[trainer] | given
+    for name in given:
+        if not (name in settings and name in DEFAULTS[trainer]) and not our_option(name) and not advice(name):
+            known = {*DEFAULTS[trainer], *SAME}
+            raise UsageError(f"--from_trl: {trainer.upper()} has no argument {name!r}{did_you_mean(name, known)}")
+    objective, remarks = objective_of(trainer, settings, given)
+    options: Options = {"model.policy.path": "FOLDER"}
+    if trainer == "reward":
+        options["model.policy.head"] = "scalar"
+    options["model.objective"] = objective
+    if references := references_of(trainer, settings):
+        options["model.references"] = references
+    for name, value in settings.items():
+        options |= converted(name, value, settings)
+    options.setdefault("data.train", "pairs.jsonl")
+    remarks += [remark for name, value in given.items() for remark in _left_out(name, value, settings)]
+    head = [f"# TRL's {trainer.upper()} trainer, with its defaults; data.global_batch is for one device."]
+    for remark in remarks:
+        head += textwrap.wrap(remark, 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
+    return "\n".join(head) + "\n" + yaml.safe_dump(_nested(options), sort_keys=False, default_flow_style=None)
+
+
+def converted(name: str, value: Any, settings: Settings) -> Options:
+    """Return the options that one setting becomes; none if it has no place of its own."""
+    if value is None:
+        return {}
+    if name in SAME:
+        return {our_option(name): value}
+    return CONVERSIONS[name](value, settings) if name in CONVERSIONS else {}
+
+
+def _left_out(name: str, value: Any, settings: Settings) -> Iterator[str]:
+    """A sentence about a setting that becomes no option, unless its value asks for nothing."""
+    silent = name in OF_LOSS or name in READ_WITH_OTHERS or value in (None, False)
+    if silent or converted(name, value, settings):
+        return
+    option = our_option(name)
+    instead = f"here it is {option}" + (f" ({EXPLAINED[option]})" if option in EXPLAINED else "")
+    yield f"{name}={value}: {advice(name).removeprefix('; ') or instead}"
+
+
+def _schedule(value: Any, settings: Settings) -> Options:
+    known = {"linear": "Linear", "cosine": "Cosine", "constant": "Flat", "constant_with_warmup": "Flat"}
+    known |= {"cosine_with_min_lr": "Cosine"}
+    if value not in known:
+        raise UsageError(f"--from_trl: lr_scheduler_type {value!r} is none of {', '.join(known)}, which exist here")
+    arguments = {"floor": rate} if (rate := (settings.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")) else {}
+    return {"model.schedule": {"class_path": known[value], **({"init_args": arguments} if arguments else {})}}
+
+
+def _optimizer(value: Any, settings: Settings) -> Options:
+    known = {"adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
+    name = known.get(str(value).partition("_")[0])
+    if name is None or str(value).endswith(("bit", "bnb", "4bit", "8bit")):
+        raise UsageError(f"--from_trl: optim {value!r} is no optimizer of torch: name a class as model.optimizer")
+    own = {"betas": [settings["adam_beta1"], settings["adam_beta2"]], "eps": settings["adam_epsilon"]}
+    return {"model.optimizer": {"class_path": name, "init_args": own if name == "AdamW" else {}}}
+
+
+def _batch(value: Any, settings: Settings) -> Options:
+    steps = settings["gradient_accumulation_steps"]
+    return {"data.global_batch": value * steps, "data.micro_batch": value}
+
+
+def _precision(value: Any, settings: Settings) -> Options:
+    kind = "16-mixed" if value else "bf16-mixed" if settings.get("bf16", True) else "32-true"
+    return {"trainer.precision": kind}
+
+
+def _model(value: Any, settings: Settings) -> Options:
+    if not isinstance(value, Mapping):
+        return {}
+    found = {our_option(name): value[name] for name in value if our_option(name).startswith("model.policy.")}
+    return {name: str(chosen).removeprefix("torch.") for name, chosen in found.items()}
+
+
+def _checkpoints(value: Any, settings: Settings) -> Options:
+    arguments = {"every": int(value), "keep": settings.get("save_total_limit")}
+    return {"trainer.callbacks": [{"class_path": "Checkpoints", "init_args": arguments}]} if value >= 1 else {}
+
+
+CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
+    "lr_scheduler_type": _schedule,
+    "optim": _optimizer,
+    "per_device_train_batch_size": _batch,
+    "fp16": _precision,
+    "model_init_kwargs": _model,
+    "save_steps": _checkpoints,
+    "max_steps": lambda value, settings: {"trainer.max_steps": value, "trainer.max_epochs": -1} if value > 0 else {},
+    "num_train_epochs": lambda value, settings: {"trainer.max_epochs": int(value)},
+    "precompute_ref_log_probs": lambda value, settings: {"model.reference_store": True} if value else {},
+    "torch_compile": lambda value, settings: (
+        {"model.policy.compile": settings.get("torch_compile_backend") or "inductor"} if value else {}
+    ),
+    "report_to": lambda value, settings: {"trainer.logger": False} if value in ("none", ["none"]) else {},
+    "disable_tqdm": lambda value, settings: {"trainer.enable_progress_bar": not value},
+    "use_cpu": lambda value, settings: {"trainer.accelerator": "cpu"} if value else {},
+    "eval_strategy": lambda value, settings: {"data.val_fraction": 0.0} if value == "no" else {},
+}
+"""Settings whose value or name changes, with what they become."""
+
+READ_WITH_OTHERS = (
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps", "bf16", "lr_scheduler_kwargs"),
+    *("save_total_limit", "torch_compile_backend"),
+)
+"""Settings that are read together with another one."""
+
+
+def _nested(options: Options) -> dict[str, Any]:
+    """Options by dotted names as nested mappings; arguments of a class stand under its init_args."""
+    tree: dict[str, Any] = {}
+    for name, value in options.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+            if "class_path" in node:
+                node = node.setdefault("init_args", {})
+        node[last] = value
+    order = ("run_dir", "ckpt_path", "seed_everything", "model", "data", "trainer")
+    return {name: tree[name] for name in order if name in tree}

@@ -1,0 +1,203 @@
+"""`objectives`: the list, its filters, one objective in detail, and configurations of TRL's trainers as ours."""
+
+import dataclasses
+import re
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from lit_pref import describing
+from lit_pref.__main__ import main
+from lit_pref.commands import objective_texts
+from lit_pref.commands.objectives import Need, objectives
+from lit_pref.errors import UsageError, UserError
+from lit_pref.hints import advice, our_option
+from lit_pref.objectives.mmpo import MMPO
+from lit_pref.porting.arguments import arguments_of
+from lit_pref.porting.configuration import CONVERSIONS, DEFAULTS, READ_WITH_OTHERS, SAME, yaml_of
+from lit_pref.porting.losses import LOSSES
+from lit_pref.porting.objective import OF_LOSS
+from lit_pref.run.config import resolve
+
+sys.path.append(str(ROOT / "tools"))
+from write_from_trl import configurations, place
+
+KNOWN = describing.objectives()
+
+
+def said(capsys: pytest.CaptureFixture[str], *names: str, **options: Any) -> str:
+    objectives(*names, **options)
+    return capsys.readouterr().out
+
+
+def listed(text: str) -> list[str]:
+    return re.findall(r"^  (\w+) ", text, flags=re.MULTILINE)
+
+
+def test_all_objectives_are_listed_by_family(capsys: pytest.CaptureFixture[str]):
+    text = said(capsys)
+    assert listed(text) == list(KNOWN) and len(KNOWN) >= 17
+    shown = [line for line in text.splitlines() if line in describing.FAMILIES]
+    assert shown == [family for family in describing.FAMILIES if any(cls.family == family for cls in KNOWN.values())]
+    assert "arXiv 2410.03145 · checked against the authors' code · needs a reference, margins" in text
+
+
+def test_the_words_of_needs_are_those_of_the_command():
+    assert set(Need.__args__) == set(describing.NEEDS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "has", "lacks"),
+    [
+        ({"needs": "margin"}, "MMPO", "DPO"),
+        ({"needs": "live_reference"}, "EpsilonDPO", "MRPO"),
+        ({"needs": "extra_response"}, "SELM", "DPO"),
+        ({"needs": "lists"}, "RankNet", "BradleyTerry"),
+        ({"needs": "reward_model"}, "GPM", "DPO"),
+        ({"needs": "references"}, "MRPO", "DPO"),
+        ({"reference_free": True}, "SFT", "DPO"),
+        ({"trl": True}, "DPO", "MRPO"),
+        ({"family": "lists"}, "ListMLE", "DPO"),
+        ({"family": "basic", "reference_free": True}, "SFT", "DPO"),
+    ],
+    ids=str,
+)
+def test_a_filter_keeps_those_that_it_names(
+    options: dict[str, Any], has: str, lacks: str, capsys: pytest.CaptureFixture[str]
+):
+    names = listed(said(capsys, **options))
+    assert has in names and lacks not in names
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_is_explained_with_yaml_that_builds_it(name: str, capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, name)
+    about = describing.docstring(KNOWN[name])
+    assert about.summary.split()[0] in text and "When" in text and "Source" in text and "Needs" in text
+    copied = yaml.safe_load(text.partition("YAML to copy")[2].partition("\n\n")[2])
+    objective = copied["model"]["objective"]
+    assert (objective if isinstance(objective, str) else objective["class_path"]) == name
+    assert yaml.safe_load(objective_texts.generated(KNOWN[name]))["model"]["objective"]["class_path"] == name
+
+
+def test_generated_yaml_is_a_configuration(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    for name in ("MRPO", "RankNet", "MMPO"):
+        (tmp_path / f"{name}.yaml").write_text(objective_texts.generated(KNOWN[name]))
+        config = resolve(["--config", str(tmp_path / f"{name}.yaml")])
+        assert config.model.objective.class_path.rpartition(".")[2] == name
+
+
+def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UsageError, match=r"no objective 'MMOP'; `objectives` lists all \d+; did you mean MMPO"):
+        objectives("MMOP")
+    with pytest.raises(UsageError, match=r"--family 'list' is none of .*; did you mean lists"):
+        objectives(family="list")
+    with pytest.raises(SystemExit) as ended:
+        main(["objectives", "--needs", "margins"])
+    assert ended.value.code == 2 and "margin" in capsys.readouterr().err
+
+
+def test_sections_of_a_docstring_are_read():
+    about = describing.docstring(MMPO)
+    assert about.summary.startswith("Margin matching: the loss fits")
+    assert about.equation.startswith("L = -p log sigmoid(x)")
+    assert about.when.startswith("the data say") and "**" not in about.when
+    assert describing.papers(about.source) == ["2410.03145"]
+    assert list(about.arguments) == ["beta", "gamma", "parts"]
+
+
+# From TRL
+
+
+def test_the_arguments_of_a_call_and_of_a_list_are_read():
+    assert arguments_of("loss_type=ipo,beta=1e-1") == ("dpo", {"loss_type": "ipo", "beta": 0.1})
+    assert arguments_of("trainer=orpo, bf16=false, max_length=none")[1] == {"bf16": False, "max_length": None}
+    call = "trl.CPOConfig(loss_type='simpo', cpo_alpha=0.0, output_dir='runs/a b')"
+    assert arguments_of(call) == ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "output_dir": "runs/a b"})
+    assert arguments_of("loss_type=[sigmoid, sft]")[1] == {"loss_type": ["sigmoid", "sft"]}
+    assert arguments_of("center_rewards_coefficient=0.01")[0] == "reward"
+
+
+def test_a_file_of_arguments_is_read(tmp_path: Any):
+    (tmp_path / "mine.yaml").write_text("loss_type: hinge\nbeta: 0.2\n")
+    assert arguments_of(str(tmp_path / "mine.yaml")) == ("dpo", {"loss_type": "hinge", "beta": 0.2})
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        arguments_of("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("beta", "cannot be read: write NAME=VALUE"),
+        ("output_dir=./x", "paths and other texts in quotes"),
+        ("KTOConfig(beta=0.1)", "KTOConfig is none of DPOConfig.*; did you mean"),
+        ("trainer=kto", "trainer 'kto' is none of dpo, cpo, orpo, reward"),
+        ("loss_typ=ipo", "DPO has no argument 'loss_typ'; did you mean loss_type"),
+        ("loss_type=ip", "loss_type 'ip' is none of .*; did you mean ipo"),
+        ("f_divergence_type=js", "f_divergence_type 'js' is none of reverse_kl"),
+        ("loss_type=ipo,ld_alpha=0.5", "ld_alpha with loss_type ipo has no counterpart"),
+        ("loss_type=nca_pair,use_weighting=true", "use_weighting with loss_type nca_pair has no counterpart"),
+        ("f_divergence_type=alpha_divergence,f_alpha_divergence_coef=2.0", r"AlphaDivergence has those in \[0, 1\)"),
+        ("optim=adamw_8bit", "optim 'adamw_8bit' is no optimizer of torch"),
+        ("lr_scheduler_type=polynomial", "lr_scheduler_type 'polynomial' is none of linear"),
+        ("loss_type=[sigmoid,sft],loss_weights=[1.0]", "2 losses have 1 loss_weights"),
+    ],
+)
+def test_what_cannot_be_translated_is_refused_in_a_sentence(text: str, sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        yaml_of(text)
+
+
+def test_a_configuration_is_one_of_a_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    text = "loss_type=sigmoid,beta=0.05,gradient_accumulation_steps=4,lr_scheduler_type=cosine,warmup_steps=10,"
+    text += "max_grad_norm=0.5,seed=7,max_length=512,save_steps=50,precompute_ref_log_probs=true,neftune_noise_alpha=5,"
+    text += "model_init_kwargs={'dtype': 'bfloat16', 'attn_implementation': 'sdpa'},use_cpu=true,label_smoothing=0.1"
+    (tmp_path / "run.yaml").write_text(yaml_of(text))
+    comments = [line for line in (tmp_path / "run.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any("there is no noise on embeddings" in line for line in comments)
+    assert any("TRL does not read label_smoothing in this loss" in line for line in comments)
+    config = resolve(["--config", str(tmp_path / "run.yaml")])
+    assert config.model.objective.init_args.beta == 0.05 and config.model.reference_store is True
+    assert (config.data.global_batch, config.data.micro_batch, config.data.max_length) == (32, 8, 512)
+    assert config.data.val_fraction == 0.0 and config.seed_everything == 7
+    assert config.model.optimizer.init_args.lr == 1e-6 and config.model.optimizer.init_args.eps == 1e-8
+    assert config.model.schedule.init_args.warmup == 10 and config.model.schedule.class_path.endswith("Cosine")
+    assert config.trainer.gradient_clip_val == 0.5 and config.trainer.precision == "bf16-mixed"
+    assert (config.model.policy.dtype, config.model.policy.attention) == ("bfloat16", "sdpa")
+    assert config.trainer.callbacks[0].init_args.every == 50 and config.trainer.max_epochs == 3
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.trainer}-{loss.name}")
+def test_every_loss_is_translated(loss: Any):
+    text = f"trainer={loss.trainer}" + (f",loss_type={loss.name}" if loss.name else "")
+    (objective,) = [yaml.safe_load(yaml_of(text))["model"]["objective"]]
+    assert (objective if isinstance(objective, str) else objective["class_path"]) == loss.objective
+
+
+def test_every_argument_of_the_installed_trl_has_a_place():
+    for name, fields in configurations().items():
+        assert len(fields) > 100
+        missing = [field for field in fields if not place(field) and field not in OF_LOSS]
+        assert not missing, f"{name}: {missing}"
+
+
+def test_the_defaults_are_those_of_the_installed_trl():
+    classes = dict(zip(("dpo", "cpo", "orpo", "reward"), configurations().values(), strict=True))
+    for trainer, defaults in DEFAULTS.items():
+        for name, value in defaults.items():
+            field = classes[trainer][name]
+            theirs = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            assert str(getattr(theirs, "value", theirs)) == str(value), (trainer, name)
+        assert {name for name in classes[trainer] if name in OF_LOSS} == {name for name in defaults if name in OF_LOSS}
+
+
+def test_every_translated_argument_is_one_of_trl_or_of_its_past():
+    fields = set().union(*configurations().values())
+    past = {"warmup_ratio", "max_prompt_length"}
+    assert {*SAME, *CONVERSIONS, *READ_WITH_OTHERS} <= fields | past
+    assert all(our_option(name) or advice(name) for name in fields - OF_LOSS)
