@@ -24,13 +24,14 @@ test-slow:  ## the tests that take minutes: kills, long runs
 bench:  ## against TRL and itself, under 40 minutes on a quiet machine; ARGS="--full", "--smoke", "--only CELL"
 	$(PYTHON) tools/bench_run.py $(ARGS)
 
-docs:  ## write the generated pages: objectives, methods, from_trl, formats, metrics, one_pair, performance, README's commands and tree, and __init__.pyi
+docs:  ## write the generated pages: objectives, methods, from_trl, claims, formats, metrics, one_pair, performance, README's commands and tree, and __init__.pyi
 	$(PYTHON) tools/write_objectives.py
 	$(PYTHON) tools/write_methods.py
 	$(PYTHON) tools/write_from_trl.py
 	$(PYTHON) tools/write_formats.py
 	$(PYTHON) tools/write_metrics.py
 	$(PYTHON) tools/write_one_pair.py
+	$(PYTHON) tools/write_claims.py
 	$(PYTHON) tools/write_readme.py
 	$(PYTHON) tools/write_stub.py
 	$(PYTHON) tools/write_performance.py
