@@ -37,7 +37,7 @@ CHOOSING = """## Which one?
 | labels of which a share is wrong | see *noisy labels* |
 | no memory for a reference | see *reference-free* |
 | several models that could be the reference | `MRPO`, and `DPO` on each alone |
-| scores of single responses instead of pairs | see *single responses and batches* |
+| a loss for each response instead of for their difference | see *single responses and batches* |
 | lists of more than two responses | see *lists* |
 """
 DRAWN = """## Loss and gradient against the logit
