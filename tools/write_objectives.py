@@ -39,6 +39,9 @@ CHOOSING = """## Which one?
 | several models that could be the reference | `MRPO`, and `DPO` on each alone |
 | a loss for each response instead of for their difference | see *single responses and batches* |
 | lists of more than two responses | see *lists* |
+
+[Experiment 015](../experiments/015_all_methods/README.md) trains 44 of them at one budget where the true reward is
+known, and [claims.md](claims.md) puts what papers say of theirs to the test.
 """
 DRAWN = """## Loss and gradient against the logit
 
