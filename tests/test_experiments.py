@@ -16,6 +16,7 @@ from lit_pref.studies.reading import read_study
 from lit_pref.studies.rendering import table_csv
 from lit_pref.studies.report import with_results
 from lit_pref.studies.results import Result, read_csv
+from lit_pref.studies.study import Measure, Rungs
 from lit_pref.studies.table import table_of
 
 sys.path.append(str(ROOT / "tools"))
@@ -58,24 +59,72 @@ def test_the_page_of_a_study_is_remade_from_its_results(name: str, monkeypatch: 
 def test_every_verdict_about_a_claim_follows_from_its_numbers():
     for claim in write_claims.claims():
         if claim.effect is None:
+            assert claim.verdict in (
+                "shown",
+                "not shown",
+                "**the opposite is shown**",
+                "holds here",
+                "does not hold here",
+            )
             continue
-        interval, goal = claim.effect.difference, claim.effect.better / claim.effect.seeds
-        if claim.verdict != "not shown":
-            assert not interval.low <= 0 <= interval.high and claim.probability < 0.05, claim.row["claim"]
-            assert (goal > 0.5) == (claim.verdict == "shown"), claim.row["claim"]
+        interval, share = claim.effect.difference, claim.effect.better / claim.effect.seeds
+        clear = claim.probability < 0.05
+        assert (claim.verdict == "not shown") != clear, claim.row["claim"]
+        if clear:
+            assert not interval.low <= 0 <= interval.high, claim.row["claim"]
+            assert (share > 0.5) == (claim.verdict == "shown"), claim.row["claim"]
         assert f"{claim.effect.better} of {claim.effect.seeds} seeds" in claim.text
 
 
-def test_a_front_is_compared_at_the_same_kl_on_each_seed(tmp_path: Path):
-    def point(method: str, seed: int, kl: float, gold: float) -> Result:
-        return Result(method, {"method": method}, seed, "finished", values={"kl": kl, "gold": gold})
+def point(method: str, seed: int, **values: float) -> Result:
+    return Result(method, {"method": method}, seed, "finished", values=values)
 
-    study: Any = SimpleNamespace(primary=SimpleNamespace(name="gold"), seeds=(0, 1))
-    front = [point("dpo", seed, kl, 2 * kl + seed) for seed in (0, 1) for kl in (1.0, 2.0, 3.0)]
-    own = [point("new", 0, 1.5, 3.5), point("new", 0, 9.0, 0.0), point("new", 1, 2.5, 6.25)]
-    found = write_claims._over_front(study, front + own, "method=new", "method=dpo", "kl")
+
+def made_study(goal: str, **changes: Any) -> Any:
+    """A study of two methods, with what the page reads of it."""
+    primary = Measure("val/ece@p_true", goal=goal)  # type: ignore[arg-type]
+    return SimpleNamespace(primary=primary, measures=(primary,), folder=Path(), **{"seeds": (0, 1, 2), **changes})
+
+
+@pytest.mark.parametrize(("goal", "agrees"), [("max", False), ("min", True)])
+def test_the_direction_of_a_claim_follows_the_goal_and_missing_seeds_are_named(
+    goal: str, agrees: bool, monkeypatch: pytest.MonkeyPatch
+):
+    values = {"new": [0.1, 0.2], "old": [0.3, 0.35, 0.4]}
+    results = [point(m, k, **{"val/ece@p_true": v}) for m, of in values.items() for k, v in enumerate(of)]
+    monkeypatch.setattr(write_claims, "_study", lambda name: made_study(goal))
+    monkeypatch.setattr(write_claims, "read_csv", lambda study, file: results)
+    claim = write_claims._claim({"study": "s", "cell": "new", "against": "old", "source": "x"})
+    assert claim.agrees is agrees and claim.effect is not None
+    assert claim.effect.difference.value == pytest.approx((-0.2 - 0.15) / 2)
+    assert claim.text.endswith(f"{2 if agrees else 0} of 2 seeds (1 diverged or missing)")
+
+
+def test_a_front_is_compared_at_the_same_kl_on_each_seed():
+    study = made_study("max", seeds=(0, 1))
+    name = study.primary.name
+    front = [point("dpo", seed, kl=kl, **{name: 2 * kl + seed}) for seed in (0, 1) for kl in (1.0, 2.0, 3.0)]
+    own = [(0, 1.5, 3.5), (0, 9.0, 0.0), (1, 2.5, 6.25)]
+    points = [point("new", seed, kl=kl, **{name: gold}) for seed, kl, gold in own]
+    found, note = write_claims._over_front(study, front + points, "method=new", "method=dpo", "kl")
     # Seed 0: 3.5 - 3.0, the point outside the front is left out; seed 1: 6.25 - 6.0.
     assert found.difference.value == pytest.approx((0.5 + 0.25) / 2) and (found.better, found.seeds) == (2, 2)
+    assert note == "; 2 of 3 points lie in the front's range of KL"
+
+
+@pytest.mark.parametrize(("late", "best", "ranking"), [([1, 2, 3, 4], True, True), ([4, 3, 2, 1], False, False)])
+def test_claims_about_a_rung_compare_its_ranking_with_the_final_one(late: list[int], best: bool, ranking: bool):
+    study = made_study("max", rungs=Rungs(at=0.25, keep=2))
+    name = study.primary.name
+    values = [(f"{name}@0.25", [1.0, 2.0, 3.0, 4.0]), (name, late)]
+    results = [
+        Result(f"c{k}", {}, seed, "finished", values={tag: of[k] + 0.01 * seed for tag, of in values})
+        for k in range(4)
+        for seed in range(3)
+    ]
+    claims = [write_claims._rung_claim({"rung": which}, study, results) for which in ("best", "ranking")]
+    assert [claim.agrees for claim in claims] == [best, ranking]
+    assert f"loses {0 if best else 2}.000 calibration error and saves 38%" in claims[0].text
 
 
 def test_the_claims_are_remade_by_the_studies_that_they_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -98,3 +147,6 @@ def test_the_claims_are_remade_by_the_studies_that_they_name(monkeypatch: pytest
     assert (tmp_path / "claims.md").read_text() == (ROOT / "docs" / "claims.md").read_text()
     with pytest.raises(SystemExit, match="no claim names the study 099"):
         run_claims.main(workers=1, only="099")
+    monkeypatch.setattr(Worker, "wait", lambda self: -9)
+    with pytest.raises(SystemExit, match="006_sft_or_dpo: a worker ended with exit code -9"):
+        run_claims.main(workers=2, only=None)

@@ -33,9 +33,9 @@ def main(workers: int, only: str | None) -> None:
         command = [sys.executable, "-m", "lit_pref", "ablate", "--config", f"experiments/{name}/study.yaml"]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
         running = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(workers)]
-        failed = [worker.wait() for worker in running]
-        if any(failed):
-            sys.exit(f"{name}: a worker ended with exit code {max(failed)}; correct it and run the same command again")
+        failed = [code for worker in running if (code := worker.wait())]
+        if failed:
+            sys.exit(f"{name}: a worker ended with exit code {failed[0]}; correct it and run the same command again")
         minutes = (time.monotonic() - started) / 60, (_seconds() - spent) / 60
         print(f"{name}: {minutes[0]:.1f} minutes, {minutes[1]:.1f} CPU minutes", flush=True)
     if only is None:

@@ -13,14 +13,16 @@ import numpy as np
 import yaml
 
 from lit_pref.studies.reading import read_study
-from lit_pref.studies.results import Result, read_csv
-from lit_pref.studies.statistics import Paired, decimals, holm, paired, signed, spearman, t_interval, t_probability
+from lit_pref.studies.results import Result, read_csv, rung_name
+from lit_pref.studies.statistics import Paired, holm, paired, signed, spearman, t_interval, t_probability
 from lit_pref.studies.study import Study
 from lit_pref.studies.table import FEWEST, SHOWN
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "experiments" / "claims.yaml"
 PAGE = ROOT / "docs" / "claims.md"
+AGREEMENT = 0.8
+"""The rank correlation from which on two rankings are said to agree."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,32 @@ class Claim:
 
     Args:
         row: its entry in experiments/claims.yaml.
-        effect: the difference on the seeds, positive where the claim says so; None for a rank correlation.
+        effect: the difference on the seeds, in the units of the measure; None for claims about rungs.
         text: the effect in words.
-        probability: the corrected p-value of the difference.
-        agrees: whether the effect has the claimed direction.
+        probability: the corrected p-value of the difference; NaN for claims about rungs.
+        agrees: whether the effect has the claimed direction; None if its interval does not decide.
     """
 
     row: Mapping[str, Any]
     effect: Paired | None
     text: str
     probability: float
-    agrees: bool
+    agrees: bool | None
 
     @property
     def verdict(self) -> str:
-        """The verdict, by the same rule as in a study's table."""
-        if self.effect is None:
-            return "holds here" if self.agrees else "does not hold here"
-        if not (self.probability < SHOWN and self.effect.seeds >= FEWEST):
+        """The verdict; of a difference, by the rule of a study's table."""
+        unclear = self.effect is not None and not (self.probability < SHOWN and self.effect.seeds >= FEWEST)
+        if unclear or self.agrees is None:
             return "not shown"
+        if self.row.get("rung") == "best":
+            return "holds here" if self.agrees else "does not hold here"
         return "shown" if self.agrees else "**the opposite is shown**"
+
+    @property
+    def family(self) -> tuple[str, bool]:
+        """Rows with the same family are corrected together: a study's claims, and its controls."""
+        return self.row["study"], self.row["source"].startswith("control")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -64,8 +72,8 @@ def studies() -> list[str]:
 def claims() -> list[Claim]:
     """Compute every row of the page from the results of its study."""
     found = [_claim(row) for row in rows()]
-    for name in studies():
-        own = [k for k, claim in enumerate(found) if claim.row["study"] == name]
+    for family in dict.fromkeys(claim.family for claim in found):
+        own = [k for k, claim in enumerate(found) if claim.family == family]
         corrected = holm([found[k].probability for k in own])
         for k, p in zip(own, corrected, strict=True):
             found[k] = replace(found[k], probability=p)
@@ -76,9 +84,11 @@ def _claim(row: Mapping[str, Any]) -> Claim:
     study = _study(row["study"])
     results = read_csv(study, study.folder / "results.csv")
     if "rung" in row:
-        return _rank_claim(row, study, results)
+        return _rung_claim(row, study, results)
+    note = ""
     if "front" in row:
-        effect, goal, unit = _over_front(study, results, **row["front"]), study.primary.goal, study.primary.name
+        effect, note = _over_front(study, results, **row["front"])
+        goal, unit = study.primary.goal, study.primary.name
     else:
         name = row.get("measure", study.primary.name)
         goal = next(measure.goal for measure in study.measures if measure.name == name)
@@ -86,8 +96,9 @@ def _claim(row: Mapping[str, Any]) -> Claim:
         effect, unit = paired(first, second, goal), name
     assert effect is not None, row
     agrees = (effect.difference.value > 0) == (goal == "max")
-    where = _label(unit) + (" lost or gained" if "minus" in row else "")
-    text = f"{signed(effect.difference)} {where}, {effect.better} of {effect.seeds} seeds"
+    where = f"change of {_label(unit)}" if "minus" in row else _label(unit)
+    fewer = f" ({len(study.seeds) - effect.seeds} diverged or missing)" if effect.seeds < len(study.seeds) else ""
+    text = f"{signed(effect.difference)} {where}, {effect.better} of {effect.seeds} seeds{fewer}{note}"
     return Claim(row, effect, text, effect.probability, agrees)
 
 
@@ -105,21 +116,25 @@ def _by_seed(results: Sequence[Result], cell: str, name: str, minus: str | None 
     return {seed: of[name] - (of[minus] if minus else 0.0) for seed, of in found.items()}
 
 
-def _over_front(study: Study, results: Sequence[Result], cells: str, of: str, over: str) -> Paired:
+def _over_front(study: Study, results: Sequence[Result], cells: str, of: str, over: str) -> tuple[Paired, str]:
     """Compare points with a front on each seed: the mean height of the points above it, where both have the same KL.
 
-    The front joins the points of the other cells by straight lines, in the order of their KL.
+    The front joins the points of the other cells by straight lines, in the order of their KL. Points outside its range
+    of KL have nothing to be compared with, and are counted in the note that is returned.
     """
-    primary = study.primary.name
-    heights = []
+    primary, heights, inside, points = study.primary, [], 0, 0
     for seed in study.seeds:
         own, front = ([one for one in results if one.seed == seed and _has(one, label)] for label in (cells, of))
-        line = sorted((one.values[over], one.values[primary]) for one in front)
+        line = sorted((one.values[over], one.values[primary.name]) for one in front)
         x, y = zip(*line, strict=True)
-        inside = [one for one in own if x[0] <= one.values[over] <= x[-1]]
-        if inside:
-            heights.append(fmean(one.values[primary] - float(np.interp(one.values[over], x, y)) for one in inside))
-    return Paired(t_interval(heights), sum(h > 0 for h in heights), len(heights), t_probability(heights))
+        within = [one for one in own if x[0] <= one.values[over] <= x[-1]]
+        points, inside = points + len(own), inside + len(within)
+        if within:
+            above = [one.values[primary.name] - float(np.interp(one.values[over], x, y)) for one in within]
+            heights.append(fmean(above))
+    better = sum(h > 0 if primary.goal == "max" else h < 0 for h in heights)
+    note = f"; {inside} of {points} points lie in the front's range of KL"
+    return Paired(t_interval(heights), better, len(heights), t_probability(heights)), note
 
 
 def _has(one: Result, label: str) -> bool:
@@ -127,20 +142,27 @@ def _has(one: Result, label: str) -> bool:
     return one.labels.get(axis) == value
 
 
-def _rank_claim(row: Mapping[str, Any], study: Study, results: Sequence[Result]) -> Claim:
-    """Compare the ranking of the cells at a rung with the final one, and say what stopping there costs and saves."""
-    rung, final, cells = row["rung"], study.primary.name, list(dict.fromkeys(one.cell for one in results))
-    early, late = ([fmean(_by_seed(results, cell, name).values()) for cell in cells] for name in (rung, final))
-    rho, share = spearman(early, late), float(rung.rpartition("@")[2])
-    kept = sorted(range(len(cells)), key=lambda k: -early[k])[:3]
-    best = max(range(len(cells)), key=lambda k: late[k])
-    lost = late[best] - max(late[k] for k in kept)
-    saved = (1 - share) * (1 - 3 / len(cells))
-    text = (
-        f"Spearman {rho:.2f} over {len(cells)} settings; stopping there and training 3 to the end saves {saved:.0%} of "
-        f"the steps, and loses {lost:.{decimals(t_interval(late))}f} of {_label(final)}"
-    )
-    return Claim(row, None, text, math.nan, rho >= 0.8)
+def _rung_claim(row: Mapping[str, Any], study: Study, results: Sequence[Result]) -> Claim:
+    """Compare the ranking of the cells at a rung with the final one: `best` or `ranking`."""
+    share, kept = study.rungs.shares[0], study.rungs.keep
+    cells = list(dict.fromkeys(one.cell for one in results))
+    names = (rung_name(study, share), study.primary.name)
+    early, late = (np.array([[*_by_seed(results, cell, name).values()] for cell in cells]) for name in names)
+    if row["rung"] == "ranking":
+        drawn = np.random.default_rng(0).integers(early.shape[1], size=(2000, early.shape[1]))
+        every = [spearman(early[:, k].mean(1).tolist(), late[:, k].mean(1).tolist()) for k in drawn]
+        low, high = np.quantile(every, (0.025, 0.975))
+        rho = spearman(early.mean(1).tolist(), late.mean(1).tolist())
+        agrees = True if low >= AGREEMENT else False if high < AGREEMENT else None
+        return Claim(
+            row, None, f"Spearman {rho:.2f} [{low:.2f}, {high:.2f}] over {len(cells)} settings", math.nan, agrees
+        )
+    sign = 1 if study.primary.goal == "max" else -1
+    first, last = (sign * values.mean(1) for values in (early, late))
+    lost = last.max() - last[np.argsort(-first, kind="stable")[:kept]].max()
+    saved = (1 - share) * (1 - kept / len(cells))
+    text = f"loses {lost:.3f} {_label(study.primary.name)} and saves {saved:.0%} of the steps"
+    return Claim(row, None, text, math.nan, bool(lost == 0))
 
 
 def _label(name: str) -> str:
@@ -160,7 +182,12 @@ def table(found: Sequence[Claim], columns: int = 5) -> str:
     lines = [header[:columns], ["---"] * columns]
     for claim in found:
         study = claim.row["study"]
-        cells = [claim.row["claim"], claim.verdict, claim.text, claim.row["source"]]
+        p = (
+            ""
+            if math.isnan(claim.probability)
+            else f", p {'< 0.001' if claim.probability < 5e-4 else f'{claim.probability:.3f}'}"
+        )
+        cells = [claim.row["claim"], claim.verdict, claim.text + p, claim.row["source"]]
         cells += [f"[{study[:3]}](../experiments/{study}/README.md)", claim.row.get("otherwise", "")]
         lines.append(cells[:columns])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -186,15 +213,17 @@ own: other prompts, demonstrations, warm start, pairs and noise. Every method se
 differences are paired. *Gold reward* is the true reward, 0 to 10, of responses sampled at temperature 1 to 512
 held-out prompts; the warm-started policy has about 6.5. Calibration errors are against the true probability.
 
-A claim is **shown** if its difference on the seeds is clear at 5 % after Holm's correction over the rows of its
-study on this page; **not shown** says that these five seeds do not decide, and is no refutation. What holds in
-such a small world may not hold for large models, and the other way round: the table tests whether an effect that
-a paper explains by its mathematics is there where nothing else is.
+A claim is **shown** if its difference on the seeds is clear at 5 % after Holm's correction over the claims of its
+study on this page (controls are corrected among themselves). **Not shown** says that these five seeds do not
+decide, and is no refutation. Intervals are not corrected, so an interval without 0 may stand beside "not shown".
+What holds in such a small world may not hold for large models, and the other way round: the page tests whether
+the effect that a paper derives appears when nothing else interferes.
 
 """
 TAIL = """
-A number in front of the interval is the mean difference in the unit behind it; of a calibration error, less is
-better. *Controls* are not claims of a paper; they say what an effect is due to.
+Effects are mean paired differences with 95 % t intervals; of a calibration error, negative is better. *Controls*
+are not claims of a paper; they say what an effect is due to. The last column is written by hand from the tables of
+the studies. The rank correlation has a bootstrap interval over seeds; 0.8 counts as agreement.
 
 ## Repeat it
 

@@ -23,7 +23,7 @@ from lit_pref.references.prepare import ReferencePreparation, prepare_references
 from lit_pref.references.reference import Reference
 from lit_pref.references.selection_scores import SelectionScores, summary
 from lit_pref.references.stored import Stored
-from lit_pref.scores import COMPARING_NEEDS, PairScores
+from lit_pref.scores import COMPARING_NEEDS, ObjectiveOutput, PairScores
 from lit_pref.scoring.scorer import Scorer, score_readout
 
 MOVED = "lit_pref_references"
@@ -68,6 +68,11 @@ class PreferenceModule(PairModule):
         super().__init__(policy, objective, optimizer, schedule, margin_bins, layout)
         if policy.outputs is not None:
             raise UsageError("a policy has the head of a language model, and this one has a scalar head: RewardModule")
+        if objective.rewards_only:
+            raise UsageError(
+                f"{type(objective).__name__} is for reward models: set model.policy.head to scalar, or choose an "
+                "objective for policies (DPO, or without a reference CPO or SimPO)"
+            )
         references = references_of(objective, references, policy)
         self.references: list[Reference] = through_store(references, objective, policy, reference_store)
         for warning in drift_warnings(objective) if self.moving else ():
@@ -95,7 +100,13 @@ class PreferenceModule(PairModule):
                 references[0].extra_response = self.references[0].score(batch.extra_response).chosen
         references += [reference.score(batch, needs) for reference in self.references[len(references) :]]
         policy = self.scorer(batch, self.objective.requirements.statistics, against)
-        return policy, references, self.objective(policy, references, batch.pairs)
+        output = self.objective(policy, references, batch.pairs)
+        if not isinstance(output, ObjectiveOutput):
+            raise UsageError(
+                f"{type(self.objective).__name__}.forward returned a {type(output).__name__}: an objective returns an "
+                "ObjectiveOutput with losses, chosen_rewards and rejected_rewards, (B,) each (lit_pref.scores)"
+            )
+        return policy, references, output
 
     # Selection of training pairs, before the policy exists
 

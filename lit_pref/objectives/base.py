@@ -51,6 +51,9 @@ class Objective(Component, ABC):
     family: Family
     """See `Family`."""
 
+    rewards_only: bool = False
+    """It fits the scores of reward models; a policy is refused."""
+
     batch_coupled: bool = False
     """The loss of a pair depends on the other pairs of its micro-batch."""
 

@@ -108,8 +108,11 @@ def signed(difference: Interval) -> str:
 
     >>> signed(Interval(0.0999, 0.0658, 0.134)), signed(Interval(0.1, -math.inf, math.inf))
     ('+0.100 [+0.066, +0.134]', '+0.100')
+    >>> signed(Interval(-0.001, -0.13, 0.128))
+    '+0.00 [-0.13, +0.13]'
     """
     digits = decimals(difference)
-    low, high = difference.low, difference.high
+    # Adding 0 turns -0.0 into 0.0, which a rounded difference below zero would be printed as.
+    value, low, high = (round(v, digits) + 0.0 for v in (difference.value, difference.low, difference.high))
     bounds = "" if math.isinf(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{difference.value:+.{digits}f}{bounds}"
+    return f"{value:+.{digits}f}{bounds}"

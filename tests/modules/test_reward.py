@@ -18,6 +18,7 @@ from lit_pref.models.reward import Embedding, reward_scorer
 from lit_pref.models.saving import MARKER
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.checkpoint_info import check_state
+from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.reward import RewardModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
@@ -252,6 +253,11 @@ def test_objectives_that_a_reward_model_cannot_serve_are_refused(policy_folder, 
     spec = ModelSpec(path=str(policy_folder), head="scalar")
     with pytest.raises(UsageError, match=words):
         RewardModule(spec, objective)
+
+
+def test_a_policy_refuses_the_objectives_of_reward_models(policy_folder):
+    with pytest.raises(UsageError, match=r"BradleyTerry is for reward models: set model\.policy\.head to scalar"):
+        PreferenceModule(ModelSpec(path=str(policy_folder)), BradleyTerry())
 
 
 def test_a_head_and_a_module_that_do_not_fit_are_refused(policy_folder):

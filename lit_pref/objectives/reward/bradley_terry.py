@@ -30,6 +30,7 @@ class BradleyTerry(Pairwise):
 
     faithfulness = "derived"
     family = "reward models"
+    rewards_only = True
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(beta=1.0, reference=NoReference(), **parts)

@@ -35,6 +35,7 @@ score=Identity(), offset=NoOffset(), weight=NoWeight(), terms=[])
 
     faithfulness = "code"
     family = "reward models"
+    rewards_only = True
 
     def __init__(self, tau: float = 0.1, **parts: Any) -> None:
         if not 0 < tau < float("inf"):

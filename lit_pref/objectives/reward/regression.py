@@ -34,6 +34,7 @@ class ScoreRegression(Objective):
 
     faithfulness = "derived"
     family = "reward models"
+    rewards_only = True
 
     def __init__(self, scale: float = 1.0, column: str = "score") -> None:
         super().__init__()
