@@ -223,7 +223,7 @@ OTHER_METHODS = {
 
 def test_objectives_are_added_in_the_three_steps_of_contributing(tmp_path: Path):
     copy = tmp_path / "copy"
-    for folder in ("lit_pref", "tests", "configs", "docs", "tools"):
+    for folder in ("lit_pref", "tests", "configs", "docs", "experiments", "tools"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for page in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / page, copy)
