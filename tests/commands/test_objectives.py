@@ -55,6 +55,7 @@ def test_the_words_of_needs_are_those_of_the_command():
         ({"needs": "margin"}, "MMPO", "DPO"),
         ({"needs": "live_reference"}, "EpsilonDPO", "MRPO"),
         ({"needs": "extra_response"}, "SELM", "DPO"),
+        ({"needs": "extra_response"}, "SELM", "ConditionalContrast"),
         ({"needs": "lists"}, "RankNet", "BradleyTerry"),
         ({"needs": "reward_model"}, "GPM", "DPO"),
         ({"needs": "references"}, "MRPO", "DPO"),
@@ -99,6 +100,14 @@ def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.C
     with pytest.raises(SystemExit) as ended:
         main(["objectives", "--needs", "margins"])
     assert ended.value.code == 2 and "margin" in capsys.readouterr().err
+
+
+def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, "TDPO")
+    assert "Needs   a reference in memory, with the policy's vocabulary\n" in text
+    assert "TDPO" in listed(said(capsys, needs="reference"))
+    assert all("derived from the equations" in said(capsys, name) for name in ("Pairwise", "SquaredMargin", "Weighted"))
+    assert "a reconstruction" in said(capsys, "AlphaPO") and "extra response" not in said(capsys, "ConditionalContrast")
 
 
 def test_sections_of_a_docstring_are_read():
