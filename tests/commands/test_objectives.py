@@ -110,6 +110,20 @@ def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys:
     assert "a reconstruction" in said(capsys, "AlphaPO") and "extra response" not in said(capsys, "ConditionalContrast")
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "sentence"),
+    [
+        (("TDPO",), {"needs": "margin", "trl": True}, "--needs, --trl cannot filter what is named"),
+        (("TDPO",), {"family": "lists"}, "--family cannot filter .* give either names or filters"),
+        (("TDPO",), {"from_trl": "beta=0.1"}, "--from_trl translates .* drop TDPO"),
+        ((), {"from_trl": "beta=0.1", "reference_free": True}, "--from_trl translates .* drop --reference_free"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(names: tuple[str, ...], options: dict[str, Any], sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        objectives(*names, **options)
+
+
 def test_sections_of_a_docstring_are_read():
     about = describing.docstring(MMPO)
     assert about.summary.startswith("Margin matching: the loss fits")
