@@ -16,7 +16,7 @@ FAMILIES: tuple[str, ...] = typing.get_args(Family)
 
 CHECKED = {
     "code": "checked against the authors' code",
-    "derived": "derived from the paper",
+    "derived": "derived from the equations",
     "reconstruction": "a reconstruction",
 }
 """How a method was checked, in words, by `Objective.faithfulness`."""
@@ -24,7 +24,7 @@ CHECKED = {
 NEEDS = {
     "reference": "a reference",
     "references": "several references",
-    "live_reference": "it live, with the policy's vocabulary",
+    "live_reference": "a reference in memory, with the policy's vocabulary",
     "margin": "margins",
     "probability": "probabilities",
     "column": "columns",
@@ -158,7 +158,7 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
         "probability": "probability" in asked.columns,
         "column": bool(columns) and not asked.lists,
         "token_column": bool(asked.token_columns),
-        "extra_response": "extra_response" in asked.sides,
+        "extra_response": "extra_response" in asked.sides and asked.extra_prompt is None,
         "token_logps": TokenLogps() in statistics,
         "lists": asked.lists,
         "reward_model": of_rewards,
@@ -170,6 +170,19 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
         phrases["references"] = "any number of references"
         del phrases["reference"]
     return phrases
+
+
+def needs_in_words(cls: type[Objective]) -> str:
+    """Return what an objective of a class needs, as a list within a sentence; empty if it needs pairs alone.
+
+    >>> from lit_pref.objectives.mmpo import MMPO
+    >>> needs_in_words(MMPO)
+    'a reference, margins'
+    """
+    phrases = needs(cls, example(cls).requirements)
+    if "live_reference" in phrases:  # which names the reference itself
+        phrases.pop("reference", None)
+    return ", ".join(phrases.values())
 
 
 class Argument(NamedTuple):

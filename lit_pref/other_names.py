@@ -53,7 +53,6 @@ ELSEWHERE = {
     "lora_target_modules": "model.policy.lora.target_modules",
     "ref_model ref_model_name_or_path reference_model references": "model.references",
     "precompute_ref_log_probs": "model.reference_store",
-    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps": "model.references",
     "padding_free": "model.layout",
     "report_to logger": "trainer.logger",
     "disable_tqdm": "trainer.enable_progress_bar",
@@ -79,7 +78,8 @@ EXPLAINED = {
     "data.micro_batch": "it bounds the pairs of a forward pass; data.global_batch counts those of an optimizer step",
     "trainer.precision": "such as bf16-mixed",
     "model.objective": "such as DPO, MMPO or SFT",
-    "model.objective.target": "label smoothing is --model.objective.target Smoothed",
+    "model.objective.target": "label smoothing is `target: Smoothed`, CDPO's; TRL's DPO trainer has other "
+    "losses, whose smoothing is epsilon of RobustDPO and EXO, and label_smoothing of AOT",
     "model.references": "a list of classes, such as {class_path: Pretrained, init_args: {path: FOLDER}}",
     "trainer.logger": "TensorBoard files are written by default",
     "model.schedule.warmup": "the share of all steps, or a number of them",
@@ -104,6 +104,8 @@ ADVICE = {
     "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
     "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
     "probabilities of margins",
+    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps": "a reference that follows the policy is "
+    "model.references: [{class_path: MovingReference, init_args: {alpha: 0.6, every: 512}}]",
     "max_completion_length": "data.max_length bounds prompt and response together, data.max_prompt_length the prompt",
     "truncation_mode": "responses are cut from the right, and prompts from the left (data.max_prompt_length)",
     "pad_token padding_value pad_to_multiple_of": "padding is never read, and the prefix-shared layout has none: leave "

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_pref.hints import advice, our_option
 from lit_pref.other_names import EXPLAINED
 from lit_pref.porting.configuration import READ_WITH_OTHERS
 from lit_pref.porting.losses import LOSSES, Loss
+from lit_pref.porting.objective import OF_LOSS
 
 PAGE = Path(__file__).parents[1] / "docs" / "from_trl.md"
 HEAD = """# From TRL
@@ -35,7 +38,8 @@ its pairs, whatever the micro-batches are; a share of the prompts is held out by
 LOSSES_HEAD = """## Losses
 
 `tests/test_trl_losses.py` computes each of them by TRL's own code and by the objective here, and compares values and
-gradients. Where the last column is empty they agree to rounding.
+gradients. Where the last column is empty they agree to rounding. In the column "with", the value of an argument is the
+name of TRL's setting; `target`, `score` and `terms` are left out where that setting is 0.
 
 | trainer | `loss_type` | here | with | settings it reads | where they differ |
 |---|---|---|---|---|---|"""
@@ -48,7 +52,7 @@ of `loss_type` with `loss_weights` is `Weighted`, and `sync_ref_model` is the re
 
 def page() -> str:
     """Return the text of the page."""
-    rows = [_row(loss) for loss in LOSSES]
+    rows = [row(loss) for loss in LOSSES]
     parts = [HEAD.rstrip(), "\n".join([LOSSES_HEAD, *rows]), PARTS, "## Arguments"]
     shared: dict[str, dict[str, Any]] = configurations()
     everywhere = set.intersection(*(set(fields) for fields in shared.values()))
@@ -81,11 +85,10 @@ def place(name: str) -> str:
     return advice(name).removeprefix("; ").replace("|", "\\|")
 
 
-def _row(loss: Loss) -> str:
-    example = {"label_smoothing": 0.0, "alpha": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": None}
-    names = {"beta": "beta", "simpo_gamma": "simpo_gamma", "discopop_tau": "discopop_tau", "loss_type": loss.name}
-    arguments = loss.arguments({**example, **names})
-    given = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+def row(loss: Loss) -> str:
+    """Return the row of a loss in the table; its arguments have the names of TRL's settings as values."""
+    arguments = loss.arguments({name: name for name in OF_LOSS})
+    given = yaml.safe_dump(arguments, default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
     reads = ", ".join(f"`{name}`" for name in (*(["beta"] if "beta" in arguments.values() else []), *loss.reads))
     name = f"`{loss.name}`" if loss.name else "-"
     shown = f"`{given}`" if given else ""

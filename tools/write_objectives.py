@@ -42,6 +42,9 @@ CHOOSING = """## Which one?
 
 [Experiment 015](../experiments/015_all_methods/README.md) trains 44 of them at one budget where the true reward is
 known, and [claims.md](claims.md) puts what papers say of theirs to the test.
+
+Two methods are left out because their formulas could not be read: DPO-PoP (arXiv 2509.22851) and xi-DPO (arXiv
+2605.10981).
 """
 DRAWN = """## Loss and gradient against the logit
 
@@ -71,10 +74,10 @@ def _contents(known: list[type[Objective]]) -> str:
 
 def _entry(cls: type[Objective]) -> str:
     about = describing.docstring(cls)
-    needs = ", ".join(describing.needs(cls, describing.example(cls).requirements).values()) or "pairs alone"
+    needs = describing.needs_in_words(cls) or "pairs alone"
     open_parts = ", ".join(f"`{part}`" for part in describing.open_parts(cls))
     names = ", ".join(f"`{name}`" for name in trl_names(cls.__name__))
-    facts = [f"Needs {needs}.", f"Faithfulness: {cls.faithfulness}, {describing.CHECKED[cls.faithfulness]}."]
+    facts = [f"Needs {needs}.", f"Faithfulness: {describing.CHECKED[cls.faithfulness]}."]
     facts += [f"TRL's {names}."] if names else []
     blocks = [f"### {cls.__name__}", about.body, f"**When**: {about.when}", f"**Source**: {about.source}"]
     blocks += [" ".join(facts), _arguments(cls), f"Parts to choose: {open_parts}." if open_parts else ""]

@@ -25,9 +25,8 @@ def listed(classes: list[type[Objective]]) -> str:
         lines += ["", family]
         for cls in members:
             about = describing.docstring(cls)
-            phrases = describing.needs(cls, describing.example(cls).requirements).values()
             facts = [describing.origin(about.source), describing.CHECKED[cls.faithfulness]]
-            facts += [f"needs {', '.join(phrases)}"] if phrases else ["no reference"]
+            facts += [f"needs {needs}" if (needs := describing.needs_in_words(cls)) else "no reference"]
             facts += [f"TRL's {', '.join(names)}"] if (names := trl_names(cls.__name__)) else []
             lines += [f"  {cls.__name__:<20}{about.summary}", f"  {'':<20}{' · '.join(filter(None, facts))}"]
     return "\n".join(lines[1:])
@@ -36,14 +35,13 @@ def listed(classes: list[type[Objective]]) -> str:
 def explained(cls: type[Objective]) -> str:
     """Return everything about an objective that its user needs to know."""
     about = describing.docstring(cls)
-    phrases = describing.needs(cls, describing.example(cls).requirements).values()
     parts, names = describing.open_parts(cls), trl_names(cls.__name__)
     blocks = [
         f"{cls.__name__} · {cls.family} · {describing.CHECKED[cls.faithfulness]}",
         about.body,
         _hanging("When", about.when),
         _hanging("Source", about.source),
-        _hanging("Needs", ", ".join(phrases) or "nothing but pairs"),
+        _hanging("Needs", describing.needs_in_words(cls) or "nothing but pairs"),
         "\n".join(["Arguments", *map(_argument, describing.arguments(cls))]),
         f"Parts that can be chosen: {', '.join(parts)}; docs/methods.md lists their classes" if parts else "",
         f"In TRL: {', '.join(names)}" if names else "",

@@ -47,37 +47,55 @@ def objectives(
         from_trl: arguments of a TRL configuration, as NAME=VALUE,NAME=VALUE.
 
     Raises:
-        UsageError: an unknown objective, family, or argument of TRL.
+        UsageError: an unknown objective, family, or argument of TRL; names with filters, or `from_trl` with either.
     """
+    filters = {"needs": needs, "family": family, "reference_free": reference_free, "trl": trl}
+    given = [f"--{name}" for name, value in filters.items() if value]
     if from_trl is not None:
+        if names or given:
+            raise UsageError(
+                f"--from_trl translates a configuration and nothing else: drop {', '.join([*names, *given])}"
+            )
         from lit_pref.porting.configuration import yaml_of
 
         say(yaml_of(from_trl).rstrip("\n"))
-        return
+    elif names:
+        if given:
+            raise UsageError(f"{', '.join(given)} cannot filter what is named: give either names or filters")
+        _explain(names)
+    else:
+        _list(needs, family, reference_free, trl)
+
+
+def _explain(names: tuple[str, ...]) -> None:
+    """Print everything about the objectives of these names."""
     from lit_pref import describing
+    from lit_pref.commands.objective_texts import explained
 
     known = describing.objectives()
-    if names:
-        from lit_pref.commands.objective_texts import explained
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"there is no objective {name!r}; `objectives` lists all {len(known)}{did_you_mean(name, known)}"
+            )
+    say("\n\n".join(explained(known[name]) for name in names))
 
-        for name in names:
-            if name not in known:
-                raise UsageError(
-                    f"there is no objective {name!r}; `objectives` lists all {len(known)}{did_you_mean(name, known)}"
-                )
-        say("\n\n".join(explained(known[name]) for name in names))
-        return
+
+def _list(needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> None:
+    """Print the list of the objectives that pass every filter."""
+    from lit_pref import describing
+    from lit_pref.commands.objective_texts import listed
+
     if family is not None and family not in describing.FAMILIES:
         families = ", ".join(describing.FAMILIES)
         raise UsageError(f"--family {family!r} is none of {families}{did_you_mean(family, describing.FAMILIES)}")
-    chosen = [cls for cls in known.values() if _listed(cls, needs, family, reference_free, trl)]
-    from lit_pref.commands.objective_texts import listed
-
+    known = describing.objectives().values()
+    chosen = [cls for cls in known if _passes(cls, needs, family, reference_free, in_trl)]
     say(listed(chosen) or "no objective is like that")
     say("\nNext: `objectives NAME` explains one, with YAML to copy; docs/objectives.md has all of them")
 
 
-def _listed(cls: "type[Objective]", needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> bool:
+def _passes(cls: "type[Objective]", needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> bool:
     """Whether the class passes every filter that is given."""
     from lit_pref import describing
     from lit_pref.porting.losses import trl_names

@@ -51,9 +51,9 @@ class AlphaPO(Pairwise):
     **When**: under SimPO the probability of the chosen responses falls too much, and alpha can be searched for. Not as
     a first choice: it has a hyper-parameter more than `SimPO`.
 
-    **Source**: AlphaPO, arXiv 2501.03884, derived from TRL's `alphapo` (its `alpha`, `simpo_gamma` and `beta`), whose
-    source was read, as the paper's was not. TRL computes (1 - p^-alpha) / alpha by exponentials of the mean log-prob,
-    which overflow for very unlikely responses; here the exponent is bounded. TRL's `cpo_alpha` is 0 there.
+    **Source**: AlphaPO, arXiv 2501.03884, reconstructed from TRL's code of `alphapo` (`alpha`, `simpo_gamma`, `beta`);
+    the paper's text was not at hand. TRL computes (1 - p^-alpha) / alpha by exponentials of the mean log-prob, which
+    overflow for very unlikely responses; here the exponent is bounded. TRL's `cpo_alpha` is 0 there.
 
     Args:
         beta: > 0, reward units per unit of r.
@@ -62,7 +62,7 @@ class AlphaPO(Pairwise):
         parts: the other parts of `Pairwise`.
     """
 
-    faithfulness = "derived"
+    faithfulness = "reconstruction"
     family = "reference-free"
 
     def __init__(self, beta: float = 2.0, gamma: float = 0.5, alpha: float = 0.25, **parts: Any) -> None:

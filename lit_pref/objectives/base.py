@@ -12,7 +12,7 @@ from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores, SequenceScores, TokenRewards
 
 Faithfulness = Literal["code", "derived", "reconstruction"]
-"""How a method was checked: against the authors' code, derived from the paper's equations, or reconstructed."""
+"""How a method was checked: against the authors' code, derived from the equations, or reconstructed."""
 
 Family = Literal[
     "basic",
@@ -22,6 +22,7 @@ Family = Literal[
     "references and temperature",
     "reference-free",
     "tokens and lengths",
+    "prompts",
     "several rewards",
     "single responses and batches",
     "exploration",

@@ -21,8 +21,9 @@ class CDPO(Pairwise):
     each label is: see `MMPO` and `target: ProbabilityColumn` then.
 
     **Source**: cDPO, a note by Eric Mitchell (ericmitchell.ai/cdpo.pdf, equation 3), and `label_smoothing` in the
-    authors' code of DPO, eric-mitchell/direct-preference-optimization. HALOs uses epsilon 0.2. TRL 1.16 has no such
-    loss: its `label_smoothing` belongs to `robust`, see `RobustDPO`, and to `exo_pair`, see `EXO`.
+    authors' code of DPO, eric-mitchell/direct-preference-optimization. HALOs uses epsilon 0.2. TRL 1.16 has
+    no such loss for DPO: its `label_smoothing` belongs to `robust`, see `RobustDPO`, to `exo_pair`, see `EXO`, and to
+    `aot` and `aot_unpaired`, see `AOT`.
 
     Args:
         beta: > 0, reward units per nat.

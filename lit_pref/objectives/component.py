@@ -27,7 +27,7 @@ class Component(nn.Module):
     """
 
     log_probs_only: bool = False
-    """Is meaningful only for log-probs of tokens, not for the scalar of a reward model."""
+    """The component is meaningful only for log-probs of tokens, not for the scalar of a reward model."""
 
     still_reference: str = ""
     """The warning, with reason and remedy, if it expects references that do not move in training; empty if not."""

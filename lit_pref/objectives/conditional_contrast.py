@@ -47,7 +47,7 @@ class ConditionalContrast(Pairwise):
     """
 
     faithfulness = "reconstruction"
-    family = "tokens and lengths"
+    family = "prompts"
     log_probs_only = True
 
     def __init__(

@@ -20,7 +20,8 @@ class MarginAdaptive(Weight):
 
         c = c_min + (c_max - c_min) / (1 + (c_max - 1) / (1 - c_min) exp(lambda (|m| - tau)))
 
-    c falls from near c_max at m = 0 to c_min, and is 1 at |m| = tau; omega is 1 at m = 0, at m = tau and in the limit.
+    c falls with |m| from below c_max (1.68 at m = 0 with the defaults) to c_min, and is 1 at |m| = tau. omega is 1 at
+    m = 0, at m = tau and in the limit.
 
     Args:
         c_max: > 1, finite.

@@ -18,8 +18,8 @@ class MinorDPO(Pairwise):
     >>> MinorDPO(beta=0.2).score
     OneSided()
 
-    **When**: DPO makes both responses unlikely, or fails at a higher learning rate. Not if rejected responses are to
-    become rarer than the reference has them, as harmful ones.
+    **When**: DPO makes both responses unlikely, or fails at a higher learning rate. Not if rejected responses, such as
+    harmful ones, should become less likely than under the reference.
 
     **Source**: MinorDPO, arXiv 2408.09834. No official code is known. The value of the gradient at 0 is a choice: with
     0 the first step would not see the rejected responses.

@@ -13,7 +13,7 @@ TRAINERS = {"DPOConfig": "dpo", "CPOConfig": "cpo", "ORPOConfig": "orpo", "Rewar
 """The configurations of TRL that have a counterpart, with the name of their trainer."""
 
 WORDS = {"true": True, "false": False, "null": None, "none": None}
-"""Words of YAML that are no Python."""
+"""YAML words that are not Python literals."""
 
 
 def arguments_of(text: str) -> tuple[str, dict[str, Any]]:

@@ -72,6 +72,12 @@ SAME = (
 )
 """Settings whose value here is the same."""
 
+FLOORED = ("cosine_with_min_lr",)
+"""Schedules of transformers that end above 0."""
+
+FLOORS = ("min_lr", "min_lr_rate")
+"""Their arguments for the final rate: as such, and as a share of the peak; transformers takes one of them."""
+
 Options = dict[str, Any]
 """Options of a run by their dotted names."""
 
@@ -120,7 +126,13 @@ def converted(name: str, value: Any, settings: Settings) -> Options:
 
 
 def _left_out(name: str, value: Any, settings: Settings) -> Iterator[str]:
-    """A sentence about a setting that becomes no option, unless its value asks for nothing."""
+    """Yield a remark for each given setting that has no option here."""
+    if name == "lr_scheduler_kwargs":
+        read = FLOORS if settings["lr_scheduler_type"] in FLOORED else ()
+        for key in sorted({*_mapping(name, value)} - {*read}):
+            yield f"{name}: {settings['lr_scheduler_type']} reads no {key} here, see model.schedule."
+    if name == "max_length" and value is None:
+        yield "max_length=None: TRL cuts no pair then; here data.max_length is 1024 by default: raise it if need be."
     silent = name in OF_LOSS or name in READ_WITH_OTHERS or value in (None, False)
     if silent or converted(name, value, settings):
         return
@@ -129,12 +141,24 @@ def _left_out(name: str, value: Any, settings: Settings) -> Iterator[str]:
     yield f"{name}={value}: {advice(name).removeprefix('; ') or instead}"
 
 
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """The value of a setting that is a mapping or None."""
+    if not isinstance(value, Mapping | None):
+        raise UsageError(f"--from_trl: {name}={value!r} is no mapping of names to values: write {{'NAME': VALUE}}")
+    return value or {}
+
+
 def _schedule(value: Any, settings: Settings) -> Options:
     known = {"linear": "Linear", "cosine": "Cosine", "constant": "Flat", "constant_with_warmup": "Flat"}
-    known |= {"cosine_with_min_lr": "Cosine"}
+    known |= dict.fromkeys(FLOORED, "Cosine")
     if value not in known:
         raise UsageError(f"--from_trl: lr_scheduler_type {value!r} is none of {', '.join(known)}, which exist here")
-    arguments = {"floor": rate} if (rate := (settings.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")) else {}
+    given = _mapping("lr_scheduler_kwargs", settings.get("lr_scheduler_kwargs"))
+    arguments = {}
+    if value in FLOORED and given.get("min_lr_rate") is not None:
+        arguments = {"floor": float(given["min_lr_rate"])}
+    elif value in FLOORED and given.get("min_lr") is not None:
+        arguments = {"floor": float(given["min_lr"]) / float(settings["learning_rate"])}
     return {"model.schedule": {"class_path": known[value], **({"init_args": arguments} if arguments else {})}}
 
 
@@ -150,6 +174,15 @@ def _optimizer(value: Any, settings: Settings) -> Options:
 def _batch(value: Any, settings: Settings) -> Options:
     steps = settings["gradient_accumulation_steps"]
     return {"data.global_batch": value * steps, "data.micro_batch": value}
+
+
+def _epochs(value: Any, settings: Settings) -> Options:
+    if (settings.get("max_steps") or 0) <= 0 and float(value) % 1:
+        raise UsageError(
+            f"--from_trl: num_train_epochs is {value}, and a run here has whole epochs: give max_steps instead, the "
+            "optimizer steps of that many epochs"
+        )
+    return {"trainer.max_epochs": int(float(value))}
 
 
 def _precision(value: Any, settings: Settings) -> Options:
@@ -177,7 +210,7 @@ CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
     "model_init_kwargs": _model,
     "save_steps": _checkpoints,
     "max_steps": lambda value, settings: {"trainer.max_steps": value, "trainer.max_epochs": -1} if value > 0 else {},
-    "num_train_epochs": lambda value, settings: {"trainer.max_epochs": int(value)},
+    "num_train_epochs": _epochs,
     "precompute_ref_log_probs": lambda value, settings: {"model.reference_store": True} if value else {},
     "torch_compile": lambda value, settings: (
         {"model.policy.compile": settings.get("torch_compile_backend") or "inductor"} if value else {}

@@ -12,6 +12,8 @@ PER_TOKEN = (
     "here every pair counts the same. They agree where all chosen responses are equally long"
 )
 
+PER_TOKEN_OF_CPO = f"with cpo_alpha above 0, its default: {PER_TOKEN}"
+
 PARTS = frozenset({"score", "tokens", "weight"})
 """The parts that TRL's settings of DPO choose: f-divergences, LD-DPO's tokens, WPO's weights."""
 
@@ -26,6 +28,7 @@ class Loss:
         objective: the class here.
         arguments: the arguments of that class, from TRL's settings.
         difference: where the two differ, in a sentence; empty if they agree to rounding.
+        differs: whether they differ with these settings of TRL.
         open: the parts of `PARTS` that can be chosen with it.
         reads: settings of TRL, beside beta, that change this loss.
     """
@@ -35,6 +38,7 @@ class Loss:
     objective: str
     arguments: Callable[[Settings], dict[str, Any]]
     difference: str = ""
+    differs: Callable[[Settings], bool] = lambda settings: True
     open: frozenset[str] = PARTS
     reads: tuple[str, ...] = ()
 
@@ -70,7 +74,7 @@ def transport(settings: Settings) -> dict[str, Any]:
     return {**beta(settings), "label_smoothing": settings["label_smoothing"]}
 
 
-def reference_free(settings: Settings) -> dict[str, Any]:
+def cpo_parts(settings: Settings) -> dict[str, Any]:
     """The parts that settings of CPO choose: label smoothing, and AlphaPO's reward of a log-prob."""
     epsilon, alpha = settings["label_smoothing"], settings["alpha"]
     smoothed = {"target": part("Smoothed", epsilon=epsilon)} if epsilon else {}
@@ -78,24 +82,31 @@ def reference_free(settings: Settings) -> dict[str, Any]:
 
 
 def cpo(settings: Settings) -> dict[str, Any]:
-    """The arguments of CPO, whose hinge and squared links read no label smoothing."""
-    own = reference_free(settings)
-    if settings["loss_type"] in ("hinge", "ipo"):
-        own.pop("target", None)
-    return {**beta(settings), "cpo_alpha": settings["cpo_alpha"], **own}
+    """The arguments of CPO."""
+    return {**beta(settings), "cpo_alpha": settings["cpo_alpha"], **cpo_parts(settings)}
+
+
+def unsmoothed_cpo(settings: Settings) -> dict[str, Any]:
+    """The arguments of CPO with a hinge or squared link, for which TRL reads no label smoothing."""
+    return cpo({**settings, "label_smoothing": 0.0})
 
 
 def simpo(settings: Settings) -> dict[str, Any]:
     """The arguments of SimPO, with CPO's cross-entropy if it has a weight."""
     weight = settings["cpo_alpha"]
     terms = {"terms": [part("ChosenNLL", coefficient=weight)]} if weight else {}
-    return {**beta(settings), "gamma": settings["simpo_gamma"], **terms, **reference_free(settings)}
+    return {**beta(settings), "gamma": settings["simpo_gamma"], **terms, **cpo_parts(settings)}
 
 
 def alphapo(settings: Settings) -> dict[str, Any]:
     """The arguments of AlphaPO, for which TRL sets the weight of the cross-entropy to 0."""
     own = {"gamma": settings["simpo_gamma"], "alpha": settings["alpha"]}
-    return {**beta(settings), **own, **reference_free({**settings, "alpha": 0.0})}
+    return {**beta(settings), **own, **cpo_parts({**settings, "alpha": 0.0})}
+
+
+def cross_entropy(settings: Settings) -> bool:
+    """Whether CPO's cross-entropy has a weight."""
+    return bool(settings["cpo_alpha"])
 
 
 def centred(settings: Settings) -> dict[str, Any]:
@@ -110,10 +121,11 @@ CPO_READS = ("label_smoothing", "cpo_alpha", "alpha")
 LOSSES = (
     Loss("dpo", "sigmoid", "DPO", beta),
     Loss("dpo", "hinge", "DPO", lambda s: {**beta(s), "link": "Hinge"}, "with use_weighting TRL's backward pass fails; "
-         "here it works"),
+         "here it works", lambda s: bool(s["use_weighting"])),
     Loss("dpo", "ipo", "IPOMean", lambda s: {"tau": s["beta"]}, open=WEIGHT),
     Loss("dpo", "exo_pair", "EXO", flips, "TRL's loss is infinite at its default label_smoothing of 0, which is "
-         "refused here; without one, the paper's 0.001 is taken", reads=("label_smoothing",)),
+         "refused here; without one, the paper's 0.001 is taken", lambda s: not s["label_smoothing"],
+         reads=("label_smoothing",)),
     Loss("dpo", "nca_pair", "NCA", beta, open=ALONE),
     Loss("dpo", "robust", "RobustDPO", lambda s: {**beta(s), "epsilon": s["label_smoothing"]},
          reads=("label_smoothing",)),
@@ -129,11 +141,12 @@ LOSSES = (
          "TRL's loss is NaN in fp32 where beta (h_w - h_l) is below -89; here it is finite", reads=("discopop_tau",)),
     Loss("dpo", "sft", "SFT", lambda s: {}, PER_TOKEN, open=ALONE),
     Loss("dpo", "sigmoid_norm", "DPO", lambda s: {**beta(s), "tokens": "Mean"}, open=WEIGHT),
-    Loss("cpo", "sigmoid", "CPO", cpo, PER_TOKEN, reads=CPO_READS),
-    Loss("cpo", "hinge", "CPO", lambda s: {**cpo(s), "link": "Hinge"}, PER_TOKEN, reads=CPO_READS[1:]),
-    Loss("cpo", "ipo", "CPO", lambda s: {**cpo(s), "link": "Squared", "tokens": "Mean"}, PER_TOKEN,
+    Loss("cpo", "sigmoid", "CPO", cpo, PER_TOKEN_OF_CPO, cross_entropy, reads=CPO_READS),
+    Loss("cpo", "hinge", "CPO", lambda s: {**unsmoothed_cpo(s), "link": "Hinge"}, PER_TOKEN_OF_CPO, cross_entropy,
          reads=CPO_READS[1:]),
-    Loss("cpo", "simpo", "SimPO", simpo, f"with cpo_alpha above 0, its default: {PER_TOKEN}",
+    Loss("cpo", "ipo", "CPO", lambda s: {**unsmoothed_cpo(s), "link": "Squared", "tokens": "Mean"},
+         PER_TOKEN_OF_CPO, cross_entropy, reads=CPO_READS[1:]),
+    Loss("cpo", "simpo", "SimPO", simpo, PER_TOKEN_OF_CPO, cross_entropy,
          reads=(*CPO_READS, "simpo_gamma")),
     Loss("cpo", "alphapo", "AlphaPO", alphapo, reads=("label_smoothing", "alpha", "simpo_gamma")),
     Loss("orpo", "", "ORPO", lambda s: {"lambd": s["beta"]}, f"TRL's cross-entropy has the prompt's tokens too, and "

@@ -51,7 +51,7 @@ def _one(trainer: str, name: str, settings: Settings, given: Settings) -> tuple[
             )
         arguments[kind] = chosen
     what = loss.title
-    remarks = [f"{what}: {loss.difference}."] if loss.difference else []
+    remarks = [f"{what}: {loss.difference}."] if loss.difference and loss.differs(settings) else []
     settable = given.keys() & {"label_smoothing", "discopop_tau", "simpo_gamma", "alpha", "cpo_alpha"}
     remarks += [f"{what}: TRL does not read {unread} in this loss." for unread in sorted(settable - {*loss.reads})]
     return part(loss.objective, **arguments), remarks

@@ -23,7 +23,7 @@ from lit_pref.porting.objective import OF_LOSS
 from lit_pref.run.config import resolve
 
 sys.path.append(str(ROOT / "tools"))
-from write_from_trl import configurations, place
+from write_from_trl import configurations, place, row
 
 KNOWN = describing.objectives()
 
@@ -55,6 +55,7 @@ def test_the_words_of_needs_are_those_of_the_command():
         ({"needs": "margin"}, "MMPO", "DPO"),
         ({"needs": "live_reference"}, "EpsilonDPO", "MRPO"),
         ({"needs": "extra_response"}, "SELM", "DPO"),
+        ({"needs": "extra_response"}, "SELM", "ConditionalContrast"),
         ({"needs": "lists"}, "RankNet", "BradleyTerry"),
         ({"needs": "reward_model"}, "GPM", "DPO"),
         ({"needs": "references"}, "MRPO", "DPO"),
@@ -101,6 +102,28 @@ def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.C
     assert ended.value.code == 2 and "margin" in capsys.readouterr().err
 
 
+def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, "TDPO")
+    assert "Needs   a reference in memory, with the policy's vocabulary\n" in text
+    assert "TDPO" in listed(said(capsys, needs="reference"))
+    assert all("derived from the equations" in said(capsys, name) for name in ("Pairwise", "SquaredMargin", "Weighted"))
+    assert "a reconstruction" in said(capsys, "AlphaPO") and "extra response" not in said(capsys, "ConditionalContrast")
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "sentence"),
+    [
+        (("TDPO",), {"needs": "margin", "trl": True}, "--needs, --trl cannot filter what is named"),
+        (("TDPO",), {"family": "lists"}, "--family cannot filter .* give either names or filters"),
+        (("TDPO",), {"from_trl": "beta=0.1"}, "--from_trl translates .* drop TDPO"),
+        ((), {"from_trl": "beta=0.1", "reference_free": True}, "--from_trl translates .* drop --reference_free"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(names: tuple[str, ...], options: dict[str, Any], sentence: str):
+    with pytest.raises(UsageError, match=sentence):
+        objectives(*names, **options)
+
+
 def test_sections_of_a_docstring_are_read():
     about = describing.docstring(MMPO)
     assert about.summary.startswith("Margin matching: the loss fits")
@@ -144,6 +167,9 @@ def test_a_file_of_arguments_is_read(tmp_path: Any):
         ("f_divergence_type=alpha_divergence,f_alpha_divergence_coef=2.0", r"AlphaDivergence has those in \[0, 1\)"),
         ("optim=adamw_8bit", "optim 'adamw_8bit' is no optimizer of torch"),
         ("lr_scheduler_type=polynomial", "lr_scheduler_type 'polynomial' is none of linear"),
+        ("num_train_epochs=0.5", r"num_train_epochs is 0\.5, .*give max_steps"),
+        ("num_train_epochs=2.5,max_steps=-1", r"num_train_epochs is 2\.5"),
+        ("lr_scheduler_kwargs='none of them'", "is no mapping of names to values"),
         ("loss_type=[sigmoid,sft],loss_weights=[1.0]", "2 losses have 1 loss_weights"),
     ],
 )
@@ -172,6 +198,49 @@ def test_a_configuration_is_one_of_a_run(tmp_path: Any, monkeypatch: pytest.Monk
     assert config.trainer.callbacks[0].init_args.every == 50 and config.trainer.max_epochs == 3
 
 
+def ported(text: str) -> tuple[dict[str, Any], str]:
+    """Return the configuration of a run and its comments, each remark on one line."""
+    written = yaml_of(text)
+    return yaml.safe_load(written), re.sub(r"\n# +", " ", written)
+
+
+def test_steps_override_epochs_as_in_transformers():
+    assert ported("num_train_epochs=2.5,max_steps=100")[0]["trainer"]["max_epochs"] == -1
+    assert ported("num_train_epochs=2.0")[0]["trainer"]["max_epochs"] == 2
+
+
+@pytest.mark.parametrize("arguments", ["{'min_lr': 1e-7}", "{'min_lr_rate': 0.1}"])
+def test_a_least_rate_is_the_floor_of_the_schedule_that_reads_it(arguments: str):
+    given = f"learning_rate=1e-6,lr_scheduler_kwargs={arguments}"
+    config, comments = ported(f"{given},lr_scheduler_type=cosine_with_min_lr")
+    assert config["model"]["schedule"]["init_args"]["floor"] == pytest.approx(0.1)
+    assert "lr_scheduler_kwargs" not in comments
+    config, comments = ported(f"{given},lr_scheduler_type=linear")
+    assert "floor" not in config["model"]["schedule"].get("init_args", {})
+    assert "lr_scheduler_kwargs: linear reads no min_lr" in comments
+
+
+def test_a_setting_without_a_place_is_remarked_on():
+    assert (
+        "lr_scheduler_kwargs: cosine reads no num_cycles here"
+        in ported("lr_scheduler_type=cosine,lr_scheduler_kwargs={'num_cycles': 2}")[1]
+    )
+    config, comments = ported("max_length=null")
+    assert "max_length=None: TRL cuts no pair then" in comments and "max_length" not in config["data"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence", "without"),
+    [
+        ("trainer=cpo,loss_type=simpo", "with cpo_alpha above 0", ",cpo_alpha=0.0"),
+        ("trainer=cpo,loss_type=sigmoid", "with cpo_alpha above 0", ",cpo_alpha=0.0"),
+        ("loss_type=exo_pair", "the paper's 0.001", ",label_smoothing=0.1"),
+    ],
+)
+def test_a_difference_is_printed_only_where_it_applies(text: str, sentence: str, without: str):
+    assert sentence in ported(text)[1] and sentence not in ported(text + without)[1]
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.trainer}-{loss.name}")
 def test_every_loss_is_translated(loss: Any):
     text = f"trainer={loss.trainer}" + (f",loss_type={loss.name}" if loss.name else "")
@@ -184,6 +253,18 @@ def test_every_argument_of_the_installed_trl_has_a_place():
         assert len(fields) > 100
         missing = [field for field in fields if not place(field) and field not in OF_LOSS]
         assert not missing, f"{name}: {missing}"
+
+
+def test_the_place_of_an_argument_is_that_of_its_losses():
+    assert all(name in place("label_smoothing") for name in ("RobustDPO", "EXO", "AOT"))
+    assert "MovingReference" in place("sync_ref_model") and "Pretrained" not in place("sync_ref_model")
+
+
+def test_a_loss_is_shown_with_the_names_of_its_settings():
+    rows = {loss.title: row(loss) for loss in LOSSES}
+    assert "`beta: beta, epsilon: label_smoothing`" in rows["DPO robust"]
+    assert "alpha: alpha" in rows["CPO alphapo"] and "cpo_alpha: cpo_alpha, score:" in rows["CPO hinge"]
+    assert not any(": 0.0" in row or "null" in row for row in rows.values())
 
 
 def test_the_defaults_are_those_of_the_installed_trl():
