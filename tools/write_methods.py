@@ -1,11 +1,12 @@
 """Writes docs/methods.md: every objective, part and selection criterion, read from the classes themselves."""
 
+import inspect
 import sys
 from pathlib import Path
 
 from lit_pref.data.selection import criteria
 from lit_pref.data.selection.selection import Selection
-from lit_pref.describing import docstring, part_kinds, subclasses
+from lit_pref.describing import arguments, docstring, part_kinds, subclasses
 
 sys.path.append(str(Path(__file__).parent))
 from part_combinations import Entries, choices, count, pairs, refusal, valid_pairs
@@ -23,9 +24,9 @@ def page() -> str:
         "[objectives.md](objectives.md) describes the objectives.",
     ]
     lines += ["", "## Parts of `Pairwise`", "", "The first of each kind is the default.", ""]
-    lines += ["| part | class | description |", "|---|---|---|"]
+    lines += ["| part | class | description | arguments |", "|---|---|---|---|"]
     for part, members in part_kinds().items():
-        lines += [f"| `{part}` | `{cls.__name__}` | {_first_line(cls)} |" for cls in members]
+        lines += [f"| `{part}` | `{cls.__name__}` | {_first_line(cls)} | {_arguments(cls)} |" for cls in members]
     lines += ["", *_combinations(), "", "## Criteria of `data.selection`", "", "| class | description |", "|---|---|"]
     of_module = (cls for cls in subclasses(Selection) if cls.__module__ == criteria.__name__)
     lines += [f"| `{cls.__name__}` | {_first_line(cls)} |" for cls in of_module]
@@ -59,6 +60,16 @@ def _combinations() -> list[str]:
 
 def _name(cls: type | None) -> str:
     return "none" if cls is None else f"`{cls.__name__}`"
+
+
+def _arguments(cls: type) -> str:
+    """The arguments of a class, with their defaults and meanings."""
+    texts = []
+    for argument in arguments(cls):
+        default = "" if argument.default is inspect.Parameter.empty else f" ({argument.default!r})"
+        meaning = argument.meaning.replace("|", "\\|")
+        texts.append(f"`{argument.name}`{default}: {meaning}" if meaning else f"`{argument.name}`{default}")
+    return "<br>".join(texts)
 
 
 def _first_line(cls: type) -> str:

@@ -73,7 +73,14 @@ def yaml_to_copy(cls: type[Objective]) -> str:
         path = folder / f"{cls.__module__.rpartition('.')[2]}.yaml"
         if path.is_file() and trains(path) == cls.__name__:
             name = path.relative_to(CONFIGS.parent)
-            return "\n".join([*published, f"YAML to copy ({name})", "", path.read_text(encoding="utf-8").rstrip()])
+            return "\n".join(
+                [
+                    *published,
+                    f"YAML to copy ({name}; it also sets optimizer, schedule and batch)",
+                    "",
+                    path.read_text(encoding="utf-8").rstrip(),
+                ]
+            )
     return "\n".join([*published, "YAML to copy", "", generated(cls).rstrip()])
 
 

@@ -74,6 +74,12 @@ def _explain(names: tuple[str, ...]) -> None:
 
     known = describing.objectives()
     for name in names:
+        kinds = {cls.__name__: kind for kind, members in describing.part_kinds().items() for cls in members}
+        if part := kinds.get(name):
+            raise UsageError(
+                f"{name} is a part of objectives (`{part}`), not an objective: docs/methods.md has its arguments; use "
+                f"it as `--model.objective DPO --model.objective.{part} {name}`"
+            )
         if name not in known:
             raise UsageError(
                 f"there is no objective {name!r}; `objectives` lists all {len(known)}{did_you_mean(name, known)}"
