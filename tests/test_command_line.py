@@ -52,7 +52,8 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     (
         "--model.objective.reference Harmonix",
         [
-            "model.objective.reference: unknown class 'Harmonix'; known: Geometric, Harmonic, NoReference, Single; "
+            "model.objective.reference: unknown class 'Harmonix'; known: ClippedGeometric, Geometric, Harmonic, "
+            "ImplicitRewards, NoReference, Single; "
             "did you mean Harmonic?"
         ],
     ),

@@ -95,9 +95,7 @@ def test_generated_yaml_is_a_configuration(tmp_path: Any, monkeypatch: pytest.Mo
 def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UsageError, match=r"no objective 'MMOP'; `objectives` lists all \d+; did you mean MMPO"):
         objectives("MMOP")
-    with pytest.raises(
-        UsageError, match=r"Smoothed is a part of objectives \(`target`\), not an objective"
-    ):
+    with pytest.raises(UsageError, match=r"Smoothed is a part of objectives \(`target`\), not an objective"):
         objectives("Smoothed")
     with pytest.raises(UsageError, match=r"--family 'list' is none of .*; did you mean lists"):
         objectives(family="list")
