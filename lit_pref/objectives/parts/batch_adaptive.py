@@ -46,6 +46,10 @@ class BatchAdaptive(Temperature):
     """
 
     batch_coupled = True
+    still_reference = (
+        "its moving mean and deviation are those of gaps to the reference, which jump when the reference moves: watch "
+        "train/beta, or choose `temperature: Constant`."
+    )
 
     def __init__(self, alpha: float = 0.6, momentum: float = 0.9, filtered: float = 0.0, floor: float = 1e-3) -> None:
         super().__init__()
