@@ -161,6 +161,9 @@ class Pairwise(Objective):
         losses = weight * preference
         for term in self.terms:
             losses = losses + term.coefficient * term(policy, rewards, pairs)
+        if (kept := self.temperature.kept) is not None:
+            # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
+            losses = losses * kept.to(losses) * (pairs.is_real.sum().to(losses) / kept.sum().clamp_min(1))
 
         weight_log = {} if self.weight.uniform else {"weight": weight}
         part_logs = {**weight_log, **beta_log, **mix_log, **self.score.log(ratios)}
