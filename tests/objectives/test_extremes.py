@@ -1,18 +1,14 @@
 """Every objective is finite, value and gradient, where log-ratios, lengths, margins and probabilities are extreme."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from lit_pref.describing import required_arguments, subclasses
 from lit_pref.errors import UserError
 from lit_pref.objectives import Objective
 from lit_pref.scores import SequenceScores
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from write_methods import required_arguments, subclasses
 
 FAR = 1e4  # nats
 SCORES = list(itertools.product((-FAR, -1.0), repeat=4))
