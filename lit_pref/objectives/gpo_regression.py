@@ -54,7 +54,7 @@ class GPORegression(Pointwise):
     def requirements(self) -> Requirements:
         return ONE_REFERENCE | Requirements(columns=frozenset({f"{self.column}_chosen", f"{self.column}_rejected"}))
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         names = f"{self.column}_chosen", f"{self.column}_rejected"
         chosen, rejected = (
             (ratio - (pairs.columns[name].to(ratio.dtype) - self.center) / self.beta).square()

@@ -61,7 +61,7 @@ class SPPO(Pointwise):
     def fit(self, strengths: Strengths) -> list[str]:
         return self.target.fit(strengths)
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         aim = (self.target(policy, pairs) - 0.5) / self.beta  # nats
         return (ratios[0] - aim).square() + (ratios[1] + aim).square()
 
