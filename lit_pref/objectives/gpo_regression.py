@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import ONE_REFERENCE
-from lit_pref.objectives.parts.offset import finite
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.pointwise import Pointwise
 from lit_pref.objectives.requirements import Requirements

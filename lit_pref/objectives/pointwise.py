@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import Objective
-from lit_pref.objectives.listwise import positive
+from lit_pref.objectives.numbers import positive
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.scores import ObjectiveOutput, PairScores
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.offset import Offset, finite
+from lit_pref.objectives.parts.offset import Offset
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores, ReferenceKl
 
