@@ -16,7 +16,7 @@ from lit_pref.modules.base import PairModule, Scored
 from lit_pref.modules.checkpoint_info import check_references, reference_info
 from lit_pref.modules.schedules import Schedule
 from lit_pref.objectives.base import Objective
-from lit_pref.references.moving import MovingReference, drift_warnings
+from lit_pref.references.moving import MovingReference, drift_objections, drift_warnings
 from lit_pref.references.own_tokenizer import same_tokenizer
 from lit_pref.references.plan import pairs_read
 from lit_pref.references.prepare import ReferencePreparation, prepare_references, references_of, through_store
@@ -75,7 +75,9 @@ class PreferenceModule(PairModule):
             )
         references = references_of(objective, references, policy)
         self.references: list[Reference] = through_store(references, objective, policy, reference_store)
-        for warning in drift_warnings(objective) if self.moving else ():
+        for objection in drift_objections(objective, self.moving):
+            raise UsageError(objection)
+        for warning in drift_warnings(objective, self.moving):
             warnings.warn(warning, stacklevel=2)
 
     @property

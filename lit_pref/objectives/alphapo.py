@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.offset import ConstantOffset, finite
+from lit_pref.objectives.parts.offset import ConstantOffset
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.parts.reference import NoReference
 from lit_pref.objectives.parts.score import Score, bounded_expm1

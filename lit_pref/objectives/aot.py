@@ -57,13 +57,13 @@ class AOT(Pointwise):
         self.unpaired, self.label_smoothing = unpaired, label_smoothing
         self._warned = False
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         self._warn_of_dpo(pairs)
         above, below = ratios
         if not self.unpaired:
-            assert policy.rejected is not None
+            assert policy.rejected is not None and reference.rejected is not None
             above = policy.chosen.scores - policy.rejected.scores
-            below = (above - (ratios[0] - ratios[1])).detach()  # r_w - r_l
+            below = (reference.chosen.scores - reference.rejected.scores).detach()
         logits = self.beta * (above - below[_same_rank(above, below, pairs.is_real)])
         smoothing = self.label_smoothing
         return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)

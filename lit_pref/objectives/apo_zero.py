@@ -31,6 +31,6 @@ class APOZero(Pointwise):
 
     faithfulness = "derived"
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         chosen, rejected = ratios
         return (-self.beta * chosen).sigmoid() + (self.beta * rejected).sigmoid()

@@ -46,7 +46,7 @@ class BCO(Pointwise):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))  # number of these responses
         self._window: Tensor | None = None  # the same two sums within the current optimizer step
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         chosen, rejected = self.beta * ratios[0], self.beta * ratios[1]
         if self.training:
             rewards = torch.stack([chosen.detach(), rejected.detach()])[:, pairs.is_real].double()

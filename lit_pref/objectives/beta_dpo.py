@@ -1,18 +1,15 @@
 """DPO with one temperature for each batch, and without its outliers."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from lit_pref.batch import PairData
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.batch_adaptive import BatchAdaptive
-from lit_pref.scores import ObjectiveOutput, PairScores
 
 
 class BetaDPO(Pairwise):
     """beta-DPO: one beta for each micro-batch, larger if its pairs are far apart, and a filter of outliers.
 
-        L = -log sigmoid(beta_b (h_w - h_l)) for the kept pairs,    beta_b = beta (1 + alpha (A - M))
+        L = -log sigmoid(beta_b (h_w - h_l)) for the kept pairs,    beta_b = max(floor, beta (1 + alpha (A - M)))
 
     A is the mean of h_w - h_l over the kept pairs of the micro-batch and M its moving mean; pairs far from M are likely
     to be left out: see `BatchAdaptive`. The loss is the mean over the kept pairs. **It depends on the micro-batch**:
@@ -35,6 +32,7 @@ class BetaDPO(Pairwise):
         alpha: finite, >= 0, per nat.
         filtered: share of the pairs of a micro-batch that is left out, in [0, 1).
         momentum: share of the past in the moving mean and deviation, in [0, 1).
+        floor: beta_b never goes below this, > 0; at most beta.
         parts: the other parts of `Pairwise`.
     """
 
@@ -42,14 +40,13 @@ class BetaDPO(Pairwise):
     family = "references and temperature"
 
     def __init__(
-        self, beta: float = 0.1, alpha: float = 0.6, filtered: float = 0.2, momentum: float = 0.9, **parts: Any
+        self,
+        beta: float = 0.1,
+        alpha: float = 0.6,
+        filtered: float = 0.2,
+        momentum: float = 0.9,
+        floor: float = 1e-3,
+        **parts: Any,
     ) -> None:
-        temperature = BatchAdaptive(alpha=alpha, momentum=momentum, filtered=filtered)
+        temperature = BatchAdaptive(alpha=alpha, momentum=momentum, filtered=filtered, floor=floor)
         super().__init__(beta=beta, temperature=temperature, **parts)
-
-    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
-        output = super().forward(policy, references, pairs)
-        if self.training and (kept := output.logged.get("kept")) is not None:
-            # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
-            output.losses = output.losses * kept * (pairs.is_real.sum() / kept.sum().clamp_min(1))
-        return output

@@ -21,7 +21,7 @@ def beta_objections(beta: float, temperature: Temperature, link: Link) -> Iterat
         yield f"beta must be a positive, finite number, got {beta}."
     if not (temperature.minimum or 0) <= beta <= (math.inf if temperature.maximum is None else temperature.maximum):
         name = type(temperature).__name__
-        yield f"beta {beta} lies outside {name}'s minimum and maximum: change beta or the bounds."
+        yield f"beta {beta} lies outside {name}'s minimum and maximum: change beta or the bounds of {temperature}."
     if link.constant_beta_only and not temperature.constant:
         yield link.constant_beta_only
 

@@ -32,6 +32,9 @@ class Component(nn.Module):
     still_reference: str = ""
     """The warning, with reason and remedy, if it expects references that do not move in training; empty if not."""
 
+    fixed_first_reference: str = ""
+    """The error, with reason and remedy, if its first reference must not move in training; empty if it may."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):

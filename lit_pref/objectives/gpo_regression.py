@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import ONE_REFERENCE
-from lit_pref.objectives.parts.offset import finite
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.pointwise import Pointwise
 from lit_pref.objectives.requirements import Requirements
@@ -54,7 +54,7 @@ class GPORegression(Pointwise):
     def requirements(self) -> Requirements:
         return ONE_REFERENCE | Requirements(columns=frozenset({f"{self.column}_chosen", f"{self.column}_rejected"}))
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         names = f"{self.column}_chosen", f"{self.column}_rejected"
         chosen, rejected = (
             (ratio - (pairs.columns[name].to(ratio.dtype) - self.center) / self.beta).square()

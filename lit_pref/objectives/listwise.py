@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
-from lit_pref.errors import UsageError, UserError
+from lit_pref.errors import UserError
 from lit_pref.objectives.base import Objective
+from lit_pref.objectives.numbers import positive
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores
 
@@ -55,13 +56,6 @@ class Listwise(Objective):
         s = self.beta * s
         same = pairs.lists[:, None] == pairs.lists
         return ObjectiveOutput(self.losses_of_lists(s, pairs.columns[LABEL].to(s), same), s.detach(), None)
-
-
-def positive(value: float, name: str) -> float:
-    """Return `value`; refuse it if it is not a positive, finite number."""
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name} must be positive and finite, got {value}.")
-    return value
 
 
 def total(values: Tensor, where: Tensor) -> Tensor:

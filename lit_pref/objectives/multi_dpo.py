@@ -17,8 +17,9 @@ class MultiDPO(Pairwise):
         L = sum_k a_k (-log sigmoid(beta [(l_w - l_l) - (r^_k,w - r^_k,l)])),    r^_k and a_k as in `Harmonic`
 
     The mean is outside of the loss: with the mean inside it is DPO against `ClippedGeometric`, whose loss is never
-    larger. References that disagree pull against each other here instead of being mixed first. Rewards and logged
-    values are those against that mixture: the weighted means of those against each reference. One reference gives DPO.
+    larger. References that disagree pull against each other here instead of being mixed first. Rewards, logged values
+    and the `temperature` are those against that mixture: the weighted means of those against each reference. One
+    reference gives DPO.
 
     >>> MultiDPO(weights=[1, 1]).reference
     ClippedGeometric(eta=0.1, adaptive=True, weights=[1, 1])
@@ -59,7 +60,7 @@ class MultiDPO(Pairwise):
         with torch.no_grad():
             own = torch.stack([torch.stack(self.tokens(one, policy, pairs)) for one in references])  # (K, 2, B)
         each = [
-            self.compare(scores, ((chosen, rejected), {}), policy, references, pairs).losses
+            self.compare(scores, ((chosen, rejected), {}), (output.logged["beta"], {}), policy, pairs).losses
             for chosen, rejected in self.reference.clip(own)
         ]
         output.losses = (self.reference.weigh(own) * torch.stack(each)).sum(0)

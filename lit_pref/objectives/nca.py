@@ -32,6 +32,6 @@ class NCA(Pointwise):
 
     faithfulness = "derived"
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         chosen, rejected = self.beta * ratios[0], self.beta * ratios[1]
         return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2

@@ -28,7 +28,7 @@ from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.parts.reference import MixOutput, ReferenceMix, Single
 from lit_pref.objectives.parts.score import Identity, Score
 from lit_pref.objectives.parts.target import Hard, Target, entropy
-from lit_pref.objectives.parts.temperature import Constant, Temperature
+from lit_pref.objectives.parts.temperature import Constant, Temperature, TemperatureOutput
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.tokens import Sum, TokenSum
 from lit_pref.objectives.parts.weight import NoWeight, Weight
@@ -130,24 +130,26 @@ class Pairwise(Objective):
         with torch.no_grad():
             own = [self.tokens(reference, policy, pairs) for reference in references]
             mix = self.reference(own, scores)
-        return self.compare(scores, mix, policy, references, pairs)
+            beta = self.temperature(self.beta, _ratios(scores, mix[0]), policy, references, pairs)
+        return self.compare(scores, mix, beta, policy, pairs)
 
     def compare(
-        self, scores: Sides, mix: MixOutput, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+        self, scores: Sides, mix: MixOutput, temperature: TemperatureOutput, policy: PairScores, pairs: PairData
     ) -> ObjectiveOutput:
         """Return the losses of the policy against one reference score of each response.
 
         Args:
             scores: the policy's scores of both responses, each (B,), with gradient.
             mix: the reference's scores of both responses, each (B,), and values to log.
+            temperature: beta of every pair, (B,), and values to log. It is an input because computing it moves its
+                state, once for each batch.
             policy: the scores and statistics of the policy, for the parts.
-            references: the K references, for the temperature.
             pairs: the B pairs.
         """
         mixed, mix_log = mix
-        ratios: Sides = (scores[0] - mixed[0], scores[1] - mixed[1])
+        beta, beta_log = temperature
+        ratios = _ratios(scores, mixed)
         with torch.no_grad():
-            beta, beta_log = self.temperature(self.beta, ratios, policy, references, pairs)
             target = self.target(policy, pairs)
         weight = self.weight(policy, pairs)
         if not self.weight.differentiable:
@@ -159,6 +161,9 @@ class Pairwise(Objective):
         losses = weight * preference
         for term in self.terms:
             losses = losses + term.coefficient * term(policy, rewards, pairs)
+        if (kept := self.temperature.kept) is not None:
+            # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
+            losses = losses * kept.to(losses) * (pairs.is_real.sum().to(losses) / kept.sum().clamp_min(1))
 
         weight_log = {} if self.weight.uniform else {"weight": weight}
         part_logs = {**weight_log, **beta_log, **mix_log, **self.score.log(ratios)}
@@ -206,3 +211,7 @@ class Pairwise(Objective):
         """Reasons to doubt this combination of parts."""
         yield from margin_warnings(self.target, self.offset)
         yield from term_warnings(cast(Iterable[Term], self.terms), self.target)
+
+
+def _ratios(scores: Sides, references: Sides) -> Sides:
+    return scores[0] - references[0], scores[1] - references[1]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import Objective
-from lit_pref.objectives.listwise import positive
+from lit_pref.objectives.numbers import positive
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.scores import ObjectiveOutput, PairScores
 
@@ -36,12 +36,13 @@ class Pointwise(Objective):
         self.beta = positive(beta, f"{type(self).__name__}: beta")
 
     @abstractmethod
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         """Return the loss of every pair, (B,).
 
         Args:
             ratios: h_w and h_l, each (B,).
             policy: the policy's scores, with the required statistics.
+            reference: the reference's scores; take no gradient of them.
             pairs: the B pairs.
         """
 
@@ -52,7 +53,7 @@ class Pointwise(Objective):
         chosen = policy.chosen.scores - reference.chosen.scores.detach()
         rejected = policy.rejected.scores - reference.rejected.scores.detach()
         return ObjectiveOutput(
-            losses=self.losses((chosen, rejected), policy, pairs),
+            losses=self.losses((chosen, rejected), policy, reference, pairs),
             chosen_rewards=self.beta * chosen.detach(),
             rejected_rewards=self.beta * rejected.detach(),
         )

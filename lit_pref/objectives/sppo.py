@@ -7,6 +7,7 @@ from torch import Tensor
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.base import ONE_REFERENCE
+from lit_pref.objectives.component import call_text
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.parts.target import Hard, Target
 from lit_pref.objectives.pointwise import Pointwise
@@ -25,7 +26,7 @@ class SPPO(Pointwise):
     its norm forgets that scale.
 
     >>> SPPO(beta=0.01)
-    SPPO(beta=0.01, target=None)
+    SPPO(beta=0.01, target=Hard())
 
     **When**: rounds of sampling from the policy, in which the reference is the policy of the last round and a judge
     gives probabilities. Not for pairs that other models wrote.
@@ -60,6 +61,9 @@ class SPPO(Pointwise):
     def fit(self, strengths: Strengths) -> list[str]:
         return self.target.fit(strengths)
 
-    def losses(self, ratios: Sides, policy: PairScores, pairs: PairData) -> Tensor:
+    def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         aim = (self.target(policy, pairs) - 0.5) / self.beta  # nats
         return (ratios[0] - aim).square() + (ratios[1] + aim).square()
+
+    def __repr__(self) -> str:
+        return call_text(self, {**self.arguments, "target": self.target})

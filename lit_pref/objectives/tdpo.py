@@ -6,8 +6,9 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.offset import Offset, finite
+from lit_pref.objectives.parts.offset import Offset
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores, ReferenceKl
 
@@ -42,7 +43,7 @@ class TDPO(Pairwise):
     """Token-level DPO: DPO that also balances the KL divergence from the reference over both responses.
 
         TDPO2:  L = -log sigmoid(beta [h_w - h_l - alpha (K_l - sg K_w)])
-        TDPO1:  L = -log sigmoid(beta [h_w - h_l - (K_l - K_w)])
+        TDPO1:  L = -log sigmoid(beta [h_w - h_l - (K_l - K_w)])       alpha 1, detach_chosen false
 
     K_y = sum_t KL(pi_ref(. | y_<t) || pi(. | y_<t)), and sg takes it as a constant. The loss lowers K_l; TDPO1 also
     raises K_w, without a bound, which TDPO2 does not. alpha = 0 is DPO. Compares next-token distributions and so needs
@@ -61,8 +62,8 @@ class TDPO(Pairwise):
 
     Args:
         beta: > 0, reward units per nat.
-        alpha: >= 0, weight of the divergences; TDPO1 has 1.
-        first: TDPO1's gradient: K_w is no constant.
+        alpha: >= 0, weight of the divergences; 1 for TDPO1.
+        detach_chosen: take K_w as a constant, as TDPO2 does; false for TDPO1.
         parts: the other parts of `Pairwise`.
 
     Raises:
@@ -72,7 +73,7 @@ class TDPO(Pairwise):
     faithfulness = "derived"
     family = "tokens and lengths"
 
-    def __init__(self, beta: float = 0.1, alpha: float = 0.5, first: bool = False, **parts: Any) -> None:
+    def __init__(self, beta: float = 0.1, alpha: float = 0.5, detach_chosen: bool = True, **parts: Any) -> None:
         if not 0 <= alpha < float("inf"):
             raise UsageError(f"TDPO: alpha weighs the divergences and must be finite and >= 0, got {alpha}.")
-        super().__init__(beta=beta, offset=KlOffset(beta * alpha, detach_chosen=not first), **parts)
+        super().__init__(beta=beta, offset=KlOffset(beta * alpha, detach_chosen=detach_chosen), **parts)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -175,8 +175,15 @@ class BEMAReference(MovingReference):
         return [*super().copies, self._start]
 
 
-def drift_warnings(objective: Objective) -> Iterator[str]:
-    """Warnings about parts of an objective that themselves hold the policy near its reference, while that one moves."""
+def drift_objections(objective: Objective, moving: Collection[int]) -> Iterator[str]:
+    """Objections to parts of an objective whose first reference must not move, if it is one of those that do."""
     for part in objective.modules():
-        if isinstance(part, Component) and part.still_reference:
+        if isinstance(part, Component) and part.fixed_first_reference and 0 in moving:
+            yield f"{type(part).__name__} with a moving reference 0: {part.fixed_first_reference}"
+
+
+def drift_warnings(objective: Objective, moving: Collection[int]) -> Iterator[str]:
+    """Warnings about parts of an objective that expect references which do not move, if some do."""
+    for part in objective.modules():
+        if isinstance(part, Component) and part.still_reference and moving:
             yield f"{type(part).__name__} with a moving reference: {part.still_reference}"

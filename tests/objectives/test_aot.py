@@ -41,6 +41,20 @@ def test_paired_quantiles_of_the_policy_are_compared_with_those_of_the_reference
     assert rejected == pytest.approx(slopes, abs=1e-15)
 
 
+def test_differences_of_the_reference_keep_their_digits_beside_log_probs_of_ten_thousand_nats(make):
+    inputs = make.inputs(
+        make.pair([-1e4] * 5 + [-1.0], [-1.1, -1.3, -1.7, -2.1, -2.3, -0.5]),
+        [make.pair([-0.3] * 6, [-0.2] * 6)],
+        make.batch(6),
+    )
+    for scores in (inputs.policy, *inputs.references):
+        for side in (scores.chosen, scores.rejected):
+            side.scores = side.scores.float()
+    # r_w - r_l is -0.1 for every pair, with which the largest value of the policy, -1 + 0.5, is compared.
+    losses = inputs.into(AOT(beta=1.0)).losses
+    assert losses[-1].item() == pytest.approx(softplus(0.4), rel=1e-6)
+
+
 def test_unpaired_quantiles_of_chosen_responses_are_compared_with_those_of_rejected_ones(make):
     inputs = three_pairs(make)
     output = inputs.into(AOT(beta=0.1, unpaired=True))

@@ -71,6 +71,22 @@ def test_the_loss_is_the_mean_over_the_pairs_that_are_kept(make):
     assert output.losses[~kept].tolist() == [0.0, 0.0]
 
 
+def test_the_filter_acts_on_the_loss_wherever_the_temperature_is_used(make):
+    inputs = make.random(BetaDPO(), size=10)
+    first, second = BetaDPO(filtered=0.3, momentum=0.5), DPO(temperature=BatchAdaptive(filtered=0.3, momentum=0.5))
+    losses = inputs.into(second).losses
+    assert int((losses == 0).sum()) == 3
+    assert torch.equal(inputs.into(first).losses, losses)
+    # In validation no pair is left out, also after a batch of training.
+    assert bool((inputs.into(second.eval()).losses > 0).all())
+
+
+def test_a_beta_below_the_floor_is_refused_and_the_floor_is_an_argument():
+    with pytest.raises(UsageError, match=r"beta 0.0005 lies outside BatchAdaptive's minimum .*floor=0.001"):
+        BetaDPO(beta=0.0005)
+    assert BetaDPO(beta=0.0005, floor=1e-5).temperature.floor == 1e-5
+
+
 def test_pairs_far_from_the_moving_mean_are_left_out(make):
     objective = BetaDPO(filtered=0.2, momentum=0.0)
     left_out = []

@@ -6,6 +6,7 @@ where numbers can show them, and not by the flags that the package compares.
 
 import functools
 import inspect
+import itertools
 import math
 import operator
 import sys
@@ -24,10 +25,9 @@ from lit_pref.objectives.parts.part import Part
 from lit_pref.scores import COMPARING_NEEDS
 
 sys.path.append(str(ROOT / "tools"))
-from part_combinations import Cell, build, choices, count, pairs, product, refusal
+from part_combinations import Cell, build, choices, count, pairs, product, refusal, representatives
 
 RANDOM_CELLS = 1_000
-SLOW_CELLS = 100_000
 
 
 def normal(seed: int = 0) -> Tensor:
@@ -197,10 +197,10 @@ def test_random_cells_of_the_full_grid_are_combined_or_refused_for_a_reason(make
 
 
 @pytest.mark.slow
-def test_the_full_grid_is_combined_or_refused_for_a_reason(make, broken_rules):
-    """The full product has `count()` cells: 288 000 at the time of writing, of which 100 000 are drawn at random."""
-    checked = 0
-    for cell in product(SLOW_CELLS):
-        verify(cell, make, broken_rules, losses=checked % 10 == 0)
-        checked += 1
-    assert checked == min(count(), SLOW_CELLS)
+def test_all_combinations_of_classes_with_different_flags_are_combined_or_refused_for_a_reason(make, broken_rules):
+    """The whole product of one class for all those with the same flags and requirements; every tenth is computed."""
+    kinds = {kind: list(found.values()) for kind, found in representatives().items()}
+    cells = [dict(zip(kinds, cell, strict=True)) for cell in itertools.product(*kinds.values())]
+    assert len(cells) >= 100_000
+    for number, cell in enumerate(cells):
+        verify(cell, make, broken_rules, losses=number % 10 == 0)

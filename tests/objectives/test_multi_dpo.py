@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives import DPO, ClippedGeometric, EpsilonStep, Mean, MultiDPO
+from lit_pref.objectives import DPO, BatchAdaptive, ClippedGeometric, EpsilonStep, Mean, MultiDPO
 
 ANCHOR, DECISIVE, FAR = (-13.0, -14.5), (-12.2, -16.0), (-20.0, -19.5)
 
@@ -81,6 +81,19 @@ def test_a_temperature_with_state_moves_as_against_one_reference(make):
         objective.update(lambda total: total)
     assert several.progress["beta"] == pytest.approx(one.progress["beta"], rel=1e-14)
     assert one.progress["beta"] != 0.1
+
+
+@pytest.mark.parametrize("temperature", [lambda: BatchAdaptive(filtered=0.25), lambda: EpsilonStep(0.1)])
+def test_a_temperature_counts_each_pair_once_and_has_the_state_of_dpo_against_the_mixture(make, temperature):
+    several, mixed = MultiDPO(temperature=temperature()), DPO(temperature=temperature(), reference=ClippedGeometric())
+    inputs = make.random(several, size=8, references=2)
+    outputs = [inputs.into(objective) for objective in (several, mixed)]
+    assert torch.equal(several.temperature._window, mixed.temperature._window)
+    for objective in (several, mixed):
+        objective.update(lambda total: total)
+    assert several.progress == mixed.progress
+    for name in outputs[1].logged:
+        assert torch.equal(outputs[0].logged[name], outputs[1].logged[name])
 
 
 def test_the_clip_is_refused_for_other_aggregations_and_with_wrong_numbers():

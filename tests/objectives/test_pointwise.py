@@ -2,17 +2,13 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from lit_pref.describing import required_arguments, subclasses
 from lit_pref.errors import UsageError
 from lit_pref.objectives import AOT, NCA, SPPO, Pointwise
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from lit_pref.describing import required_arguments, subclasses
 
 KINDS = subclasses(Pointwise)
 

@@ -54,4 +54,5 @@ def test_win_rates_that_add_up_to_one_are_the_soft_form_through_the_regression(m
 def test_what_is_no_probability_is_refused_with_what_to_choose():
     with pytest.raises(UsageError, match=r"SPPO: Unbiased is no probability.*`target: ProbabilityColumn`"):
         SPPO(target=Unbiased(0.1))
+    assert repr(SPPO()) == "SPPO(beta=0.001, target=Hard())"
     assert SPPO().target.hard and isinstance(SPPO(target=Hard()).target, Hard)

@@ -38,7 +38,7 @@ def test_tdpo2_on_the_golden_pair_has_the_golden_loss_and_takes_the_chosen_diver
 
 def test_tdpo1_has_alpha_one_and_a_gradient_of_both_divergences(make):
     inputs = golden(make)
-    output = inputs.into(TDPO(beta=0.1, alpha=1.0, first=True))
+    output = inputs.into(TDPO(beta=0.1, alpha=1.0, detach_chosen=False))
     x = 0.1 * (1.5 - (0.6 - 0.4))
     assert output.losses.item() == pytest.approx(math.log1p(math.exp(-x)), abs=1e-15)
     slope = 0.1 / (1 + math.exp(x))

@@ -14,9 +14,12 @@ from training_runs import Ran, Run, differences, fit, trained
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.preference import MOVED, PreferenceModule
+from lit_pref.objectives.beta_dpo import BetaDPO
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mrpo import MRPO
+from lit_pref.objectives.multi_dpo import MultiDPO
+from lit_pref.objectives.sequential_spo import SequentialSPO
 from lit_pref.references.moving import BEMAReference, MovingReference
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
@@ -171,11 +174,21 @@ def test_it_is_refused_where_it_cannot_work():
     [
         (EpsilonDPO(), [MovingReference()], "EpsilonStep with a moving reference: beta and the reference both"),
         (MRPO(), [InitialPolicy(), MovingReference()], "Harmonic with a moving reference: its clipping and weights"),
+        (MultiDPO(), [MovingReference()], "ClippedGeometric with a moving reference: its clipping and weights"),
+        (BetaDPO(), [MovingReference()], "BatchAdaptive with a moving reference: its moving mean and deviation"),
     ],
 )
 def test_two_rules_that_hold_the_policy_near_its_reference_give_a_warning(objective, references, says):
     with pytest.warns(UserWarning, match=says):
         PreferenceModule(PLAIN, objective, references)
+
+
+def test_implicit_rewards_are_refused_if_their_first_reference_moves(recwarn):
+    moving, still = MovingReference(), InitialPolicy()
+    with pytest.raises(UsageError, match=r"ImplicitRewards with a moving reference 0: .* make reference 0 `InitialPol"):
+        PreferenceModule(PLAIN, SequentialSPO([0.5]), [moving, still])
+    PreferenceModule(PLAIN, SequentialSPO([0.5]), [still, moving])
+    assert not recwarn.list
 
 
 def test_other_objectives_and_still_references_give_no_warning(recwarn):

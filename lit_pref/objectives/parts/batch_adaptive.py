@@ -27,8 +27,8 @@ class BatchAdaptive(Temperature):
     without bound with the gap: watch `beta`. Validation uses the objective's beta, so that its losses do not
     depend on batches.
 
-    Logged with `filtered` > 0: `kept`, 1 or 0, and 1 in validation. The part itself only leaves the other pairs out of
-    A; `BetaDPO` leaves them out of the loss.
+    Logged with `filtered` > 0: `kept`, 1 or 0, and 1 in validation. The other pairs are left out of A and of the loss,
+    which is the mean over those that are kept.
 
     **Source**: beta-DPO, arXiv 2407.08639, and junkangwu/beta-DPO. There A, M and S are of the pairs of all ranks in a
     micro-batch and move with every micro-batch, those of validation included; one pair has no deviation (NaN), and at
@@ -39,13 +39,17 @@ class BatchAdaptive(Temperature):
         alpha: finite, >= 0, per nat; 0 keeps beta constant.
         momentum: share of the past in M and S, in [0, 1).
         filtered: share of the pairs of a micro-batch that is left out, in [0, 1); at least one is kept.
-        floor: beta never goes below this, > 0.
+        floor: beta never goes below this, > 0; at most the objective's beta.
 
     Raises:
         UsageError: an argument is out of range.
     """
 
     batch_coupled = True
+    still_reference = (
+        "its moving mean and deviation are those of gaps to the reference, which jump when the reference moves: watch "
+        "train/beta, or choose `temperature: Constant`."
+    )
 
     def __init__(self, alpha: float = 0.6, momentum: float = 0.9, filtered: float = 0.0, floor: float = 1e-3) -> None:
         super().__init__()
@@ -77,16 +81,18 @@ class BatchAdaptive(Temperature):
         gaps = (ratios[0] - ratios[1]).double()
         own = gaps[pairs.is_real].sort().values  # sorted, so that the order of the pairs changes no bit
         if not self.training or not len(own):
-            return constant, self._log(pairs.is_real, constant)
+            return constant, self._keep(pairs.is_real, constant)
         sums = torch.stack([torch.full_like(self.mean, len(own)), own.sum(), own.square().sum()])
         self._window = sums if self._window is None else self._window + sums
         mean, deviation = self._moved(sums)
         kept = self._draw(gaps, mean, deviation, pairs)
         level = gaps[kept].sort().values.mean()
         adapted = (beta * (1 + self.alpha * (level - mean))).clamp_min(self.floor)
-        return adapted.to(constant).expand_as(constant), self._log(kept, constant)
+        return adapted.to(constant).expand_as(constant), self._keep(kept, constant)
 
-    def _log(self, kept: Tensor, like: Tensor) -> dict[str, Tensor]:
+    def _keep(self, kept: Tensor, like: Tensor) -> dict[str, Tensor]:
+        """Set which pairs are kept, for the loss; return it as a value to log."""
+        self.kept = kept if self.filtered and self.training else None
         return {"kept": kept.to(like)} if self.filtered else {}
 
     def _moved(self, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The amount subtracted from the logit: how far the chosen response must be ahead."""
 
-import math
 from abc import abstractmethod
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError, UserError
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.parts.part import Part
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import PairScores
@@ -159,10 +159,3 @@ class ColumnsOffset(Offset):
             chosen, rejected = (self.read(f"{name}_{side}", policy, pairs) for side in ("chosen", "rejected"))
             total = total + weight * (chosen - rejected)
         return self.scale * total
-
-
-def finite(value: float, name: str) -> float:
-    """Return `value`; refuse it if it is not a finite number."""
-    if not math.isfinite(value):
-        raise UsageError(f"{name} must be a finite number, got {value}.")
-    return value

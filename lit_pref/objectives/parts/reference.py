@@ -58,6 +58,11 @@ class AnchoredMix(ReferenceMix):
         weights: K relative weights >= 0, or None for ARWC.
     """
 
+    still_reference = (
+        "its clipping and weights hold the policy near the anchor, and a reference that follows the policy changes "
+        "both: compare with InitialPolicy or Pretrained, or choose `reference: Geometric`."
+    )
+
     def __init__(self, eta: float = 0.1, adaptive: bool = True, weights: list[float] | None = None) -> None:
         super().__init__()
         name = type(self).__name__
@@ -119,10 +124,6 @@ class Harmonic(AnchoredMix):
     sums_only = (
         "Harmonic clips to an interval relative to the summed log-prob, which has no meaning for another aggregation: "
         "choose `tokens: Sum`, or `reference: Geometric`."
-    )
-    still_reference = (
-        "its clipping and weights hold the policy near the anchor, and a reference that follows the policy changes "
-        "both: compare with InitialPolicy or Pretrained, or choose `reference: Geometric`."
     )
 
     def __init__(
@@ -195,6 +196,11 @@ class ImplicitRewards(ReferenceMix):
         weights: c_k of references 1, 2, ..., finite. If policy k was trained with another beta than this objective's,
             c_k is its weight times its beta, divided by this one's.
     """
+
+    fixed_first_reference = (
+        "r_k - r_0 is the reward that policy k has learned only if reference 0 is the model from which k was trained: "
+        "make reference 0 `InitialPolicy` or `Pretrained`, or choose `reference: Geometric`."
+    )
 
     def __init__(self, weights: list[float]) -> None:
         super().__init__()

@@ -35,6 +35,9 @@ class Temperature(Part):
     maximum: float | None = None
     """The largest beta that the objective may have; None is no bound."""
 
+    kept: Tensor | None = None
+    """Which pairs of the last batch enter the loss, (B,), if `forward` leaves some out in training; None for all."""
+
     @abstractmethod
     def forward(
         self,

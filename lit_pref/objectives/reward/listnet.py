@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from lit_pref.objectives.listwise import Listwise, log_total_exp, positive, total
+from lit_pref.objectives.listwise import Listwise, log_total_exp, total
+from lit_pref.objectives.numbers import positive
 
 
 class ListNet(Listwise):

@@ -7,7 +7,7 @@ import torch
 from lit_pref.batch import PairData
 from lit_pref.errors import UserError
 from lit_pref.objectives.base import Objective
-from lit_pref.objectives.parts.offset import finite
+from lit_pref.objectives.numbers import finite
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import ObjectiveOutput, PairScores
 
