@@ -105,17 +105,24 @@ def options(prefix: str, cls: type) -> list[str]:
     return [f"--{prefix}", cls.__name__, *itertools.chain(*required)]
 
 
-@pytest.mark.parametrize(("old", "new"), neighbours(subclasses(Objective)), ids=lambda c: c.__name__)
+OF_REWARDS = [cls for cls in subclasses(Objective) if cls.rewards_only]
+OF_POLICIES = [cls for cls in subclasses(Objective) if not cls.rewards_only]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [*neighbours(OF_POLICIES), *neighbours(OF_REWARDS)], ids=lambda cls: cls.__name__
+)
 def test_a_later_class_keeps_no_argument_of_the_old_one(old: type, new: type, tmp_path: Path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     for file, cls, values in ((first, old, unusual_arguments(old)), (second, new, {})):
         spec = {"class_path": cls.__name__, "init_args": required_arguments(cls) | values}
         file.write_text(yaml.safe_dump({"model": {"objective": spec}}))
     plain, expected = old(**required_arguments(old)), new(**required_arguments(new))
-    before = objective_after("--config", first, *referenced(plain))
+    head = ["--model.policy.head", "scalar"] if plain.rewards_only else []
+    before = objective_after("--config", first, *head, *referenced(plain))
     assert not unusual_arguments(old) or before != repr(plain), "differs from the defaults"
     for switch in (["--config", second], options("model.objective", new)):
-        assert objective_after("--config", first, *switch, *referenced(expected)) == repr(expected)
+        assert objective_after("--config", first, *switch, *head, *referenced(expected)) == repr(expected)
 
 
 def arguments_of(cls: type) -> set[str]:
