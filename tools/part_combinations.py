@@ -25,7 +25,7 @@ def choices() -> dict[str, list[type | None]]:
 
 
 def build(cell: Cell) -> Pairwise:
-    """Return the objective of a cell; each class gets its defaults and an example of what it cannot do without.
+    """Return the objective of a cell, whose classes get defaults, and example values for required arguments.
 
     Raises:
         UsageError: the parts cannot be combined.

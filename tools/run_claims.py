@@ -44,7 +44,7 @@ def main(workers: int, only: str | None) -> None:
 
 
 def _seconds() -> float:
-    """CPU seconds of the workers so far, and of what they started."""
+    """Return the CPU seconds that the workers and their own processes have used so far."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

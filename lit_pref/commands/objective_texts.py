@@ -91,7 +91,7 @@ def trains(path: Path) -> str:
 
 
 def generated(cls: type[Objective]) -> str:
-    """Return a configuration with the defaults of the class, and examples of what it cannot do without."""
+    """Return a configuration of the class: its defaults, and an example value for each required argument."""
     objective = describing.example(cls)
     asked = objective.requirements
     values = {argument.name: value_of(objective, argument) for argument in describing.arguments(cls)}
