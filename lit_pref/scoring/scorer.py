@@ -238,7 +238,7 @@ def _difference(model: nn.Module) -> str | None:
     with evaluating(model), torch.autocast(ids.device.type, enabled=False):
         hidden_states = _hidden_states(body, ids, mask)
         noise = torch.randn(hidden_states.shape, generator=generator).to(hidden_states)
-        widest = Readout(noise.flatten(0, 1), head.weight).tile(slice(None), slice(None)).abs().max()
+        widest = Readout(noise.flatten(0, 1), head.weight).logits().abs().max()
         large = noise * (100 / widest.clamp_min(1e-6)).to(noise.dtype)
 
         def replace_hidden(module: nn.Module, args: Any, output: Any) -> Any:
@@ -250,7 +250,7 @@ def _difference(model: nn.Module) -> str | None:
             readings.append((large, model(input_ids=ids, attention_mask=mask, use_cache=False).logits))
         tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(hidden_states.dtype, 3e-2)
         for hidden, logits in readings:
-            ours = _with_head(head, body, hidden.flatten(0, 1)).tile(slice(None), slice(None))
+            ours = _with_head(head, body, hidden.flatten(0, 1)).logits()
             theirs = logits.flatten(0, 1).to(ours.dtype)
             if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
                 return f"the logits of {type(model).__name__} are not what its output head gives for its hidden states"
