@@ -17,11 +17,7 @@ OF_VALUES, OF_GRADIENTS = 1e-5, 2**-8
 
 def kernels_for(device: torch.device) -> Any:
     """Return the module of kernels if they can be used on a device, else None."""
-    if kernel_obstacle(device) is not None:
-        return None
-    from lit_pref.scoring import kernels
-
-    return kernels
+    return _module() if kernel_obstacle(device) is None else None
 
 
 @cache
@@ -34,39 +30,42 @@ def kernel_obstacle(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"kernels are for CUDA devices, and this is a {device.type}"
     try:
-        from lit_pref.scoring import kernels
-    except ImportError:
-        return "triton is not installed"
-    reason = disagreement(kernels, device)
+        module = _module()
+    except Exception as error:  # what a damaged installation raises
+        reason: str | None = f"triton cannot be imported ({type(error).__name__}: {_first_line(error)})"
+    else:
+        if module.triton is None:
+            return "triton is not installed"
+        reason = disagreement(module, device)
     if reason is not None:
         words = f"the output head is read by torch's operations, which take longer: {reason}"
         warnings.warn(visible(words), stacklevel=2)
     return reason
 
 
-def disagreement(kernels: Any, device: torch.device) -> str | None:
+def disagreement(module: Any, device: torch.device) -> str | None:
     """Return a sentence if kernels on a device do not give what torch's operations give on the CPU, else None.
 
     Args:
-        kernels: the module of kernels.
+        module: the module of kernels.
         device: the device of the kernels.
     """
     try:
         for precision in (HeadPrecision.BF16, HeadPrecision.FP32):
             for softcap, frozen in ((None, False), (3.0, False), (3.0, True)):
-                found = _values_and_gradients(kernels, device, precision, softcap, frozen)
+                found = _values_and_gradients(module, device, precision, softcap, frozen)
                 expected = _values_and_gradients(None, torch.device("cpu"), precision, softcap, frozen)
                 bounds = [OF_VALUES, *[OF_GRADIENTS] * (len(expected) - 1)]
                 for ours, theirs, bound in zip(found, expected, bounds, strict=True):
                     if not (ours.cpu() - theirs).norm() <= bound * theirs.norm():
                         return "a Triton kernel gives other numbers than torch does on a small input"
     except Exception as error:  # a compiler's own, of many classes
-        return f"a Triton kernel failed ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        return f"a Triton kernel failed ({type(error).__name__}: {_first_line(error)})"
     return None
 
 
 def _values_and_gradients(
-    kernels: Any, device: torch.device, precision: HeadPrecision, softcap: float | None, frozen: bool
+    module: Any, device: torch.device, precision: HeadPrecision, softcap: float | None, frozen: bool
 ) -> list[Tensor]:
     """Return log-probs of a small input, which has every kind of target, and gradients."""
     generator = torch.Generator().manual_seed(0)
@@ -83,23 +82,33 @@ def _values_and_gradients(
         for leaf in leaves:
             leaf.requires_grad_()
         assert inputs[0] is not None
-        readout = Readout(inputs[0], inputs[1], inputs[2], 0.5, softcap, precision, kernels)
+        readout = Readout(inputs[0], inputs[1], inputs[2], 0.5, softcap, precision, module)
         logps, _ = token_values(readout, targets.to(device))
         gradients = torch.autograd.grad((logps * upstream.to(device)).sum(), leaves)
     return [logps.detach(), *gradients]
 
 
-def describe_head(precision: HeadPrecision, device: torch.device, computes_in_bf16: bool, kernels: bool) -> str:
+def describe_head(precision: HeadPrecision, device: torch.device, computes_in_bf16: bool, asked: bool) -> str:
     """Describe in one line how log-probs are computed from the output head.
 
     Args:
         precision: as asked for.
         device: the device of the model.
         computes_in_bf16: whether the model computes in bf16.
-        kernels: whether kernels are used where they can be.
+        asked: whether kernels are to be used where they can be.
     """
     chosen = precision.chosen(device.type, computes_in_bf16)
     how = "chosen by auto" if precision is HeadPrecision.AUTO else "model.policy.head_precision"
-    obstacle = kernel_obstacle(device) if kernels else "model.policy.head_kernels is false"
+    obstacle = kernel_obstacle(device) if asked else "model.policy.head_kernels is false"
     tiles = "by Triton's kernels, where no statistics are needed" if obstacle is None else f"by torch ({obstacle})"
     return f"products in {chosen} ({how}), sums and log-softmax in fp32; tiles of logits are read {tiles}"
+
+
+def _module() -> Any:
+    from lit_pref.scoring import kernels  # imports triton, which takes a while, and no CPU needs it
+
+    return kernels
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,16 +1,24 @@
 """Triton kernels over a tile of logits, which read it once forward and once backward.
 
 The products themselves are the GPU library's. Each row, and backward each element, belongs to one program, so that
-the order of sums is fixed and a resumed run gives the same bits. Only fp32 tiles.
+the order of sums is fixed and a resumed run gives the same bits. Only fp32 tiles. Without Triton this file can be
+imported, and its kernels cannot be launched.
 """
 
+from __future__ import annotations  # without Triton there is no `tl.constexpr`
+
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+try:
+    import triton
+    from triton import language as tl
+except ImportError:  # builds of torch for CPUs do without it
+    triton = None
 
 BLOCK = 2048
 WARPS = 8
@@ -99,7 +107,11 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
 
 
-@triton.jit
+def _jit(function: Callable[..., Any]) -> Any:
+    return function if triton is None else triton.jit(function)
+
+
+@_jit
 def _logits(x, bias, offsets, inside, scale, cap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
     """Return the logits at some offsets of a row, and the slope of the soft-cap there."""
     f = tl.load(x + offsets, mask=inside, other=0.0)
@@ -114,7 +126,7 @@ def _logits(x, bias, offsets, inside, scale, cap, HAS_BIAS: tl.constexpr, HAS_CA
     return f, slope
 
 
-@triton.jit
+@_jit
 def _fold(
     x,
     x_stride,
@@ -165,7 +177,7 @@ def _fold(
             tl.store(out + offsets, (tl.exp(f - top) * slope).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_jit
 def _change(
     x,
     x_stride,

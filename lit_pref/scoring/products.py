@@ -33,8 +33,9 @@ class HeadPrecision(StrEnum):
     | `split` | 4e-5 | 1.3e-5 | 5e-6 |
     | `fp32` | 4e-6 | 1.1e-6 | 6e-7 |
 
-    With bf16 hidden states and weights every precision gives log-probs with the error of `fp32`; `bf16` gives
-    gradients of relative error 2.5e-3, of which 1.7e-3 are those of storing them in bf16.
+    Of SmolLM2-135M with fp32 weights, over 1440 tokens of text, `bf16` has 5e-2 and 1e-2, without bias: a sum over 90
+    to 150 tokens has an error of 0.08. With bf16 hidden states and weights every precision gives log-probs with the
+    error of `fp32`; `bf16` gives gradients of relative error 2.5e-3, of which 1.7e-3 are those of storing them in bf16.
     """
 
     AUTO = "auto"

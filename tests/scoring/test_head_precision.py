@@ -16,7 +16,7 @@ from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.references.store_scorer import LazyScorer, numerics
 from lit_pref.run.first_lines import _head
 from lit_pref.scores import Entropy, Kl, LogSumSquares, ReferenceKl, SumSquares, Tilt, TiltSlope, TopOne
-from lit_pref.scoring import head, tile_passes
+from lit_pref.scoring import head, products, tile_passes
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.products import HeadPrecision, Products
 from lit_pref.scoring.scorer import Scorer
@@ -145,6 +145,17 @@ def test_statistics_are_those_of_the_rounded_operands_of_both_models(precision):
         torch.testing.assert_close(
             ours.double(), theirs, rtol=1e-4, atol=2e-4, msg=lambda text, need=need: f"{need} {text}"
         )
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
+def test_an_older_torch_multiplies_upcast_values_as_tf32_and_only_those(monkeypatch):
+    monkeypatch.setattr(products, "multiplies_bf16", lambda device: False)
+    before = torch.backends.cuda.matmul.allow_tf32
+    cuda = torch.device("cuda", 0)
+    for precision, within in ((BF16, True), (SPLIT, True), (FP32, before)):
+        with Products(precision, torch.float32, cuda).exact():
+            assert torch.backends.cuda.matmul.allow_tf32 is within
+        assert torch.backends.cuda.matmul.allow_tf32 is before
 
 
 def test_a_policy_does_not_differ_from_itself_in_any_precision():

@@ -129,12 +129,20 @@ def test_the_probe_accepts_right_kernels_and_refuses_wrong_ones():
     assert disagreement(Refusing(), CPU) == "a Triton kernel failed (AssertionError: the kernel fold was called)"
 
 
+@pytest.mark.filterwarnings("ignore:the output head is read by torch's operations")
+def test_a_device_on_which_kernels_fail_is_left_to_torch():
+    there = torch.device("cuda", 7)
+    reason = kernel_obstacle(there)
+    assert reason == "triton is not installed" or reason.startswith("a Triton kernel failed (")
+    assert kernels_for(there) is None
+
+
 def test_kernels_are_for_cuda_devices_and_the_first_lines_say_so():
     assert kernels_for(CPU) is None
     assert kernel_obstacle(CPU) == "kernels are for CUDA devices, and this is a cpu"
-    line = describe_head(HeadPrecision.BF16, CPU, computes_in_bf16=False, kernels=True)
+    line = describe_head(HeadPrecision.BF16, CPU, computes_in_bf16=False, asked=True)
     assert line == (
         "products in bf16 (model.policy.head_precision), sums and log-softmax in fp32; tiles of logits are read by "
         "torch (kernels are for CUDA devices, and this is a cpu)"
     )
-    assert "(model.policy.head_kernels is false)" in describe_head(HeadPrecision.AUTO, CPU, False, kernels=False)
+    assert "(model.policy.head_kernels is false)" in describe_head(HeadPrecision.AUTO, CPU, False, asked=False)
