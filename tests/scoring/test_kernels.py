@@ -11,11 +11,16 @@ import kernel_double
 import pytest
 import torch
 
-from lit_pref.scores import Entropy
+from lit_pref.data.batching.collation import collate
+from lit_pref.models.spec import ModelSpec
+from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.scores import Entropy, TokenLogps
 from lit_pref.scoring import head, tile_passes
+from lit_pref.scoring import scorer as scorer_file
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.kernel_choice import describe_head, disagreement, kernel_obstacle, kernels_for
 from lit_pref.scoring.products import HeadPrecision
+from lit_pref.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parents[1]
@@ -146,3 +151,18 @@ def test_kernels_are_for_cuda_devices_and_the_first_lines_say_so():
         "torch (kernels are for CUDA devices, and this is a cpu)"
     )
     assert "(model.policy.head_kernels is false)" in describe_head(HeadPrecision.AUTO, CPU, False, asked=False)
+
+
+def test_a_scorer_hands_the_kernels_of_its_device_to_the_head_unless_they_are_off(policy_folder, monkeypatch):
+    scorer = Scorer(ModelSpec(path=str(policy_folder)).build()).eval().requires_grad_(False)
+    text = TruncatedText("", "", "", True, True)
+    pair = PreferencePair("1", [5, 6], [7, 8, 9], [10], None, None, {}, None, text)
+    batch, needs = collate([pair], 0, layout="padded"), frozenset({TokenLogps()})
+    expected = scorer(batch, needs)
+    monkeypatch.setattr(scorer_file, "kernels_for", lambda device: kernel_double)
+    found = scorer(batch, needs)
+    assert scorer.readout(batch).kernels is kernel_double
+    torch.testing.assert_close(found.chosen.statistics[TokenLogps()], expected.chosen.statistics[TokenLogps()])
+    monkeypatch.setattr(scorer_file, "kernels_for", lambda device: Refusing())
+    scorer.head_kernels = False
+    assert torch.equal(scorer(batch, needs).chosen.scores, expected.chosen.scores)
