@@ -5,9 +5,11 @@ from transformers.modeling_utils import AttentionInterface
 
 from lit_pref.errors import UsageError
 from lit_pref.hints import nearest_names
+from lit_pref.scoring.products import HeadPrecision
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 HEADS = ("lm", "scalar")
+PRECISIONS = tuple(precision.value for precision in HeadPrecision)
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64"}
 _SHORT |= {"f32": "float32", "single": "float32", "double": "float64", "32": "float32", "16": "float16"}
 
@@ -49,3 +51,21 @@ def refuse_unknown_head(name: str) -> None:
     """
     if name not in HEADS:
         raise UsageError(f"policy.head is {name!r}: it must be one of {', '.join(HEADS)}")
+
+
+def refuse_head_precision(name: str, head: str) -> None:
+    """Refuse a precision of the head that is none of `PRECISIONS`, or one for a scalar head.
+
+    Raises:
+        UsageError: it is none of them, or `head` is not `lm`.
+    """
+    if name not in PRECISIONS:
+        near = nearest_names(name, PRECISIONS, cutoff=0.4)
+        meant = {"float32": "fp32", "bfloat16": "bf16"}.get(name.lower(), near[0] if near else None)
+        guess = f"; did you mean {meant}?" if meant else ""
+        raise UsageError(f"policy.head_precision is {name!r}: it must be one of {', '.join(PRECISIONS)}{guess}")
+    if head != "lm" and name != HeadPrecision.AUTO:
+        raise UsageError(
+            f"policy.head_precision is {name!r}, and a {head} head is always multiplied in fp32, which costs nothing: "
+            "leave it out"
+        )

@@ -8,27 +8,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_pref.cache import file_digest
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.adapter_folder import AdapterFolder, adapter_folder, refuse_contradiction
 from lit_pref.models.architecture import configuration_of, longest_input, read_configuration
 from lit_pref.models.experts import router_weight
-from lit_pref.models.folder import has_tokenizer, model_folder, refuse_damaged_config, tokenizer_folder
+from lit_pref.models.folder import has_tokenizer, model_folder, tokenizer_folder
 from lit_pref.models.loading import (
     building,
     compile_blocks,
     draw_weights,
-    first_line,
     load_weights,
     refuse_other_task,
     set_dropout,
 )
 from lit_pref.models.lora import Lora, merged, name_base, with_adapters
 from lit_pref.models.reward import Embedding, draw_reward_model, load_reward_model
-from lit_pref.models.setting_names import DTYPES, refuse_unknown_attention, refuse_unknown_dtype, refuse_unknown_head
-from lit_pref.models.tokenizer import Corpus, train_tokenizer
+from lit_pref.models.setting_names import (
+    DTYPES,
+    refuse_head_precision,
+    refuse_unknown_attention,
+    refuse_unknown_dtype,
+    refuse_unknown_head,
+)
+from lit_pref.models.tokenizer import Corpus, open_tokenizer, train_tokenizer
 
 __all__ = ["Corpus", "Embedding", "Lora", "ModelSpec"]
 
@@ -64,6 +69,10 @@ class ModelSpec:
         head: `lm`, that of a language model, or `scalar`, that of a reward model: one number in fp32. For `scalar`,
             `path` may be a language model, whose head a random one replaces, or a sequence classifier.
         embedding: with `head: scalar`, a preference embedding in place of the one number.
+        head_precision: the rounding of operands in the multiplications of a language model's head, whose sums and
+            log-softmax are fp32: `bf16`, `split` (an fp32 operand is two bf16 ones), `fp32`, or `auto`, which is bf16
+            on a GPU where the model computes in bf16, and else fp32 (docs/lightning.md).
+        head_kernels: on a GPU with Triton, read the logits by kernels, where they agree with torch's operations.
 
     Raises:
         UsageError: an argument is out of range, or `path` and `config` are both given or both missing.
@@ -90,6 +99,8 @@ class ModelSpec:
     seed: int | None = None
     head: str = "lm"
     embedding: Embedding | None = None
+    head_precision: str = "auto"
+    head_kernels: bool = True
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -103,6 +114,7 @@ class ModelSpec:
         if not 0 <= self.dropout < 1:
             raise UsageError(f"policy.dropout is {self.dropout}: it must be a probability below 1")
         refuse_unknown_head(self.head)
+        refuse_head_precision(self.head_precision, self.head)
         if self.embedding is not None and self.head == "lm":
             raise UsageError("policy.embedding is for reward models: set policy.head to scalar as well")
         if self.router_loss is not None and not 0 <= self.router_loss < float("inf"):
@@ -140,9 +152,6 @@ class ModelSpec:
     def load_tokenizer(self, corpus: Corpus | None = None) -> PreTrainedTokenizerBase:
         """Return the tokenizer of `tokenizer` or else of `path`, or train one on `corpus`; loaded once.
 
-        A tokenizer without a padding token gets its eos token as one: padding is masked out and never predicted, so
-        neither a new token nor a new row of the embeddings is needed.
-
         Raises:
             UserError: there is no tokenizer, or it has no eos token.
         """
@@ -160,17 +169,8 @@ class ModelSpec:
             raise UserError(
                 "policy.config comes without a tokenizer: set policy.tokenizer, or give data to train one on"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
-        except Exception as error:  # the tokenizers library raises bare ones for a damaged file
-            refuse_damaged_config(folder)
-            raise UserError(f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}") from error
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"the tokenizer in '{folder}' has no end token (eos_token): set it in its configuration")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self._tokenizer = tokenizer
-        return tokenizer
+        self._tokenizer = open_tokenizer(folder, self.trust_remote_code)
+        return self._tokenizer
 
     def build(self) -> nn.Module:
         """Build the model on the CPU, in train mode; with LoRA, it is a PeftModel.

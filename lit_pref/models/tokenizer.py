@@ -1,4 +1,4 @@
-"""A tokenizer trained on the data, for small models with random weights."""
+"""A tokenizer opened from a folder, or trained on the data for small models with random weights."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.errors import UserError
+from lit_pref.models.folder import refuse_damaged_config
+from lit_pref.models.loading import first_line
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 SMALLEST = 256 + len(SPECIAL)
@@ -67,3 +69,27 @@ def train_tokenizer(corpus: Corpus, vocabulary: int) -> Path:
         fast.save_pretrained(folder)
 
     return build_once(cache_folder("tokenizers", key), build)
+
+
+def open_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder, whose eos token also pads if it has no padding token.
+
+    Padding is masked out and never predicted, so neither a new token nor a new row of the embeddings is needed.
+
+    Args:
+        folder: the folder.
+        trust_remote_code: run code that comes with it.
+
+    Raises:
+        UserError: it cannot be loaded, or it has no eos token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises bare ones for a damaged file
+        refuse_damaged_config(folder)
+        raise UserError(f"the tokenizer in '{folder}' cannot be loaded: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in '{folder}' has no end token (eos_token): set it in its configuration")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

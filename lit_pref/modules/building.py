@@ -32,7 +32,8 @@ def build_scorer(spec: ModelSpec, pairs: Any, layout: str, needs: frozenset[Need
         scorer = reward_scorer(spec.build(), spec.embedding, spec.path)
     else:
         tokenizer = spec.load_tokenizer()
-        scorer = Scorer(also_stop_at(spec.build(), tokenizer, end_tokens(pairs, tokenizer)))
+        model = also_stop_at(spec.build(), tokenizer, end_tokens(pairs, tokenizer))
+        scorer = Scorer(model, spec.head_precision, spec.head_kernels)
         scorer.router_weight = router_weight(spec.configuration(), spec.router_loss)
     if layout != "padded" and prefix_sharing_obstacle(spec) is None:
         # Enabled even if these data are padded, because those of a later validation may be prefix-shared.

@@ -8,7 +8,10 @@ import torch
 
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
-OF_THE_SPEC = ("dtype", "dropout", "router_loss", "attention", "gradient_checkpointing", "compile", "head")
+OF_THE_SPEC = (
+    *("dtype", "dropout", "router_loss", "attention", "gradient_checkpointing", "compile", "head"),
+    "head_precision",
+)
 OF_THE_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches", "overfit_batches")
 NOT_ARCHITECTURE = ("dropout", "pdrop", "layerdrop", "name_or_path", "version", "dtype", "attn_impl", "use_cache")
 

@@ -43,7 +43,7 @@ def _names(text: str) -> tuple[str, ...]:
 TABLE: dict[OnResume, tuple[str, ...]] = {
     OnResume.APPLIED: _names(
         "model.optimizer.lr model.optimizer.weight_decay model.optimizer.fused model.objective model.policy.dropout "
-        "model.policy.router_loss "
+        "model.policy.router_loss model.policy.head_precision "
         "model.policy.attention model.policy.gradient_checkpointing model.policy.compile trainer.max_epochs "
         "trainer.max_steps trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.accelerator "
         "trainer.strategy trainer.devices trainer.num_nodes data.val data.val_fraction"
@@ -65,7 +65,8 @@ TABLE: dict[OnResume, tuple[str, ...]] = {
         "trainer.callbacks trainer.fast_dev_run trainer.min_epochs trainer.min_steps trainer.max_time stop_at_step"
     ),
     OnResume.FREE: _names(
-        "model.margin_bins model.reference_store data.val_batch data.max_refused data.workers trainer.logger "
+        "model.policy.head_kernels model.margin_bins model.reference_store data.val_batch data.max_refused "
+        "data.workers trainer.logger "
         "trainer.limit_val_batches trainer.limit_test_batches trainer.limit_predict_batches "
         "trainer.val_check_interval trainer.check_val_every_n_epoch trainer.num_sanity_val_steps "
         "trainer.log_every_n_steps trainer.enable_checkpointing trainer.enable_progress_bar "
@@ -88,6 +89,7 @@ NOTHING_LEFT = (
 )
 UNUSED = "note        not used, because nothing was left to train:"
 WEIGHTS = "model.policy (its weights before training; model.policy.path, config or seed)"
+UNRECORDED = {"model.policy.head_precision": "auto"}  # what older checkpoints do not record
 RATES = ("lr", "weight_decay")
 FUSED = "model.optimizer.fused"
 OF_THE_PAIRS = _names("testbed model.policy.tokenizer model.policy.vocabulary data.val data.val_fraction")
@@ -248,7 +250,7 @@ def _differences(
 ) -> dict[str, str]:
     saved, step, applied = read_info(checkpoint), checkpoint["global_step"], {}
     for name in [*before, *(name for name in now if name not in before)]:
-        old, new = before.get(name), now.get(name)
+        old, new = before.get(name, UNRECORDED.get(name)), now.get(name)
         if old == new or name == "model.optimizer.foreach":
             continue
         if not _is_applied(name, old, new, module, step):

@@ -13,6 +13,7 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.own_tokenizer import retokenized, same_tokenizer
+from lit_pref.references.shared_ids import shared_ids
 from lit_pref.scores import Need, PairScores, TokenLogps
 from lit_pref.scoring.head import Readout
 from lit_pref.scoring.layout import Layout, as_padded, tokens_of_pairs
@@ -183,6 +184,8 @@ class Pretrained(Reference):
         attention: attention implementation of transformers; the model's own by default.
         trust_remote_code: run code that comes with the model.
         base_model: folder or hub name of the model that an adapter in `path` is for; the one it names by default.
+        head_precision: as of `model.policy`; comparisons of whole distributions are in the policy's.
+        head_kernels: as of `model.policy`.
 
     >>> Pretrained("runs/sft").describe()
     'runs/sft, float32'
@@ -196,6 +199,8 @@ class Pretrained(Reference):
         attention: str | None = None,
         trust_remote_code: bool = False,
         base_model: str | None = None,
+        head_precision: str = "auto",
+        head_kernels: bool = True,
     ) -> None:
         super().__init__()
         self.label = path if revision is None else f"{path}@{revision}"
@@ -206,6 +211,8 @@ class Pretrained(Reference):
             dtype=dtype,
             attention=attention,
             trust_remote_code=trust_remote_code,
+            head_precision=head_precision,
+            head_kernels=head_kernels,
         )
         self._model = self._source
         self._tokenizer: Any = None  # the reference's own, if it is not the policy's
@@ -216,7 +223,8 @@ class Pretrained(Reference):
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         own = self._source.load_tokenizer()
-        self.scorer = Scorer(self._source.build()).eval().requires_grad_(False)
+        spec = self._source
+        self.scorer = Scorer(spec.build(), spec.head_precision, spec.head_kernels).eval().requires_grad_(False)
         self._shares = prefix_sharing_obstacle(self._source) is None
         if self._shares:
             enable_prefix_sharing(self.scorer.model)
@@ -226,7 +234,9 @@ class Pretrained(Reference):
             self._tokenizer, self._positions = own, self._source.max_length()
             self._refusal = "has a tokenizer of its own"
         elif size != policy_size:
-            self._share_ids(size, policy_size, max(tokenizer.get_vocab().values()) + 1)
+            used = max(tokenizer.get_vocab().values()) + 1
+            self._shared_ids, words = shared_ids(self.label, size, policy_size, used)
+            self._refusal, self.note = (words, None) if self._shared_ids is None else (None, words)
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
         """See `Reference.score`.
@@ -265,19 +275,6 @@ class Pretrained(Reference):
             )
         readout = super().readout(batch)
         return readout if self._shared_ids is None else readout.first(self._shared_ids)
-
-    def _share_ids(self, size: int, policy_size: int, used: int) -> None:
-        """Compare distributions over the ids that both models have, unless the tokenizer uses more of them."""
-        shared = min(size, policy_size)
-        if used > shared:
-            self._refusal = f"gives logits for {size} ids, the policy for {policy_size}, and the tokenizer uses {used}"
-            return
-        self._shared_ids = shared
-        self.note = (
-            f"the reference '{self.label}' has {size} ids and the policy {policy_size}, of which the tokenizer uses "
-            f"{used}: next-token distributions are compared over the first {shared}, given that the token is one of "
-            "them"
-        )
 
     def describe(self) -> str:
         return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")

@@ -21,6 +21,7 @@ from lit_pref.references.stored import Stored
 from lit_pref.run_context import RunContext
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.layout import Layout
+from lit_pref.scoring.products import HeadPrecision
 from lit_pref.scoring.scorer import Scorer
 
 ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
@@ -63,7 +64,8 @@ class LazyScorer:
     def score(self, batch: PreferenceBatch, device: torch.device) -> Scores:
         """Return the scores of both responses of a batch: first the chosen ones, then the rejected ones."""
         if self._scorer is None:
-            scorer = Scorer(self._spec.build()).eval().requires_grad_(False)
+            spec = self._spec
+            scorer = Scorer(spec.build(), spec.head_precision, spec.head_kernels).eval().requires_grad_(False)
             if self.layout == "prefix_shared":
                 enable_prefix_sharing(scorer.model)
             scorer.probe()
@@ -166,17 +168,30 @@ def numerics(reference: Stored, run: RunContext) -> str:
     matmul = torch.get_float32_matmul_precision()
     # Weights rounded after loading give other numbers than weights stored in that dtype.
     rounded = "" if dtype == spec.dtype else f"-from-{spec.dtype}"
+    in_bf16 = computes_in_bf16(run.precision, dtype)
+    chosen = HeadPrecision(spec.head_precision).chosen(run.device.type, in_bf16)
+    head = "" if chosen is HeadPrecision.FP32 else f"-head-{chosen}"
     if dtype == "float64":  # autocast leaves it alone
-        return "fp64" + rounded
-    if dtype == "float32" and not mixed and matmul == "highest":
+        return f"fp64{head}{rounded}"
+    if dtype == "float32" and not mixed and matmul == "highest" and not head:
         return "fp32" + rounded
     computed = run.precision if mixed else "fp32" if dtype == "float32" else dtype
     weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
-    # The head multiplies in fp32 even if the model does not.
+    # The head may multiply in fp32 even if the model does not.
     coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
     layout = "shared" if layout_of(reference, run) == "prefix_shared" else "padded"  # names in existing stores
     how = (run.device.type, layout, spec.attention or "default")
-    return "/".join([f"{computed}{weights}{rounded}{coarse}", *how])
+    return "/".join([f"{computed}{weights}{head}{rounded}{coarse}", *how])
+
+
+def computes_in_bf16(precision: str, dtype: str) -> bool:
+    """Whether a model of some dtype computes in bf16 under Lightning's precision of a run.
+
+    Args:
+        precision: Lightning's name.
+        dtype: the dtype of the weights, after the rounding by that precision.
+    """
+    return dtype == "bfloat16" or (precision == "bf16-mixed" and dtype != "float64")
 
 
 def _follows_policy(reference: Stored) -> bool:

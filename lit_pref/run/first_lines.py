@@ -12,9 +12,12 @@ from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
+from lit_pref.references.store_scorer import ROUNDED, computes_in_bf16
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.scores import COMPARING_NEEDS
+from lit_pref.scoring.kernel_choice import describe_head
+from lit_pref.scoring.products import HeadPrecision
 
 
 class FirstLines(Callback):
@@ -35,6 +38,8 @@ class FirstLines(Callback):
             say(f"{'note   ' if router_weight(config, asked) else 'warning'}     {line}")
         say(f"optimizer   {describe_optimizer(trainer.optimizers[0], trainer.strategy.root_device)}")
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
+        if line := _head(module, trainer):
+            say(f"head        {line}")
         steps = steps_of(module)
         for line in steps.warnings():
             say(f"warning     {line}")
@@ -105,6 +110,16 @@ def _draws(module: PairModule, data: PreferenceDataModule) -> list[tuple[str, st
     if spec.dropout or (spec.lora is not None and spec.lora.dropout):
         drawn.append(("dropout", "seed_everything", module.seed))
     return drawn
+
+
+def _head(module: Any, trainer: Trainer) -> str | None:
+    """How log-probs are computed from the output head, where that is not in fp32 by torch, as on a CPU by default."""
+    spec, device = module.spec, trainer.strategy.root_device
+    precision = HeadPrecision(spec.head_precision)
+    if spec.outputs is not None or (device.type == "cpu" and precision is HeadPrecision.AUTO):
+        return None
+    in_bf16 = computes_in_bf16(trainer.precision, ROUNDED.get(trainer.precision, spec.dtype))
+    return describe_head(precision, device, in_bf16, spec.head_kernels)
 
 
 def _reference(module: PairModule, k: int) -> str:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -13,7 +14,9 @@ from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError, visible
 from lit_pref.scores import Need, PairScores, PromptValue, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout, token_values
+from lit_pref.scoring.kernel_choice import kernels_for
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_shared_row
+from lit_pref.scoring.products import HeadPrecision
 from lit_pref.scoring.value import ValueHead
 
 
@@ -110,11 +113,15 @@ class Scorer(nn.Module):
 
     Args:
         model: a Hugging Face causal LM, or a PeftModel of one.
+        head_precision: the rounding of operands in the head's multiplications.
+        head_kernels: whether Triton's kernels read the logits where they can.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, head_precision: str = HeadPrecision.AUTO, head_kernels: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.head_precision = HeadPrecision(head_precision)
+        self.head_kernels = head_kernels
         self.full_logits = False
         self.router_weight = 0.0
         """The weight of the model's router loss in the training loss; scores in training contain it unless it is 0."""
@@ -129,7 +136,12 @@ class Scorer(nn.Module):
         only_readout: bool = False,
     ) -> PairScores | Readout:
         router_losses: list[Tensor] | None = [] if self.router_weight and self.training and not only_readout else None
-        read = partial(_full_logits if self.full_logits else readout, self.model, router_losses=router_losses)
+
+        def read(batch: PreferenceBatch) -> Readout:
+            states = (_full_logits if self.full_logits else readout)(self.model, batch, router_losses)
+            kernels = kernels_for(states.hidden.device) if self.head_kernels else None
+            return replace(states, precision=self.head_precision, kernels=kernels)
+
         if only_readout:
             return read(batch)
         scores = _scores(read, batch, needs, against, self.value)
@@ -238,7 +250,7 @@ def _difference(model: nn.Module) -> str | None:
     with evaluating(model), torch.autocast(ids.device.type, enabled=False):
         hidden_states = _hidden_states(body, ids, mask)
         noise = torch.randn(hidden_states.shape, generator=generator).to(hidden_states)
-        widest = Readout(noise.flatten(0, 1), head.weight).tile(slice(None), slice(None)).abs().max()
+        widest = Readout(noise.flatten(0, 1), head.weight).logits().abs().max()
         large = noise * (100 / widest.clamp_min(1e-6)).to(noise.dtype)
 
         def replace_hidden(module: nn.Module, args: Any, output: Any) -> Any:
@@ -250,7 +262,7 @@ def _difference(model: nn.Module) -> str | None:
             readings.append((large, model(input_ids=ids, attention_mask=mask, use_cache=False).logits))
         tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(hidden_states.dtype, 3e-2)
         for hidden, logits in readings:
-            ours = _with_head(head, body, hidden.flatten(0, 1)).tile(slice(None), slice(None))
+            ours = _with_head(head, body, hidden.flatten(0, 1)).logits()
             theirs = logits.flatten(0, 1).to(ours.dtype)
             if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= tolerance * theirs.abs().max():
                 return f"the logits of {type(model).__name__} are not what its output head gives for its hidden states"

@@ -118,7 +118,7 @@ class Statistics:
 
         g may have fewer columns than f, or be None, where the reference lacks ids; no later tile has any then.
         """
-        scratch = workspace("scratch", position)
+        scratch = workspace("scratch", position.shape)
         if Entropy() in self.sums:
             self._add(Entropy(), torch.mul(e, f, out=scratch), fade, position)
         if SumSquares() in self.sums:
@@ -133,7 +133,7 @@ class Statistics:
             position = position.narrow(g.shape[1])
             f, e, scratch = (tile[:, : g.shape[1]] for tile in (f, e, scratch))
             total = self.differences.total[position.rows] * fade + e.sum(1)
-        d = torch.sub(f, g, out=workspace("d", position))
+        d = torch.sub(f, g, out=workspace("d", position.shape))
         self.differences.add(d, e, fade, position, total, scratch)
         if Kl() in self.needs or ReferenceKl() in self.needs:
             faded = self.reference.add(g, position, out=g)

@@ -13,12 +13,18 @@ def tile_shape(device: torch.device, n: int, vocabulary: int) -> tuple[int, int]
 
     On a CPU a tile has about 4 MiB in fp32, most of which stays in the caches between operations, and the number of
     columns is an odd multiple of 64, because other widths misalign rows or map neighbouring rows to the same cache
-    lines; both were measured. On a GPU a tile has about 128 MiB, to use the whole GPU; this was chosen by reasoning,
-    not measured. The width is bounded because that many rows of the weight are upcast at once.
+    lines; both were measured.
+
+    On a GPU a tile has about 256 MiB in fp32, and the number of columns is a multiple of 256: two to ten tiles for
+    most batches, each of hundreds of blocks of a multiplication, and longer for the GPU than the launches of its
+    operations are for the CPU. This was chosen by reasoning, not measured. The width is bounded because that many rows
+    of the weight may be rounded or upcast at once.
     """
-    most, area, widest = (512, 2**20, 8192) if device.type == "cpu" else (4096, 2**25, 32768)
-    rows = _evenly(n, most)
-    columns = _evenly(vocabulary, min(area // rows, widest))
+    if device.type != "cpu":
+        rows = _evenly(n, 8192)
+        return rows, math.ceil(_evenly(vocabulary, min(2**26 // rows, 32768)) / 256) * 256
+    rows = _evenly(n, 512)
+    columns = _evenly(vocabulary, min(2**20 // rows, 8192))
     return rows, math.ceil((columns - 64) / 128) * 128 + 64
 
 
@@ -58,6 +64,11 @@ class TilePosition:
         index = targets[rows] - columns.start
         return cls(rows, size, (index >= 0) & (index < size), index.clamp(0, size - 1)[:, None])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, K)"""
+        return len(self.inside), self.columns
+
     def narrow(self, columns: int) -> "TilePosition":
         """Return the position of the tile's first columns."""
         if columns == self.columns:
@@ -73,9 +84,8 @@ class Workspace:
         self.device, self.dtype = device, dtype
         self.memory: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, position: TilePosition) -> Tensor:
+    def __call__(self, name: str, shape: tuple[int, int]) -> Tensor:
         """Return an uninitialised (C, K) tensor; no later tile may be larger than the first one of the same name."""
-        shape = len(position.inside), position.columns
         if name not in self.memory:
             self.memory[name] = torch.empty(math.prod(shape), device=self.device, dtype=self.dtype)
         return self.memory[name][: math.prod(shape)].view(shape)

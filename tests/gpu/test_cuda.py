@@ -1,10 +1,13 @@
 """One CUDA device does what the CPU does: scores, a run in bf16-mixed, FSDP2 with its checkpoints.
 
-They have not been run on a CUDA device yet, as none was at hand; with "cpu" in place of "cuda" they pass.
+They have not been run on a CUDA device yet, as none was at hand; with "cpu" in place of "cuda" they pass, all but the
+one about Triton's kernels.
 `python -m pytest -q -m gpu -n 0 tests/gpu` runs them, and fails where there is no such device.
 """
 
+import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ from lit_pref.models.spec import ModelSpec
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.scores import TokenLogps
+from lit_pref.scoring.head import token_values
+from lit_pref.scoring.kernel_choice import disagreement, kernel_obstacle, kernels_for
+from lit_pref.scoring.products import multiplies_bf16
 from lit_pref.scoring.scorer import Scorer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -63,6 +69,29 @@ def test_gradients_of_both_layouts_agree(dtype: str, tolerance: float, policy_fo
         sums = (scores.chosen.scores - scores.rejected.scores).sum()
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(sums, list(scorer.parameters()))]))
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
+
+
+def test_bf16_is_multiplied_with_fp32_sums_and_kernels_agree_with_torch_on_the_cpu():
+    device = torch.device(DEVICE, 0)
+    assert multiplies_bf16(device)
+    assert disagreement(importlib.import_module("lit_pref.scoring.kernels"), device) is None
+    assert kernel_obstacle(device) is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "split", "fp32"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_heads_precision_gives_what_its_emulation_on_the_cpu_gives(
+    precision: str, kernels: bool, policy_folder: Path
+):
+    scorer, batch = Scorer(ModelSpec(path=str(policy_folder)).build(), precision).eval(), collate(PAIRS, 0)
+    with torch.no_grad():
+        here = scorer.readout(batch)
+        assert here.weight is not None and here.bias is None
+        hidden, weight = here.hidden.to(DEVICE), here.weight.to(DEVICE)
+        there = replace(here, hidden=hidden, weight=weight, kernels=kernels_for(hidden.device) if kernels else None)
+        expected, _ = token_values(here, batch.rows.targets)
+        found, _ = token_values(there, batch.rows.targets.to(DEVICE))
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
 
 
 def three_steps(policy: Path, pairs: Path, folder: Path, device: str = DEVICE, **options: Any) -> Ran:

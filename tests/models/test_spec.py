@@ -183,6 +183,12 @@ def test_attention_is_passed_on_only_where_it_is_set(folder):
             r"'nonsense' is unknown: transformers has eager, .*; null is",
         ),
         ({"path": "x", "dropout": 1.0}, r"policy\.dropout is 1\.0"),
+        (
+            {"path": "x", "head_precision": "bfloat16"},
+            r"policy\.head_precision is 'bfloat16': it must be one of auto, bf16, split, fp32; did you mean bf16\?",
+        ),
+        ({"path": "x", "head_precision": "bf32"}, r"did you mean"),
+        ({"path": "x", "head": "scalar", "head_precision": "bf16"}, "a scalar head is always multiplied in fp32"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(settings, sentence):

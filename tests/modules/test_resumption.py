@@ -265,3 +265,16 @@ def test_every_setting_of_a_run_stands_in_the_table_once_and_in_the_documentatio
     page = (ROOT / "docs" / "lightning.md").read_text()
     for outcome, names in TABLE.items():
         assert f"| {outcome} | {', '.join(f'`{name}`' for name in names)} |" in page
+
+
+def test_a_setting_that_an_older_checkpoint_does_not_record_has_the_value_that_it_had(
+    run: Run, part: Ran, tmp_path: Path
+):
+    content = torch.load(part.checkpoint(2), weights_only=False)
+    assert content[KEY]["settings"].pop("model.policy.head_precision") == "auto"
+    torch.save(content, tmp_path / "older.ckpt")
+    resumed = fit(run, tmp_path / "rest", ckpt=tmp_path / "older.ckpt", stop_at_step=3)
+    assert resumed.module.resumption.changes == []
+    changed = replace(run, policy={**run.policy, "head_precision": "bf16"})
+    resumed = fit(changed, tmp_path / "changed", ckpt=tmp_path / "older.ckpt", stop_at_step=3)
+    assert resumed.module.resumption.changes == ["from step 2 with model.policy.head_precision bf16 instead of auto"]

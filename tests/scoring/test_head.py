@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_pref.scores import Entropy, Kl, LogSumSquares, ReferenceKl, SumSquares, Tilt, TiltSlope, TopOne
-from lit_pref.scoring import head
+from lit_pref.scoring import head, tile_passes
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.tiles import tile_shape
 
@@ -232,7 +232,7 @@ def test_the_kl_from_the_reference_has_a_gradient_beside_that_of_the_log_probs(
 
 @pytest.mark.parametrize("logits", [False, True])
 def test_the_kl_from_a_reference_with_fewer_ids_pulls_on_the_shared_ones_alone(logits, monkeypatch):
-    monkeypatch.setattr(head, "tile_shape", lambda *_: (7, 4))
+    monkeypatch.setattr(tile_passes, "tile_shape", lambda *_: (7, 4))
     (hidden, weight, _), targets = tensors(n=23, v=37)
     (other, other_weight, _), _ = tensors(n=23, v=37, seed=5)
     against, shared = Readout(other.detach(), other_weight.detach()[:30]), 30
@@ -262,7 +262,7 @@ def test_at_the_reference_the_kl_and_its_gradient_vanish():
 @pytest.mark.parametrize("lacking", [1, 5, 17])
 @pytest.mark.parametrize("logits", [False, True])
 def test_a_reference_with_fewer_ids_is_compared_on_the_shared_ones(logits, lacking, columns, monkeypatch):
-    monkeypatch.setattr(head, "tile_shape", lambda *_: (7, columns))
+    monkeypatch.setattr(tile_passes, "tile_shape", lambda *_: (7, columns))
     (hidden, weight, _), targets = tensors(n=23, v=37)
     (other, other_weight, _), _ = tensors(n=23, v=37, seed=5)
     shared = 37 - lacking
