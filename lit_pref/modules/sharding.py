@@ -156,7 +156,7 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
             reshard_after_forward=strategy.reshard_after_forward if trained else True,
         )
     whole = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype)
-    if getattr(scorer, "value", None) is not None:
+    if isinstance(scorer, Scorer) and scorer.value is not None:
         fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
     # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
     fully_shard(scorer, mesh=mesh, mp_policy=policy if isinstance(scorer, Scorer) else whole)
@@ -181,6 +181,6 @@ def refuse_fsdp1(strategy: Any) -> None:
     name = str(strategy).lower()
     if isinstance(strategy, FSDPStrategy) or (name.startswith("fsdp") and name != "fsdp2"):
         raise UsageError(
-            "trainer.strategy fsdp (FSDP1) is not supported; use `trainer.strategy: fsdp2`, which also shards weights, "
-            "gradients and optimizer state, and has the settings in configs/fsdp.yaml"
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, `trainer.strategy: fsdp2`, which also shards "
+            "weights, gradients and optimizer state; configs/fsdp.yaml has its settings"
         )

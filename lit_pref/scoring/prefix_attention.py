@@ -128,8 +128,8 @@ class PrefixSharedAttention:
         packed = torch.cat(parts)
         if device.type == "cuda":  # one copy that the CPU does not wait for
             packed = packed.pin_memory().to(device, non_blocking=True)
-        index, first, last, *ends = packed.split([len(part) for part in parts])
-        return GatheredRows(index, first, last), Ends(*ends, max(queries), max(keys))
+        index, first, last, ends_q, ends_k = packed.split([len(part) for part in parts])
+        return GatheredRows(index, first, last), Ends(ends_q, ends_k, max(queries), max(keys))
 
     def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Return the equivalent additive mask (1, 1, T, T): 0 where a token attends to another, -inf elsewhere."""

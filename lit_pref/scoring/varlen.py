@@ -64,7 +64,7 @@ class VarlenKernel:
             return False
         if torch.cuda.get_device_capability(query.device) < (8, 0):
             return False
-        return agrees(self, query.device, query.dtype, query.shape[1] // key.shape[1])
+        return agrees(self, query.device, query.dtype, size, query.shape[1] // key.shape[1])
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, ends: "Ends", scale: float | None) -> Tensor:
         """Return the attention of each sequence of queries over its sequence of keys, (T_q, heads, size).
@@ -79,14 +79,14 @@ class VarlenKernel:
         arguments: dict[str, Any] = dict([self.causal])
         if self.has_scale:
             arguments["scale"] = scale
-        elif (factor := self._factor(scale, query.shape[-1])) != 1.0:
-            query = query * factor
+        else:
+            query = query * (self._factor(scale, query.shape[-1]) or 1.0)
         if self.has_groups:
             arguments["enable_gqa"] = query.shape[1] != key.shape[1]
         elif (group := query.shape[1] // key.shape[1]) > 1:
             key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
         longest = (ends.longest_query, ends.longest_key)
-        return self.function(query, key, value, ends.queries, ends.keys, *longest, **arguments)  # type: ignore[no-any-return]
+        return self.function(query, key, value, ends.queries, ends.keys, *longest, **arguments)
 
     @staticmethod
     def _factor(scale: float | None, size: int) -> float | None:
@@ -111,16 +111,16 @@ KERNEL = VarlenKernel.of(varlen_attn)
 
 
 @functools.cache
-def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, group: int) -> bool:
+def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, size: int, group: int) -> bool:
     """Return whether the kernel's values and gradients are those of masked attention; warn if not.
 
-    It is asked once for each device, dtype and number of heads per key head, with sequences of fewer queries than keys:
-    a mask that is aligned at the first tokens, or a wrong gradient, would not raise an error.
+    The test runs once for each device, dtype, head size and number of heads per key head, on sequences with fewer
+    queries than keys: a mask that is aligned at the first tokens, or a wrong gradient, would not raise an error.
     """
     try:
-        worst = _difference(kernel, device, dtype, group)
+        worst = _difference(kernel, device, dtype, size, group)
         reason = None if worst < _TOLERANCE else f"differs from masked attention by {worst:.0e}"
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:  # the kernel is missing in this build
+    except (RuntimeError, TypeError, ValueError) as error:  # such as a kernel that this build or GPU does not have
         reason = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
     if reason is not None:
         warnings.warn(
@@ -136,11 +136,11 @@ _TOLERANCE = 0.05
 _LENGTHS = ((5, 5), (3, 6), (1, 4), (2, 9))  # of queries and keys of each sequence
 
 
-def _difference(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, group: int) -> float:
+def _difference(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, size: int, group: int) -> float:
     """Return the largest relative difference of output and gradients from masked attention in fp32; NaN is infinite."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = ([length[side] for length in _LENGTHS] for side in (0, 1))
-    shapes = [(sum(queries), 2 * group, 16), (sum(keys), 2, 16), (sum(keys), 2, 16), (sum(queries), 2 * group, 16)]
+    shapes = [(sum(queries), 2 * group, size), *[(sum(keys), 2, size)] * 2, (sum(queries), 2 * group, size)]
     drawn = [torch.randn(s, generator=generator, dtype=torch.float32, device="cpu") for s in shapes]
     # The first call may be in a validation, under autocast, or in a checkpointed block, whose hooks would recompute it.
     kept_as_is = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
@@ -148,11 +148,11 @@ def _difference(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, 
     with torch.inference_mode(False), torch.enable_grad(), autocast, kept_as_is:
         q, k, v, upstream = (t.to(device, dtype) for t in drawn)
         inputs = [t.requires_grad_() for t in (q, k, v)]
-        ends = (torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries, keys))
-        output = kernel(q, k, v, Ends(*ends, max(queries), max(keys)), None)
+        ends_q, ends_k = (torch.tensor([0, *each]).cumsum(0).to(device, torch.int32) for each in (queries, keys))
+        output = kernel(q, k, v, Ends(ends_q, ends_k, max(queries), max(keys)), None)
         found = [output, *torch.autograd.grad(output, inputs, upstream)]
         wide = [t.detach().float().requires_grad_() for t in inputs]
-        output = _masked(*wide, queries, keys)
+        output = _masked(wide, queries, keys)
         expected = [output, *torch.autograd.grad(output, wide, upstream.float())]
         differences = [
             float((f.float() - e).detach().norm() / e.detach().norm()) for f, e in zip(found, expected, strict=True)
@@ -160,9 +160,10 @@ def _difference(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, 
     return max(math.inf if math.isnan(difference) else difference for difference in differences)
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, queries: list[int], keys: list[int]) -> Tensor:
+def _masked(inputs: list[Tensor], queries: list[int], keys: list[int]) -> Tensor:
     outputs = []
-    for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
+    parts = (t.split(lengths) for t, lengths in zip(inputs, (queries, keys, keys), strict=True))
+    for q, k, v in zip(*parts, strict=True):
         sees = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))

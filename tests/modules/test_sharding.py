@@ -151,7 +151,7 @@ def test_fsdp2_is_a_strategy_by_name_and_fsdp1_is_refused():
     refuse_fsdp1("fsdp2")
     trainer = Trainer(strategy="fsdp2", accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
     assert isinstance(trainer.strategy, FSDP2)
-    with pytest.raises(UsageError, match=r"use `trainer\.strategy: fsdp2`"):
+    with pytest.raises(UsageError, match=r"use FSDP2, `trainer\.strategy: fsdp2`"):
         refuse_fsdp1("fsdp")
 
 

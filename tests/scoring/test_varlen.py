@@ -77,7 +77,7 @@ def test_a_kernel_that_is_right_passes_its_test_without_a_warning(version, group
     assert kernel is not None
     with warnings.catch_warnings(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         warnings.simplefilter("error")
-        assert agrees(kernel, CPU, torch.bfloat16, group)
+        assert agrees(kernel, CPU, torch.bfloat16, 16, group)
 
 
 class WrongGradient(torch.autograd.Function):
@@ -111,8 +111,8 @@ def test_a_wrong_or_missing_kernel_fails_its_test_with_one_warning(function):
     kernel = VarlenKernel.of(function)
     assert kernel is not None
     with pytest.warns(UserWarning, match=f"{REASONS[function]}.*masked attention"):
-        assert not agrees(kernel, CPU, torch.bfloat16, 2)
-    assert not agrees(kernel, CPU, torch.bfloat16, 2)  # a second warning would be an error
+        assert not agrees(kernel, CPU, torch.bfloat16, 16, 2)
+    assert not agrees(kernel, CPU, torch.bfloat16, 16, 2)  # a second warning would be an error
 
 
 def test_its_test_runs_within_a_checkpointed_block_as_well():
@@ -120,7 +120,7 @@ def test_its_test_runs_within_a_checkpointed_block_as_well():
     found = []
 
     def block(tensor):
-        found.append(agrees(kernel, CPU, torch.float16, 1))
+        found.append(agrees(kernel, CPU, torch.float16, 8, 1))
         return tensor.exp().sin()
 
     tensor = torch.ones(2, requires_grad=True)
