@@ -71,9 +71,10 @@ class FSDP2(ModelParallelStrategy):
         """Return a line on the copies of the model and the dtypes in transit.
 
         Args:
-            dtype: dtype of the weights.
+            dtype: dtype of the weights as they are built.
             devices: all devices of the run.
         """
+        dtype = {"bf16-true": "bfloat16", "16-true": "float16"}.get(str(self.precision_plugin.precision), dtype)
         cast = None if dtype != "float32" else self.parameters_in_transit
         gathered = dtype if cast is None else str(cast).removeprefix("torch.")
         reduced = gathered if dtype != "float32" else self.gradients or gathered
@@ -84,21 +85,21 @@ class FSDP2(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        devices = self.num_nodes * self.num_processes
+        self.refuse_devices(devices)
+        self._data_parallel_size = devices
         super().setup_environment()
 
-    @cached_property
-    def mesh(self) -> DeviceMesh:
-        """The devices over which models are sharded: all of them, or replicas x shards.
+    def refuse_devices(self, devices: int) -> None:
+        """Refuse a number of devices that cannot be divided as the settings ask.
 
         Raises:
-            UsageError: the devices cannot be divided so.
+            UsageError: it cannot.
         """
-        whole = self.device_mesh["data_parallel"]
-        shards, left = divmod(whole.size(), self.replicas)
+        shards, left = divmod(devices, self.replicas)
         if left:
             raise UsageError(
-                f"FSDP2: replicas is {self.replicas}, which does not divide the {whole.size()} devices of this run"
+                f"FSDP2: replicas is {self.replicas}, which does not divide the {devices} devices of this run"
             )
         kept = self.reshard_after_forward
         if not isinstance(kept, bool) and (not 1 < kept < shards or shards % kept):
@@ -106,9 +107,15 @@ class FSDP2(ModelParallelStrategy):
                 f"FSDP2: reshard_after_forward is {kept}: a number must divide the {shards} devices that share a copy "
                 "of the model, and lie between 1 and it; use true or false"
             )
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The devices over which models are sharded: all of them, or replicas x shards."""
+        whole = self.device_mesh["data_parallel"]
         if self.replicas == 1:
             return whole
-        return init_device_mesh(whole.device_type, (self.replicas, shards), mesh_dim_names=("replicas", "shards"))
+        shape = (self.replicas, whole.size() // self.replicas)
+        return init_device_mesh(whole.device_type, shape, mesh_dim_names=("replicas", "shards"))
 
     @property
     def parameters_in_transit(self) -> torch.dtype | None:
@@ -133,7 +140,7 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
     """Shard `scorer` with FSDP2: each transformer block separately, the rest (embeddings, norm, head) with the root.
 
     Raises:
-        UsageError: the strategy has tensor parallelism, or settings that do not suit the devices.
+        UsageError: the strategy has tensor parallelism.
     """
     if strategy.device_mesh["tensor_parallel"].size() != 1:
         raise UsageError(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, write_pairs
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision, Precision
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -44,11 +44,18 @@ def alone() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def placed(strategy: FSDP2, precision: Precision = BF16) -> FSDP2:
-    """A strategy as in a run, on the devices of this process group."""
+def strategy_with(precision: Precision, **settings: Any) -> FSDP2:
+    """The strategy of a run of this precision."""
+    strategy = FSDP2(**settings)
+    strategy._precision_plugin = precision
+    return strategy
+
+
+def placed(strategy: FSDP2) -> FSDP2:
+    """A strategy as in a run in bf16-mixed, on the devices of this process group."""
     devices = torch.distributed.get_world_size()
     strategy._device_mesh = init_device_mesh("cpu", (devices, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    strategy._precision_plugin = precision
+    strategy._precision_plugin = BF16
     return strategy
 
 
@@ -66,12 +73,18 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], words: str)
         FSDP2(**settings)
 
 
-@pytest.mark.usefixtures("alone")
-def test_devices_that_cannot_be_divided_as_asked_are_refused():
-    with pytest.raises(UsageError, match="replicas is 3, which does not divide the 1 devices"):
-        shard(nn.Linear(2, 2), placed(FSDP2(replicas=3)))
-    with pytest.raises(UsageError, match="a number must divide the 1 devices that share a copy"):
-        shard(nn.Linear(2, 2), placed(FSDP2(reshard_after_forward=2)))
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"replicas": 3}, "replicas is 3, which does not divide the 8 devices"),
+        ({"reshard_after_forward": 3}, "a number must divide the 8 devices that share a copy"),
+        ({"reshard_after_forward": 4, "replicas": 2}, "a number must divide the 4 devices that share a copy"),
+    ],
+)
+def test_devices_that_cannot_be_divided_as_asked_are_refused(settings: dict[str, Any], words: str):
+    with pytest.raises(UsageError, match=words):
+        FSDP2(**settings).refuse_devices(8)
+    FSDP2(replicas=2, reshard_after_forward=2).refuse_devices(8)
 
 
 @pytest.mark.parametrize(
@@ -87,20 +100,22 @@ def test_devices_that_cannot_be_divided_as_asked_are_refused():
     ],
 )
 def test_weights_travel_in_bf16_if_they_are_fp32_and_computed_with_in_bf16(settings, precision, dtype, travels):
-    strategy = FSDP2(**settings)
-    strategy._precision_plugin = precision
+    strategy = strategy_with(precision, **settings)
     policy = strategy.policy(nn.Linear(2, 2, dtype=dtype))
     assert (policy.param_dtype, policy.reduce_dtype) == travels
 
 
 def test_the_first_lines_say_what_travels():
-    strategy = FSDP2(replicas=2, gradients="float32")
-    strategy._precision_plugin = BF16
+    strategy = strategy_with(BF16, replicas=2, gradients="float32")
     assert strategy.in_words("float32", 8) == (
         "2 copies of the model, each over 4 device(s); weights are gathered in bfloat16, gradients summed over devices "
         "in float32, weights and optimizer state kept in float32"
     )
-    assert "gathered in bfloat16, gradients summed over devices in bfloat16" in FSDP2().in_words("bfloat16", 8)
+    assert "gathered in bfloat16, gradients summed over devices in bfloat16" in strategy_with(BF16).in_words(
+        "bfloat16", 8
+    )
+    rounded = strategy_with(HalfPrecision("bf16-true")).in_words("float32", 8)
+    assert rounded.startswith("the model over 8 device(s); weights are gathered in bfloat16")
 
 
 def dtypes_within(modules: dict[str, nn.Module], scorer: nn.Module, *arguments: Any) -> dict[str, torch.dtype]:
