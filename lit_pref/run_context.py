@@ -20,7 +20,8 @@ class RunContext:
         rank: the rank of this process.
         world_size: number of processes.
         device: the device of this process; its type is the kind of accelerator.
-        precision: Lightning's name, such as `32-true` or `bf16-mixed`.
+        precision: Lightning's name, such as `32-true` or `bf16-mixed`; if sharding casts fp32 weights, that is
+            appended, as in `bf16-mixed+bfloat16-weights`.
         forward_context: the context in which models of this precision are called.
         convert: rounds a module's weights as the policy's are rounded.
         shard: shards a module over the ranks, in place; None if models are whole on every rank.

@@ -21,8 +21,10 @@ from lit_pref.models.experts import use_eager_experts_in_float64
 def building(seed: int) -> Iterator[None]:
     """Context in which models are built on the CPU, in fp32 by default and from `seed`, under any Trainer settings.
 
-    The global random state and the default dtype are restored, and transformers shows no progress bars.
+    The global random state and the default dtype are restored, and transformers shows no progress bars. cuDNN's
+    attention stays off in this process.
     """
+    turn_off_cudnn_attention()
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -32,6 +34,19 @@ def building(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def turn_off_cudnn_attention() -> None:
+    """Let `scaled_dot_product_attention` choose among torch's other kernels, in this process.
+
+    torch prefers cuDNN's on Hopper and Blackwell GPUs in fp16 and bf16. Its backward pass gives NaN where a mask meets
+    logits below -89, which heads of common models have, at lengths 64 above a multiple of 128 (torch 2.11 to 2.13,
+    https://github.com/pytorch/pytorch/issues/196678); that ends DPO runs of Qwen2.5 in the padded layout
+    (https://github.com/huggingface/trl/issues/7181). For a single query it does so without a mask
+    (https://github.com/NVIDIA/cudnn-frontend/issues/1072). The conditions depend on values, which no other setting can
+    exclude. `tools/bench_gpu_attention.py` has these and other reported cases.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @contextmanager

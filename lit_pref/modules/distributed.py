@@ -1,4 +1,4 @@
-"""Ranks and devices of a run: the run's context, reductions over ranks, random state, FSDP2 sharding."""
+"""Ranks and devices of a run: the run's context, reductions over ranks, random state."""
 
 import random
 import sys
@@ -9,15 +9,14 @@ from typing import Any, NoReturn
 import numpy
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import Diverged, UsageError, UserError
 from lit_pref.models.attention_window import window_remedy
-from lit_pref.models.loading import blocks_of
+from lit_pref.modules.sharding import FSDP2, shard
 from lit_pref.printing import say
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
@@ -33,6 +32,7 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         stop_at_step: an optimizer step at which the run stops early; None if it does not.
     """
     strategy, plugin = trainer.strategy, trainer.precision_plugin
+    cast = strategy.parameters_in_transit if isinstance(strategy, FSDP2) else None
     assert trainer.state.fn is not None
     steps = [limit for limit in (trainer.max_steps, stop_at_step or None) if limit is not None and limit != -1]
     return RunContext(
@@ -40,7 +40,7 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         device=strategy.root_device,
-        precision=str(trainer.precision),
+        precision=str(trainer.precision) + ("" if cast is None else f"+{str(cast).removeprefix('torch.')}-weights"),
         forward_context=plugin.forward_context,
         convert=plugin.convert_module,
         shard=partial(shard, strategy=strategy) if isinstance(strategy, ModelParallelStrategy) else None,
@@ -146,23 +146,6 @@ def seed_batch(seed: int, batch: int, rank: int, device: torch.device) -> None:
     numpy.random.seed(key)
 
 
-def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
-    """Shard `scorer` with FSDP2: each transformer block separately, the rest (embeddings, norm, head) with the root.
-
-    Raises:
-        UsageError: The strategy has tensor parallelism.
-    """
-    mesh = strategy.device_mesh["data_parallel"]
-    if strategy.device_mesh["tensor_parallel"].size() != 1:
-        raise UsageError(
-            "ModelParallelStrategy: tensor parallelism is not supported; set trainer.strategy.data_parallel_size to "
-            "the number of devices and trainer.strategy.tensor_parallel_size to 1"
-        )
-    for block in blocks_of(scorer):
-        fully_shard(block, mesh=mesh)
-    fully_shard(scorer, mesh=mesh)
-
-
 def gradient_norm(module: nn.Module) -> float:
     """The 2-norm of all gradients, before clipping, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
@@ -179,19 +162,6 @@ def refuse_tensors_outside(module: nn.Module, scorer: nn.Module) -> None:
     outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
         raise UsageError(f"trainable tensors outside the scorer: {', '.join(outside)}; move them into it")
-
-
-def refuse_fsdp1(strategy: Any) -> None:
-    """Refuse FSDP1, with a message on how to use FSDP2.
-
-    Raises:
-        UsageError: `strategy` is FSDP1, by name or as an object.
-    """
-    if isinstance(strategy, FSDPStrategy) or str(strategy).lower().startswith("fsdp"):
-        raise UsageError(
-            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, which also shards weights, gradients and "
-            "optimizer state: the trainer part of configs/fsdp.yaml (ModelParallelStrategy with data_parallel_size)"
-        )
 
 
 def check_devices(trainer: Trainer, devices: Any, nodes: int) -> None:

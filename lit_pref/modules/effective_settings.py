@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lit_pref.modules.sharding import FSDP2
+
 TOTAL = "trainer.max_epochs and max_steps (optimizer steps in all)"
 ARCHITECTURE = "model.policy (its config.json)."
 OF_THE_SPEC = (
@@ -21,6 +23,8 @@ def settings_of_run(module: Any) -> dict[str, Any]:
     trainer = module.trainer
     settings = {f"trainer.{name}": _plain(getattr(trainer, name)) for name in OF_THE_TRAINER}
     settings |= {f"trainer.{name}": type(getattr(trainer, name)).__name__ for name in ("accelerator", "strategy")}
+    if isinstance(trainer.strategy, FSDP2):
+        settings["trainer.strategy"] = trainer.strategy.describe()
     settings |= {f"model.policy.{name}": getattr(module.spec, name) for name in OF_THE_SPEC}
     return settings | {
         "model.policy.embedding": None if module.spec.embedding is None else repr(module.spec.embedding),

@@ -10,6 +10,7 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
+from lit_pref.modules.sharding import FSDP2
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
 from lit_pref.references.store_scorer import ROUNDED, computes_in_bf16
@@ -62,6 +63,8 @@ def first_lines(module: PairModule, trainer: Trainer, run_dir: Path) -> str:
         f"objective   {module.objective!r}",
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
+    if isinstance(trainer.strategy, FSDP2):
+        lines.append(f"sharding    {trainer.strategy.in_words(module.spec.dtype, trainer.world_size)}")
     if module.objective.requirements.max_references is None and len(module.references) == 1:
         lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
     if not module.references and module.spec.head == "lm":

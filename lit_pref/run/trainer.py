@@ -11,7 +11,7 @@ from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
 from lit_pref.callbacks.progress import progress
 from lit_pref.callbacks.run_folder import RunFolder
 from lit_pref.errors import UsageError
-from lit_pref.modules.distributed import refuse_fsdp1
+from lit_pref.modules.sharding import refuse_fsdp1
 from lit_pref.run.first_lines import FirstLines
 from lit_pref.run.lightning_messages import as_sentence
 

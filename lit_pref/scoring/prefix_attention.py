@@ -1,25 +1,19 @@
 """Attention over prefix-shared rows, `[prompt | chosen | rejected]` pair after pair."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lit_pref.scoring.gather import GatheredRows
 from lit_pref.scoring.split_attention import SplitAttention, takes_split
+from lit_pref.scoring.varlen import KERNEL, Ends, VarlenKernel
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
-
-# The first versions of torch with this function did not support grouped heads.
-_HAS_KERNEL = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 _MASKED_TOKENS = 4096
 """The longest row for which a mask is built: 64 MiB in fp32."""
 
@@ -36,9 +30,9 @@ class PrefixSharedAttention:
 
     On a CPU each pair takes a causal call for the first, and `SplitAttention` for the second, so no mask is built and
     memory grows linearly with T; where its kernel does not support the sizes, the second is a call with a mask. On CUDA
-    it is one call of a kernel for sequences of different lengths; in fp32, which that kernel does not support, one call
-    with an additive T x T mask, or two calls per pair if the mask would be large. The CUDA paths have been tested on a
-    CPU only, against the documented behaviour of the kernel.
+    it is one call of a kernel for sequences of different lengths (`VarlenKernel`); in fp32, which that kernel does not
+    support, and where it fails its test, one call with an additive T x T mask, or two calls per pair if the mask would
+    be large. The CUDA paths have been tested on a CPU only, with functions of the kernel's signatures in plain torch.
 
     Args:
         segments: tokens of (prompt, chosen, rejected) of each pair, in the order of the row.
@@ -80,8 +74,8 @@ class PrefixSharedAttention:
         if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
             # Rotary embeddings leave queries and keys in fp32, and the kernels need one dtype.
             query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
-        if kind == "cuda" and _kernel_takes(query, value):
-            return self._one_call(query, key, value, scale)
+        if kind == "cuda" and KERNEL is not None and KERNEL.takes(query, key, value, scale):
+            return self._one_call(KERNEL, query, key, value, scale)
         if kind == "cuda" and self.tokens <= _MASKED_TOKENS:
             mask = self._once("mask", query, lambda: self.mask(query.dtype, query.device))
             return _attend(query, key, value, scale, mask)
@@ -108,25 +102,10 @@ class PrefixSharedAttention:
                 outputs.append(_attend(q, k, v, scale, bias))
         return torch.cat(outputs, dim=2)
 
-    def _one_call(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        lengths, *positions = self._sequences
-        gather, ends_q, ends_k = self._once(
-            "positions", query, lambda: [tensor.to(query.device) for tensor in positions]
-        )
-        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (T, heads, size)
-        output = varlen_attn(
-            q,
-            k.index_select(0, gather),
-            v.index_select(0, gather),
-            ends_q,
-            ends_k,
-            max(lengths[0]),
-            max(lengths[1]),
-            scale=scale,
-            window_size=(-1, 0),  # a causal mask that is aligned at the last query and key
-            enable_gqa=True,
-        )
-        return output.transpose(0, 1)[None]  # type: ignore[union-attr]
+    def _one_call(self, kernel: VarlenKernel, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        keys, ends = self._once("sequences", query, partial(self._sequences, query.device))
+        q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))  # (T, heads, size)
+        return kernel(q, keys(k), keys(v), ends, scale).transpose(0, 1).unsqueeze(0)
 
     def _once(self, name: str, like: Tensor, build: Callable[[], Any]) -> Any:
         """Call `build` at the first layer and return its cached result at all others."""
@@ -135,17 +114,22 @@ class PrefixSharedAttention:
             self._built[key] = build()
         return self._built[key]
 
-    @cached_property
-    def _sequences(self) -> tuple[tuple[list[int], list[int]], Tensor, Tensor, Tensor]:
-        """Lengths of all sequences of queries and of keys, positions of the keys in the row, and the ends of both."""
-        queries, keys, index, start = [], [], [], 0
+    def _sequences(self, device: torch.device) -> tuple[GatheredRows, Ends]:
+        """Return the keys of all sequences as rows of the row's keys, and the ends of the sequences, on the device."""
+        queries, keys, read, start = list[int](), list[int](), list[int](), 0
         for p, c, r in self.segments:
+            prompt, rejected = range(start, start + p), range(start + p + c, start + p + c + r)
             queries += [p + c] + [r] * (r > 0)
             keys += [p + c] + [p + r] * (r > 0)
-            prompt, rejected = range(start, start + p), range(start + p + c, start + p + c + r)
-            index += [*range(start, start + p + c), *([*prompt, *rejected] if r else [])]
+            read += [*range(start, start + p + c), *([*prompt, *rejected] if r else [])]
             start += p + c + r
-        return (queries, keys), torch.tensor(index), _ends(queries), _ends(keys)
+        rows = GatheredRows.of(read)
+        parts = [rows.index, rows.first, rows.last, *map(_ends, (queries, keys))]
+        packed = torch.cat(parts)
+        if device.type == "cuda":  # one copy that the CPU does not wait for
+            packed = packed.pin_memory().to(device, non_blocking=True)
+        index, first, last, ends_q, ends_k = packed.split([len(part) for part in parts])
+        return GatheredRows(index, first, last), Ends(ends_q, ends_k, max(queries), max(keys))
 
     def mask(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Return the equivalent additive mask (1, 1, T, T): 0 where a token attends to another, -inf elsewhere."""
@@ -158,14 +142,6 @@ class PrefixSharedAttention:
             visible[end : end + r, end : end + r] = True
             start = end + r
         return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible.tril_(), -torch.inf)[None, None]
-
-
-def _kernel_takes(query: Tensor, value: Tensor) -> bool:
-    """Return whether the kernel for sequences of different lengths supports these dtypes and sizes on this device."""
-    size = query.shape[-1]
-    fits = size == value.shape[-1] and size <= 256 and size % 8 == 0
-    halved = query.dtype in (torch.float16, torch.bfloat16)
-    return _HAS_KERNEL and halved and fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend(

@@ -7,6 +7,7 @@ one about Triton's kernels.
 
 import importlib
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lit_pref.__main__ import main
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.sharding import FSDP2
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.scores import TokenLogps
@@ -28,6 +30,10 @@ from lit_pref.scoring.head import token_values
 from lit_pref.scoring.kernel_choice import disagreement, kernel_obstacle, kernels_for
 from lit_pref.scoring.products import multiplies_bf16
 from lit_pref.scoring.scorer import Scorer
+from lit_pref.scoring.varlen import KERNEL, agrees
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from bench_gpu_attention import attention_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 DEVICE = "cuda"
@@ -94,6 +100,19 @@ def test_the_heads_precision_gives_what_its_emulation_on_the_cpu_gives(
     torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("group", [1, 7])
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_for_sequences_of_different_lengths_passes_its_test(dtype: torch.dtype, size: int, group: int):
+    assert KERNEL is not None, "torch 2.10 and newer have it"
+    assert agrees(KERNEL, torch.device(DEVICE), dtype, size, group)
+
+
+def test_the_kernels_that_a_run_uses_are_right_where_that_of_cudnn_is_reported_to_be_wrong():
+    rows = [row for row in attention_rows(DEVICE) if row["kernel"] in ("without cudnn", "lit_pref")]
+    assert [(row["name"], row["verdict"]) for row in rows if row["verdict"] != "ok"] == []
+
+
 def three_steps(policy: Path, pairs: Path, folder: Path, device: str = DEVICE, **options: Any) -> Ran:
     run = Run(
         policy={"path": str(policy)},
@@ -140,6 +159,20 @@ def test_fsdp2_on_one_device_trains_saves_and_goes_on_as_without_it(
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name].cpu(), value.cpu(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gradients", [None, "float32"])
+def test_fsdp2_with_weights_in_bf16_in_transit_learns_what_bf16_mixed_does(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path, gradients: str | None
+):
+    strategies = {"plain": "auto", "sharded": FSDP2(gradients=gradients, prefetch=1, save_distributed_checkpoint=False)}
+    runs = [
+        three_steps(policy_folder, pairs_file, tmp_path / name, precision="bf16-mixed", strategy=strategy)
+        for name, strategy in strategies.items()
+    ]
+    expected, found = (ran.logged.column("train/loss") for ran in runs)
+    assert found == pytest.approx(expected, rel=5e-2)
+    assert {value.dtype for value in read_checkpoint(runs[1].checkpoint(3))["state_dict"].values()} == {torch.float32}
 
 
 def test_fsdp1_is_refused_with_the_recipe_for_fsdp2(

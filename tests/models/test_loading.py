@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_policy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -65,3 +66,9 @@ def test_random_weights_are_not_quantized_either(policy_folder: Path):
     spec = ModelSpec(config={**config, "quantization_config": {"quant_method": "fp8"}}, tokenizer=str(policy_folder))
     with pytest.raises(UserError, match=r"asks for quantization \(fp8\), which was not applied"):
         spec.build()
+
+
+def test_a_built_model_does_not_use_the_attention_of_cudnn_whose_gradients_may_be_nan(policy_folder: Path):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    ModelSpec(path=str(policy_folder)).build()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

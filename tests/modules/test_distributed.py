@@ -7,6 +7,8 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora
 from lit_pref.modules.preference import MOVED
+from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.hpo import HPO
@@ -107,15 +110,55 @@ def strategies() -> dict[str, Any]:
     return {"ddp": DDPStrategy, "fsdp": lambda: sharded(False), "fsdp-distributed": lambda: sharded(True)}
 
 
+def shardings(folder: Path) -> dict[str, tuple[Run, FSDP2]]:
+    """Runs with other settings of FSDP2 than its defaults, by name."""
+    plain, bf16 = (cases(folder)[name] for name in ("plain", "bf16"))
+    recomputed = replace(plain, policy={**plain.policy, "gradient_checkpointing": True})
+    return {
+        "replicas": (plain, FSDP2(replicas=2, save_distributed_checkpoint=False)),
+        "kept": (plain, FSDP2(reshard_after_forward=False, save_distributed_checkpoint=False)),
+        "recomputed": (recomputed, FSDP2(prefetch=1, save_distributed_checkpoint=False)),
+        "bf16": (bf16, FSDP2(save_distributed_checkpoint=False)),
+        "bf16-fp32-gradients": (bf16, FSDP2(gradients="float32", save_distributed_checkpoint=False)),
+    }
+
+
+COLLECTIVES = {  # by their names in different versions of torch
+    "gathered": ("all_gather_single", "all_gather_into_tensor"),
+    "summed": ("reduce_scatter_single", "reduce_scatter_tensor"),
+}
+
+
+@contextmanager
+def dtypes_in_transit() -> Iterator[dict[str, set[str]]]:
+    """Collects the dtypes of gathered weights and of summed gradients."""
+    found: dict[str, set[str]] = {kind: set() for kind in COLLECTIVES}
+
+    def watched(kind: str, function: Any) -> Any:
+        def collective(*args: Any, **kwargs: Any) -> Any:
+            found[kind].add(str(args[0].dtype if args else next(iter(kwargs.values())).dtype))
+            return function(*args, **kwargs)
+
+        return collective
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, names in COLLECTIVES.items():
+            for name in names:
+                if (function := getattr(torch.distributed, name, None)) is not None:
+                    patch.setattr(torch.distributed, name, watched(kind, function))
+        yield found
+
+
 def two_processes(folder: Path) -> None:
     """The program of each of the two processes; rank 0 writes what all saw."""
     global MARGINS
     MARGINS = torch.tensor([json.loads(line)["margin"] for line in (folder / "train.jsonl").read_text().splitlines()])
     results: dict[str, Any] = {}
 
-    def run(name: str, strategy: str, case: Run, at: str, **options: Any) -> Ran:
+    def run(name: str, strategy: str | FSDP2, case: Run, at: str, **options: Any) -> Ran:
         data = {**case.data, "micro_batch": None if "max_tokens" in case.data else 2}
-        ran = fit(replace(case, data=data), folder / at, strategy=strategies()[strategy](), devices=2, **options)
+        made = strategies()[strategy]() if isinstance(strategy, str) else strategy
+        ran = fit(replace(case, data=data), folder / at, strategy=made, devices=2, **options)
         gathered: list[Any] = [None, None]
         torch.distributed.all_gather_object(gathered, ran.given)
         results[name] = {"logged": ran.logged.steps, "given": gathered, "progress": ran.module.objective.progress}
@@ -139,6 +182,21 @@ def two_processes(folder: Path) -> None:
             case = cases(folder)["moving"]
             half = run("", strategy, case, f"moving-half-{strategy}", stop_at_step=3)
             run("", strategy, case, f"moving-resumed-{strategy}", ckpt=half.checkpoint(3))
+    for name, (case, sharding) in shardings(folder).items():
+        with dtypes_in_transit() as dtypes:
+            ran = run(f"sharded {name}", sharding, case, f"sharded-{name}")
+        kept = {str(p.dtype) for p in ran.module.parameters()}
+        states = {str(value.dtype) for state in ran.trainer.optimizers[0].state.values() for value in state.values()}
+        results[f"dtypes {name}"] = {**dtypes, "kept": kept | states}
+    for name, replicas in {"shards": 1, "replicas": 2}.items():
+        # Whole weights with a stored reference, and adapters with the model below them as reference.
+        case = replace(cases(folder)["bf16"], optimizer=adamw, reference_store=True)
+        if name == "replicas":
+            lora = {**case.policy, "lora": Lora(r=2)}
+            case = replace(case, policy=lora, references=lambda: None, reference_store=None)
+        whole = run("", FSDP2(replicas), case, f"resumed-{name}", every=2, stop_at_step=3)
+        results[f"precision {name}"] = whole.module.run_context.precision
+        run("", FSDP2(replicas), case, f"resumed-{name}-2", ckpt=whole.checkpoint(2), stop_at_step=3)
     for strategy in ("ddp", "fsdp"):
         said = "nothing"
         try:
@@ -304,6 +362,51 @@ def test_a_moving_reference_is_sharded_saved_whole_and_restored(folder, strategy
         return
     resumed = final(folder, f"moving-resumed-{strategy}")
     assert differences({**trained(resumed), "moved": resumed[MOVED]}, {**trained(whole), "moved": whole[MOVED]}) == []
+
+
+@pytest.mark.parametrize("name", ["kept", "recomputed", "replicas"])
+def test_when_weights_are_gathered_and_how_often_models_are_copied_changes_no_number(folder, seen, name):
+    found, expected = seen[f"sharded {name}"], seen["plain fsdp"]
+    weights, theirs = (final(folder, at)["state_dict"] for at in (f"sharded-{name}", "plain-fsdp"))
+    if name == "replicas":  # with one shard a copy, gradients are summed by another operation
+        assert numbers(found["logged"]) == pytest.approx(numbers(expected["logged"]), rel=1e-10, abs=1e-10, nan_ok=True)
+        assert all((weights[key] - value).abs().max() < 1e-10 for key, value in theirs.items())
+    else:
+        assert differences(numbers(found["logged"]), numbers(expected["logged"])) == []
+        assert differences(weights, theirs) == []
+
+
+def test_weights_and_gradients_travel_in_bf16_beside_fp32_master_weights(folder, seen):
+    half, whole = {"torch.bfloat16"}, {"torch.float32"}
+    names = ("bf16", "bf16-fp32-gradients")
+    assert [seen[f"dtypes {name}"]["gathered"] for name in names] == [half, half]
+    assert [seen[f"dtypes {name}"]["summed"] for name in names] == [half, whole]
+    for name in names:
+        assert seen[f"dtypes {name}"]["kept"] == whole
+        assert {str(t.dtype) for t in final(folder, f"sharded-{name}")["state_dict"].values()} == whole
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16-fp32-gradients"])
+def test_weights_in_bf16_in_transit_learn_what_bf16_mixed_does_up_to_its_rounding(folder, seen, alone, name):
+    logged, expected = (numbers(seen[key]["logged"]) for key in (f"sharded {name}", "bf16 ddp"))
+    losses = [key for key in expected if key.endswith("train/loss")]
+    assert [logged[key] for key in losses] == pytest.approx([expected[key] for key in losses], rel=5e-2, abs=5e-2)
+    weights, theirs = (final(folder, at)["state_dict"] for at in (f"sharded-{name}", "bf16-ddp"))
+    start = {f"scorer.model.{n}": p for n, p in alone["bf16"].module.policy.build().state_dict().items()}
+    gap = sum((weights[n] - w).double().square().sum() for n, w in theirs.items()) ** 0.5
+    moved = sum((w - start[n]).double().square().sum() for n, w in theirs.items()) ** 0.5
+    assert gap < 0.1 * moved
+
+
+@pytest.mark.parametrize("name", ["shards", "replicas"])
+def test_sharded_runs_in_bf16_resume_to_the_same_bits_and_can_be_exported(folder, seen, name):
+    # The key of stored scores contains this, because other weights in transit give other scores.
+    assert seen[f"precision {name}"] == "bf16-mixed+bfloat16-weights"
+    whole, resumed = (trained(final(folder, at)) for at in (f"resumed-{name}", f"resumed-{name}-2"))
+    assert differences(resumed, whole) == []
+    ran = folder / f"resumed-{name}"
+    exported = export(ran / "checkpoints" / "step=00000003.ckpt", ran / "hf")
+    assert exported.pairs == 8 and exported.largest_difference < 1e-1  # of bf16 and fp32
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -5,10 +5,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from varlen_signatures import torch_2_12
 
 from lit_pref.scoring import prefix_attention as sharing
 from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
 from lit_pref.scoring.split_attention import SAFE
+from lit_pref.scoring.varlen import VarlenKernel
 
 SEGMENTS = ((3, 2, 4), (1, 5, 1), (4, 1, 0))  # the last pair is one-sided
 TOKENS = 9 + 7 + 5
@@ -43,35 +45,19 @@ def with_mask(query, key, value, scale):
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
 
 
-def flash(query, key, value, ends_q, ends_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What `varlen_attn` promises, row by row: sequence n of the queries over sequence n of the keys, aligned at their
-    last tokens; it runs on CUDA only."""
-    assert window_size == (-1, 0) and enable_gqa
-    assert ends_q.dtype == ends_k.dtype == torch.int32
-    lengths = [ends.diff().tolist() for ends in (ends_q, ends_k)]
-    assert [max_q, max_k] == [max(own) for own in lengths]
-    outputs = []
-    for q, k, v in zip(query.split(lengths[0]), key.split(lengths[1]), value.split(lengths[1]), strict=True):
-        sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        logits = torch.einsum("qhd,khd->hqk", q, k) * scale
-        outputs.append(torch.einsum("hqk,khd->qhd", logits.masked_fill(~sees, -torch.inf).softmax(-1), v))
-    return torch.cat(outputs)
-
-
-def one_call(query, key, value, scale, monkeypatch):
-    monkeypatch.setattr(sharing, "varlen_attn", flash)
-    return PrefixSharedAttention(SEGMENTS)._one_call(query, key, value, scale)
+def one_call(query, key, value, scale):
+    attention = PrefixSharedAttention(SEGMENTS)
+    return attention._one_call(VarlenKernel.of(torch_2_12), query, key, value, scale)
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("value_size", [8, 6])  # the kernel of `SplitAttention` does not support 6 beside keys of 8
 @pytest.mark.parametrize("way", ["two calls a pair", "mask", "one call"])
-def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, value_size, key_heads, monkeypatch):
+def test_every_way_is_attention_over_separate_responses_with_its_gradients(way, value_size, key_heads):
     ways = {
         "two calls a pair": lambda *t: PrefixSharedAttention(SEGMENTS)(*t, 0.3),
         "mask": lambda *t: with_mask(*t, 0.3),
-        "one call": lambda *t: one_call(*t, 0.3, monkeypatch),
+        "one call": lambda *t: one_call(*t, 0.3),
     }
     tensors = inputs(key_heads=key_heads, value_size=value_size)
     found, expected = ways[way](*tensors), separately(*tensors, 0.3)

@@ -1,0 +1,193 @@
+"""FSDP2: which devices share a model, in which dtype its weights and gradients travel, and when."""
+
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from lit_pref.errors import UsageError
+from lit_pref.models.loading import blocks_of
+from lit_pref.scoring.scorer import Scorer
+
+IN_TRANSIT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class FSDP2(ModelParallelStrategy):
+    """Shards weights, gradients and optimizer state over the devices of a run, a transformer block at a time.
+
+    The optimizer updates the sharded weights in their own dtype, fp32 by default, whatever the dtypes in transit. To
+    recompute the activations of each block as well, set `model.policy.gradient_checkpointing`.
+
+    Args:
+        replicas: whole copies of the model, each sharded over as many devices (HSDP): with one for each node, only
+            gradients travel between nodes. 1 shards over all devices.
+        parameters: dtype in which weights are gathered and multiplied: `bfloat16` or `float32`; null is bfloat16 with
+            fp32 weights under `trainer.precision: bf16-mixed`, and else the dtype of the weights.
+        gradients: dtype in which gradients are summed over devices, `bfloat16` or `float32`; null is that of the
+            parameters. Micro-batches of a step are summed in the dtype of the weights.
+        reshard_after_forward: true frees the gathered weights of a block after its forward pass and gathers them again
+            in the backward pass; false keeps them, which takes memory; a number keeps them sharded over so many
+            devices.
+        prefetch: the number of blocks whose weights are gathered ahead, in both passes; 0 leaves it to torch.
+        save_distributed_checkpoint: true saves a folder, to which each process writes its shards; false one file.
+
+    Raises:
+        UsageError: an argument is out of range.
+
+    >>> FSDP2(replicas=2, gradients="float32").describe()
+    'FSDP2(replicas=2, gradients=float32)'
+    """
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        parameters: str | None = None,
+        gradients: str | None = None,
+        reshard_after_forward: bool | int = True,
+        prefetch: int = 0,
+        save_distributed_checkpoint: bool = True,
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint)
+        for name, given in (("parameters", parameters), ("gradients", gradients)):
+            if given is not None and given not in IN_TRANSIT:
+                raise UsageError(f"FSDP2: {name} is '{given}'; use {' or '.join(IN_TRANSIT)}, or null")
+        for name, number, least in (("replicas", replicas, 1), ("prefetch", prefetch, 0)):
+            if number < least:
+                raise UsageError(f"FSDP2: {name} is {number}; it must be at least {least}")
+        self.replicas, self.parameters, self.gradients = replicas, parameters, gradients
+        self.reshard_after_forward, self.prefetch = reshard_after_forward, prefetch
+
+    def describe(self) -> str:
+        """Return the settings that differ from the defaults, as a call."""
+        settings = {"replicas": 1, "parameters": None, "gradients": None, "reshard_after_forward": True, "prefetch": 0}
+        given = [f"{k}={getattr(self, k)}" for k, default in settings.items() if getattr(self, k) != default]
+        return f"FSDP2({', '.join(given)})"
+
+    def in_words(self, dtype: str, devices: int) -> str:
+        """Return a line on the copies of the model and the dtypes in transit.
+
+        Args:
+            dtype: dtype of the weights as they are built.
+            devices: all devices of the run.
+        """
+        dtype = {"bf16-true": "bfloat16", "16-true": "float16"}.get(str(self.precision_plugin.precision), dtype)
+        cast = None if dtype != "float32" else self.parameters_in_transit
+        gathered = dtype if cast is None else str(cast).removeprefix("torch.")
+        reduced = gathered if dtype != "float32" else self.gradients or gathered
+        copies = f"{self.replicas} copies of the model, each over" if self.replicas > 1 else "the model over"
+        return (
+            f"{copies} {devices // self.replicas} device(s); weights are gathered in {gathered}, gradients summed over "
+            f"devices in {reduced}, weights and optimizer state kept in {dtype}"
+        )
+
+    def setup_environment(self) -> None:
+        devices = self.num_nodes * self.num_processes
+        self.refuse_devices(devices)
+        self._data_parallel_size = devices
+        super().setup_environment()
+
+    def refuse_devices(self, devices: int) -> None:
+        """Refuse a number of devices that cannot be divided as the settings ask.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        shards, left = divmod(devices, self.replicas)
+        if left:
+            raise UsageError(
+                f"FSDP2: replicas is {self.replicas}, which does not divide the {devices} devices of this run"
+            )
+        kept = self.reshard_after_forward
+        if not isinstance(kept, bool) and (not 1 < kept < shards or shards % kept):
+            raise UsageError(
+                f"FSDP2: reshard_after_forward is {kept}: a number must divide the {shards} devices that share a copy "
+                "of the model, and lie between 1 and it; use true or false"
+            )
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The devices over which models are sharded: all of them, or replicas x shards."""
+        whole = self.device_mesh["data_parallel"]
+        if self.replicas == 1:
+            return whole
+        shape = (self.replicas, whole.size() // self.replicas)
+        return init_device_mesh(whole.device_type, shape, mesh_dim_names=("replicas", "shards"))
+
+    @property
+    def parameters_in_transit(self) -> torch.dtype | None:
+        """The dtype to which fp32 weights are cast before they are gathered; None if they are not cast."""
+        if self.parameters is None:
+            return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        dtype = IN_TRANSIT[self.parameters]
+        return None if dtype == torch.float32 else dtype
+
+    def policy(self, model: nn.Module) -> MixedPrecisionPolicy:
+        """Return the dtypes in transit of a model's blocks; weights that are not fp32 keep theirs."""
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+            return MixedPrecisionPolicy()
+        gradients = None if self.gradients is None else IN_TRANSIT[self.gradients]
+        return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over all devices")
+
+
+def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
+    """Shard `scorer` with FSDP2: each transformer block separately, the rest (embeddings, norm, head) with the root.
+
+    Raises:
+        UsageError: the strategy has tensor parallelism.
+    """
+    if strategy.device_mesh["tensor_parallel"].size() != 1:
+        raise UsageError(
+            "ModelParallelStrategy: tensor parallelism is not supported; use trainer.strategy fsdp2, or set "
+            "trainer.strategy.data_parallel_size to the number of devices and trainer.strategy.tensor_parallel_size "
+            "to 1"
+        )
+    if not isinstance(strategy, FSDP2):
+        for module in (*blocks_of(scorer), scorer):
+            fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
+        return
+    mesh, policy, blocks = strategy.mesh, strategy.policy(scorer), blocks_of(scorer)
+    # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept.
+    trained = any(parameter.requires_grad for parameter in scorer.parameters())
+    for block in blocks:
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=strategy.reshard_after_forward if trained else True,
+        )
+    whole = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype)
+    if isinstance(scorer, Scorer) and scorer.value is not None:
+        fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
+    # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
+    fully_shard(scorer, mesh=mesh, mp_policy=policy if isinstance(scorer, Scorer) else whole)
+    _prefetch(cast(list[FSDPModule], blocks), strategy.prefetch)
+
+
+def _prefetch(blocks: list[FSDPModule], ahead: int) -> None:
+    """Gather the weights of so many blocks ahead, in the order of the forward and of the backward pass."""
+    if not ahead:
+        return
+    for k, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(blocks[k + 1 : k + 1 + ahead])
+        block.set_modules_to_backward_prefetch(blocks[max(0, k - ahead) : k][::-1])
+
+
+def refuse_fsdp1(strategy: Any) -> None:
+    """Refuse FSDP1, with a message on how to use FSDP2.
+
+    Raises:
+        UsageError: `strategy` is FSDP1, by name or as an object.
+    """
+    name = str(strategy).lower()
+    if isinstance(strategy, FSDPStrategy) or (name.startswith("fsdp") and name != "fsdp2"):
+        raise UsageError(
+            "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, `trainer.strategy: fsdp2`, which also shards "
+            "weights, gradients and optimizer state; configs/fsdp.yaml has its settings"
+        )
