@@ -37,6 +37,10 @@ class Trl:
     As installed it projects every position, prompts and padding too, where there is no Triton. `compact` projects the
     responses alone, as it does with Triton: the honest rival on a CPU. `metrics` are entropy, mean logit and top-1 of
     every token in every step.
+
+    `grouped` batches pairs of similar lengths, by a column `length` that its user has to make. Its pairs are those
+    after `skipped` steps of the others, read twice: in as many steps it has seen the longest batches, which come
+    first, and its next steps see every batch once.
     """
 
     compact: bool = True
@@ -44,11 +48,18 @@ class Trl:
     metrics: bool = True
     checkpointing: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
+    bf16: bool = False
+    attention: str = "sdpa"
+    liger: bool = False
+    grouped: bool = False
+    skipped: int = 0
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         trl.trainer.utils._use_triton = _use_triton
         _thread.compact = self.compact
-        model = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder / "policy", dtype=torch.float32, attn_implementation=self.attention
+        )
         peft = None
         if work.lora:
             settings = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -57,44 +68,30 @@ class Trl:
             trainer = _Tokenized(
                 model=model,
                 processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
-                train_dataset=datasets.Dataset.from_list(
-                    [{f"{name}_ids": ids for name, ids in pair.items()} for pair in work.in_order()]
-                ),
-                args=self._arguments(work, folder),
+                train_dataset=self._dataset(work),
+                args=DPOConfig(**self._arguments(work, folder)),
                 peft_config=peft,
             )
         if work.lora:  # the adapters that lit_pref begins with
             adapters = {n: w for n, w in work.policy(folder).build().state_dict().items() if "lora_" in n}
             assert not trainer.model.load_state_dict(adapters, strict=False).unexpected_keys
-        trainer.add_callback(_EndOfStep(trainer, loop))
+        trainer.add_callback(EndOfStep(trainer, loop))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
-    def _arguments(self, work: Work, folder: Path) -> DPOConfig:
-        return DPOConfig(
-            output_dir=str(folder / "trl"),
-            beta=BETA,
-            per_device_train_batch_size=work.pairs,
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            max_length=None,
-            precompute_ref_log_probs=self.stored,
-            optim="adamw_torch_fused",
-            learning_rate=ADAMW["lr"],
-            adam_beta1=ADAMW["betas"][0],
-            adam_beta2=ADAMW["betas"][1],
-            adam_epsilon=ADAMW["eps"],
-            weight_decay=ADAMW["weight_decay"],
-            lr_scheduler_type="constant",
-            max_grad_norm=CLIP,
-            gradient_checkpointing=self.checkpointing,
-            bf16=self.device == "gpu",
-            use_cpu=self.device == "cpu",
-            logging_steps=LOG_EVERY,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+    def _dataset(self, work: Work) -> datasets.Dataset:
+        rows = [{f"{name}_ids": ids for name, ids in pair.items()} for pair in work.in_order()]
+        if self.grouped:
+            rows = rows[self.skipped * work.pairs :]
+            for row in rows:
+                row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        return datasets.Dataset.from_list(rows)
+
+    def _arguments(self, work: Work, folder: Path) -> dict[str, Any]:
+        own = {"beta": BETA, "precompute_ref_log_probs": self.stored, "use_liger_kernel": self.liger}
+        if self.grouped:
+            own |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False, "num_train_epochs": 2}
+        return arguments(work, folder, self.device, self.bf16, self.checkpointing) | own
 
     @contextmanager
     def _head(self) -> Iterator[None]:
@@ -103,6 +100,33 @@ class Trl:
             return
         with mock.patch.object(trl.trainer.dpo_trainer, "add_fused_lm_head", _log_probs_only):
             yield
+
+
+def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: bool = False) -> dict[str, Any]:
+    """Return the arguments of every trainer of TRL: those that all contenders share, for one pass over the pairs."""
+    return {
+        "output_dir": str(folder / "trl"),
+        "per_device_train_batch_size": work.pairs,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "optim": "adamw_torch_fused",
+        "learning_rate": ADAMW["lr"],
+        "adam_beta1": ADAMW["betas"][0],
+        "adam_beta2": ADAMW["betas"][1],
+        "adam_epsilon": ADAMW["eps"],
+        "weight_decay": ADAMW["weight_decay"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": CLIP,
+        "gradient_checkpointing": checkpointing,
+        "bf16": bf16,
+        "use_cpu": device == "cpu",
+        "dataloader_num_workers": 2 if device == "gpu" else 0,
+        "logging_steps": LOG_EVERY,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _log_probs_only(model: Any, outputs: tuple[str, ...] = ()) -> None:
@@ -121,8 +145,8 @@ def _log_probs_only(model: Any, outputs: tuple[str, ...] = ()) -> None:
     model.forward = with_zeros
 
 
-class _Tokenized(DPOTrainer):
-    """TRL's trainer on ids instead of texts, which keeps the loss that it found last."""
+class OnIds:
+    """What a trainer of TRL needs to train on ids instead of texts, and to keep the loss that it found last."""
 
     loss: Tensor
 
@@ -130,14 +154,20 @@ class _Tokenized(DPOTrainer):
         return dataset
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
-        loss = super().compute_loss(*arguments, **options)
+        loss = super().compute_loss(*arguments, **options)  # type: ignore[misc]
         self.loss = loss.detach()
         return loss
 
 
-class _EndOfStep(TrainerCallback):
-    def __init__(self, trainer: _Tokenized, loop: Loop) -> None:
+class _Tokenized(OnIds, DPOTrainer):
+    pass
+
+
+class EndOfStep(TrainerCallback):
+    """Tells the loop that a step has ended, with the trainer's `loss`."""
+
+    def __init__(self, trainer: Any, loop: Loop) -> None:
         self.trainer, self.loop = trainer, loop
 
     def on_step_end(self, *arguments: Any, **options: Any) -> None:
-        self.loop.end_step(self.trainer.model, self.trainer.loss.item())
+        self.loop.end_step(self.trainer.model, self.trainer.loss)
