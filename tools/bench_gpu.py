@@ -41,12 +41,14 @@ RESERVE_S = 15.0  # for the table and the plot, and for ending what runs
 class Worker:
     """A process that measures cells; see `bench_gpu_worker`."""
 
+    script = Path(__file__).with_name("bench_gpu_worker.py")
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = (folder / "workers.log").open("ab")
         caches = {"LIT_PREF_CACHE": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "datasets")}
         self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("bench_gpu_worker.py")],
+            [sys.executable, self.script],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,

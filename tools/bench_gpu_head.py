@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,31 @@ from lit_pref.scoring.head import Readout, token_values
 LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden states, weights, targets -> log-probs
 
 
-def heads() -> dict[str, LogProbs]:
+def heads(device: Device) -> dict[str, LogProbs]:
     """Every way to compute log-probs that exists here, by name."""
-    return {"lit_pref": lambda hidden, weight, targets: token_values(Readout(hidden, weight), targets)[0], "TRL": _trl}
+    found: dict[str, LogProbs] = {"TRL": _trl, "lit_pref": _ours}
+    if "precision" in {field.name for field in fields(Readout)}:
+        found |= _precisions(device)
+    return found
+
+
+def _ours(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    return token_values(Readout(hidden, weight, **options), targets)[0]
+
+
+def _precisions(device: Device) -> dict[str, LogProbs]:
+    """Every precision of lit_pref's head, with its kernels and without them."""
+    from lit_pref.scoring.kernel_choice import kernels_for
+    from lit_pref.scoring.products import HeadPrecision
+
+    kernels = kernels_for(device.torch)
+    return {
+        f"lit_pref, {precision}, {'tiles' if reader is None else 'kernels'}": partial(
+            _ours, precision=precision, kernels=reader
+        )
+        for precision in HeadPrecision
+        for reader in dict.fromkeys((None, kernels))
+    }
 
 
 def _trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -40,7 +64,7 @@ def head_alone(device: Device) -> dict[str, Any]:
     targets = torch.randint(vocabulary, (n,), device=device.torch)
     truth = _gradients(_exact, hidden[:exact].double(), weight.double(), targets[:exact])
     outcomes: dict[str, Any] = {}
-    for name, head in heads().items():
+    for name, head in heads(device).items():
         try:
             found = _gradients(head, hidden[:exact], weight, targets[:exact])
             logps, by_hidden, by_weight = ((f.double() - t) for f, t in zip(found, truth, strict=True))

@@ -16,10 +16,11 @@ from bench_gpu_profile import inspect
 from bench_gpu_reward import OursReward, TrlReward
 from bench_gpu_steps import Pace, compare
 from bench_ours import Ours
-from bench_trl import Trl
+from bench_trl import Trl, grouped_pairs
 from bench_work import Work
 
 STORED_3, COMPILED = "lit_pref, 3 stored references", "lit_pref, compiled blocks"
+HEAD_FP32, HEAD_SPLIT, NO_KERNELS = "lit_pref, head in fp32", "lit_pref, head split", "lit_pref, head without kernels"
 TRL, NO_METRICS, TRL_LIVE = "TRL", "TRL, no metrics", "TRL, live reference"
 GROUPED, LIGER = "TRL, grouped by length", "TRL, Liger layers"
 OURS_REWARD, TRL_REWARD = "lit_pref, reward model", "TRL, reward model"
@@ -79,7 +80,10 @@ class Cell:
             LIVE: replace(ours, stored=False),
             STORED_3: replace(ours, references=REFERENCES),
             LIVE_3: replace(ours, stored=False, references=REFERENCES),
-            COMPILED: replace(ours, compile="inductor" if gpu else "eager"),
+            COMPILED: replace(ours, policy=(("compile", "inductor" if gpu else "eager"),)),
+            HEAD_FP32: replace(ours, policy=(("head_precision", "fp32"),)),
+            HEAD_SPLIT: replace(ours, policy=(("head_precision", "split"),)),
+            NO_KERNELS: replace(ours, policy=(("head_kernels", False),)),
             TRL: rival,
             NO_METRICS: replace(rival, metrics=False),
             TRL_LIVE: replace(rival, stored=False),
@@ -95,7 +99,8 @@ def steps(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Compare contenders in turns on the same pairs."""
     work = cell.prepare(bench, folder, cell.pace.steps, reward=OURS_REWARD in cell.contenders)
     trains = {name: cell.train(name, bench, work, folder) for name in cell.contenders}
-    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul)
+    grouped = {GROUPED: grouped_pairs(work, cell.pace.dropped)}
+    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul, grouped)
     return {"pairs": work.pairs, "tokens": work.tokens(), "contenders": contenders, "against": cell.against}
 
 
@@ -130,6 +135,13 @@ def memory(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
 def head(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Measure the head alone."""
     return head_alone(bench.device)
+
+
+def attention(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
+    """Look for NaN and wrong gradients of attention."""
+    from bench_gpu_attention import attention_rows
+
+    return {"attention": attention_rows(bench.device.torch.type, dry_run=not bench.device.is_gpu)}
 
 
 def generate(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def inspect(
     contender: Any, work: Work, folder: Path, device: Device, skipped: int = 4, steps: int = 2
 ) -> dict[str, Any]:
     """Return the shares of a step's time and the places that wait for the device, each per step."""
+    torch.backends.cuda.enable_cudnn_sdp(True)  # a contender that does not want cuDNN's attention turns it off
     loop = InspectedLoop(device, skipped, steps)
     contender.train(work, folder, loop)
     events = list(loop.profiler.events())

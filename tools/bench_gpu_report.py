@@ -1,6 +1,7 @@
 """Table and plot of the benchmark on a GPU, from its results."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ ALIGNED = (
     "lit_pref, padded layout",
     "lit_pref, live reference",
     "lit_pref, compiled blocks",
+    "lit_pref, head in fp32",
+    "lit_pref, head split",
+    "lit_pref, head without kernels",
     "TRL",
     "TRL, no metrics",
     "TRL, live reference",
@@ -40,7 +44,8 @@ log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 15
 4096 ± 12 % and 256 ± 25 %. A step has 16 pairs (1.5B: 8; long and losses-fp32: 4), in bf16 under autocast with
 weights, gradients and AdamW's state in fp32, or all in fp32 where the cell says so. Contenders train in turns of 4
 steps on the same pairs in the same batches, the first turn not counted; times are medians over turns. References are
-stored, on both sides, unless they are called live.
+stored, on both sides, unless they are called live. TRL grouped by length reads batches of similar lengths from the same
+distribution; its time is by tokens.
 
 Tokens are those of prompts and both responses, each once and without padding. The share of the matmul peak counts
 6 FLOP a weight and token (4 with LoRA), the head's for responses only. Memory is the contender's own: weights,
@@ -66,7 +71,7 @@ def page(results: dict[str, Any]) -> str:
     words = ", ".join(f"{name} {value}" for name, value in about.items() if name != "dry" and value is not None)
     lines = ["# lit_pref against TRL on one GPU", "", *([f"**{DRY}.**", ""] if about["dry"] else [])]
     lines += [words, "", HEAD, "", *_contenders(cells), "", *_other_numbers(cells), *_breakdowns(cells), *_heads(cells)]
-    lines += [*_memory(cells), *_states(cells)]
+    lines += [*_memory(cells), *_attention(cells), *_states(cells)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -81,8 +86,8 @@ def compared(cells: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], 
 
 def slower(name: str, taken: dict[str, Any], own: dict[str, Any]) -> float | None:
     """Return how many times lit_pref's time a contender takes, if both are known."""
-    if name.endswith("grouped by length"):  # its steps have other pairs: compare all of them together
-        return _ratio(own.get("pairs_per_s"), taken.get("pairs_per_s"))
+    if name.endswith("grouped by length"):  # its steps have other pairs
+        return _ratio(own.get("tokens_per_s"), taken.get("tokens_per_s"))
     return _ratio(taken.get("median_step_s"), own.get("median_step_s"))
 
 
@@ -94,7 +99,8 @@ def loss_difference(own: dict[str, Any], rival: dict[str, Any]) -> float | None:
     """Return the largest difference of the losses of a step."""
     if not own.get("losses") or len(own["losses"]) != len(rival.get("losses", [])):
         return None
-    return max(abs(a - b) for a, b in zip(own["losses"], rival["losses"], strict=True))
+    differences = [abs(a - b) for a, b in zip(own["losses"], rival["losses"], strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.nan
 
 
 def verdict(cell: str, difference: float) -> str:
@@ -160,7 +166,9 @@ def _breakdowns(cells: dict[str, Any]) -> list[str]:
         for name, step in result["steps"].items():
             places = ", ".join(f"{place} {count:g}" for place, count in step["synchronizations"].items())
             longest = ", ".join(f"`{op}` {1e3 * s:.3g}" for op, s in list(step["longest"].items())[:6])
-            lines += [f"{name}: longest (ms) {longest}.", *([f"It waits at {places}."] if places else []), ""]
+            waits = ", ".join(f"{call} {count:g}" for call, count in step["waits"].items())
+            lines += [f"{name}: longest (ms) {longest}.", *([f"It waits at {places}."] if places else [])]
+            lines += [*([f"Calls that wait: {waits}."] if waits else []), ""]
     return lines
 
 
@@ -190,6 +198,17 @@ def _memory(cells: dict[str, Any]) -> list[str]:
         share = "" if measured is None else f"; measured {measured:.3g}, predicted / measured "
         share += "" if measured is None else f"{result['predicted_gib']['total'] / measured:.2f}"
         lines += [f"{cell}: `check` predicts (GiB) {parts}{share}.", ""]
+    return lines
+
+
+def _attention(cells: dict[str, Any]) -> list[str]:
+    lines = []
+    for cell, result in _measured(cells, "attention"):
+        rows = result["attention"]
+        bad = [row for row in rows if row["verdict"] not in ("ok", "refused")]
+        lines += [f"{cell}: {len(rows)} cases, {len(bad)} with NaN or wrong values or gradients."]
+        lines += [f"- {row['kernel']}, {row['dtype']}: {row['verdict']} ({row['name']})" for row in bad]
+        lines.append("")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from bench_gpu_device import Device
 from bench_steps import SteppedLoop, Train
-from bench_work import MODELS, Work
+from bench_work import MODELS, Pair, Work
 from torch import Tensor
 
 
@@ -39,6 +39,7 @@ class BlockLoop(SteppedLoop):
 
     def __init__(self, train: Train, block: int) -> None:
         self.block, self.kept = block, list[float | Tensor]()
+        self.cudnn = True  # whether attention may use cuDNN's kernel: a global setting, which a contender may change
         super().__init__(train)
 
     def end_step(self, model: torch.nn.Module, loss: float | Tensor) -> None:
@@ -94,6 +95,7 @@ class Turns:
         device.synchronize()
         before = device.allocated()
         device.reset_peak()
+        torch.backends.cuda.enable_cudnn_sdp(loop.cudnn)
         start = time.perf_counter()
         try:
             loop.step()
@@ -106,6 +108,7 @@ class Turns:
             device.free()
             return
         seconds = time.perf_counter() - start
+        loop.cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         taken.peak_gib = max(taken.peak_gib, taken.resting_gib + device.peak() - before)
         taken.resting_gib += device.allocated() - before
         if turn == 0:
@@ -116,9 +119,23 @@ class Turns:
 
 
 def compare(
-    trains: Mapping[str, Train], work: Work, device: Device, pace: Pace, matmul: float | None
+    trains: Mapping[str, Train],
+    work: Work,
+    device: Device,
+    pace: Pace,
+    matmul: float | None,
+    pairs: Mapping[str, list[Pair]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the numbers of every contender; one for which the others leave too little memory runs alone."""
+    """Return the numbers of every contender; one for which the others leave too little memory runs alone.
+
+    Args:
+        trains: the trainings.
+        work: their work.
+        device: the device.
+        pace: the steps.
+        matmul: FLOP/s of a large multiplication, if known.
+        pairs: what contenders read that do not read the work's pairs in their order.
+    """
     turns = Turns(trains, device, pace)
     taken = turns.run()
     alone = [name for name, own in taken.items() if own.out_of_memory and len(trains) > 1]
@@ -128,14 +145,17 @@ def compare(
         again = Turns({name: trains[name]}, device, pace)
         taken |= again.run()
         again.stop()
-    return {name: numbers(own, work, pace, matmul) | {"alone": name in alone} for name, own in taken.items()}
+    read = {name: (pairs or {}).get(name) or work.in_order() for name in trains}
+    return {
+        name: numbers(own, work, read[name], pace, matmul) | {"alone": name in alone} for name, own in taken.items()
+    }
 
 
-def numbers(taken: Taken, work: Work, pace: Pace, matmul: float | None) -> dict[str, Any]:
+def numbers(taken: Taken, work: Work, pairs: list[Pair], pace: Pace, matmul: float | None) -> dict[str, Any]:
     """Speed over the timed turns: pairs, and tokens of prompts and both responses, each once and without padding."""
     if taken.error is not None:
         return {"error": taken.error}
-    timed = work.in_order()[pace.dropped * work.pairs :]
+    timed = pairs[pace.dropped * work.pairs : pace.steps * work.pairs]
     prompts = sum(len(pair["prompt"]) for pair in timed)
     responses = sum(len(pair["chosen"]) + len(pair["rejected"]) for pair in timed)
     total = sum(taken.seconds)

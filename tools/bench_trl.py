@@ -1,10 +1,11 @@
 """TRL's side of the benchmark: its own `DPOTrainer.train`, on ids instead of texts."""
 
 import functools
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -14,12 +15,13 @@ import torch
 import trl.trainer.dpo_trainer
 import trl.trainer.utils
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work
 from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+SORTED = 50
 datasets.disable_progress_bars()
 _thread = threading.local()
 
@@ -38,9 +40,7 @@ class Trl:
     responses alone, as it does with Triton: the honest rival on a CPU. `metrics` are entropy, mean logit and top-1 of
     every token in every step.
 
-    `grouped` batches pairs of similar lengths, by a column `length` that its user has to make. Its pairs are those
-    after `skipped` steps of the others, read twice: in as many steps it has seen the longest batches, which come
-    first, and its next steps see every batch once.
+    `grouped` reads batches of similar lengths, those of `grouped_pairs`, of which `skipped` are not counted.
     """
 
     compact: bool = True
@@ -80,17 +80,11 @@ class Trl:
         trainer.train()
 
     def _dataset(self, work: Work) -> datasets.Dataset:
-        rows = [{f"{name}_ids": ids for name, ids in pair.items()} for pair in work.in_order()]
-        if self.grouped:
-            rows = rows[self.skipped * work.pairs :]
-            for row in rows:
-                row["length"] = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        return datasets.Dataset.from_list(rows)
+        pairs = grouped_pairs(work, self.skipped) if self.grouped else work.in_order()
+        return datasets.Dataset.from_list([{f"{name}_ids": ids for name, ids in p.items()} for p in pairs])
 
     def _arguments(self, work: Work, folder: Path) -> dict[str, Any]:
         own = {"beta": BETA, "precompute_ref_log_probs": self.stored, "use_liger_kernel": self.liger}
-        if self.grouped:
-            own |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False, "num_train_epochs": 2}
         return arguments(work, folder, self.device, self.bf16, self.checkpointing) | own
 
     @contextmanager
@@ -100,6 +94,24 @@ class Trl:
             return
         with mock.patch.object(trl.trainer.dpo_trainer, "add_fused_lm_head", _log_probs_only):
             yield
+
+
+def grouped_pairs(work: Work, skipped: int = 0) -> list[Pair]:
+    """Return pairs in batches of similar lengths, as transformers' `group_by_length` makes them for a column `length`.
+
+    It sorts 50 batches at a time, more than a benchmark has. So every batch after the first `skipped` is taken from 50
+    sorted ones, evenly, and they follow one another in random order.
+    """
+    pool = sorted(replace(work, windows=SORTED).draw(), key=_longest)
+    batches = [pool[start : start + work.pairs] for start in range(0, len(pool), work.pairs)]
+    counted = work.windows - skipped
+    chosen = [batches[int((k + 0.5) * SORTED / counted) % SORTED] for k in range(counted)]
+    random.Random(work.seed).shuffle(chosen)
+    return [pair for batch in (chosen * 2)[-work.windows :] for pair in batch]
+
+
+def _longest(pair: Pair) -> int:
+    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
 
 
 def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: bool = False) -> dict[str, Any]:
