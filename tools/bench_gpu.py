@@ -48,13 +48,19 @@ class Worker:
         self.log = (folder / "workers.log").open("ab")
         caches = {"LIT_PREF_CACHE": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "datasets")}
         self.process = subprocess.Popen(
-            [sys.executable, self.script],
+            [sys.executable, self.script, folder],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
             env={**os.environ, **ENVIRONMENT, **caches},
             start_new_session=True,
         )
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until the process has loaded everything, has died, or has had `limit_s` for it."""
+        end = time.monotonic() + limit_s
+        while self.alive and not (self.folder / f"ready-{self.process.pid}").exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
     def measure(self, cell: str, accelerator: str, matmul: float | None, limit_s: float) -> dict[str, Any]:
         """Return the outcome of a cell; a worker that does not answer in time, or dies, is an outcome too."""
@@ -84,6 +90,8 @@ class Worker:
 
     def end(self, now: bool = False) -> None:
         """End the process and those that it started, at once or when it has nothing left to do."""
+        if self.log.closed:
+            return
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -104,35 +112,39 @@ class Benchmark:
 
     def __init__(self, cells: list[Cell], folder: Path, out: Path, dry: bool, deadline: float) -> None:
         self.cells, self.folder, self.out, self.dry, self.deadline = cells, folder, out, dry, deadline
-        self.next: Worker | None = Worker(folder)
+        self.workers = [Worker(folder)]  # the last one measures next
         about = {"dry": dry, "date": time.strftime("%Y-%m-%d %H:%M"), "python": sys.version.split()[0]}
         self.results: dict[str, Any] = {"about": about, "cells": {}}
         self.matmul: float | None = None
 
     def run(self) -> dict[str, Any]:
         """Measure the cells one after another."""
-        for cell in self.cells:
-            start = time.monotonic()
-            left = self.deadline - start
-            # In a dry run the estimates mean nothing.
-            if left < (5 if self.dry else cell.expected_s):
-                reason = f"expected to take {cell.expected_s:.0f} s, and {max(0, left):.0f} s were left"
-                outcome = {"status": "skipped", "error": reason}
-            else:
-                outcome = self._measure(cell, min(left, 60 if self.dry else 2 * cell.expected_s + 10))
-            self._keep(cell, outcome | {"seconds": round(time.monotonic() - start, 2)})
-        if self.next is not None:
-            self.next.end(now=not self.dry)
+        try:
+            for cell in self.cells:
+                self._keep(cell, self._outcome(cell))
+        finally:
+            for worker in self.workers:
+                worker.end(now=True)
         write(self.results, self.out)
         return self.results
 
-    def _measure(self, cell: Cell, limit_s: float) -> dict[str, Any]:
-        worker = self.next if self.next is not None and self.next.alive else Worker(self.folder)
-        self.next = worker if self.dry else Worker(self.folder)
+    def _outcome(self, cell: Cell) -> dict[str, Any]:
+        if not self.workers[-1].alive:
+            self.workers.append(Worker(self.folder))
+        worker = self.workers[-1]
+        worker.wait(self.deadline - time.monotonic())
+        start = time.monotonic()
+        left = self.deadline - start
+        if left < (5 if self.dry else cell.expected_s):  # in a dry run the estimates mean nothing
+            reason = f"expected to take {cell.expected_s:.0f} s, and {max(0, left):.0f} s were left"
+            return {"status": "skipped", "error": reason, "seconds": 0.0}
+        if not self.dry:
+            self.workers.append(Worker(self.folder))
+        limit_s = min(left, 60 if self.dry else 2 * cell.expected_s + 10)
         outcome = worker.measure(cell.name, "cpu" if self.dry else "gpu", self.matmul, limit_s)
-        if worker is not self.next:
+        if not self.dry:
             worker.end()
-        return outcome
+        return outcome | {"seconds": round(time.monotonic() - start, 2)}
 
     def _keep(self, cell: Cell, outcome: dict[str, Any]) -> None:
         result = outcome.get("result", {})
@@ -166,6 +178,7 @@ def main() -> None:
             "`make bench` measures on one."
         )
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; what was measured is written"))
     cells = [cell for name, cell in CELLS.items() if name in options.only]
     deadline = start + 60 * options.minutes - RESERVE_S
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

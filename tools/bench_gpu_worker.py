@@ -31,6 +31,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     quiet()
+    (Path(sys.argv[1]) / f"ready-{os.getpid()}").touch()
     for line in sys.stdin:
         request = json.loads(line)
         outcome, file = measure(request), Path(request["file"])
