@@ -40,11 +40,11 @@ def _cells() -> list[Cell]:
         return replace(work, case=case)
 
     return [
-        Cell("models", models, 25),
+        Cell("models", models, 20),
         Cell("device", device, 10),
         Cell("0.5B-c", steps, 45, SMALL, (OURS, PADDED, TRL, NO_METRICS, GROUPED)),
-        Cell("head", head, 20),
-        Cell("breakdown-0.5B-c", breakdown, 30, SMALL, (OURS, TRL)),
+        Cell("head", head, 15),
+        Cell("breakdown-0.5B-c", breakdown, 25, SMALL, (OURS, TRL)),
         *_optional(),
         Cell("losses-fp32", steps, 35, replace(SMALL, pairs=4), (OURS, TRL), bf16=False),
         Cell("1.5B-c", steps, 40, LARGE, (OURS, TRL)),
@@ -67,7 +67,7 @@ def _optional() -> list[Cell]:
     """Return the cells of what may not be there yet."""
     cells = []
     if find_spec("bench_gpu_attention"):
-        cells.append(Cell("attention", attention, 25))
+        cells.append(Cell("attention", attention, 15))
     if "head_precision" in {field.name for field in fields(ModelSpec)}:
         heads = (OURS, HEAD_FP32, HEAD_SPLIT, NO_KERNELS)
         cells.append(Cell("0.5B-b-head", steps, 30, replace(SMALL, case="b"), heads))

@@ -44,8 +44,8 @@ log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 15
 4096 ± 12 % and 256 ± 25 %. A step has 16 pairs (1.5B: 8; long and losses-fp32: 4), in bf16 under autocast with
 weights, gradients and AdamW's state in fp32, or all in fp32 where the cell says so. Contenders train in turns of 4
 steps on the same pairs in the same batches, the first turn not counted; times are medians over turns. References are
-stored, on both sides, unless they are called live. TRL grouped by length reads batches of similar lengths from the same
-distribution; its time is by tokens.
+stored, on both sides, unless they are called live. TRL grouped by length reads batches of similar lengths from the
+same distribution; its time is by tokens.
 
 Tokens are those of prompts and both responses, each once and without padding. The share of the matmul peak counts
 6 FLOP a weight and token (4 with LoRA), the head's for responses only. Memory is the contender's own: weights,
@@ -67,9 +67,14 @@ def write(results: dict[str, Any], folder: Path, plot: bool = True) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """Return the results as Markdown: one table of contenders, and what else the cells measured."""
+    return "# lit_pref against TRL on one GPU\n\n" + tables(results)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return the page without its title."""
     about, cells = results["about"], results["cells"]
     words = ", ".join(f"{name} {value}" for name, value in about.items() if name != "dry" and value is not None)
-    lines = ["# lit_pref against TRL on one GPU", "", *([f"**{DRY}.**", ""] if about["dry"] else [])]
+    lines = [f"**{DRY}.**", ""] if about["dry"] else []
     lines += [words, "", HEAD, "", *_contenders(cells), "", *_other_numbers(cells), *_breakdowns(cells), *_heads(cells)]
     lines += [*_memory(cells), *_attention(cells), *_states(cells)]
     return "\n".join(lines).rstrip() + "\n"
