@@ -57,7 +57,7 @@ class InspectedLoop(Loop):
 
     def _count(self, on: bool) -> None:
         if on:
-            self.waits = self.recorded.__enter__() or []
+            self.waits = self.recorded.__enter__()  # type: ignore[assignment]  # a list, as it records
             warnings.simplefilter("always")
         if self.device.is_gpu:
             torch.cuda.set_sync_debug_mode("warn" if on else "default")

@@ -57,12 +57,13 @@ for these settings is out of reach there.
 """
 
 
-GPU = """`tools/bench_gpu.py` (`make bench-gpu`) measures on one H100 or H200, in at most 8 minutes. It compares `fit` with
-TRL's trainers on random models with the shapes of Qwen2.5-0.5B and -1.5B, in bf16: lengths **a**, **b**, **c** and long
-prompts; full fine-tuning and LoRA; one and three references, stored and live; both layouts; TRL with and without its
-metrics, grouped by length, with Liger's layers, and as installed. It measures pairs and tokens per second; peak memory,
-and beside it the memory that `check` predicts; the share of the device's matmul peak; a step by kinds of kernels, and
-what waits for the device in it; losses over 20 steps in fp32 and bf16; the head alone, reward models, and `generate`.
+GPU = """`tools/bench_gpu.py` (`make bench-gpu`) measures on one H100 or H200, in at most 8 minutes. It compares `fit`
+with TRL's trainers on random models with the shapes of Qwen2.5-0.5B and -1.5B, in bf16: lengths **a**, **b**, **c** and
+long prompts; full fine-tuning and LoRA; one and three references, stored and live; both layouts; TRL with and without
+its metrics, grouped by length, with Liger's layers, and as installed. It measures pairs and tokens per second; peak
+memory, and beside it the memory that `check` predicts; the share of the device's matmul peak; a step by kinds of
+kernels, and what waits for the device in it; losses over 20 steps in fp32 and bf16; the head alone, reward models, and
+`generate`.
 
 Each cell has a process and a time limit of its own. One that fails is reported and the rest is measured; one that no
 longer fits is skipped and named. JSON and table are written after every cell. `--dry_run` takes all of it through tiny
