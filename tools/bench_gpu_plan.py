@@ -27,6 +27,7 @@ from bench_gpu_measure import (
     models,
     steps,
 )
+from bench_gpu_steps import Pace
 from bench_work import Work
 
 from lit_pref.models.spec import ModelSpec
@@ -52,7 +53,8 @@ def _cells() -> list[Cell]:
         Cell("0.5B-a", steps, 25, on("a"), (OURS, TRL, NO_METRICS)),
         Cell("0.5B-b", steps, 25, on("b"), (OURS, TRL, NO_METRICS)),
         Cell("0.5B-c-references", steps, 40, SMALL, (OURS, STORED_3, LIVE_3, LIVE, TRL_LIVE)),
-        Cell("memory-0.5B-c", memory, 20, SMALL),
+        # One step a turn: the first one is not counted, and the largest step should be.
+        Cell("memory-0.5B-c", memory, 20, SMALL, pace=Pace(warm_up=1, timed=19, block=1)),
         Cell("reward-0.5B-c", steps, 25, SMALL, (OURS_REWARD, TRL_REWARD)),
         Cell("generate-0.5B", generate, 25, SMALL),
         Cell("0.5B-long", steps, 25, replace(SMALL, case="long", pairs=4), (OURS, PADDED, TRL)),

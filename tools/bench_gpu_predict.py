@@ -9,9 +9,14 @@ from bench_work import BETA, Work
 
 from lit_pref.run.run import build
 
+NO_SIZES = ("device", "devices", "tokens", "fits")
+
 
 def predicted_memory(work: Work, folder: Path, device: Device, bf16: bool) -> dict[str, float]:
-    """Return GiB in all and by parts, as the report of `check --model` has them."""
+    """Return GiB in all and by parts, as the report of `check --model` has them.
+
+    `allocated` is the total without what the device itself takes for a process, which the allocator does not count.
+    """
     config: dict[str, Any] = {
         "model": {
             "policy": {"path": str(folder / "policy")},
@@ -37,6 +42,9 @@ def predicted_memory(work: Work, folder: Path, device: Device, bf16: bool) -> di
     report = folder / "check.json"
     build(config).check(model=True, json=report)
     findings = json.loads(report.read_text(encoding="utf-8"))["findings"]
-    sizes = next(finding["numbers"] for finding in findings if finding["topic"] == "memory")
-    parts = {name: size for name, size in sizes.items() if name not in ("device", "devices", "tokens")}
-    return {name: size / GIB for name, size in parts.items() if isinstance(size, int | float)}
+    (found,) = (finding for finding in findings if finding["topic"] == "memory")
+    if "total" not in found["numbers"]:
+        raise ValueError(f"check predicts nothing: {found}")
+    sizes = found["numbers"]
+    sizes["allocated"] = sizes["total"] - sizes.get("context", 0)
+    return {name: size / GIB for name, size in sizes.items() if size and name not in NO_SIZES}

@@ -201,7 +201,7 @@ def _memory(cells: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{name} {size:.3g}" for name, size in result["predicted_gib"].items())
         measured = next(iter(result["contenders"].values())).get("peak_gib")
         share = "" if measured is None else f"; measured {measured:.3g}, predicted / measured "
-        share += "" if measured is None else f"{result['predicted_gib']['total'] / measured:.2f}"
+        share += "" if measured is None else f"{result['predicted_gib']['allocated'] / measured:.2f}"
         lines += [f"{cell}: `check` predicts (GiB) {parts}{share}.", ""]
     return lines
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gathers the wheels that tools/bench_gpu.py needs on a machine which has no package index, but Python 3.12, torch 2.11 or
-# newer with Triton, lightning, accelerate, peft, pyarrow, pandas and matplotlib. About 15 MB; torch and what it brings
+# newer with Triton, lightning, accelerate, peft, pyarrow, pandas and matplotlib. 17 MB; torch and what it brings
 # are never among them.
 #
 #   tools/wheels_for_gpu.sh [FOLDER]              download into FOLDER (.whl); needs a package index
