@@ -100,7 +100,12 @@ def steps(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     work = cell.prepare(bench, folder, cell.pace.steps, reward=OURS_REWARD in cell.contenders)
     trains = {name: cell.train(name, bench, work, folder) for name in cell.contenders}
     grouped = {GROUPED: grouped_pairs(work, cell.pace.dropped)}
-    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul, grouped)
+    smaller = {
+        name: partial(replace(contender, checkpointing=True).train, work, folder)
+        for name in cell.contenders
+        if isinstance(contender := cell.contender(name, bench), Ours | Trl)
+    }
+    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul, grouped, smaller)
     return {"pairs": work.pairs, "tokens": work.tokens(), "contenders": contenders, "against": cell.against}
 
 

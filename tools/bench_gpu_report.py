@@ -45,7 +45,9 @@ log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 15
 weights, gradients and AdamW's state in fp32, or all in fp32 where the cell says so. Contenders train in turns of 4
 steps on the same pairs in the same batches, the first turn not counted; times are medians over turns. References are
 stored, on both sides, unless they are called live. TRL grouped by length reads batches of similar lengths from the
-same distribution; its time is by tokens.
+same distribution; its time is by tokens. A contender that runs out of memory runs again alone, and if that is not
+enough with gradient checkpointing. TRL with Liger's layers and compiled blocks run alone too; they are compared with
+the lit_pref of 0.5B-c.
 
 Tokens are those of prompts and both responses, each once and without padding. The share of the matmul peak counts
 6 FLOP a weight and token (4 with LoRA), the head's for responses only. Memory is the contender's own: weights,
@@ -133,7 +135,7 @@ def _contenders(cells: dict[str, Any]) -> list[str]:
         values += [_value(slower(name, taken, own), ".2f"), _value(memory, ".2f")]
         difference = loss_difference(own, taken) if name in ALIGNED and taken is not own else None
         values.append("" if difference is None else verdict(cell, difference))
-        mark = " (alone)" if taken.get("alone") else ""
+        mark = f" ({taken['form']})" if taken.get("form") else ""
         lines.append(f"| {cell} | {name}{mark} | {' | '.join(values)} |")
     return lines
 

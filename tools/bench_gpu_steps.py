@@ -12,6 +12,8 @@ from bench_steps import SteppedLoop, Train
 from bench_work import MODELS, Pair, Work
 from torch import Tensor
 
+ALONE, RECOMPUTING = "alone", "alone, gradient checkpointing"
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -125,8 +127,9 @@ def compare(
     pace: Pace,
     matmul: float | None,
     pairs: Mapping[str, list[Pair]] | None = None,
+    smaller: Mapping[str, Train] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the numbers of every contender; one for which the others leave too little memory runs alone.
+    """Return the numbers of every contender; one that runs out of memory runs alone, then in its smaller form.
 
     Args:
         trains: the trainings.
@@ -135,20 +138,21 @@ def compare(
         pace: the steps.
         matmul: FLOP/s of a large multiplication, if known.
         pairs: what contenders read that do not read the work's pairs in their order.
+        smaller: trainings that recompute activations.
     """
     turns = Turns(trains, device, pace)
     taken = turns.run()
-    alone = [name for name, own in taken.items() if own.out_of_memory and len(trains) > 1]
-    if alone:
+    forms = dict.fromkeys(trains, "")
+    if any(own.out_of_memory for own in taken.values()):
         turns.stop()
-    for name in alone:
-        again = Turns({name: trains[name]}, device, pace)
-        taken |= again.run()
-        again.stop()
+    for form, others in ((ALONE, trains if len(trains) > 1 else {}), (RECOMPUTING, smaller or {})):
+        for name in others:
+            if taken[name].out_of_memory:
+                again, forms[name] = Turns({name: others[name]}, device, pace), form
+                taken |= again.run()
+                again.stop()
     read = {name: (pairs or {}).get(name) or work.in_order() for name in trains}
-    return {
-        name: numbers(own, work, read[name], pace, matmul) | {"alone": name in alone} for name, own in taken.items()
-    }
+    return {name: numbers(own, work, read[name], pace, matmul) | {"form": forms[name]} for name, own in taken.items()}
 
 
 def numbers(taken: Taken, work: Work, pairs: list[Pair], pace: Pace, matmul: float | None) -> dict[str, Any]:

@@ -32,12 +32,13 @@ class Ours:
     device: Literal["cpu", "gpu"] = "cpu"
     fused: bool | None = None  # None: the default, by which AdamW is fused
     bf16: bool = False
+    checkpointing: bool = False
     policy: tuple[tuple[str, Any], ...] = ()  # further settings of the policy
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         objective = DPO(beta=BETA) if self.references == 1 else MRPO(beta=BETA)
         module = PreferenceModule(
-            replace(work.policy(folder), **dict(self.policy)),
+            replace(work.policy(folder), gradient_checkpointing=self.checkpointing, **dict(self.policy)),
             objective,
             self._references(work, folder),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW, fused=self.fused),

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "tools"))
 import bench_trl
 from bench_gpu_device import Device
 from bench_gpu_profile import inspect, kernels
-from bench_gpu_steps import Pace, Turns, compare, flops
+from bench_gpu_steps import ALONE, RECOMPUTING, Pace, Turns, compare, flops
 from bench_steps import Loop, Train
 from bench_trl import Trl, grouped_pairs
 from bench_work import MODELS, Pair, Work, quiet
@@ -98,20 +98,24 @@ def test_a_contender_that_fails_leaves_the_others_alone():
     trains = {"bad": training("b", done, fails_at=3), "good": training("g", done)}
     found = compare(trains, WORK, CPU, Pace(1, 2, 2), matmul=1e12)
     assert found["bad"]["error"] == "ValueError: why"
-    assert found["good"]["pairs_per_s"] > 0 and not found["good"]["alone"]
+    assert found["good"]["pairs_per_s"] > 0 and found["good"]["form"] == ""
     assert [step for step in done if step[0] == "g"] == [f"g{step}" for step in range(6)]
 
 
-def test_a_contender_without_enough_memory_runs_again_alone():
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_contender_without_enough_memory_runs_again_alone_and_then_recomputes(failures: int):
     done: list[str] = []
-    attempts = iter([torch.OutOfMemoryError("full"), None])
+    attempts = iter([torch.OutOfMemoryError("full")] * failures + [None])
 
     def large(loop: Loop) -> None:
         training("l", done, fails_at=None if (error := next(attempts)) is None else 1, error=error)(loop)
 
-    found = compare({"small": training("s", done), "large": large}, WORK, CPU, Pace(1, 2, 2), None)
-    assert found["large"]["alone"] and found["large"]["losses"][-1] == 5.0
-    assert not found["small"]["alone"] and found["small"]["share_of_matmul_peak"] is None
+    trains = {"small": training("s", done), "large": large}
+    found = compare(trains, WORK, CPU, Pace(1, 2, 2), None, smaller={"large": large, "small": large})
+    assert found["large"]["form"] == (ALONE, RECOMPUTING, RECOMPUTING)[failures - 1]
+    assert ("error" in found["large"]) == (failures == 3)
+    assert failures == 3 or found["large"]["losses"][-1] == 5.0
+    assert found["small"]["form"] == "" and found["small"]["share_of_matmul_peak"] is None
 
 
 def test_the_flops_of_a_step_are_those_of_its_weights():
