@@ -26,6 +26,30 @@ CPU = Device("cpu")
 WORK = Work("smoke", "smoke-qwen", 512, pairs=2, windows=6)
 
 
+class CountedMemory:
+    """A device whose memory is a number that trainings change."""
+
+    def __init__(self) -> None:
+        self.held = self.highest = 0.0
+
+    def take(self, resting: float, for_a_moment: float) -> None:
+        self.held += resting
+        self.highest = max(self.highest, self.held + for_a_moment)
+
+    def allocated(self) -> float:
+        return self.held
+
+    def reset_peak(self) -> None:
+        self.highest = self.held
+
+    def peak(self) -> float:
+        return self.highest
+
+    def synchronize(self) -> None: ...
+
+    def free(self) -> None: ...
+
+
 # Contenders in turns
 
 
@@ -51,32 +75,8 @@ def test_contenders_take_turns_of_some_steps_and_only_the_timed_turns_count():
         assert own.losses == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-class CountedMemory:
-    """A device whose memory is a number that trainings change."""
-
-    def __init__(self) -> None:
-        self.held = self.highest = 0.0
-
-    def take(self, resting: float, for_a_moment: float) -> None:
-        self.held += resting
-        self.highest = max(self.highest, self.held + for_a_moment)
-
-    def allocated(self) -> float:
-        return self.held
-
-    def reset_peak(self) -> None:
-        self.highest = self.held
-
-    def peak(self) -> float:
-        return self.highest
-
-    def synchronize(self) -> None: ...
-
-    def free(self) -> None: ...
-
-
 def test_memory_is_a_contenders_own():
-    device = CountedMemory()
+    device: Any = CountedMemory()
 
     def train(weights: float, activations: float) -> Train:
         def run(loop: Loop) -> None:
@@ -87,7 +87,7 @@ def test_memory_is_a_contenders_own():
 
         return run
 
-    turns = Turns({"small": train(4, 3), "large": train(10, 20)}, device, Pace(warm_up=2, timed=2, block=1))  # type: ignore[arg-type]
+    turns = Turns({"small": train(4, 3), "large": train(10, 20)}, device, Pace(warm_up=2, timed=2, block=1))
     taken = turns.run()
     turns.stop()
     assert (taken["small"].peak_gib, taken["large"].peak_gib) == (7, 30)
@@ -111,7 +111,8 @@ def test_a_contender_without_enough_memory_runs_again_alone_and_then_recomputes(
         training("l", done, fails_at=None if (error := next(attempts)) is None else 1, error=error)(loop)
 
     trains = {"small": training("s", done), "large": large}
-    found = compare(trains, WORK, CPU, Pace(1, 2, 2), None, smaller={"large": large, "small": large})
+    device: Any = CountedMemory()
+    found = compare(trains, WORK, device, Pace(1, 2, 2), None, smaller={"large": large, "small": large})
     assert found["large"]["form"] == (ALONE, RECOMPUTING, RECOMPUTING)[failures - 1]
     assert ("error" in found["large"]) == (failures == 3)
     assert failures == 3 or found["large"]["losses"][-1] == 5.0
