@@ -24,6 +24,9 @@ test-slow:  ## the tests that take minutes: kills, long runs
 bench:  ## against TRL and itself, under 40 minutes on a quiet machine; ARGS="--full", "--smoke", "--only CELL"
 	$(PYTHON) tools/bench_run.py $(ARGS)
 
+bench-gpu:  ## against TRL on one GPU, in at most 8 minutes; ARGS="--dry_run" for a CPU, "--only CELL", "--list"
+	$(PYTHON) tools/bench_gpu.py $(ARGS)
+
 docs:  ## write the generated pages: objectives, methods, from_trl, claims, formats, metrics, one_pair, performance, README's commands and tree, and __init__.pyi
 	$(PYTHON) tools/write_objectives.py
 	$(PYTHON) tools/write_methods.py
@@ -36,4 +39,4 @@ docs:  ## write the generated pages: objectives, methods, from_trl, claims, form
 	$(PYTHON) tools/write_stub.py
 	$(PYTHON) tools/write_performance.py
 
-.PHONY: help setup check test test-slow bench docs
+.PHONY: help setup check test test-slow bench bench-gpu docs

@@ -38,12 +38,12 @@ def generating(cell: Any, folder: Path, temperature: float) -> dict[str, Any]:
     prompts = [Prompt(text, f"id{k}", Row("prompts.jsonl", k + 1, {})) for k, text in enumerate(texts)]
     engine.usable(prompts, PromptFile("prompts.jsonl"))
     engine.load()
-    bare = {size: _bare(engine, texts, size, new_tokens, temperature) for size in BATCHES if size <= max(8, number)}
+    bare = {size: bare_loop(engine, texts, size, new_tokens, temperature) for size in BATCHES if size <= max(8, number)}
     first = {size: _cpu_seconds(loop) for size, loop in bare.items()}
     best = min(first, key=first.__getitem__)
     ours, rival = [], []
     for k in range(cell.timed + 1):
-        ours.append(_cpu_seconds(lambda k=k: _ours(engine, prompts, folder / f"out{k}", new_tokens)))
+        ours.append(_cpu_seconds(lambda k=k: write_responses(engine, prompts, folder / f"out{k}", new_tokens)))
         rival.append(_cpu_seconds(bare[best]))
     if temperature == 0 and bare[best]() != _written(folder / "out0"):
         raise SystemExit("the two loops write different texts")
@@ -65,7 +65,8 @@ def _model(folder: Path, number: int, vocabulary: int) -> tuple[Path, list[str]]
     return path, texts
 
 
-def _ours(engine: LocalModel, prompts: list[Prompt], out: Path, new_tokens: int) -> None:
+def write_responses(engine: LocalModel, prompts: list[Prompt], out: Path, new_tokens: int) -> None:
+    """Generate as the command `generate` does, with the files that it writes into the new folder `out`."""
     out.mkdir()
     blocks = Blocks(out, prompts, samples=1, size=64)
     generate_missing(engine, blocks, 0, Progress(len(prompts), 0, new_tokens))
@@ -77,9 +78,10 @@ def _written(out: Path) -> list[str]:
     return [json.loads(line)["response"] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _bare(
+def bare_loop(
     engine: LocalModel, texts: list[str], size: int, new_tokens: int, temperature: float
 ) -> Callable[[], list[str]]:
+    """Return a loop over transformers' `generate` in batches of `size` prompts of similar lengths."""
     model, tokenizer = engine.model, engine.tokenizer
     tokenizer.padding_side = "left"
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
@@ -90,7 +92,7 @@ def _bare(
         written = [""] * len(texts)
         for start in range(0, len(texts), size):
             chosen = order[start : start + size]
-            batch = tokenizer([texts[k] for k in chosen], return_tensors="pt", padding=True)
+            batch = tokenizer([texts[k] for k in chosen], return_tensors="pt", padding=True).to(model.device)
             with torch.no_grad():
                 output = model.generate(
                     input_ids=batch["input_ids"],

@@ -1,148 +1,191 @@
-"""Benchmark on one GPU: lit_pref against TRL on models of real sizes, in bf16.
+"""Benchmark on one GPU: lit_pref against TRL on random models of real sizes, in bf16, in a given time.
 
-    python tools/bench_gpu.py --list
-    python tools/bench_gpu.py --only 0.5B-a-stored        some scenarios
-    python tools/bench_gpu.py                             all of them
+    python tools/bench_gpu.py --list                       the cells, in the order in which they are measured
+    python tools/bench_gpu.py --minutes 8 --out runs/gpu   all that fits into 8 minutes
+    python tools/bench_gpu.py --only 0.5B-c 1.5B-c         some of them
+    python tools/bench_gpu.py --dry_run                    all of them with tiny models on a CPU, in 2 minutes
+    python tools/bench_gpu.py --report runs/gpu            table and plot again, from the results
 
-Each contender runs alone: a GPU holds one policy with its optimiser. Random weights of the published shapes: time and
-memory do not depend on what a model knows.
+Every cell runs in a process of its own: one that fails is reported, and the others are measured. A cell that would not
+end in time is skipped. After every cell the results are written: `gpu.json`, and with them as a table `gpu.md`; at the
+end the plot `gpu.png`. Random weights of published shapes: time and memory do not depend on what a model knows.
 """
 
 import argparse
 import json
-import statistics
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_ours import Ours
-from bench_steps import Loop
-from bench_trl import Trl
-from bench_work import Work, quiet
+from bench_gpu_measure import Cell
+from bench_gpu_plan import CELLS
+from bench_gpu_report import write
 
-DROPPED, STEPS = 5, 50
-PEAK = 989e12  # bf16 FLOP/s of an H100 without sparsity
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+RESERVE_S = 15.0  # for the table and the plot, and for ending what runs
 
-VOCABULARIES = {"0.5B": 151_936, "1B": 128_256, "8B": 128_256}
-PAIRS = {"a": 16, "b": 16, "c": 16, "long": 4, "feedback": 16}
-REFERENCES = {"stored": (True, 1), "live": (False, 1), "three": (True, 3)}
 
+class Worker:
+    """A process that measures cells; see `bench_gpu_worker`."""
 
-@dataclass(frozen=True)
-class Scenario:
-    """One model on one kind of lengths with one kind of references."""
+    script = Path(__file__).with_name("bench_gpu_worker.py")
 
-    model: str
-    case: str
-    references: str
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = (folder / "workers.log").open("ab")
+        caches = {"LIT_PREF_CACHE": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "datasets")}
+        self.process = subprocess.Popen(
+            [sys.executable, self.script, folder],
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+            env={**os.environ, **ENVIRONMENT, **caches},
+            start_new_session=True,
+        )
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until the process has loaded everything, has died, or has had `limit_s` for it."""
+        end = time.monotonic() + limit_s
+        while self.alive and not (self.folder / f"ready-{self.process.pid}").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def measure(self, cell: str, accelerator: str, matmul: float | None, limit_s: float) -> dict[str, Any]:
+        """Return the outcome of a cell; a worker that does not answer in time, or dies, is an outcome too."""
+        file, start = self.folder / f"{cell}.json", time.monotonic()
+        file.unlink(missing_ok=True)
+        request = {"cell": cell, "accelerator": accelerator, "matmul": matmul, "models": str(self.folder)}
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died, as the loop below finds
+            self.process.stdin.write((json.dumps(request | {"file": str(file)}) + "\n").encode())
+            self.process.stdin.flush()
+        while not file.exists():
+            if self.process.poll() is not None:
+                return {
+                    "status": "failed",
+                    "error": f"the process ended with {self.process.returncode}: {self._tail()}",
+                }
+            if time.monotonic() - start > limit_s:
+                self.end(now=True)
+                return {"status": "timed out", "error": f"not done after {limit_s:.0f} s"}
+            time.sleep(0.05)
+        outcome = json.loads(file.read_text())
+        return {"status": "failed" if "error" in outcome else "done", **outcome}
 
     @property
-    def name(self) -> str:
-        return f"{self.model}-{self.case}-{self.references}"
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
-    @property
-    def work(self) -> Work:
-        # 8B in full would need 16 bytes a parameter; its head is frozen under LoRA.
-        lora = self.model == "8B"
-        return Work(self.case, self.model, VOCABULARIES[self.model], PAIRS[self.case], DROPPED + STEPS, lora)
+    def end(self, now: bool = False) -> None:
+        """End the process and those that it started, at once or when it has nothing left to do."""
+        if self.log.closed:
+            return
+        with suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        if not now:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.log.close()
 
-    @property
-    def contenders(self) -> dict[str, Ours | Trl]:
-        stored, references = REFERENCES[self.references]
-        ours = Ours(references=references, stored=stored, device="gpu")
-        rivals: dict[str, Ours | Trl] = {"lit_pref": ours, "lit_pref, padded layout": replace(ours, layout="padded")}
-        if references == 1:  # TRL has one reference
-            rivals["TRL, no checkpointing"] = Trl(stored=stored, device="gpu")
-            rivals["TRL, defaults"] = Trl(stored=False, checkpointing=True, device="gpu")
-        return rivals
-
-
-# Three copies of 8B fill a disk.
-_ALL = [Scenario(m, c, r) for m in VOCABULARIES for c in PAIRS for r in REFERENCES if (m, r) != ("8B", "three")]
-SCENARIOS = {scenario.name: scenario for scenario in _ALL}
+    def _tail(self) -> str:
+        return (self.folder / "workers.log").read_text(errors="replace")[-1500:]
 
 
-class TimedLoop(Loop):
-    """The time on the clock at the end of every step, when the GPU has done it, and the most memory since the first."""
+class Benchmark:
+    """Cells within a budget. On a GPU each has a fresh process, which gets ready while the one before is measured."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
+    def __init__(self, cells: list[Cell], folder: Path, out: Path, dry: bool, deadline: float) -> None:
+        self.cells, self.folder, self.out, self.dry, self.deadline = cells, folder, out, dry, deadline
+        self.workers = [Worker(folder)]  # the last one measures next
+        about = {"dry": dry, "date": time.strftime("%Y-%m-%d %H:%M"), "python": sys.version.split()[0]}
+        self.results: dict[str, Any] = {"about": about, "cells": {}}
+        self.matmul: float | None = None
 
-    def end_step(self, model: torch.nn.Module, loss: float) -> None:
-        super().end_step(model, loss)
-        torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-        if len(self.times) == DROPPED:
-            torch.cuda.reset_peak_memory_stats()
-
-
-def measure(scenario: Scenario, contender: Ours | Trl, folder: Path) -> dict[str, Any]:
-    """Throughput, memory, and the share of the GPU's peak that useful work took; out of memory is an outcome too."""
-    work, loop = scenario.work, TimedLoop()
-    torch.cuda.empty_cache()
-    try:
-        contender.train(work, folder, loop)
-    except torch.cuda.OutOfMemoryError:
-        return {"out_of_memory": True}
-    assert loop.model is not None
-    step_s = statistics.median(b - a for a, b in zip(loop.times[DROPPED - 1 :], loop.times[DROPPED:], strict=False))
-    # Useful: every prompt once, no padding; 6 FLOP a parameter and token, 4 where the weights are frozen.
-    tokens = work.tokens()["shared"] / work.windows
-    responses = sum(len(p["chosen"]) + len(p["rejected"]) for p in work.draw()) / work.windows
-    parameters = sum(p.numel() for p in loop.model.parameters())
-    return {
-        "pairs_per_s": work.pairs / step_s,
-        "response_tokens_per_s": responses / step_s,
-        "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "useful_share_of_peak": (4 if work.lora else 6) * parameters * tokens / step_s / PEAK,
-        "losses": loop.losses,
-    }
-
-
-def most_pairs(scenario: Scenario, contender: Ours | Trl, folder: Path) -> int:
-    """The largest power of two of pairs a step that fits."""
-    pairs = 1
-    while pairs <= 512:
-        work = replace(scenario.work, pairs=2 * pairs, windows=2)
-        work.write(folder, references=REFERENCES[scenario.references][1])
+    def run(self) -> dict[str, Any]:
+        """Measure the cells one after another."""
         try:
-            contender.train(work, folder, Loop())
-        except torch.cuda.OutOfMemoryError:
-            break
-        pairs *= 2
-    torch.cuda.empty_cache()
-    return pairs
+            for cell in self.cells:
+                self._keep(cell, self._outcome(cell))
+        finally:
+            for worker in self.workers:
+                worker.end(now=True)
+        write(self.results, self.out)
+        return self.results
+
+    def _outcome(self, cell: Cell) -> dict[str, Any]:
+        if not self.workers[-1].alive:
+            self.workers.append(Worker(self.folder))
+        worker = self.workers[-1]
+        worker.wait(self.deadline - time.monotonic())
+        start = time.monotonic()
+        left = self.deadline - start
+        if left < (5 if self.dry else cell.expected_s):  # in a dry run the estimates mean nothing
+            reason = f"expected to take {cell.expected_s:.0f} s, and {max(0, left):.0f} s were left"
+            return {"status": "skipped", "error": reason, "seconds": 0.0}
+        if not self.dry:
+            self.workers.append(Worker(self.folder))
+        limit_s = min(left, 60 if self.dry else 2 * cell.expected_s + 10)
+        outcome = worker.measure(cell.name, "cpu" if self.dry else "gpu", self.matmul, limit_s)
+        if not self.dry:
+            worker.end()
+        return outcome | {"seconds": round(time.monotonic() - start, 2)}
+
+    def _keep(self, cell: Cell, outcome: dict[str, Any]) -> None:
+        result = outcome.get("result", {})
+        self.results["about"] |= result.pop("about", {})
+        self.matmul = result.get("numbers", {}).get("matmul_flops", self.matmul)
+        self.results["cells"][cell.name] = outcome
+        write(self.results, self.out, plot=False)
+        words = f"{outcome['status']}, {outcome['seconds']:.0f} s"
+        print(f"{cell.name}: {words} {outcome.get('error', '')[:300]}", flush=True)
 
 
 def main() -> None:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="SCENARIO", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--list", action="store_true", help="the names of the scenarios")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu.json"))
+    parser.add_argument("--only", nargs="+", metavar="CELL", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--list", action="store_true", help="the names of the cells, with the seconds they may take")
+    parser.add_argument("--minutes", type=float, default=8.0, help="the most time for everything")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu"), help="the folder for table, JSON and plot")
+    parser.add_argument("--dry_run", action="store_true", help="tiny models on the CPU, to see that everything runs")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write table and plot of results that are there")
     options = parser.parse_args()
     if options.list:
-        print("\n".join(SCENARIOS))
+        print("\n".join(f"{cell.name:20} {cell.expected_s:.0f} s" for cell in CELLS.values()))
         return
-    if not torch.cuda.is_available():
-        sys.exit("bench_gpu measures on a CUDA device and torch finds none here; `make bench` measures on a CPU.")
-    quiet()
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in options.only:
-        scenario = SCENARIOS[name]
-        for contender_name, contender in scenario.contenders.items():
-            with tempfile.TemporaryDirectory() as folder:
-                scenario.work.write(Path(folder), references=REFERENCES[scenario.references][1])
-                outcome = measure(scenario, contender, Path(folder))
-                outcome["most_pairs"] = most_pairs(scenario, contender, Path(folder))
-            results.setdefault(name, {})[contender_name] = outcome
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
-            print(name, contender_name, {k: v for k, v in outcome.items() if k != "losses"}, flush=True)
+    if options.report is not None:
+        print(write(json.loads((options.report / "gpu.json").read_text()), options.report))
+        return
+    if not options.dry_run and not torch.cuda.is_available():
+        sys.exit(
+            "bench_gpu measures on a CUDA device and torch finds none here; --dry_run tries it on a CPU, and "
+            "`make bench` measures on one."
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM; what was measured is written"))
+    cells = [cell for name, cell in CELLS.items() if name in options.only]
+    deadline = start + 60 * options.minutes - RESERVE_S
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        results = Benchmark(cells, Path(folder), options.out, options.dry_run, deadline).run()
+    print((options.out / "gpu.md").read_text())
+    if any(outcome["status"] in ("failed", "timed out") for outcome in results["cells"].values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """lit_pref's side of the benchmark: its own `fit`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work
 from lightning.pytorch import Callback, Trainer
 
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.modules.base import PairModule
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mrpo import MRPO
@@ -30,40 +31,55 @@ class Ours:
     epochs: int = 1
     device: Literal["cpu", "gpu"] = "cpu"
     fused: bool | None = None  # None: the default, by which AdamW is fused
+    bf16: bool = False
+    checkpointing: bool = False
+    policy: tuple[tuple[str, Any], ...] = ()  # further settings of the policy
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         objective = DPO(beta=BETA) if self.references == 1 else MRPO(beta=BETA)
         module = PreferenceModule(
-            work.policy(folder),
+            replace(work.policy(folder), gradient_checkpointing=self.checkpointing, **dict(self.policy)),
             objective,
             self._references(work, folder),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, **ADAMW, fused=self.fused),
             layout=self.layout,
             reference_store=self.stored,
         )
-        data = PreferenceDataModule(
-            str(folder / "pairs.jsonl"), val_fraction=0, seed=work.seed, global_batch=work.pairs, max_length=8192
-        )
-        trainer = Trainer(
-            accelerator=self.device,
-            devices=1,
-            precision="32-true" if self.device == "cpu" else "bf16-mixed",
-            max_epochs=self.epochs,
-            gradient_clip_val=CLIP,
-            log_every_n_steps=LOG_EVERY,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=str(folder),
-            callbacks=[_EndStep(loop)],
-        )
-        trainer.fit(module, data)
+        fit(module, work, folder, loop, self.device, self.bf16, self.epochs)
 
     def _references(self, work: Work, folder: Path) -> list[Reference]:
         first = AdapterOff() if work.lora else InitialPolicy()
         return [first, *(Pretrained(str(folder / f"reference-{k}")) for k in range(1, self.references))]
+
+
+def fit(
+    module: PairModule, work: Work, folder: Path, loop: Loop, device: str, bf16: bool = False, epochs: int = 1
+) -> None:
+    """Train a module on the work's pairs, with the settings that all contenders share."""
+    longest = max(len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])) for pair in work.draw())
+    data = PreferenceDataModule(
+        str(folder / "pairs.jsonl"),
+        val_fraction=0,
+        seed=work.seed,
+        global_batch=work.pairs,
+        max_length=max(8192, longest),
+    )
+    trainer = Trainer(
+        accelerator=device,
+        devices=1,
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_epochs=epochs,
+        gradient_clip_val=CLIP,
+        log_every_n_steps=LOG_EVERY,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder),
+        callbacks=[_EndStep(loop)],
+    )
+    trainer.fit(module, data)
 
 
 class _EndStep(Callback):
@@ -78,4 +94,4 @@ class _EndStep(Callback):
         pl_module.objective.register_forward_hook(keep)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *batch: Any) -> None:
-        self.loop.end_step(pl_module, self.loss.item())
+        self.loop.end_step(pl_module, self.loss)

@@ -5,6 +5,7 @@ Operators are timed on the clock, so only a quiet machine gives the step's time;
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,23 @@ from torch.profiler import profile as torch_profile
 from lit_pref.scoring import head
 
 SHARES = ("GEMM", "attention", "element-wise", "head", "optimiser", "Python")
-HEAD = tuple(name for name, cls in vars(head).items() if isinstance(cls, type) and issubclass(cls, Function))
 GEMM = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
-MARKS = {"head": HEAD, "attention": ("scaled_dot_product",), "optimiser": ("_fused_adamw", "aten::_foreach")}
+MARKS = {"attention": ("scaled_dot_product",), "optimiser": ("_fused_adamw", "aten::_foreach")}
+
+
+def _functions(base: type = Function) -> list[type]:
+    return [cls for sub in base.__subclasses__() for cls in (sub, *_functions(sub))]
+
+
+# The autograd functions of lit_pref.scoring but those of attention.
+HEAD = tuple(
+    sorted(
+        cls.__name__
+        for cls in _functions()
+        if cls.__module__.startswith(head.__name__.rpartition(".")[0])
+        and not any(part in cls.__module__ for part in ("attention", "varlen", "gather"))
+    )
+)
 
 
 class ProfiledLoop(Loop):
@@ -63,13 +78,18 @@ def profile(cell: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def share_of(event: Any) -> str | None:
-    """Return the part of a step that an operator belongs to: head, attention or optimizer; None if it is Python."""
+def share_of(event: Any, heads: Sequence[str] = HEAD) -> str | None:
+    """Return the part of a step that an operator belongs to: head, attention or optimizer; None if it is Python.
+
+    Args:
+        event: an operator of a profile.
+        heads: the names of the functions that make log-probs from hidden states.
+    """
     own, names = event.name, [event.name]
     while event.cpu_parent is not None:
         event = event.cpu_parent
         names.append(event.name)
-    for share, marks in MARKS.items():
+    for share, marks in {"head": heads, **MARKS}.items():
         if any(mark in name for mark in marks for name in names):
             return share
     if not own.startswith("aten::"):

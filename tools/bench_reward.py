@@ -25,7 +25,7 @@ def scoring(cell: Any, folder: Path) -> dict[str, Any]:
     The loops read the responses in batches of 16, one in the order of the file and one sorted by length.
     """
     cell.work.write(folder)
-    model_folder = _reward_model(folder)
+    model_folder = reward_model(folder)
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     judge = ModelJudge(judge_spec(model_folder))
     questions = [(pair["prompt"], [pair["chosen"], pair["rejected"]]) for pair in pairs]
@@ -49,7 +49,8 @@ def scoring(cell: Any, folder: Path) -> dict[str, Any]:
     return {"numbers": {"pairs": float(len(pairs)), **numbers, "largest_difference": difference}}
 
 
-def _reward_model(folder: Path) -> Path:
+def reward_model(folder: Path) -> Path:
+    """Make the model in `policy/` a reward model with a random head, in `reward/`."""
     spec = ModelSpec(path=str(folder / "policy"), head="scalar", seed=0)
     model, tokenizer = spec.build(), spec.load_tokenizer()
     set_padding(model, tokenizer, {tokenizer.eos_token_id})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from bench_work import gradient_bytes
+from torch import Tensor
 
 MIB = 2**20
 Train = Callable[["Loop"], None]
@@ -22,9 +23,9 @@ class Loop:
         self.losses: list[float] = []
         self.model: torch.nn.Module | None = None
 
-    def end_step(self, model: torch.nn.Module, loss: float) -> None:
+    def end_step(self, model: torch.nn.Module, loss: float | Tensor) -> None:
         self.model = model
-        self.losses.append(loss)
+        self.losses.append(float(loss))
 
 
 class SteppedLoop(Loop):
@@ -39,6 +40,7 @@ class SteppedLoop(Loop):
         self._train = train
         self._go, self._rests = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -46,15 +48,22 @@ class SteppedLoop(Loop):
         self._go.acquire()
         torch.set_num_threads(1)
         try:
-            self._train(self)
+            if not self._stopped:
+                self._train(self)
         except BaseException as error:
             self._error = error
         self._rests.release()
 
-    def end_step(self, model: torch.nn.Module, loss: float) -> None:
+    def end_step(self, model: torch.nn.Module, loss: float | Tensor) -> None:
         super().end_step(model, loss)
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the turn away until the next `step`; called in the training's own thread."""
         self._rests.release()
         self._go.acquire()
+        if self._stopped:
+            raise Stopped
 
     def step(self) -> None:
         """From where the loop rests to the end of its next step, or to its end after the last one."""
@@ -62,6 +71,17 @@ class SteppedLoop(Loop):
         self._rests.acquire()
         if self._error is not None:
             raise self._error
+
+    def stop(self) -> None:
+        """End the training where it rests, so that its memory is freed."""
+        self._stopped = True
+        self._go.release()
+        self._thread.join()
+        self.model = self._error = None
+
+
+class Stopped(BaseException):
+    """Ends a training from within; no `Exception`, so that no trainer handles it."""
 
 
 @dataclass

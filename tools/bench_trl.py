@@ -1,10 +1,11 @@
 """TRL's side of the benchmark: its own `DPOTrainer.train`, on ids instead of texts."""
 
 import functools
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -14,12 +15,13 @@ import torch
 import trl.trainer.dpo_trainer
 import trl.trainer.utils
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work
 from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+SORTED = 50
 datasets.disable_progress_bars()
 _thread = threading.local()
 
@@ -37,6 +39,8 @@ class Trl:
     As installed it projects every position, prompts and padding too, where there is no Triton. `compact` projects the
     responses alone, as it does with Triton: the honest rival on a CPU. `metrics` are entropy, mean logit and top-1 of
     every token in every step.
+
+    `grouped` reads batches of similar lengths, those of `grouped_pairs`, of which `skipped` are not counted.
     """
 
     compact: bool = True
@@ -44,11 +48,18 @@ class Trl:
     metrics: bool = True
     checkpointing: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
+    bf16: bool = False
+    attention: str = "sdpa"
+    liger: bool = False
+    grouped: bool = False
+    skipped: int = 0
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         trl.trainer.utils._use_triton = _use_triton
         _thread.compact = self.compact
-        model = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder / "policy", dtype=torch.float32, attn_implementation=self.attention
+        )
         peft = None
         if work.lora:
             settings = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -57,44 +68,24 @@ class Trl:
             trainer = _Tokenized(
                 model=model,
                 processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
-                train_dataset=datasets.Dataset.from_list(
-                    [{f"{name}_ids": ids for name, ids in pair.items()} for pair in work.in_order()]
-                ),
-                args=self._arguments(work, folder),
+                train_dataset=self._dataset(work),
+                args=DPOConfig(**self._arguments(work, folder)),
                 peft_config=peft,
             )
         if work.lora:  # the adapters that lit_pref begins with
             adapters = {n: w for n, w in work.policy(folder).build().state_dict().items() if "lora_" in n}
             assert not trainer.model.load_state_dict(adapters, strict=False).unexpected_keys
-        trainer.add_callback(_EndOfStep(trainer, loop))
+        trainer.add_callback(EndOfStep(trainer, loop))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
-    def _arguments(self, work: Work, folder: Path) -> DPOConfig:
-        return DPOConfig(
-            output_dir=str(folder / "trl"),
-            beta=BETA,
-            per_device_train_batch_size=work.pairs,
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            max_length=None,
-            precompute_ref_log_probs=self.stored,
-            optim="adamw_torch_fused",
-            learning_rate=ADAMW["lr"],
-            adam_beta1=ADAMW["betas"][0],
-            adam_beta2=ADAMW["betas"][1],
-            adam_epsilon=ADAMW["eps"],
-            weight_decay=ADAMW["weight_decay"],
-            lr_scheduler_type="constant",
-            max_grad_norm=CLIP,
-            gradient_checkpointing=self.checkpointing,
-            bf16=self.device == "gpu",
-            use_cpu=self.device == "cpu",
-            logging_steps=LOG_EVERY,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+    def _dataset(self, work: Work) -> datasets.Dataset:
+        pairs = grouped_pairs(work, self.skipped) if self.grouped else work.in_order()
+        return datasets.Dataset.from_list([{f"{name}_ids": ids for name, ids in p.items()} for p in pairs])
+
+    def _arguments(self, work: Work, folder: Path) -> dict[str, Any]:
+        own = {"beta": BETA, "precompute_ref_log_probs": self.stored, "use_liger_kernel": self.liger}
+        return arguments(work, folder, self.device, self.bf16, self.checkpointing) | own
 
     @contextmanager
     def _head(self) -> Iterator[None]:
@@ -103,6 +94,51 @@ class Trl:
             return
         with mock.patch.object(trl.trainer.dpo_trainer, "add_fused_lm_head", _log_probs_only):
             yield
+
+
+def grouped_pairs(work: Work, skipped: int = 0) -> list[Pair]:
+    """Return pairs in batches of similar lengths, as transformers' `group_by_length` makes them for a column `length`.
+
+    It sorts 50 batches at a time, more than a benchmark has. So every batch after the first `skipped` is taken from 50
+    sorted ones, evenly, and they follow one another in random order.
+    """
+    pool = sorted(replace(work, windows=SORTED).draw(), key=_longest)
+    batches = [pool[start : start + work.pairs] for start in range(0, len(pool), work.pairs)]
+    counted = work.windows - skipped
+    chosen = [batches[int((k + 0.5) * SORTED / counted) % SORTED] for k in range(counted)]
+    random.Random(work.seed).shuffle(chosen)
+    return [pair for batch in (chosen * 2)[-work.windows :] for pair in batch]
+
+
+def _longest(pair: Pair) -> int:
+    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
+
+
+def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: bool = False) -> dict[str, Any]:
+    """Return the arguments of every trainer of TRL: those that all contenders share, for one pass over the pairs."""
+    return {
+        "output_dir": str(folder / "trl"),
+        "per_device_train_batch_size": work.pairs,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "optim": "adamw_torch_fused",
+        "learning_rate": ADAMW["lr"],
+        "adam_beta1": ADAMW["betas"][0],
+        "adam_beta2": ADAMW["betas"][1],
+        "adam_epsilon": ADAMW["eps"],
+        "weight_decay": ADAMW["weight_decay"],
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": CLIP,
+        "gradient_checkpointing": checkpointing,
+        "bf16": bf16,
+        "use_cpu": device == "cpu",
+        "dataloader_num_workers": 2 if device == "gpu" else 0,
+        "logging_steps": LOG_EVERY,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _log_probs_only(model: Any, outputs: tuple[str, ...] = ()) -> None:
@@ -121,8 +157,8 @@ def _log_probs_only(model: Any, outputs: tuple[str, ...] = ()) -> None:
     model.forward = with_zeros
 
 
-class _Tokenized(DPOTrainer):
-    """TRL's trainer on ids instead of texts, which keeps the loss that it found last."""
+class OnIds:
+    """What a trainer of TRL needs to train on ids instead of texts, and to keep the loss that it found last."""
 
     loss: Tensor
 
@@ -130,14 +166,20 @@ class _Tokenized(DPOTrainer):
         return dataset
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
-        loss = super().compute_loss(*arguments, **options)
+        loss = super().compute_loss(*arguments, **options)  # type: ignore[misc]
         self.loss = loss.detach()
         return loss
 
 
-class _EndOfStep(TrainerCallback):
-    def __init__(self, trainer: _Tokenized, loop: Loop) -> None:
+class _Tokenized(OnIds, DPOTrainer):
+    pass
+
+
+class EndOfStep(TrainerCallback):
+    """Tells the loop that a step has ended, with the trainer's `loss`."""
+
+    def __init__(self, trainer: Any, loop: Loop) -> None:
         self.trainer, self.loop = trainer, loop
 
     def on_step_end(self, *arguments: Any, **options: Any) -> None:
-        self.loop.end_step(self.trainer.model, self.trainer.loss.item())
+        self.loop.end_step(self.trainer.model, self.trainer.loss)

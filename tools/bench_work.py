@@ -65,14 +65,24 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, tied: 
     return {"model_type": "llama", **sizes, **heads_of, "max_position_embeddings": 8192, "tie_word_embeddings": tied}
 
 
+def _qwen(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    """A Llama with a Qwen2.5's shape, grouped heads, biases and tied embeddings.
+
+    For a Qwen2 transformers would take the words' tokenizer for Qwen's own.
+    """
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    further = {"attention_bias": True, "max_position_embeddings": 32768, "rope_parameters": rope}
+    return _llama(hidden, mlp, layers, heads, kv_heads, tied=True) | further
+
+
 MODELS = {
     "s": _llama(256, 1024, 6, 8, 4),
     "m": _llama(512, 1408, 12, 8, 4),
-    "0.5B": _llama(896, 4864, 24, 14, 2, tied=True),  # the shape of Qwen2.5-0.5B
-    "1B": _llama(2048, 8192, 16, 32, 8, tied=True),  # Llama-3.2-1B
-    "8B": _llama(4096, 14336, 32, 32, 8),  # Llama-3.1-8B
+    "0.5B": _qwen(896, 4864, 24, 14, 2),  # the shape of Qwen2.5-0.5B
+    "1.5B": _qwen(1536, 8960, 28, 12, 2),  # Qwen2.5-1.5B
     "testbed": _llama(64, 192, 2, 4, 4),
     "smoke": _llama(32, 64, 2, 4, 2),
+    "smoke-qwen": _qwen(32, 64, 2, 4, 2),
 }
 
 
@@ -114,15 +124,24 @@ class Work:
     def policy(self, folder: Path) -> ModelSpec:
         return ModelSpec(path=str(folder / "policy"), lora=self.adapters)
 
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary, one word an id."""
+        return [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), self.vocabulary))]
+
     def write(self, folder: Path, references: int = 0) -> None:
         """`policy/` and further `reference-1/`, ...: random weights and a tokenizer, one word an id; `pairs.jsonl`."""
-        words = [*SPECIAL, *(f"w{k}" for k in range(len(SPECIAL), self.vocabulary))]
-        save_word_tokenizer(folder / "tokenizer", words, *SPECIAL)
+        save_word_tokenizer(folder / "tokenizer", self.words, *SPECIAL)
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         for seed, name in enumerate(["policy", *(f"reference-{k}" for k in range(1, references))]):
             model: Any = ModelSpec(config=MODELS[self.model], tokenizer=str(folder / "tokenizer"), seed=seed).build()
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
+        self.write_pairs(folder)
+
+    def write_pairs(self, folder: Path) -> None:
+        """`pairs.jsonl`, the pairs as texts."""
+        words = self.words
         with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
             for pair in self.draw():
                 texts = {"prompt": pair["prompt"][1:], "chosen": pair["chosen"][:-1], "rejected": pair["rejected"][:-1]}

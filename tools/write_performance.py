@@ -1,9 +1,9 @@
 """Writes docs/performance.md and its plot from docs/performance.json, the results of the benchmark."""
 
+import argparse
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("agg")
 from bench_goals import GOALS, loss_difference, measured
+from bench_gpu_report import draw, tables
 from matplotlib import pyplot
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,13 +47,37 @@ Memory is the peak within a step, not counting weights and optimizer state, but 
   of `judge` and `evaluate`. The rival is a loop over `AutoModelForSequenceClassification` in batches of 16 responses,
   in the order of the file or sorted by length, in turns. All scores agree to 1e-4. Times grow in proportion to the
   number of pairs; in a larger file, sorting leaves less padding.
-- On a GPU: `tools/bench_gpu.py`, not measured here.
+
+All of this is of a CPU. What is known of a GPU is in the last section.
 
 If the head takes most of a step (case b, and vocabularies of 128k; see the profiles at the end), and TRL's metrics are
 off and its memory is kept, both sides are bound by the same four multiplications of hidden states with the head's
 weights. The remaining gain comes from sharing prompts and avoiding padding, and is 1.1 to 1.5 times. The floor of 1.6
 for these settings is out of reach there.
 """
+
+
+GPU = """`tools/bench_gpu.py` (`make bench-gpu`) measures on one H100 or H200, in at most 8 minutes. It compares `fit`
+with TRL's trainers on random models with the shapes of Qwen2.5-0.5B and -1.5B, in bf16: lengths **a**, **b**, **c** and
+long prompts; full fine-tuning and LoRA; one and three references, stored and live; both layouts; TRL with and without
+its metrics, grouped by length, with Liger's layers, and as installed. It measures pairs and tokens per second; peak
+memory, and beside it the memory that `check` predicts; the share of the device's matmul peak; a step by kinds of
+kernels, and what waits for the device in it; losses over 20 steps in fp32 and bf16; the head alone, reward models, and
+`generate`.
+
+Each cell has a process and a time limit of its own. One that fails is reported and the rest is measured; one that no
+longer fits is skipped and named. JSON and table are written after every cell. `--dry_run` takes all of it through tiny
+models on a CPU, in 2 minutes, and its numbers mean nothing. For a machine with torch and Triton but without a package
+index, this gathers what else is needed (17 MB) here and uses it there:
+
+    tools/wheels_for_gpu.sh .whl
+    tools/wheels_for_gpu.sh --install .whl
+    PYTHONPATH=.whl/site:. python3 tools/bench_gpu.py --minutes 8 --out runs/bench/gpu
+
+`python tools/write_performance.py --gpu runs/bench/gpu` puts the results on this page.
+"""
+NO_GPU = """**No figure of a GPU exists yet.** No part of lit_pref has run on one. The dry run went from end to end on
+2026-11-29, with torch 2.13 on Python 3.11, and with those wheels and torch 2.11 on Python 3.12, on a CPU both times."""
 
 
 def page(results: dict[str, Any]) -> str:
@@ -70,6 +95,7 @@ def page(results: dict[str, Any]) -> str:
     lines += _numbers(cells, "generate-greedy", "Responses, greedy", "CPU s")
     lines += _processes(cells)
     lines += _profiles(cells)
+    lines += ["", *_gpu(results.get("gpu"))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -110,6 +136,8 @@ def write(results_file: Path) -> None:
     results = json.loads(results_file.read_text(encoding="utf-8"))
     results_file.with_suffix(".md").write_text(page(results), encoding="utf-8")
     plot(results["cells"], results_file.with_suffix(".png"))
+    if "gpu" in results:
+        draw(results["gpu"], results_file.with_name(f"{results_file.stem}_gpu.png"))
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -157,6 +185,11 @@ def _numbers(cells: dict[str, Any], name: str, title: str, unit: str) -> list[st
     return lines
 
 
+def _gpu(results: dict[str, Any] | None) -> list[str]:
+    measured = NO_GPU if results is None else f"![ratios](performance_gpu.png)\n\n{tables(results)}"
+    return ["## On a GPU", "", GPU, *measured.replace("\n## ", "\n### ").splitlines()]
+
+
 def _processes(cells: dict[str, Any]) -> list[str]:
     if "processes" not in cells:
         return []
@@ -181,5 +214,17 @@ def _profiles(cells: dict[str, Any]) -> list[str]:
     return lines
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    parser.add_argument("--gpu", type=Path, metavar="FOLDER", help="take the results of bench_gpu in FOLDER up first")
+    options = parser.parse_args()
+    if options.gpu is not None:
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        results["gpu"] = json.loads((options.gpu / "gpu.json").read_text(encoding="utf-8"))
+        options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(options.results)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    main()
