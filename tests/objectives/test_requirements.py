@@ -4,7 +4,7 @@ import pytest
 
 from lit_pref.errors import UsageError
 from lit_pref.objectives import DPO, SELM, SFT, EditWeighted, EpsilonStep, Fitted, Geometric, MarginTarget, Requirements
-from lit_pref.objectives.parts.prompt_crop import PromptCrop
+from lit_pref.objectives.parts.prompt_contrast import PromptCrop
 from lit_pref.objectives.parts.tokens import edits
 from lit_pref.scores import Kl, Tilt, TokenLogps
 

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,22 @@ class Term(Part):
         self.coefficient = coefficient
 
     @abstractmethod
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
-        """Return A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
+        """Return A_j of every pair, (B,), with gradient.
+
+        Args:
+            beta: beta of every pair, (B,).
+            rewards: beta_i phi(h) of both responses, each (B,), with gradient.
+            policy: the policy's scores, with gradient, and the required statistics.
+            references: the K references, unmixed.
+            pairs: the B pairs.
+        """
+
+    def log(self, policy: PairScores, references: Sequence[PairScores]) -> dict[str, Tensor]:
+        """Return values to log, each (B,)."""
+        return {}
 
 
 class ChosenNLL(Term):
@@ -43,7 +58,9 @@ class ChosenNLL(Term):
 
     log_probs_only = True
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths
 
 
@@ -64,7 +81,9 @@ class CalibratedNLL(Term):
         super().__init__(coefficient)
         self.tau_good = tau_good
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         counted = (rewards[0] < 0) & (self.read("score_chosen", policy, pairs) >= self.tau_good)
         return torch.where(counted, -policy.chosen.scores / policy.chosen.lengths, 0)
 
@@ -80,7 +99,9 @@ class Anchor(Term):
         "better: choose `target: Hard`, a smaller coefficient, or data whose targets are all at least 1/2."
     )
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return -F.logsigmoid(rewards[0])
 
 
@@ -90,5 +111,7 @@ class Center(Term):
     **Source**: Eisenstein et al., arXiv 2312.09244, equation 2; TRL's `center_rewards_coefficient`.
     """
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return (rewards[0] + rewards[1]).square()
