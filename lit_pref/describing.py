@@ -158,7 +158,7 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
         "probability": "probability" in asked.columns,
         "column": bool(columns) and not asked.lists,
         "token_column": bool(asked.token_columns),
-        "extra_response": "extra_response" in asked.sides and asked.extra_prompt is None,
+        "extra_response": "extra_response" in asked.sides and asked.extra_function is None,
         "token_logps": TokenLogps() in statistics,
         "lists": asked.lists,
         "reward_model": of_rewards,

@@ -72,10 +72,10 @@ def extra_response_objections(parts: Sequence[Part]) -> Iterator[str]:
     """Objections to parts that read different extra responses."""
     readers = [part for part in parts if "extra_response" in part.requirements.sides]
     for other in readers[1:]:
-        if other.requirements.extra_prompt != readers[0].requirements.extra_prompt:
+        if other.requirements.extra_function != readers[0].requirements.extra_function:
             yield (
-                f"{type(readers[0]).__name__} and {type(other).__name__} read different extra responses (one of each "
-                "record, or the chosen one under another prompt), and a pair has one: choose one of them."
+                f"{type(readers[0]).__name__} and {type(other).__name__} read different extra responses (that of each "
+                "record, or one that is computed), and a pair has one: choose one of them."
             )
 
 

@@ -35,7 +35,7 @@ class Optimism(Term):
     requirements = Requirements(sides=("chosen", "rejected", "extra_response"))
 
     def __init__(self, alpha: float = 0.001) -> None:
-        super().__init__()
+        super().__init__(coefficient=1.0)
         if not 0 <= alpha < float("inf"):
             raise UsageError(f"Optimism: alpha weighs the exploration and must be finite and >= 0, got {alpha}.")
         self.alpha = alpha

@@ -127,7 +127,7 @@ def test_a_crop_is_one_piece_of_the_ordinary_tokens_and_all_special_ones():
     special, prompt = frozenset({1, 2}), [1, *range(100, 150), 2, *range(150, 200), 1]
     sizes, starts = set(), set()
     for k in range(200):
-        crop = PromptCrop(0.05, 0.2, seed=0)(pair_of(prompt, str(k)), special)
+        crop = PromptCrop(0.05, 0.2, seed=0)(pair_of(prompt, str(k)), special)[0]
         piece = [token for token in crop if token not in special]
         assert [token for token in crop if token in special] == [1, 2, 1]
         assert piece == list(range(piece[0], piece[0] + len(piece)))
@@ -138,12 +138,12 @@ def test_a_crop_is_one_piece_of_the_ordinary_tokens_and_all_special_ones():
 
 def test_a_crop_depends_on_seed_and_pair_alone():
     prompt = list(range(100))
-    draw = [PromptCrop(0.1, 0.5, seed)(pair_of(prompt, name), frozenset()) for seed in (0, 1) for name in "ab"]
+    draw = [PromptCrop(0.1, 0.5, seed)(pair_of(prompt, name), frozenset())[0] for seed in (0, 1) for name in "ab"]
     assert len({tuple(crop) for crop in draw}) == 4
-    assert PromptCrop(0.1, 0.5, 0)(pair_of(prompt, "a"), frozenset()) == draw[0]
+    assert PromptCrop(0.1, 0.5, 0)(pair_of(prompt, "a"), frozenset())[0] == draw[0]
 
 
 def test_a_crop_keeps_a_token_and_prompts_of_special_tokens():
-    assert len(PromptCrop(0.0, 0.0, 0)(pair_of([7, 8, 9]), frozenset())) == 1
-    assert PromptCrop(0.0, 0.5, 0)(pair_of([7]), frozenset()) == [7]
-    assert PromptCrop(0.0, 0.5, 0)(pair_of([1, 1]), frozenset({1})) == [1, 1]
+    assert len(PromptCrop(0.0, 0.0, 0)(pair_of([7, 8, 9]), frozenset())[0]) == 1
+    assert PromptCrop(0.0, 0.5, 0)(pair_of([7]), frozenset()) == ([7], [5])
+    assert PromptCrop(0.0, 0.5, 0)(pair_of([1, 1]), frozenset({1}))[0] == [1, 1]

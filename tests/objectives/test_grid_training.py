@@ -41,7 +41,7 @@ def batch_for(objective: Pairwise) -> PreferenceBatch:
         pair = PreferencePair(f"pair {k}", [1, 5 + k], chosen, rejected, 1.0 + k, 0.7, columns, None, texts)
         pair = replace(pair, token_columns=spans, extra_response=[18, 2])
         made.append(
-            pair if asked.extra_prompt is None else pair.with_chosen_under(asked.extra_prompt(pair, frozenset()))
+            pair if asked.extra_function is None else pair.with_extra_response(*asked.extra_function(pair, frozenset()))
         )
     extra = "extra_response" in asked.sides
     return collate(made, pad_id=0, token_functions=asked.token_functions, extra_response=extra)

@@ -18,13 +18,15 @@ from lit_pref.scores import PairScores
 
 @dataclass(frozen=True)
 class PromptCrop:
-    """Keeps one contiguous piece of a prompt's tokens, drawn from the seed and the pair's id, and all special tokens.
+    """The chosen response under one contiguous piece of the prompt, drawn from the seed and the pair's id.
+
+    All special tokens are kept too.
 
     >>> from lit_pref.pairs import TruncatedText
     >>> text = TruncatedText("", "", "", True, True)
     >>> pair = PreferencePair("7", [1, *range(10, 30), 2], [5], [6], None, None, {}, None, text)
     >>> PromptCrop(0.2, 0.2, seed=0)(pair, special=frozenset({1, 2}))
-    [1, 15, 16, 17, 18, 2]
+    ([1, 15, 16, 17, 18, 2], [5])
 
     Args:
         smallest: the smallest share of the other tokens that is kept; at least one is.
@@ -36,13 +38,13 @@ class PromptCrop:
     largest: float
     seed: int
 
-    def __call__(self, pair: PreferencePair, special: frozenset[int]) -> list[int]:
+    def __call__(self, pair: PreferencePair, special: frozenset[int]) -> tuple[list[int], list[int]]:
         ordinary = [k for k, token in enumerate(pair.prompt) if token not in special]
         draw = random.Random(f"{self.seed}/{pair.id}")
         size = min(len(ordinary), max(1, round(draw.uniform(self.smallest, self.largest) * len(ordinary))))
         start = draw.randint(0, len(ordinary) - size)
         kept = {*range(len(pair.prompt))} - {*ordinary} | {*ordinary[start : start + size]}
-        return [pair.prompt[k] for k in sorted(kept)]
+        return [pair.prompt[k] for k in sorted(kept)], pair.chosen
 
 
 class PromptContrast(Term):
@@ -77,7 +79,7 @@ class PromptContrast(Term):
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(sides=("chosen", "rejected", "extra_response"), extra_prompt=self.crop)
+        return Requirements(sides=("chosen", "rejected", "extra_response"), extra_function=self.crop)
 
     def forward(
         self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData

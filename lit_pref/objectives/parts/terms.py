@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.requirements import Requirements
+from lit_pref.pairs import PreferencePair
 from lit_pref.scores import PairScores
 
 
@@ -62,6 +64,34 @@ class ChosenNLL(Term):
         self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """Prompt and chosen response as one response to the first token of the prompt, which nothing predicts."""
+
+    def __call__(self, pair: PreferencePair, special: frozenset[int]) -> tuple[list[int], list[int]]:
+        return pair.prompt[:1], pair.prompt[1:] + pair.chosen
+
+
+class TextNLL(Term):
+    """-log pi(x, y_w) / (n_x - 1 + n_w): the negative log-prob of prompt and chosen response, nats per token.
+
+    The first token of the prompt x is given, n_x is the length of the prompt. It is for policies, not for reward
+    models, and costs a further forward pass of the chosen responses.
+
+    **Source**: the cross-entropy of TRL's ORPO trainer, which averages over the tokens of the batch instead of over
+    pairs. `ChosenNLL` is the same of the response alone.
+    """
+
+    log_probs_only = True
+    requirements = Requirements(sides=("chosen", "rejected", "extra_response"), extra_function=WholeText())
+
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
+        assert policy.extra_response is not None
+        return -policy.extra_response.scores / policy.extra_response.lengths
 
 
 class CalibratedNLL(Term):
