@@ -104,8 +104,9 @@ ADVICE = {
     "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
     "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
     "probabilities of margins",
-    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps": "a reference that follows the policy is "
-    "model.references: [{class_path: MovingReference, init_args: {alpha: 0.6, every: 512}}]",
+    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps trdpo tr_dpo": "a reference that follows the policy "
+    "(TR-DPO) is model.references: [{class_path: MovingReference, init_args: {alpha: 0.6, every: 512}}]; "
+    "see configs/trdpo.yaml",
     "max_completion_length": "data.max_length bounds prompt and response together, data.max_prompt_length the prompt",
     "truncation_mode": "responses are cut from the right, and prompts from the left (data.max_prompt_length)",
     "pad_token padding_value pad_to_multiple_of": "padding is never read, and the prefix-shared layout has none: leave "

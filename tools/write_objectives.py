@@ -37,6 +37,7 @@ CHOOSING = """## Which one?
 | labels of which a share is wrong | see *noisy labels* |
 | no memory for a reference | see *reference-free* |
 | several models that could be the reference | `MRPO`, and `DPO` on each alone |
+| a reference that should follow the policy (TR-DPO) | `DPO` with `MovingReference`: `configs/trdpo.yaml` |
 | a loss for each response instead of for their difference | see *single responses and batches* |
 | lists of more than two responses | see *lists* |
 

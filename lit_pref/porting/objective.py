@@ -93,8 +93,17 @@ def _divergence(settings: Settings) -> Any:
 
 
 def references_of(trainer: str, settings: Settings) -> list[Any]:
-    """Return the references as a configuration has them, if they are not the default."""
+    """Return the references as a configuration has them, if they are not the default.
+
+    Raises:
+        UsageError: the log-probs of a reference that moves are to be computed beforehand.
+    """
     if trainer != "dpo" or not settings["sync_ref_model"]:
         return []
+    if settings.get("precompute_ref_log_probs"):
+        raise UsageError(
+            "--from_trl: with sync_ref_model the reference follows the policy, so its log-probs cannot be computed "
+            "beforehand (precompute_ref_log_probs): leave one of the two out"
+        )
     moves = {"alpha": settings["ref_model_mixup_alpha"], "every": settings["ref_model_sync_steps"]}
     return [{"class_path": "MovingReference", "init_args": moves}]

@@ -97,11 +97,23 @@ def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.C
         objectives("MMOP")
     with pytest.raises(UsageError, match=r"Smoothed is a part of objectives \(`target`\), not an objective"):
         objectives("Smoothed")
+    for name in ("TRDPO", "tr-dpo", "sync_ref_model"):
+        with pytest.raises(UsageError, match=rf"{name} is not an objective of its own; .*MovingReference.*trdpo\.yaml"):
+            objectives(name)
+    with pytest.raises(
+        UsageError, match=r"no objective 'exo_pair'; .*; TRL's loss_type exo_pair is EXO \(DPOTrainer\)"
+    ):
+        objectives("exo_pair")
     with pytest.raises(UsageError, match=r"--family 'list' is none of .*; did you mean lists"):
         objectives(family="list")
     with pytest.raises(SystemExit) as ended:
         main(["objectives", "--needs", "margins"])
     assert ended.value.code == 2 and "margin" in capsys.readouterr().err
+
+
+def test_case_and_hyphens_of_a_name_do_not_matter(capsys: pytest.CaptureFixture[str]):
+    for name, written in (("BetaDPO", "beta-dpo"), ("DPO", "dpo"), ("APOZero", "apo_zero")):
+        assert said(capsys, written) == said(capsys, name)
 
 
 def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys: pytest.CaptureFixture[str]):
@@ -119,6 +131,11 @@ def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys:
         (("TDPO",), {"family": "lists"}, "--family cannot filter .* give either names or filters"),
         (("TDPO",), {"from_trl": "beta=0.1"}, "--from_trl translates .* drop TDPO"),
         ((), {"from_trl": "beta=0.1", "reference_free": True}, "--from_trl translates .* drop --reference_free"),
+        (
+            (),
+            {"from_trl": "DPOConfig(sync_ref_model=True, precompute_ref_log_probs=True)"},
+            "the reference follows the policy, so its log-probs cannot be computed beforehand .*: leave one",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(names: tuple[str, ...], options: dict[str, Any], sentence: str):
