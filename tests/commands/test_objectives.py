@@ -20,10 +20,11 @@ from lit_pref.porting.arguments import arguments_of
 from lit_pref.porting.configuration import CONVERSIONS, DEFAULTS, READ_WITH_OTHERS, SAME, yaml_of
 from lit_pref.porting.losses import LOSSES
 from lit_pref.porting.objective import OF_LOSS
+from lit_pref.porting.script import LORA, LORA_DEFAULTS, MODEL
 from lit_pref.run.config import resolve
 
 sys.path.append(str(ROOT / "tools"))
-from write_from_trl import configurations, place, row
+from write_from_trl import configurations, of_scripts, place, row
 
 KNOWN = describing.objectives()
 
@@ -176,7 +177,8 @@ def test_a_file_of_arguments_is_read(tmp_path: Any):
     [
         ("beta", "cannot be read: write NAME=VALUE"),
         ("output_dir=./x", "paths and other texts in quotes"),
-        ("KTOConfig(beta=0.1)", "KTOConfig is none of DPOConfig.*; did you mean"),
+        ("KTOConfig(beta=0.1)", "KTOConfig is none of DPOConfig.*: only trainers of pairs have a counterpart"),
+        ("DPOTrainer(beta=0.1)", "DPOTrainer is none of DPOConfig.*; did you mean DPOConfig"),
         ("trainer=kto", "trainer 'kto' is none of dpo, cpo, orpo, reward"),
         ("loss_typ=ipo", "DPO has no argument 'loss_typ'; did you mean loss_type"),
         ("loss_type=ip", "loss_type 'ip' is none of .*; did you mean ipo"),
@@ -221,6 +223,35 @@ def ported(text: str) -> tuple[dict[str, Any], str]:
     """Return the configuration of a run and its comments, each remark on one line."""
     written = yaml_of(text)
     return yaml.safe_load(written), re.sub(r"\n# +", " ", written)
+
+
+def test_a_file_of_a_trl_script_names_model_adapters_and_data_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    script = {"model_name_or_path": "runs/sft", "dtype": "bfloat16", "attn_implementation": "sdpa", "use_peft": True}
+    script |= {"lora_r": 8, "dataset_name": "owner/pairs", "dataset_train_split": "train_prefs", "load_in_4bit": True}
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(script))
+    (tmp_path / "run.yaml").write_text(yaml_of(str(tmp_path / "trl.yaml")))
+    config = resolve(["--config", str(tmp_path / "run.yaml")])
+    policy, lora = config.model.policy, config.model.policy.lora
+    assert (policy.path, policy.dtype, policy.attention) == ("runs/sft", "bfloat16", "sdpa")
+    assert (lora.r, lora.alpha, lora.dropout) == (8, 32.0, 0.05) and config.data.train == "owner/pairs:train_prefs"
+    splits = ported("dataset_name='owner/pairs',eval_strategy=steps,eval_steps=50")[0]["data"]
+    assert (splits["train"], splits["val"]) == ("owner/pairs:train", "owner/pairs:test")
+    comments = ported(str(tmp_path / "trl.yaml"))[1]
+    assert "load_in_4bit=True: weights are not quantised" in comments and "model_name_or_path" not in comments
+    assert "lora_target_modules: peft chooses layers by the architecture" in comments
+    alone = ported("lora_r=8,dataset_name='pairs.jsonl',dataset_train_split=train,dtype=auto")
+    assert "lora" not in alone[0]["model"]["policy"] and alone[0]["data"]["train"] == "pairs.jsonl"
+    assert "lora_r=8: here it is model.policy.lora.r" in alone[1] and "dtype=auto: here it is" in alone[1]
+
+
+def test_the_defaults_of_adapters_are_those_of_the_installed_trl():
+    from trl import ModelConfig
+
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    assert {name: fields[name] for name in LORA_DEFAULTS} == LORA_DEFAULTS and not fields["use_peft"]
+    assert {*MODEL, *LORA} <= fields.keys()
+    assert all(map(place, of_scripts()))
 
 
 def test_steps_override_epochs_as_in_transformers():
