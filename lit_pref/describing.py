@@ -94,6 +94,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def file_of(cls: type) -> str:
+    """Return the file that defines a class of the package, relative to the folder that holds the package.
+
+    >>> from lit_pref.objectives.mmpo import MMPO
+    >>> file_of(MMPO)
+    'lit_pref/objectives/mmpo.py'
+    """
+    return f"{cls.__module__.replace('.', '/')}.py"
+
+
 def objectives() -> dict[str, type[Objective]]:
     """Return the package's objectives by name, grouped by family in the order of `FAMILIES`.
 

@@ -112,6 +112,12 @@ def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.C
     assert ended.value.code == 2 and "margin" in capsys.readouterr().err
 
 
+def test_the_file_of_each_objective_is_named(capsys: pytest.CaptureFixture[str]):
+    for name, cls in KNOWN.items():
+        assert f"class {name}(" in (ROOT / describing.file_of(cls)).read_text()
+    assert "Code    lit_pref/objectives/rdpo.py\n" in said(capsys, "RDPO")
+
+
 def test_case_and_hyphens_of_a_name_do_not_matter(capsys: pytest.CaptureFixture[str]):
     for name, written in (("BetaDPO", "beta-dpo"), ("DPO", "dpo"), ("APOZero", "apo_zero")):
         assert said(capsys, written) == said(capsys, name)
