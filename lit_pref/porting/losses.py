@@ -12,7 +12,7 @@ PER_TOKEN = (
     "here every pair counts the same. They agree where all chosen responses are equally long"
 )
 
-PER_TOKEN_OF_CPO = f"with cpo_alpha above 0, its default: {PER_TOKEN}"
+PER_TOKEN_OF_CPO = f"with cpo_alpha above 0, its default, {PER_TOKEN}"
 
 PARTS = frozenset({"score", "tokens", "weight"})
 """The parts that TRL's settings of DPO choose: f-divergences, LD-DPO's tokens, WPO's weights."""

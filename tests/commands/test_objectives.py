@@ -225,6 +225,9 @@ def test_a_configuration_is_one_of_a_run(tmp_path: Any, monkeypatch: pytest.Monk
     assert config.trainer.callbacks[0].init_args.every == 50 and config.trainer.max_epochs == 3
 
 
+RPO_NOW = "loss_type=[sigmoid,sft],loss_weights=[1.0,0.5]"
+
+
 def ported(text: str) -> tuple[dict[str, Any], str]:
     """Return the configuration of a run and its comments, each remark on one line."""
     written = yaml_of(text)
@@ -263,6 +266,12 @@ def test_the_defaults_of_adapters_are_those_of_the_installed_trl():
 def test_steps_override_epochs_as_in_transformers():
     assert ported("num_train_epochs=2.5,max_steps=100")[0]["trainer"]["max_epochs"] == -1
     assert ported("num_train_epochs=2.0")[0]["trainer"]["max_epochs"] == 2
+
+
+def test_the_cross_entropy_of_earlier_releases_is_a_loss_of_its_own_as_it_is_now():
+    earlier, now = (ported(text)[0]["model"]["objective"] for text in ("rpo_alpha=0.5", RPO_NOW))
+    assert earlier == now and earlier["init_args"]["weights"] == [1.0, 0.5]
+    assert "rpo_alpha" not in ported("rpo_alpha=0.5")[1]
 
 
 @pytest.mark.parametrize("arguments", ["{'min_lr': 1e-7}", "{'min_lr_rate': 0.1}"])
