@@ -80,7 +80,7 @@ def _entry(cls: type[Objective]) -> str:
     names = ", ".join(f"`{name}`" for name in trl_names(cls.__name__))
     facts = [f"Needs {needs}.", f"Faithfulness: {describing.CHECKED[cls.faithfulness]}."]
     facts += [f"TRL's {names}."] if names else []
-    facts += [f"Code: [{describing.file_of(cls)}](../{describing.file_of(cls)})."]
+    facts += [f"Code: `{describing.file_of(cls)}`."]
     blocks = [f"### {cls.__name__}", about.body, f"**When**: {about.when}", f"**Source**: {about.source}"]
     blocks += [" ".join(facts), _arguments(cls), f"Parts to choose: {open_parts}." if open_parts else ""]
     return "\n\n".join(block for block in blocks if block)
