@@ -94,6 +94,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def file_of(cls: type) -> str:
+    """Return the file that defines a class of the package, relative to the folder that holds the package.
+
+    >>> from lit_pref.objectives.mmpo import MMPO
+    >>> file_of(MMPO)
+    'lit_pref/objectives/mmpo.py'
+    """
+    return f"{cls.__module__.replace('.', '/')}.py"
+
+
 def objectives() -> dict[str, type[Objective]]:
     """Return the package's objectives by name, grouped by family in the order of `FAMILIES`.
 
@@ -158,7 +168,7 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
         "probability": "probability" in asked.columns,
         "column": bool(columns) and not asked.lists,
         "token_column": bool(asked.token_columns),
-        "extra_response": "extra_response" in asked.sides and asked.extra_prompt is None,
+        "extra_response": "extra_response" in asked.sides and asked.extra_function is None,
         "token_logps": TokenLogps() in statistics,
         "lists": asked.lists,
         "reward_model": of_rewards,

@@ -28,8 +28,9 @@ ELSEWHERE = {
     "eval_batch_size per_device_eval_batch_size": "data.val_batch",
     "max_length max_seq_length max_seq_len": "data.max_length",
     "max_prompt_length": "data.max_prompt_length",
-    "dataset dataset_name dataset_path train_dataset train_file data_path train_data data.path data.file": "data.train",
-    "eval_dataset eval_file val_file validation_file val_dataset": "data.val",
+    "dataset dataset_name dataset_path train_dataset train_file data_path train_data data.path data.file "
+    "dataset_train_split": "data.train",
+    "eval_dataset eval_file val_file validation_file val_dataset dataset_test_split": "data.val",
     "dataloader_num_workers num_workers": "data.workers",
     "seed": "seed_everything",
     "data_seed": "data.seed",
@@ -45,12 +46,14 @@ ELSEWHERE = {
     "disable_dropout": "model.policy.dropout",
     "model_init_kwargs": "model.policy",
     "trust_remote_code": "model.policy.trust_remote_code",
+    "model_revision": "model.policy.revision",
     "model_name_or_path model_name model_path base_model policy model.path model.name": "model.policy.path",
     "tokenizer tokenizer_name": "model.policy.tokenizer",
     "lora_r lora_rank use_lora use_peft peft_config": "model.policy.lora.r",
     "lora_alpha": "model.policy.lora.alpha",
     "lora_dropout": "model.policy.lora.dropout",
     "lora_target_modules": "model.policy.lora.target_modules",
+    "lora_modules_to_save": "model.policy.lora.modules_to_save",
     "ref_model ref_model_name_or_path reference_model references": "model.references",
     "precompute_ref_log_probs": "model.reference_store",
     "padding_free": "model.layout",
@@ -104,8 +107,9 @@ ADVICE = {
     "margin": "a stronger preference requires a larger difference by offset: {class_path: ColumnOffset, init_args: "
     "{column: margin}} under the init_args of the objective (a constant one by MarginOffset), and MMPO makes "
     "probabilities of margins",
-    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps": "a reference that follows the policy is "
-    "model.references: [{class_path: MovingReference, init_args: {alpha: 0.6, every: 512}}]",
+    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps trdpo tr_dpo": "a reference that follows the policy "
+    "(TR-DPO) is model.references: [{class_path: MovingReference, init_args: {alpha: 0.6, every: 512}}]; "
+    "see configs/trdpo.yaml",
     "max_completion_length": "data.max_length bounds prompt and response together, data.max_prompt_length the prompt",
     "truncation_mode": "responses are cut from the right, and prompts from the left (data.max_prompt_length)",
     "pad_token padding_value pad_to_multiple_of": "padding is never read, and the prefix-shared layout has none: leave "
@@ -121,6 +125,11 @@ ADVICE = {
     "torch_compile_mode": "only the backend is chosen (model.policy.compile)",
     "use_liger_kernel liger_kernel_config": "the log-probs are computed in tiles, without the logits of all tokens: "
     "leave it out",
+    "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage": "weights are not "
+    "quantised: model.policy.dtype bfloat16 halves them",
+    "use_rslora use_dora lora_target_parameters": "adapters are those of plain LoRA (model.policy.lora)",
+    "dataset_config": "a hub dataset is read as owner/name:split: name the files of a configuration as data.train",
+    "lora_task_type dataset_streaming ignore_bias_buffers": "leave it out",
     "use_cache": "training keeps no keys and values: leave it out",
     "neftune_noise_alpha": "there is no noise on embeddings",
     "torch_empty_cache_steps debug skip_memory_metrics": "leave it out; trainer.profiler measures a run",

@@ -72,9 +72,9 @@ class PreferencePair:
     place: str = ""
     extra_prompt: list[int] | None = None
 
-    def with_chosen_under(self, prompt: list[int]) -> "PreferencePair":
-        """Return the pair whose extra response is the chosen one under another prompt, which has ids and no text."""
-        return replace(self, extra_response=self.chosen, extra_prompt=prompt)
+    def with_extra_response(self, prompt: list[int], response: list[int]) -> "PreferencePair":
+        """Return the pair with an extra response and its prompt that have ids and no text."""
+        return replace(self, extra_response=response, extra_prompt=prompt)
 
     def of_extra_response(self) -> "PreferencePair":
         """Return a one-sided pair whose `chosen` is the extra response, under its prompt.
@@ -107,9 +107,9 @@ class PreferencePair:
         )
 
 
-PromptFunction = Callable[[PreferencePair, frozenset[int]], list[int]]
-"""Maps a pair and the ids of special tokens to the ids of another prompt, at most as long; pure, with a `repr` that
-says all that it depends on, and no lambda."""
+ExtraFunction = Callable[[PreferencePair, frozenset[int]], tuple[list[int], list[int]]]
+"""Maps a pair and the ids of special tokens to the ids of an extra response: of its prompt and of itself, together at
+most as long as prompt and chosen response; pure, with a `repr` that says all that it depends on, and no lambda."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ _ONLY_BASES = {
     "model.optimizer": "torch.optim.Optimizer",
     "data.selection": "lit_pref.data.selection.selection.Selection",
 }
+PAIRWISE = "lit_pref.objectives.pairwise.Pairwise"
 _OWN_CLASS = "; a class of your own is written module.Class and must be importable from here"
 _WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
 _WORDS |= {"list": "a list (written [a, b])", "dict": "a mapping", "NoneType": "null"}
@@ -74,6 +75,8 @@ def _class_sentence(message: str) -> str | None:
         name, known = found.group(1).split(".")[0], [n for n in (found.group(2) or "").split(", ") if n]
         form = ["class_path", "init_args"] if name.startswith(("class", "init")) else []
         key, owner = _key(message, found.start()), _owner(message, found)
+        if own := _own_part(name, key, owner):
+            return f"{key}: {own}"
         guess = argument_meant(name, key, [*known, *form])
         return f"{key}: {owner} has no argument {name!r}{_known(known)}{guess or _takers(name, key)}"
     if found := re.search(r"the following arguments are required: (.+)", message):
@@ -168,7 +171,18 @@ def _takers(name: str, key: str) -> str:
     if key not in _ONLY_BASES:
         return ""
     takers = [cls for cls in _all_subclasses(_imported(_ONLY_BASES[key])) if name in inspect.signature(cls).parameters]
-    return f"; it is one of {', '.join(sorted({cls.__name__ for cls in takers})[:4])}" if takers else ""
+    return f"; it is an argument of {', '.join(sorted({cls.__name__ for cls in takers})[:4])}" if takers else ""
+
+
+def _own_part(name: str, key: str, owner: str) -> str:
+    """The sentence for a part of objectives that one of them sets itself or does not have; empty for other names."""
+    if key != "model.objective" or name not in inspect.signature(_imported(PAIRWISE)).parameters or name == "beta":
+        return ""
+    cls = {cls.__name__: cls for cls in _all_subclasses(_imported(_ONLY_BASES[key]))}.get(owner)
+    if cls is None or nearest_names(name, inspect.signature(cls).parameters, cutoff=0.9):  # a name mistyped
+        return ""
+    reason = "it sets its own" if issubclass(cls, _imported(PAIRWISE)) else "it is not made of parts"
+    return f"{owner} has no argument {name!r}, because {reason}: leave it out, or take DPO, which takes any {name}"
 
 
 def _imported(path: str) -> type:

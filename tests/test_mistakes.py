@@ -147,7 +147,27 @@ KEYS: dict[str, tuple[str, str]] = {
     "model:\n  objective: dpo": ("line 2: model.objective: unknown class 'dpo'", "; did you mean DPO?"),
     f"{DPO}    init_args:\n      arwc_swap: true": (
         "line 5: model.objective: DPO has no argument 'arwc_swap'",
-        "it is one of MRPO",
+        "it is an argument of MRPO",
+    ),
+    "model:\n  objective:\n    class_path: MMPO\n    init_args: {target: Smoothed}": (
+        "line 4: model.objective: MMPO has no argument 'target', because it sets its own",
+        "or take DPO, which takes any target",
+    ),
+    "model:\n  objective:\n    class_path: SimPO\n    init_args: {tokens: Sum}": (
+        "line 4: model.objective: SimPO has no argument 'tokens', because it sets its own",
+        "or take DPO, which takes any tokens",
+    ),
+    "model:\n  objective:\n    class_path: SFT\n    init_args: {target: Smoothed}": (
+        "line 4: model.objective: SFT has no argument 'target', because it is not made of parts",
+        "leave it out, or take DPO",
+    ),
+    "model:\n  objective:\n    class_path: CDPO\n    init_args: {gamma: 1.0}": (
+        "line 4: model.objective: CDPO has no argument 'gamma'",
+        "it is an argument of AlphaPO, HPO, MMPO",
+    ),
+    "model:\n  objective:\n    class_path: Weighted\n    init_args: {weight: [1.0, 2.0]}": (
+        "line 4: model.objective: Weighted has no argument 'weight'; known: objectives, weights",
+        "did you mean weights?",
     ),
     f"{DPO}    init_args: {{beta: strong}}": ("line 4: model.objective.beta: expected a number", "got 'strong'"),
     "model:\n  optimizer:\n    class_path: AdamW\n    init_args: {weight_decy: 0}": (

@@ -20,7 +20,7 @@ from lit_pref import objectives
 from lit_pref.batch import PairData
 from lit_pref.objectives.base import Objective
 from lit_pref.porting.configuration import DEFAULTS
-from lit_pref.porting.losses import LOSSES, PARTS, PER_TOKEN, Loss, part
+from lit_pref.porting.losses import LOSSES, PARTS, Loss, part
 from lit_pref.porting.objective import objective_of
 from lit_pref.scores import PairScores, SequenceScores, TokenLogps
 
@@ -30,7 +30,8 @@ with warnings.catch_warnings():
     from trl.experimental.orpo import ORPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PROMPT, VOCABULARY = 1, 7  # with one prompt token, TRL's cross-entropy of ORPO is that of the response
+PROMPT, VOCABULARY = 1, 7
+PER_PAIR = "every pair counts the same"  # in the differences of losses that TRL averages over tokens
 LENGTHS = ([3, 5, 4, 2], [4, 2, 5, 3])
 EQUAL = ([4, 4, 4, 4], [3, 5, 4, 2])
 
@@ -41,13 +42,18 @@ class Inputs:
 
     logits: Tensor  # (2 B, T, V): all chosen, then all rejected
     ids: Tensor  # (2 B, T)
-    mask: Tensor  # (2 B, T), 1 for response tokens
+    mask: Tensor  # (2 B, T), 1 for the tokens of a response, and for those below
     reference: Tensor  # (2 B, T)
+    prompt: int = 0  # the first tokens of each row that belong to the prompt, after its first token
 
     def tokens(self) -> Tensor:
         """The policy's log-probs of the response tokens, (2 B, T), 0 elsewhere."""
         logps = self.logits.log_softmax(-1).gather(2, self.ids[..., None])[..., 0]
         return logps * self.mask
+
+    def response(self) -> Tensor:
+        """1 for response tokens, (2 B, T)."""
+        return self.mask * (torch.arange(self.mask.shape[1]) >= self.prompt)
 
 
 def inputs(lengths: tuple[list[int], list[int]] = LENGTHS, dtype: torch.dtype = torch.float64) -> Inputs:
@@ -109,7 +115,7 @@ def with_prompt(values: Tensor, fill: float) -> Tensor:
 
 
 def their_loss(loss: Loss, given: Inputs, settings: dict[str, Any]) -> Tensor:
-    ids, mask = with_prompt(given.ids, 5), with_prompt(given.mask, 0).long()
+    ids, mask = with_prompt(given.ids, 5), with_prompt(given.response(), 0).long()
     attention = with_prompt(given.mask, 1).long()
     if loss.trainer == "dpo":
         made = trainer(DPOTrainer, given, settings)
@@ -155,9 +161,10 @@ def our_objective(loss: Loss, settings: dict[str, Any]) -> Objective:
 
 def our_loss(objective: Objective, given: Inputs) -> Tensor:
     count = len(given.ids) // 2
-    lengths = given.mask.sum(1).long()
+    lengths = given.response().sum(1).long()
 
-    def pair(tokens: Tensor) -> PairScores:
+    def pair(whole: Tensor) -> PairScores:
+        tokens = whole * given.response()
         squares = (2 * given.logits.log_softmax(-1)).logsumexp(-1) * given.mask
         sides = []
         for rows in (slice(0, count), slice(count, None)):
@@ -166,7 +173,8 @@ def our_loss(objective: Objective, given: Inputs) -> Tensor:
                 assert type(need).__name__ == "LogSumSquares"
                 statistics[need] = squares[rows].sum(1).detach()
             sides.append(SequenceScores(tokens[rows].sum(1), lengths[rows], statistics))
-        return PairScores(*sides)
+        text = SequenceScores(whole[:count].sum(1), given.mask[:count].sum(1).long())  # of `WholeText`
+        return PairScores(*sides, extra_response=text)
 
     data = PairData([f"pair {k}" for k in range(count)], lengths[:count], lengths[count:])
     data.is_real, data.window_pairs = torch.ones(count, dtype=torch.bool), count
@@ -211,13 +219,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("loss", LOSSES, ids=name_of)
 def test_the_objective_is_trls_loss(loss: Loss):
-    lengths = EQUAL if PER_TOKEN in loss.difference else LENGTHS
+    lengths = EQUAL if PER_PAIR in loss.difference else LENGTHS
     assert agree(loss, inputs(lengths), **SETTINGS.get(name_of(loss), {}))
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if PER_TOKEN in loss.difference], ids=name_of)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if PER_PAIR in loss.difference], ids=name_of)
 def test_a_mean_over_tokens_differs_where_lengths_do(loss: Loss):
     assert not agree(loss, inputs(LENGTHS), rtol=1e-3, **SETTINGS.get(name_of(loss), {}))
+
+
+def test_the_cross_entropy_of_orpo_has_the_prompts_tokens_as_trls():
+    loss = next(loss for loss in LOSSES if loss.trainer == "orpo")
+    given = inputs(([5, 5, 5, 5], [4, 6, 3, 5]))
+    given.prompt = 2
+    assert agree(loss, given)
+    without = built(part("ORPO", lambd=DEFAULTS["orpo"]["beta"]))
+    assert not torch.allclose(our_loss(without, given), their_loss(loss, given, DEFAULTS["orpo"]), rtol=1e-2)
 
 
 def test_the_comparison_sees_another_beta():

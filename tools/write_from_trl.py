@@ -49,6 +49,10 @@ TailWeighted`, and `use_weighting` is `weight: OnPolicyWeight`. For `ipo` and `s
 counterpart: TRL divides by the length after the divergence and after LD-DPO's weights, here that is done before. A list
 of `loss_type` with `loss_weights` is `Weighted`, and `sync_ref_model` is the reference `MovingReference`."""
 
+SCRIPTS = """A YAML file of `trl dpo --config` has these too, and `--from_trl FILE` carries them over. Adapters are
+read if `use_peft` is set, with TRL's defaults; peft then chooses layers by the architecture, where here all linear
+layers get an adapter unless `lora_target_modules` names some."""
+
 
 def page() -> str:
     """Return the text of the page."""
@@ -62,6 +66,8 @@ def page() -> str:
     ]:
         table = "\n".join(["| argument | here |", "|---|---|", *(f"| `{name}` | {place(name)} |" for name in names)])
         parts += [f"### {title}", table]
+    table = "\n".join(["| argument | here |", "|---|---|", *(f"| `{name}` | {place(name)} |" for name in of_scripts())])
+    parts += ["### TRL's scripts (ModelConfig and ScriptArguments)", SCRIPTS, table]
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,6 +80,13 @@ def configurations() -> dict[str, dict[str, Any]]:
 
     classes = (DPOConfig, CPOConfig, ORPOConfig, RewardConfig)
     return {cls.__name__: {field.name: field for field in dataclasses.fields(cls)} for cls in classes}
+
+
+def of_scripts() -> list[str]:
+    """Return the arguments of TRL's scripts that belong to no trainer."""
+    from trl import ModelConfig, ScriptArguments
+
+    return [field.name for cls in (ModelConfig, ScriptArguments) for field in dataclasses.fields(cls)]
 
 
 def place(name: str) -> str:

@@ -37,6 +37,7 @@ CHOOSING = """## Which one?
 | labels of which a share is wrong | see *noisy labels* |
 | no memory for a reference | see *reference-free* |
 | several models that could be the reference | `MRPO`, and `DPO` on each alone |
+| a reference that should follow the policy (TR-DPO) | `DPO` with `MovingReference`: `configs/trdpo.yaml` |
 | a loss for each response instead of for their difference | see *single responses and batches* |
 | lists of more than two responses | see *lists* |
 
@@ -79,6 +80,7 @@ def _entry(cls: type[Objective]) -> str:
     names = ", ".join(f"`{name}`" for name in trl_names(cls.__name__))
     facts = [f"Needs {needs}.", f"Faithfulness: {describing.CHECKED[cls.faithfulness]}."]
     facts += [f"TRL's {names}."] if names else []
+    facts += [f"Code: `{describing.file_of(cls)}`."]
     blocks = [f"### {cls.__name__}", about.body, f"**When**: {about.when}", f"**Source**: {about.source}"]
     blocks += [" ".join(facts), _arguments(cls), f"Parts to choose: {open_parts}." if open_parts else ""]
     return "\n\n".join(block for block in blocks if block)

@@ -42,6 +42,7 @@ def explained(cls: type[Objective]) -> str:
         _hanging("When", about.when),
         _hanging("Source", about.source),
         _hanging("Needs", describing.needs_in_words(cls) or "nothing but pairs"),
+        _hanging("Code", describing.file_of(cls)),
         "\n".join(["Arguments", *map(_argument, describing.arguments(cls))]),
         f"Parts that can be chosen: {', '.join(parts)}; docs/methods.md lists their classes" if parts else "",
         f"In TRL: {', '.join(names)}" if names else "",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from lit_pref.errors import UsageError
-from lit_pref.hints import did_you_mean
+from lit_pref.hints import advice, did_you_mean
 from lit_pref.printing import say
 
 if TYPE_CHECKING:
@@ -69,22 +69,35 @@ def objectives(
 
 def _explain(names: tuple[str, ...]) -> None:
     """Print everything about the objectives of these names."""
-    from lit_pref import describing
     from lit_pref.commands.objective_texts import explained
 
+    say("\n\n".join(explained(cls) for cls in map(_objective_named, names)))
+
+
+def _objective_named(name: str) -> "type[Objective]":
+    """Return the objective of this name, whatever its case and hyphens are."""
+    from lit_pref import describing
+    from lit_pref.porting.losses import LOSSES
+
     known = describing.objectives()
-    for name in names:
-        kinds = {cls.__name__: kind for kind, members in describing.part_kinds().items() for cls in members}
-        if part := kinds.get(name):
+    if found := [cls for own, cls in known.items() if _plain(own) == _plain(name)]:
+        return found[0]
+    for kind, members in describing.part_kinds().items():
+        for part in (cls.__name__ for cls in members if _plain(cls.__name__) == _plain(name)):
             raise UsageError(
-                f"{name} is a part of objectives (`{part}`), not an objective: docs/methods.md has its arguments; use "
-                f"it as `--model.objective DPO --model.objective.{part} {name}`"
+                f"{part} is a part of objectives (`{kind}`), not an objective: docs/methods.md has its arguments; use "
+                f"it as `--model.objective DPO --model.objective.{kind}{'+=' if kind == 'terms' else ' '}{part}`"
             )
-        if name not in known:
-            raise UsageError(
-                f"there is no objective {name!r}; `objectives` lists all {len(known)}{did_you_mean(name, known)}"
-            )
-    say("\n\n".join(explained(known[name]) for name in names))
+    words = name.lower().replace("-", "_")
+    if instead := advice(words):
+        raise UsageError(f"{name} is not an objective of its own{instead}")
+    of_trl = [f"{loss.objective} ({loss.trainer.upper()}Trainer)" for loss in LOSSES if loss.name == words]
+    meant = f"; TRL's loss_type {words} is {' or '.join(of_trl)}" if of_trl else did_you_mean(name, known)
+    raise UsageError(f"there is no objective {name!r}; `objectives` lists all {len(known)}{meant}")
+
+
+def _plain(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum())
 
 
 def _list(needs: str | None, family: str | None, reference_free: bool, in_trl: bool) -> None:

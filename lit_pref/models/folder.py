@@ -13,6 +13,9 @@ from lit_pref.hints import nearest_names
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer; from_pretrained would wait a minute on a machine without network."""
 
+PLACEHOLDERS = ("FOLDER", "OTHER_FOLDER")
+"""What configurations to copy have in place of a model."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter."""
@@ -87,10 +90,24 @@ def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     return folder
 
 
+def refuse_placeholder(name: str) -> None:
+    """Refuse a word of a copied configuration that stands for a model.
+
+    Raises:
+        UserError: the name is one of `PLACEHOLDERS`, and there is no such folder.
+    """
+    if name in PLACEHOLDERS and not os.path.isdir(name):
+        raise UserError(
+            f"'{name}' stands for a model in a configuration to copy: put the model's folder, or its name on the "
+            "Hugging Face hub, in its place"
+        )
+
+
 def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
     path = Path(os.path.expanduser(name))  # unlike Path.expanduser, it never raises for an unknown user
     if path.is_dir():
         return path
+    refuse_placeholder(name)
     if path.is_file():
         raise UserError(f"'{name}' is a file: give the folder that contains config.json and the weights")
     if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:

@@ -163,7 +163,7 @@ class PreferenceModule(PairModule):
 
     def _refuse_own_tokenizers(self) -> None:
         """Refuse references with tokenizers of their own if the objective makes prompts of the policy's ids."""
-        if self.objective.requirements.extra_prompt is None:
+        if self.objective.requirements.extra_function is None:
             return
         for reference in self.references:
             spec = reference.spec if isinstance(reference, Stored) else reference.frozen_spec(self.policy)

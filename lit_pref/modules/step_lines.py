@@ -27,6 +27,7 @@ class Steps:
         limit: `trainer.limit_train_batches`, if it is a number and no share.
         micro_batches: of an optimizer step.
         unit: what `pairs` and `global_batch` count.
+        alone: the objective that compares the pairs of a micro-batch, if each of these has one pair; else empty.
 
     >>> print(*Steps(22, 8, 3, 5, max_epochs=4, max_steps=5).lines(), sep="\n")
     5 optimizer step(s) of 8 pairs (the last one of an epoch has 6), 3 an epoch
@@ -46,6 +47,7 @@ class Steps:
     limit: int | None = None
     micro_batches: int = 1
     unit: str = "pairs"
+    alone: str = ""
 
     def lines(self) -> Iterator[str]:
         """Yield the number of steps, and what ends the run."""
@@ -103,6 +105,11 @@ class Steps:
                 f"trainer.max_epochs {self.max_epochs} ends the run at step {self.total}, before trainer.max_steps "
                 f"{self.max_steps}: set trainer.max_epochs to -1 to take that many steps"
             )
+        if self.alone:
+            yield (
+                f"{self.alone} compares the pairs of a micro-batch, and each has one pair: raise data.micro_batch (and "
+                "data.global_batch, if that is as small)"
+            )
         if self.stop_at is not None and self.stop_at > self.total:
             yield f"--stop_at_step {self.stop_at} is never reached: the run ends at step {self.total}"
 
@@ -115,6 +122,7 @@ def steps_of(module: Any) -> Steps:
     asked = module.plain_config.get("trainer", {})
     stopping += ["trainer.max_time"] if asked.get("max_time") else []
     limit = asked.get("limit_train_batches")  # the Trainer's own was rounded to whole steps
+    single = data.micro_batch_of(data.train_pairs, data.rank_and_world()[1]) == 1
     return Steps(
         pairs=number_of_units(data.train_pairs),
         unit="pairs" if data.train_pairs.lists is None else "lists",
@@ -129,4 +137,5 @@ def steps_of(module: Any) -> Steps:
         may_end_sooner=" or ".join(stopping),
         limit=limit if isinstance(limit, int) else None,
         micro_batches=trainer.accumulate_grad_batches,
+        alone=type(module.objective).__name__ if module.objective.batch_coupled and single else "",
     )

@@ -1,7 +1,5 @@
 """Alignment via optimal transport."""
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +22,7 @@ class AOT(Pointwise):
 
     **The loss depends on the micro-batch**: quantiles are those of its pairs alone, and the optimizer step takes the
     mean over micro-batches and ranks. A larger `data.micro_batch` estimates them better (by default it is all that the
-    device has of a step); accumulation and more ranks do not. With one pair it is DPO, of which a warning tells.
+    device has of a step); accumulation and more ranks do not. With one pair it is DPO: the first lines of a run warn.
     `data.max_tokens` puts pairs of similar lengths together, which are then compared only with each other. Validation
     losses depend on `data.val_batch` likewise. Fillers are left out, and equal values of a are ranked in the order of
     the batch. A weight, target, offset or temperature of a pair would lose its pair in the sorting, so there are none.
@@ -55,10 +53,8 @@ class AOT(Pointwise):
         if not 0 <= label_smoothing <= 0.5:
             raise UsageError(f"AOT: label_smoothing must be in [0, 0.5], got {label_smoothing}.")
         self.unpaired, self.label_smoothing = unpaired, label_smoothing
-        self._warned = False
 
     def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
-        self._warn_of_dpo(pairs)
         above, below = ratios
         if not self.unpaired:
             assert policy.rejected is not None and reference.rejected is not None
@@ -67,12 +63,6 @@ class AOT(Pointwise):
         logits = self.beta * (above - below[_same_rank(above, below, pairs.is_real)])
         smoothing = self.label_smoothing
         return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
-
-    def _warn_of_dpo(self, pairs: PairData) -> None:
-        if self.training and not self._warned and int(pairs.is_real.sum()) == 1 < pairs.window_pairs:
-            self._warned = True
-            words = "a micro-batch has one pair, for which this is DPO: raise data.micro_batch or data.max_tokens"
-            warnings.warn(f"AOT sorts the pairs of a micro-batch, and {words}", stacklevel=2)
 
 
 @torch.no_grad()

@@ -68,6 +68,17 @@ def target_objections(target: Target, link: Link, score: Score) -> Iterator[str]
         yield link.hard_targets_only
 
 
+def extra_response_objections(parts: Sequence[Part]) -> Iterator[str]:
+    """Objections to parts that read different extra responses."""
+    readers = [part for part in parts if "extra_response" in part.requirements.sides]
+    for other in readers[1:]:
+        if other.requirements.extra_function != readers[0].requirements.extra_function:
+            yield (
+                f"{type(readers[0]).__name__} and {type(other).__name__} read different extra responses (that of each "
+                "record, or one that is computed), and a pair has one: choose one of them."
+            )
+
+
 def margin_warnings(target: Target, offset: Offset) -> Iterator[str]:
     """Warnings about a margin that is used twice."""
     if all("margin" in part.requirements.columns for part in (target, offset)):

@@ -1,17 +1,10 @@
 """A preference loss with a contrast between prompts: the chosen response must depend on what it answers."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
-import torch.nn.functional as F
-
-from lit_pref.batch import PairData
-from lit_pref.errors import UsageError
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.prompt_crop import PromptCrop
-from lit_pref.objectives.requirements import Requirements
-from lit_pref.scores import ObjectiveOutput, PairScores
+from lit_pref.objectives.parts.prompt_contrast import PromptContrast
+from lit_pref.objectives.parts.terms import Term
 
 
 class ConditionalContrast(Pairwise):
@@ -22,7 +15,7 @@ class ConditionalContrast(Pairwise):
     x' keeps one contiguous piece of the prompt's tokens and all special tokens. It is drawn once for each pair, from
     the seed and the pair's id: policy and references read the same x' in every epoch, so reference scores can be
     stored. contrast = 0 is `Pairwise`. Logged as `prompt_gap`: h_w - h_w', which a policy can also widen by noticing
-    that a prompt is damaged.
+    that a prompt is damaged. Other objectives take the second term as `PromptContrast`, one of their `terms`.
 
     >>> ConditionalContrast(contrast=0.5).requirements.sides
     ('chosen', 'rejected', 'extra_response')
@@ -40,6 +33,7 @@ class ConditionalContrast(Pairwise):
         smallest: the smallest share of a prompt that is kept, in [0, largest]; at least one token is.
         largest: the largest share, in [smallest, 1).
         seed: of the draws.
+        terms: further losses, each with its coefficient.
         parts: the other parts of `Pairwise`.
 
     Raises:
@@ -48,7 +42,6 @@ class ConditionalContrast(Pairwise):
 
     faithfulness = "reconstruction"
     family = "prompts"
-    log_probs_only = True
 
     def __init__(
         self,
@@ -57,32 +50,8 @@ class ConditionalContrast(Pairwise):
         smallest: float = 0.01,
         largest: float = 0.2,
         seed: int = 0,
+        terms: list[Term] | None = None,
         **parts: Any,
     ) -> None:
-        super().__init__(beta=beta, **parts)
-        if not 0 <= contrast < float("inf"):
-            raise UsageError(f"ConditionalContrast: contrast is a weight, finite and >= 0, got {contrast}.")
-        if not 0 <= smallest <= largest < 1:
-            raise UsageError(f"ConditionalContrast: 0 <= smallest <= largest < 1 must hold, got {smallest}, {largest}.")
-        self.contrast, self.crop = contrast, PromptCrop(smallest, largest, seed)
-
-    @cached_property
-    def requirements(self) -> Requirements:
-        sides = ("chosen", "rejected", "extra_response")
-        return super().requirements | Requirements(sides=sides, extra_prompt=self.crop)
-
-    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
-        output = super().forward(policy, references, pairs)
-        assert policy.extra_response is not None
-        gap = policy.chosen.scores - policy.extra_response.scores
-        for first in references[:1]:
-            assert first.extra_response is not None
-            gap = gap - (first.chosen.scores - first.extra_response.scores)
-        output.losses = output.losses - self.contrast * F.logsigmoid(output.logged["beta"] * gap)
-        output.logged["prompt_gap"] = gap.detach()
-        return output
-
-    def _objections(self) -> Iterator[str]:
-        yield from super()._objections()
-        if not self.tokens.plain_sum:
-            yield "the contrast is between sums of log-probs, in whose units beta must be: choose `tokens: Sum`."
+        own = PromptContrast(contrast, smallest, largest, seed)
+        super().__init__(beta=beta, terms=[*(terms or []), own], **parts)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.pairwise import Pairwise
@@ -59,8 +60,9 @@ class MultiDPO(Pairwise):
         scores = self.tokens(policy, policy, pairs)
         with torch.no_grad():
             own = torch.stack([torch.stack(self.tokens(one, policy, pairs)) for one in references])  # (K, 2, B)
+        beta = output.logged["beta"], dict[str, Tensor]()
         each = [
-            self.compare(scores, ((chosen, rejected), {}), (output.logged["beta"], {}), policy, pairs).losses
+            self.compare(scores, ((chosen, rejected), {}), beta, policy, references, pairs).losses
             for chosen, rejected in self.reference.clip(own)
         ]
         output.losses = (self.reference.weigh(own) * torch.stack(each)).sum(0)

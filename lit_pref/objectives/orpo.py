@@ -8,7 +8,7 @@ from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.parts.reference import NoReference
 from lit_pref.objectives.parts.score import Score
-from lit_pref.objectives.parts.terms import ChosenNLL, Term
+from lit_pref.objectives.parts.terms import ChosenNLL, Term, TextNLL
 from lit_pref.objectives.parts.tokens import Mean
 from lit_pref.objectives.parts.weight import ConstantWeight
 
@@ -45,13 +45,15 @@ class ORPO(Pairwise):
     **When**: a base model is to be tuned in one stage, on chosen responses worth imitating. Not after supervised
     fine-tuning on the same responses, or if they are only the better of two samples.
 
-    **Source**: ORPO, arXiv 2403.07691, equations 6 and 7; derived. TRL's `beta` is lambda. TRL's cross-entropy also
-    includes the tokens of the prompt and is averaged over all tokens of a batch; here, as in the paper's equation, it
-    is that of the response, averaged over pairs. There is no option for TRL's: log-probs of prompt tokens are
-    not computed here. The odds ratio terms agree.
+    **Source**: ORPO, arXiv 2403.07691, equations 6 and 7; derived. TRL's `beta` is lambda. TRL's cross-entropy is that
+    of the prompt's tokens too, -log pi(x, y_w) / (n_x - 1 + n_w), `prompt_nll` here; in the paper's equation it is that
+    of the response. TRL averages it over all tokens of a batch, here it is averaged over pairs: with one pair, or texts
+    of equal length, they agree. The odds ratio terms agree.
 
     Args:
         lambd: >= 0, lambda, the weight of the odds ratio loss.
+        prompt_nll: whether the cross-entropy includes the prompt, as in TRL; costs a further forward pass of the
+            chosen responses.
         terms: further losses, each with its coefficient.
         parts: the other parts of `Pairwise`.
     """
@@ -59,8 +61,10 @@ class ORPO(Pairwise):
     faithfulness = "derived"
     family = "reference-free"
 
-    def __init__(self, lambd: float = 0.1, terms: list[Term] | None = None, **parts: Any) -> None:
-        own = [ChosenNLL(1.0), *(terms or [])]
+    def __init__(
+        self, lambd: float = 0.1, prompt_nll: bool = False, terms: list[Term] | None = None, **parts: Any
+    ) -> None:
+        own = [TextNLL() if prompt_nll else ChosenNLL(), *(terms or [])]
         super().__init__(
             beta=1.0,
             reference=NoReference(),

@@ -3,7 +3,7 @@
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -15,6 +15,7 @@ from lit_pref.errors import UsageError
 from lit_pref.objectives.base import Faithfulness, Family, Objective
 from lit_pref.objectives.combining import (
     beta_objections,
+    extra_response_objections,
     margin_warnings,
     reference_objections,
     score_objections,
@@ -131,10 +132,16 @@ class Pairwise(Objective):
             own = [self.tokens(reference, policy, pairs) for reference in references]
             mix = self.reference(own, scores)
             beta = self.temperature(self.beta, _ratios(scores, mix[0]), policy, references, pairs)
-        return self.compare(scores, mix, beta, policy, pairs)
+        return self.compare(scores, mix, beta, policy, references, pairs)
 
     def compare(
-        self, scores: Sides, mix: MixOutput, temperature: TemperatureOutput, policy: PairScores, pairs: PairData
+        self,
+        scores: Sides,
+        mix: MixOutput,
+        temperature: TemperatureOutput,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        pairs: PairData,
     ) -> ObjectiveOutput:
         """Return the losses of the policy against one reference score of each response.
 
@@ -144,6 +151,7 @@ class Pairwise(Objective):
             temperature: beta of every pair, (B,), and values to log. It is an input because computing it moves its
                 state, once for each batch.
             policy: the scores and statistics of the policy, for the parts.
+            references: those of the K references, unmixed, for the terms.
             pairs: the B pairs.
         """
         mixed, mix_log = mix
@@ -158,15 +166,16 @@ class Pairwise(Objective):
         logits = beta * (chosen - rejected) - self.offset(policy, pairs)
         preference = self.link(logits, target, beta)
         rewards: Sides = (beta * chosen, beta * rejected)
-        losses = weight * preference
-        for term in self.terms:
-            losses = losses + term.coefficient * term(policy, rewards, pairs)
+        losses, term_log = weight * preference, dict[str, Tensor]()
+        for term in self._terms():
+            losses = losses + term.coefficient * term(beta, rewards, policy, references, pairs)
+            term_log |= term.log(policy, references)
         if (kept := self.temperature.kept) is not None:
             # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
             losses = losses * kept.to(losses) * (pairs.is_real.sum().to(losses) / kept.sum().clamp_min(1))
 
         weight_log = {} if self.weight.uniform else {"weight": weight}
-        part_logs = {**weight_log, **beta_log, **mix_log, **self.score.log(ratios)}
+        part_logs = {**weight_log, **beta_log, **mix_log, **self.score.log(ratios), **term_log}
         logged = {"logits": logits, "beta": beta, **self._fit_log(preference, target), **part_logs}
         return ObjectiveOutput(
             losses=losses,
@@ -194,7 +203,10 @@ class Pairwise(Objective):
         beta = {"beta": given.pop("beta")} if "beta" in given else {}
         parts = {name: getattr(self, name) if given.get(name) is None else given[name] for name in PARTS}
         own = {name: value for name, value in given.items() if name not in PARTS and name != "terms"}
-        return call_text(self, {**beta, **own, **parts, "terms": list(self.terms)})
+        return call_text(self, {**beta, **own, **parts, "terms": self._terms()})
+
+    def _terms(self) -> list[Term]:
+        return cast(list[Term], list(self.terms))
 
     def _parts(self) -> Iterator[Part]:
         return (module for module in self.modules() if isinstance(module, Part))
@@ -206,11 +218,12 @@ class Pairwise(Objective):
         yield from reference_objections(parts, self.reference, self.score)
         yield from score_objections(parts, self.tokens, self.score, self.temperature)
         yield from target_objections(self.target, self.link, self.score)
+        yield from extra_response_objections(parts)
 
     def _warnings(self) -> Iterator[str]:
         """Reasons to doubt this combination of parts."""
         yield from margin_warnings(self.target, self.offset)
-        yield from term_warnings(cast(Iterable[Term], self.terms), self.target)
+        yield from term_warnings(self._terms(), self.target)
 
 
 def _ratios(scores: Sides, references: Sides) -> Sides:

@@ -21,7 +21,8 @@ class RDPO(Pairwise):
     part of the quality, as in answers that must be complete.
 
     **Source**: R-DPO, arXiv 2403.19159, derived from its regularised reward. The sign follows from maximising
-    r - alpha n; re-implementations with alpha (n_l - n_w) lengthen the responses instead.
+    r - alpha n, and ZHZisZZ/modpo, which repeats the paper's experiment, has the same; re-implementations with
+    alpha (n_l - n_w) lengthen the responses instead.
 
     Args:
         beta: > 0, reward units per nat.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from lit_pref.errors import UsageError
-from lit_pref.pairs import PromptFunction, TokenFunction
+from lit_pref.pairs import ExtraFunction, TokenFunction
 from lit_pref.scores import Need
 
 SIDES = ("chosen", "rejected", "extra_response")
@@ -33,8 +33,8 @@ class Requirements:
         token_columns: token columns of the data.
         token_functions: token columns computed from a pair's ids: name -> a function known by its import path.
         sides: the responses it reads: both; or `("chosen",)`, and then `rejected` may be absent everywhere; or both and
-            `"extra_response"`, and then every record of the data must have one, unless there is an `extra_prompt`.
-        extra_prompt: gives another prompt of each pair; the extra response is then the chosen one under that prompt.
+            `"extra_response"`, and then every record of the data must have one, unless there is an `extra_function`.
+        extra_function: computes the extra response of each pair, such as the chosen one under another prompt.
         fit_inputs: data that `fit` reads: `margin`, `probability`, `responses`, names of columns.
         lists: whether it reads lists of responses to one prompt: every response is a record of its own, whose label is
             the column `score`, and the records of a list are always in one micro-batch (`PairData.lists`).
@@ -52,7 +52,7 @@ class Requirements:
     token_columns: frozenset[str] = frozenset()
     token_functions: Mapping[str, TokenFunction] = field(default_factory=dict, hash=False)
     sides: tuple[str, ...] = ("chosen", "rejected")
-    extra_prompt: PromptFunction | None = None
+    extra_function: ExtraFunction | None = None
     fit_inputs: frozenset[str] = frozenset()
     lists: bool = False
 
@@ -69,10 +69,10 @@ class Requirements:
         for name in self.token_functions.keys() & other.token_functions.keys():
             if self.token_functions[name] is not other.token_functions[name]:
                 raise UsageError(f"two parts compute different token columns with the name {name}: rename one of them")
-        if all("extra_response" in own.sides for own in (self, other)) and self.extra_prompt != other.extra_prompt:
+        if all("extra_response" in own.sides for own in (self, other)) and self.extra_function != other.extra_function:
             raise UsageError(
-                "two objectives read different extra responses (one of each record, or the chosen one under another "
-                "prompt), and a pair has one: train with them one after the other"
+                "two objectives read different extra responses (that of each record, or one that is computed), and a "
+                "pair has one: train with them one after the other"
             )
         limits = [most for most in (self.max_references, other.max_references) if most is not None]
         return Requirements(
@@ -84,7 +84,7 @@ class Requirements:
             token_columns=self.token_columns | other.token_columns,
             token_functions={**self.token_functions, **other.token_functions},
             sides=tuple(side for side in SIDES if side in self.sides or side in other.sides),
-            extra_prompt=self.extra_prompt or other.extra_prompt,
+            extra_function=self.extra_function or other.extra_function,
             fit_inputs=self.fit_inputs | other.fit_inputs,
             lists=self.lists or other.lists,
         )

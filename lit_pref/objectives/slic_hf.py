@@ -1,5 +1,6 @@
 """Sequence likelihood calibration with human feedback."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,9 @@ class SequenceNLL(Term):
 
     log_probs_only = True
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return -policy.chosen.scores
 
 

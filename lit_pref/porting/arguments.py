@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.hints import did_you_mean
+from lit_pref.hints import nearest_names
 
 TRAINERS = {"DPOConfig": "dpo", "CPOConfig": "cpo", "ORPOConfig": "orpo", "RewardConfig": "reward"}
 """The configurations of TRL that have a counterpart, with the name of their trainer."""
@@ -45,7 +45,9 @@ def arguments_of(text: str) -> tuple[str, dict[str, Any]]:
     given = {str(keyword.arg): _value(keyword.value, source) for keyword in call.keywords}
     name = ast.unparse(call.func).rpartition(".")[2]
     if is_call and name not in TRAINERS:
-        raise UsageError(f"--from_trl: {name} is none of {', '.join(TRAINERS)}{did_you_mean(name, TRAINERS)}")
+        near = nearest_names(name.replace("Trainer", "Config"), TRAINERS, cutoff=0.85)
+        meant = f"; did you mean {near[0]}?" if near else ": only trainers of pairs have a counterpart here"
+        raise UsageError(f"--from_trl: {name} is none of {', '.join(TRAINERS)}{meant}")
     return _trainer_of({"trainer": TRAINERS[name], **given} if is_call else given)
 
 

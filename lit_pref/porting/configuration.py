@@ -12,6 +12,7 @@ from lit_pref.other_names import EXPLAINED
 from lit_pref.porting.arguments import arguments_of
 from lit_pref.porting.losses import Settings
 from lit_pref.porting.objective import OF_LOSS, objective_of, references_of
+from lit_pref.porting.script import placed, script_options, script_remarks
 
 COMMON: dict[str, Any] = {
     "optim": "adamw_torch_fused",
@@ -94,11 +95,12 @@ def yaml_of(text: str) -> str:
         UsageError: an argument is unknown, or has a value that has no counterpart here.
     """
     trainer, given = arguments_of(text)
+    title = "Reward" if trainer == "reward" else trainer.upper()
     settings = DEFAULTS[trainer] | given
     for name in given:
         if not (name in settings and name in DEFAULTS[trainer]) and not our_option(name) and not advice(name):
             known = {*DEFAULTS[trainer], *SAME}
-            raise UsageError(f"--from_trl: {trainer.upper()} has no argument {name!r}{did_you_mean(name, known)}")
+            raise UsageError(f"--from_trl: {title} has no argument {name!r}{did_you_mean(name, known)}")
     objective, remarks = objective_of(trainer, settings, given)
     options: Options = {"model.policy.path": "FOLDER"}
     if trainer == "reward":
@@ -108,9 +110,12 @@ def yaml_of(text: str) -> str:
         options["model.references"] = references
     for name, value in settings.items():
         options |= converted(name, value, settings)
+    options |= script_options(given)
     options.setdefault("data.train", "pairs.jsonl")
-    remarks += [remark for name, value in given.items() for remark in _left_out(name, value, settings)]
-    head = [f"# TRL's {trainer.upper()} trainer, with its defaults; data.global_batch is for one device."]
+    rest = {name: value for name, value in given.items() if name not in placed(given)}
+    remarks += [remark for name, value in rest.items() for remark in _left_out(name, value, settings)]
+    remarks += script_remarks(given)
+    head = [f"# TRL's {title} trainer, with its defaults; data.global_batch is for one device."]
     for remark in remarks:
         head += textwrap.wrap(remark, 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
     return "\n".join(head) + "\n" + yaml.safe_dump(_nested(options), sort_keys=False, default_flow_style=None)

@@ -12,7 +12,7 @@ PER_TOKEN = (
     "here every pair counts the same. They agree where all chosen responses are equally long"
 )
 
-PER_TOKEN_OF_CPO = f"with cpo_alpha above 0, its default: {PER_TOKEN}"
+PER_TOKEN_OF_CPO = f"with cpo_alpha above 0, its default, {PER_TOKEN}"
 
 PARTS = frozenset({"score", "tokens", "weight"})
 """The parts that TRL's settings of DPO choose: f-divergences, LD-DPO's tokens, WPO's weights."""
@@ -149,8 +149,10 @@ LOSSES = (
     Loss("cpo", "simpo", "SimPO", simpo, PER_TOKEN_OF_CPO, cross_entropy,
          reads=(*CPO_READS, "simpo_gamma")),
     Loss("cpo", "alphapo", "AlphaPO", alphapo, reads=("label_smoothing", "alpha", "simpo_gamma")),
-    Loss("orpo", "", "ORPO", lambda s: {"lambd": s["beta"]}, f"TRL's cross-entropy has the prompt's tokens too, and "
-         f"{PER_TOKEN} and prompts are of one token"),
+    Loss("orpo", "", "ORPO", lambda s: {"lambd": s["beta"], "prompt_nll": True}, "TRL takes the mean of the negative "
+         "log-prob over all tokens of a batch, of prompts and chosen responses, so that long texts count more; here "
+         "every pair counts the same. They agree where all prompts with their chosen responses are equally long. The "
+         "paper leaves the prompt out: `prompt_nll: false`, which is also cheaper"),
     Loss("reward", "", "BradleyTerry", centred, "TRL subtracts a column `margin` wherever the data have one; here the "
          "offset must be named: `offset: {class_path: ColumnOffset, init_args: {column: margin}}`",
          reads=("center_rewards_coefficient",)),

@@ -10,7 +10,7 @@ OF_LOSS = frozenset(
     {
         *("loss_type", "loss_weights", "beta", "label_smoothing", "ld_alpha", "f_divergence_type"),
         *("f_alpha_divergence_coef", "use_weighting", "discopop_tau", "sync_ref_model", "ref_model_mixup_alpha"),
-        *("ref_model_sync_steps", "cpo_alpha", "simpo_gamma", "alpha", "center_rewards_coefficient"),
+        *("ref_model_sync_steps", "cpo_alpha", "simpo_gamma", "alpha", "center_rewards_coefficient", "rpo_alpha"),
     }
 )
 """Settings of TRL's trainers that belong to the objective."""
@@ -24,14 +24,18 @@ def objective_of(trainer: str, settings: Settings, given: Settings) -> tuple[Any
     """
     names = settings.get("loss_type", "")
     names = names if isinstance(names, list) else [names]
+    weights = settings.get("loss_weights")
+    if trainer == "dpo" and given.get("rpo_alpha"):  # of earlier releases, now the loss type sft
+        weights = [*(weights or [1.0] * len(names)), given["rpo_alpha"]]
+        names = [*names, "sft"]
     specs, remarks = [], []
     for name in names:
         spec, said = _one(trainer, name, settings, given)
         specs.append(spec)
         remarks += said
-    if len(specs) == 1 and not settings.get("loss_weights"):
+    if len(specs) == 1 and not weights:
         return specs[0], remarks
-    weights = settings.get("loss_weights") or [1.0] * len(specs)
+    weights = weights or [1.0] * len(specs)
     if len(weights) != len(specs):
         raise UsageError(f"--from_trl: {len(specs)} losses have {len(weights)} loss_weights")
     return {"class_path": "Weighted", "init_args": {"objectives": specs, "weights": list(weights)}}, remarks
@@ -93,8 +97,17 @@ def _divergence(settings: Settings) -> Any:
 
 
 def references_of(trainer: str, settings: Settings) -> list[Any]:
-    """Return the references as a configuration has them, if they are not the default."""
+    """Return the references as a configuration has them, if they are not the default.
+
+    Raises:
+        UsageError: the log-probs of a reference that moves are to be computed beforehand.
+    """
     if trainer != "dpo" or not settings["sync_ref_model"]:
         return []
+    if settings.get("precompute_ref_log_probs"):
+        raise UsageError(
+            "--from_trl: with sync_ref_model the reference follows the policy, so its log-probs cannot be computed "
+            "beforehand (precompute_ref_log_probs): leave one of the two out"
+        )
     moves = {"alpha": settings["ref_model_mixup_alpha"], "every": settings["ref_model_sync_steps"]}
     return [{"class_path": "MovingReference", "init_args": moves}]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lit_pref.cache import build_once, cache_folder
 from lit_pref.models.encoding import Encoding, tokenizer_state
-from lit_pref.pairs import PreferencePair, PromptFunction, TruncatedText
+from lit_pref.pairs import ExtraFunction, PreferencePair, TruncatedText
 from lit_pref.references.own_tokenizer import ids_of
 from lit_pref.references.store import KEY, Scores
 from lit_pref.response_key import response_key
@@ -45,15 +45,15 @@ class ExtraResponses:
 
     Args:
         pairs: pairs that each have an extra response.
-        extra_prompt: the function that gives its prompt; None if it has the prompt of its pair.
+        function: the function that computes them; None if the data have them.
     """
 
-    def __init__(self, pairs: SplitPairs, extra_prompt: PromptFunction | None = None) -> None:
-        self._pairs, self._extra_prompt = pairs, extra_prompt
+    def __init__(self, pairs: SplitPairs, function: ExtraFunction | None = None) -> None:
+        self._pairs, self._function = pairs, function
 
     @property
     def fingerprint(self) -> str:
-        under = "" if self._extra_prompt is None else f" under {self._extra_prompt!r}"
+        under = "" if self._function is None else f" under {self._function!r}"
         return f"{self._pairs.fingerprint} extra response{under}"
 
     def __len__(self) -> int:

@@ -177,8 +177,8 @@ class ReferencePreparation:
             )
         all_splits: list[tuple[SplitPairs, Array]] = [*splits]
         if "extra_response" in objective.requirements.sides:
-            extra_prompt = objective.requirements.extra_prompt
-            all_splits += [(ExtraResponses(pairs, extra_prompt), indices) for pairs, indices in splits]
+            function = objective.requirements.extra_function
+            all_splits += [(ExtraResponses(pairs, function), indices) for pairs, indices in splits]
         table = np.concatenate([key_table(pairs, other, run.say)[indices] for pairs, indices in all_splits])
         encoding = None if other is None else Encoding(other)
         store = _store(reference, keeps_tokens, run)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.experts import router_line, router_weight
+from lit_pref.models.folder import refuse_placeholder
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.sharding import FSDP2
@@ -80,13 +81,17 @@ def refuse_other_models(module: PairModule) -> None:
     """Refuse folders of models of another task, such as a reward model as policy, before anything is prepared.
 
     Raises:
-        UserError: the policy or a reference has such a folder, or one without a configuration that can be read.
+        UserError: the policy or a reference has such a folder, one without a configuration that can be read, or a
+            placeholder instead of a folder.
     """
     specs = [module.spec]
     for reference in module.references:
         specs.append(reference.spec if isinstance(reference, Stored) else reference.frozen_spec(module.spec))
     for spec in specs:
-        if spec is not None and spec.path is not None and os.path.isdir(os.path.expanduser(spec.path)):
+        if spec is None or spec.path is None:
+            continue
+        refuse_placeholder(spec.path)
+        if os.path.isdir(os.path.expanduser(spec.path)):
             spec.configuration()
 
 

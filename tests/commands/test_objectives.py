@@ -20,10 +20,11 @@ from lit_pref.porting.arguments import arguments_of
 from lit_pref.porting.configuration import CONVERSIONS, DEFAULTS, READ_WITH_OTHERS, SAME, yaml_of
 from lit_pref.porting.losses import LOSSES
 from lit_pref.porting.objective import OF_LOSS
+from lit_pref.porting.script import LORA, LORA_DEFAULTS, MODEL
 from lit_pref.run.config import resolve
 
 sys.path.append(str(ROOT / "tools"))
-from write_from_trl import configurations, place, row
+from write_from_trl import configurations, of_scripts, place, row
 
 KNOWN = describing.objectives()
 
@@ -97,11 +98,29 @@ def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.C
         objectives("MMOP")
     with pytest.raises(UsageError, match=r"Smoothed is a part of objectives \(`target`\), not an objective"):
         objectives("Smoothed")
+    for name in ("TRDPO", "tr-dpo", "sync_ref_model"):
+        with pytest.raises(UsageError, match=rf"{name} is not an objective of its own; .*MovingReference.*trdpo\.yaml"):
+            objectives(name)
+    with pytest.raises(
+        UsageError, match=r"no objective 'exo_pair'; .*; TRL's loss_type exo_pair is EXO \(DPOTrainer\)"
+    ):
+        objectives("exo_pair")
     with pytest.raises(UsageError, match=r"--family 'list' is none of .*; did you mean lists"):
         objectives(family="list")
     with pytest.raises(SystemExit) as ended:
         main(["objectives", "--needs", "margins"])
     assert ended.value.code == 2 and "margin" in capsys.readouterr().err
+
+
+def test_the_file_of_each_objective_is_named(capsys: pytest.CaptureFixture[str]):
+    for name, cls in KNOWN.items():
+        assert f"class {name}(" in (ROOT / describing.file_of(cls)).read_text()
+    assert "Code    lit_pref/objectives/rdpo.py\n" in said(capsys, "RDPO")
+
+
+def test_case_and_hyphens_of_a_name_do_not_matter(capsys: pytest.CaptureFixture[str]):
+    for name, written in (("BetaDPO", "beta-dpo"), ("DPO", "dpo"), ("APOZero", "apo_zero")):
+        assert said(capsys, written) == said(capsys, name)
 
 
 def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys: pytest.CaptureFixture[str]):
@@ -119,6 +138,11 @@ def test_needs_are_one_phrase_each_and_no_own_formulation_claims_a_paper(capsys:
         (("TDPO",), {"family": "lists"}, "--family cannot filter .* give either names or filters"),
         (("TDPO",), {"from_trl": "beta=0.1"}, "--from_trl translates .* drop TDPO"),
         ((), {"from_trl": "beta=0.1", "reference_free": True}, "--from_trl translates .* drop --reference_free"),
+        (
+            (),
+            {"from_trl": "DPOConfig(sync_ref_model=True, precompute_ref_log_probs=True)"},
+            "the reference follows the policy, so its log-probs cannot be computed beforehand .*: leave one",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(names: tuple[str, ...], options: dict[str, Any], sentence: str):
@@ -159,7 +183,8 @@ def test_a_file_of_arguments_is_read(tmp_path: Any):
     [
         ("beta", "cannot be read: write NAME=VALUE"),
         ("output_dir=./x", "paths and other texts in quotes"),
-        ("KTOConfig(beta=0.1)", "KTOConfig is none of DPOConfig.*; did you mean"),
+        ("KTOConfig(beta=0.1)", "KTOConfig is none of DPOConfig.*: only trainers of pairs have a counterpart"),
+        ("DPOTrainer(beta=0.1)", "DPOTrainer is none of DPOConfig.*; did you mean DPOConfig"),
         ("trainer=kto", "trainer 'kto' is none of dpo, cpo, orpo, reward"),
         ("loss_typ=ipo", "DPO has no argument 'loss_typ'; did you mean loss_type"),
         ("loss_type=ip", "loss_type 'ip' is none of .*; did you mean ipo"),
@@ -200,15 +225,53 @@ def test_a_configuration_is_one_of_a_run(tmp_path: Any, monkeypatch: pytest.Monk
     assert config.trainer.callbacks[0].init_args.every == 50 and config.trainer.max_epochs == 3
 
 
+RPO_NOW = "loss_type=[sigmoid,sft],loss_weights=[1.0,0.5]"
+
+
 def ported(text: str) -> tuple[dict[str, Any], str]:
     """Return the configuration of a run and its comments, each remark on one line."""
     written = yaml_of(text)
     return yaml.safe_load(written), re.sub(r"\n# +", " ", written)
 
 
+def test_a_file_of_a_trl_script_names_model_adapters_and_data_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    script = {"model_name_or_path": "runs/sft", "dtype": "bfloat16", "attn_implementation": "sdpa", "use_peft": True}
+    script |= {"lora_r": 8, "dataset_name": "owner/pairs", "dataset_train_split": "train_prefs", "load_in_4bit": True}
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(script))
+    (tmp_path / "run.yaml").write_text(yaml_of(str(tmp_path / "trl.yaml")))
+    config = resolve(["--config", str(tmp_path / "run.yaml")])
+    policy, lora = config.model.policy, config.model.policy.lora
+    assert (policy.path, policy.dtype, policy.attention) == ("runs/sft", "bfloat16", "sdpa")
+    assert (lora.r, lora.alpha, lora.dropout) == (8, 32.0, 0.05) and config.data.train == "owner/pairs:train_prefs"
+    splits = ported("dataset_name='owner/pairs',eval_strategy=steps,eval_steps=50")[0]["data"]
+    assert (splits["train"], splits["val"]) == ("owner/pairs:train", "owner/pairs:test")
+    comments = ported(str(tmp_path / "trl.yaml"))[1]
+    assert "load_in_4bit=True: weights are not quantised" in comments and "model_name_or_path" not in comments
+    assert "lora_target_modules: peft chooses layers by the architecture" in comments
+    alone = ported("lora_r=8,dataset_name='pairs.jsonl',dataset_train_split=train,dtype=auto")
+    assert "lora" not in alone[0]["model"]["policy"] and alone[0]["data"]["train"] == "pairs.jsonl"
+    assert "lora_r=8: here it is model.policy.lora.r" in alone[1] and "dtype=auto: here it is" in alone[1]
+
+
+def test_the_defaults_of_adapters_are_those_of_the_installed_trl():
+    from trl import ModelConfig
+
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    assert {name: fields[name] for name in LORA_DEFAULTS} == LORA_DEFAULTS and not fields["use_peft"]
+    assert {*MODEL, *LORA} <= fields.keys()
+    assert all(map(place, of_scripts()))
+
+
 def test_steps_override_epochs_as_in_transformers():
     assert ported("num_train_epochs=2.5,max_steps=100")[0]["trainer"]["max_epochs"] == -1
     assert ported("num_train_epochs=2.0")[0]["trainer"]["max_epochs"] == 2
+
+
+def test_the_cross_entropy_of_earlier_releases_is_a_loss_of_its_own_as_it_is_now():
+    earlier, now = (ported(text)[0]["model"]["objective"] for text in ("rpo_alpha=0.5", RPO_NOW))
+    assert earlier == now and earlier["init_args"]["weights"] == [1.0, 0.5]
+    assert "rpo_alpha" not in ported("rpo_alpha=0.5")[1]
 
 
 @pytest.mark.parametrize("arguments", ["{'min_lr': 1e-7}", "{'min_lr_rate': 0.1}"])

@@ -158,3 +158,13 @@ def test_a_fingerprint_is_of_all_files_that_decide_a_models_numbers(folder):
         (folder / name).write_text("{}" + " " * (number + 1))
         seen.add(fingerprint())
     assert len(seen) == 6
+
+
+def test_a_word_that_stands_for_a_folder_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match="'FOLDER' stands for a model in a configuration to copy: put the model's folder"
+    ):
+        model_folder("FOLDER")
+    (tmp_path / "FOLDER").mkdir()
+    with pytest.raises(UserError, match=r"'FOLDER' has no config\.json"):
+        model_folder("FOLDER")

@@ -72,6 +72,18 @@ def options(tmp_path: Path, policy_folder: Path) -> dict[str, Any]:
             "after every 4 optimizer step(s) of the run; the last one after step 4 of 6",
         ),
         ({"trainer.max_epochs": 3, "trainer.check_val_every_n_epoch": 2}, 9, [6], "after step 6 of 9"),
+        (
+            {"model.objective": "AOT", "data.micro_batch": 1, "trainer.max_steps": 1, "trainer.max_epochs": -1},
+            1,
+            [1],
+            "warning     AOT compares the pairs of a micro-batch, and each has one pair: raise data.micro_batch",
+        ),
+        (
+            {"model.objective": "MRPO", "trainer.max_steps": 1, "trainer.max_epochs": -1},
+            1,
+            [1],
+            "note        a mixture of one reference is that reference alone: list more in model.references",
+        ),
     ],
     ids=str,
 )

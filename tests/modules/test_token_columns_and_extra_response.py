@@ -121,9 +121,10 @@ def test_the_chosen_response_is_scored_under_the_same_crop_of_its_prompt_in_ever
     ran = fit(run, tmp_path / "live", max_epochs=2, callbacks=[gaps])
     assert gaps.crops[0] == gaps.crops[1] and len(gaps.crops[0]) == STEPS * 4
     pairs = {pair.id: pair for pair in ran.trainer.datamodule.train_pairs}
+    special = frozenset(ran.module.policy.load_tokenizer().all_special_ids)
     for name, crop in gaps.crops[0].items():
         pair = pairs[name]
-        assert list(crop) == objective.crop(pair, frozenset(ran.module.policy.load_tokenizer().all_special_ids))
+        assert list(crop) == objective.requirements.extra_function(pair, special)[0]
         assert 0 < len(crop) < len(pair.prompt) and pair.extra_response == pair.chosen
     batch = collate([*pairs.values()], 0, extra_response=True)
     model, scorer = ran.module.scorer.model.eval(), ran.module.scorer.eval()

@@ -99,7 +99,7 @@ def test_a_part_that_keeps_no_attribute_prints_its_arguments():
         def __init__(self, strength: float = 1.0):
             super().__init__(coefficient=strength / 2)
 
-        def forward(self, policy, rewards, pairs):
+        def forward(self, beta, rewards, policy, references, pairs):
             return rewards[0]
 
     assert repr(Halved(3.0)) == "Halved(strength=3.0)" and Halved(3.0).coefficient == 1.5

@@ -13,8 +13,11 @@ from lit_pref.objectives import (
     MarginTarget,
     Mean,
     NoReference,
+    Optimism,
+    PromptContrast,
+    SimPO,
 )
-from lit_pref.objectives.parts.prompt_crop import PromptCrop
+from lit_pref.objectives.parts.prompt_contrast import PromptCrop
 from lit_pref.pairs import PreferencePair, TruncatedText
 
 
@@ -90,13 +93,30 @@ def test_extreme_scores_give_finite_losses_and_gradients(make, dtype, score):
 
 def test_what_it_cannot_use_is_refused():
     for contrast in (-1.0, math.inf, math.nan):
-        with pytest.raises(UsageError, match=f"ConditionalContrast: contrast is a weight, .* got {contrast}"):
+        with pytest.raises(UsageError, match=f"PromptContrast: coefficient must be finite and >= 0, got {contrast}"):
             ConditionalContrast(contrast=contrast)
     for smallest, largest in ((-0.1, 0.2), (0.3, 0.2), (0.1, 1.0)):
         with pytest.raises(UsageError, match=f"smallest <= largest < 1 must hold, got {smallest}, {largest}"):
             ConditionalContrast(smallest=smallest, largest=largest)
-    with pytest.raises(UsageError, match=r"the contrast is between sums of log-probs.* choose `tokens: Sum`"):
+    with pytest.raises(UsageError, match=r"PromptContrast compares sums of log-probs.* choose `tokens: Sum`"):
         ConditionalContrast(tokens=Mean())
+
+
+def test_the_contrast_is_a_term_of_any_objective_for_sums(make):
+    inputs = make.random(ConditionalContrast(), size=6)
+    own = ConditionalContrast(beta=0.3, contrast=0.7, largest=0.4, terms=[Anchor()])
+    term = DPO(beta=0.3, terms=[Anchor(), PromptContrast(0.7, largest=0.4)])
+    assert torch.equal(inputs.into(own).losses, inputs.into(term).losses)
+    assert own.requirements == term.requirements
+    with pytest.raises(UsageError, match="SimPO: PromptContrast compares sums"):
+        SimPO(terms=[PromptContrast()])
+
+
+def test_terms_that_read_different_extra_responses_are_refused():
+    DPO(terms=[PromptContrast(0.5), PromptContrast(0.7)])
+    for terms in ([PromptContrast(), Optimism()], [PromptContrast(), PromptContrast(seed=1)]):
+        with pytest.raises(UsageError, match=r"DPO: .* read different extra responses .* choose one of them"):
+            DPO(terms=terms)
 
 
 def pair_of(prompt, name="a"):
@@ -107,7 +127,7 @@ def test_a_crop_is_one_piece_of_the_ordinary_tokens_and_all_special_ones():
     special, prompt = frozenset({1, 2}), [1, *range(100, 150), 2, *range(150, 200), 1]
     sizes, starts = set(), set()
     for k in range(200):
-        crop = PromptCrop(0.05, 0.2, seed=0)(pair_of(prompt, str(k)), special)
+        crop = PromptCrop(0.05, 0.2, seed=0)(pair_of(prompt, str(k)), special)[0]
         piece = [token for token in crop if token not in special]
         assert [token for token in crop if token in special] == [1, 2, 1]
         assert piece == list(range(piece[0], piece[0] + len(piece)))
@@ -118,12 +138,12 @@ def test_a_crop_is_one_piece_of_the_ordinary_tokens_and_all_special_ones():
 
 def test_a_crop_depends_on_seed_and_pair_alone():
     prompt = list(range(100))
-    draw = [PromptCrop(0.1, 0.5, seed)(pair_of(prompt, name), frozenset()) for seed in (0, 1) for name in "ab"]
+    draw = [PromptCrop(0.1, 0.5, seed)(pair_of(prompt, name), frozenset())[0] for seed in (0, 1) for name in "ab"]
     assert len({tuple(crop) for crop in draw}) == 4
-    assert PromptCrop(0.1, 0.5, 0)(pair_of(prompt, "a"), frozenset()) == draw[0]
+    assert PromptCrop(0.1, 0.5, 0)(pair_of(prompt, "a"), frozenset())[0] == draw[0]
 
 
 def test_a_crop_keeps_a_token_and_prompts_of_special_tokens():
-    assert len(PromptCrop(0.0, 0.0, 0)(pair_of([7, 8, 9]), frozenset())) == 1
-    assert PromptCrop(0.0, 0.5, 0)(pair_of([7]), frozenset()) == [7]
-    assert PromptCrop(0.0, 0.5, 0)(pair_of([1, 1]), frozenset({1})) == [1, 1]
+    assert len(PromptCrop(0.0, 0.0, 0)(pair_of([7, 8, 9]), frozenset())[0]) == 1
+    assert PromptCrop(0.0, 0.5, 0)(pair_of([7]), frozenset()) == ([7], [5])
+    assert PromptCrop(0.0, 0.5, 0)(pair_of([1, 1]), frozenset({1}))[0] == [1, 1]

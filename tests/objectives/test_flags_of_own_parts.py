@@ -148,7 +148,7 @@ class Statistical(Rule):
 class TokenTerm(Term):
     log_probs_only = True
 
-    def forward(self, policy, rewards, pairs):
+    def forward(self, beta, rewards, policy, references, pairs):
         return rewards[0]
 
 
@@ -230,7 +230,7 @@ def test_the_parts_that_read_log_probs_are_named():
     assert DPO(temperature=EpsilonStep()).log_prob_parts() == ["EpsilonStep"]
     # Statistics exist for log-probs only, and another aggregation of tokens is taken for one of log-probs.
     assert DPO(temperature=Statistical(), tokens=Tokens()).log_prob_parts() == ["Statistical", "Tokens"]
-    assert SFT().log_prob_parts() == ["SFT"] and SELM().log_prob_parts() == ["SELM"]
+    assert SFT().log_prob_parts() == ["SFT"] and SELM().log_prob_parts() == ["Optimism"]
 
 
 def test_an_objective_that_asks_for_statistics_reads_log_probs():

@@ -94,6 +94,22 @@ def of_score(score, make):
     }
 
 
+def of_terms(term, make):
+    """Whether sums of log-probs are compared: both of them raised change nothing, the chosen one alone does."""
+    inputs = make.random(DPO(terms=[term]))
+    policy, beta = inputs.policy, torch.ones(5, dtype=torch.float64)
+
+    def value(*raised):
+        for side in raised:
+            side.scores = side.scores.detach() + 1
+        return term(beta, (normal(), normal(1)), policy, inputs.references, inputs.pairs)
+
+    if policy.extra_response is None:
+        return {"contrasts": False}
+    first, both, one = value(), value(policy.chosen, policy.extra_response), value(policy.chosen)
+    return {"contrasts": torch.allclose(first, both, atol=1e-9) and not torch.allclose(both, one, atol=1e-3)}
+
+
 MEASURED: dict[str, Callable[[Any, Any], dict[str, bool]]] = {
     "reference": of_references,
     "temperature": of_temperature,
@@ -101,6 +117,7 @@ MEASURED: dict[str, Callable[[Any, Any], dict[str, bool]]] = {
     "link": of_link,
     "tokens": of_tokens,
     "score": of_score,
+    "terms": of_terms,
 }
 
 RULES: dict[str, Callable[[Any], bool]] = {
@@ -110,6 +127,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "distributions are compared in sums": lambda c: c.compares and not c.is_sum,
     "a tilted policy has the reverse KL": lambda c: c.tilts and not c.is_ratio,
     "a clipped mixture is of sums": lambda c: c.clips and not c.is_sum,
+    "a contrast of prompts is of sums": lambda c: c.contrasts and not c.is_sum,
     "a link that divides by beta has one beta": lambda c: c.reads_beta and c.varies,
     "a soft target treats both sides alike": lambda c: not c.is_fair and not c.is_one,
     "a link that reads no target has the target 1": lambda c: not c.reads_target and not c.is_one,
@@ -143,7 +161,9 @@ def broken_rules(make):
         asked = [
             module.requirements for part in parts.values() for module in part.modules() if isinstance(module, Part)
         ]
-        facts = {name: value for kind, part in parts.items() for name, value in measured(kind, type(part)).items()}
+        facts = {"contrasts": False}  # of a cell without terms
+        for kind, part in parts.items():
+            facts |= measured(kind, type(part))
         fewest = max(one.min_references for one in asked)
         most = min(99 if one.max_references is None else one.max_references for one in asked)
         compares = any(isinstance(need, COMPARING_NEEDS) for one in asked for need in one.statistics)

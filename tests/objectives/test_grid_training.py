@@ -39,8 +39,12 @@ def batch_for(objective: Pairwise) -> PreferenceBatch:
         columns = {name: 0.5 + k for name in asked.columns - {"margin", "probability"}}
         spans = {name: ([0.5] * len(chosen), [1.5] * len(rejected)) for name in asked.token_columns}
         pair = PreferencePair(f"pair {k}", [1, 5 + k], chosen, rejected, 1.0 + k, 0.7, columns, None, texts)
-        made.append(replace(pair, token_columns=spans))
-    return collate(made, pad_id=0, token_functions=asked.token_functions)
+        pair = replace(pair, token_columns=spans, extra_response=[18, 2])
+        made.append(
+            pair if asked.extra_function is None else pair.with_extra_response(*asked.extra_function(pair, frozenset()))
+        )
+    extra = "extra_response" in asked.sides
+    return collate(made, pad_id=0, token_functions=asked.token_functions, extra_response=extra)
 
 
 def step(objective: Pairwise, policy: Scorer, references: list[Scorer]) -> Any:
@@ -49,6 +53,9 @@ def step(objective: Pairwise, policy: Scorer, references: list[Scorer]) -> Any:
     with torch.no_grad():
         readouts = [reference.readout(batch) for reference in references]
         scores = [score_readout(readout, batch, asked.reference_statistics) for readout in readouts]
+        if (extra := batch.extra_response) is not None:
+            for own, reference in zip(scores, references, strict=True):
+                own.extra_response = score_readout(reference.readout(extra), extra).chosen
     compares = any(isinstance(need, COMPARING_NEEDS) for need in asked.statistics)
     output = objective(policy(batch, asked.statistics, readouts[0] if compares else None), scores, batch.pairs)
     output.losses.mean().backward()

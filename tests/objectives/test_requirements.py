@@ -4,7 +4,7 @@ import pytest
 
 from lit_pref.errors import UsageError
 from lit_pref.objectives import DPO, SELM, SFT, EditWeighted, EpsilonStep, Fitted, Geometric, MarginTarget, Requirements
-from lit_pref.objectives.parts.prompt_crop import PromptCrop
+from lit_pref.objectives.parts.prompt_contrast import PromptCrop
 from lit_pref.objectives.parts.tokens import edits
 from lit_pref.scores import Kl, Tilt, TokenLogps
 
@@ -53,9 +53,9 @@ def test_two_functions_of_one_name_are_refused():
 
 def test_the_extra_response_is_that_of_one_objective():
     crop = PromptCrop(0.1, 0.2, seed=0)
-    under = Requirements(sides=("chosen", "extra_response"), extra_prompt=crop)
-    assert (under | SOME[1]).extra_prompt == (SOME[1] | under).extra_prompt == (under | under).extra_prompt == crop
-    for other in (SOME[3], Requirements(sides=under.sides, extra_prompt=PromptCrop(0.1, 0.2, seed=1))):
+    under = Requirements(sides=("chosen", "extra_response"), extra_function=crop)
+    assert all(both.extra_function == crop for both in (under | SOME[1], SOME[1] | under, under | under))
+    for other in (SOME[3], Requirements(sides=under.sides, extra_function=PromptCrop(0.1, 0.2, seed=1))):
         with pytest.raises(UsageError, match=r"two objectives read different extra responses .* one after the other"):
             other | under
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_pref.errors import UsageError
-from lit_pref.objectives import DPO, MMPO, SELM, EpsilonStep, Geometric, NoReference
+from lit_pref.objectives import DPO, IPO, MMPO, SELM, Anchor, EpsilonStep, Geometric, NoReference, Optimism
 
 GOLDEN = [0.6856803052962774, 0.6956403055566902, 0.6782596763414485]
 
@@ -88,5 +88,16 @@ def test_third_responses_that_are_missing_are_refused(make):
 
 @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
 def test_a_push_towards_the_reference_s_own_response_is_refused(alpha):
-    with pytest.raises(UsageError, match=f"SELM: alpha weighs the exploration .*, got {alpha}"):
+    with pytest.raises(UsageError, match=f"Optimism: alpha weighs the exploration .*, got {alpha}"):
         SELM(alpha=alpha)
+
+
+def test_optimism_is_a_term_of_any_objective(make):
+    inputs = make.random(SELM(), size=6)
+    own, term = SELM(beta=0.3, alpha=0.02, terms=[Anchor(0.5)]), DPO(beta=0.3, terms=[Anchor(0.5), Optimism(0.02)])
+    assert torch.equal(inputs.into(own).losses, inputs.into(term).losses)
+    plain, squared = inputs.into(IPO(tau=0.2)), inputs.into(IPO(tau=0.2, terms=[Optimism(0.5)]))
+    change = squared.logged["extra_response_change"]
+    expected = 0.5 * plain.logged["beta"] * change
+    torch.testing.assert_close(squared.losses - plain.losses, expected, rtol=1e-9, atol=1e-9)
+    assert IPO(terms=[Optimism()]).requirements.sides == SELM().requirements.sides

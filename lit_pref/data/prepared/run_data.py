@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lit_pref.data.checking.text_pair import CheckedPair
 from lit_pref.data.formats.spec import RowMapping
 from lit_pref.data.formats.whole_lists import LABEL
-from lit_pref.data.prepared.contrasted_pairs import ContrastedPairs
-from lit_pref.data.prepared.pair_view import PairView
+from lit_pref.data.prepared.normalisation import Normaliser
+from lit_pref.data.prepared.pair_view import PairView, SourcePairs
 from lit_pref.data.prepared.preparation import Preparation
 from lit_pref.data.prepared.preparation_report import PreparationReport
 from lit_pref.data.prepared.splits import digest_of_split, open_splits, sources_of, training_pairs, training_texts
@@ -17,6 +20,7 @@ from lit_pref.data.sources.source import Source
 from lit_pref.data.tokenizing.tokenization import SpecialText, Tokenization
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Corpus
+from lit_pref.pairs import ExtraFunction
 
 
 class RunData:
@@ -78,7 +82,7 @@ class RunData:
         train = sources_of(self.train, "data.train")
         val = None if self.val is None else sources_of(self.val, "data.val")
         asked = objective.requirements
-        extra = {"extra_response"} if "extra_response" in asked.sides and asked.extra_prompt is None else set()
+        extra = {"extra_response"} if "extra_response" in asked.sides and asked.extra_function is None else set()
         needed = asked.columns | extra if required is None else required
         self.preparation = preparation = replace(
             self.options,
@@ -92,9 +96,9 @@ class RunData:
         tokenizer = policy.load_tokenizer(Corpus(digest_of_split(train, preparation), texts))
         self._tokenization = Tokenization(tokenizer, self.max_length, self.max_prompt_length, self.special_text)
         self.unselected, self._val = open_splits(train, val, preparation, self._tokenization)
-        if asked.extra_prompt is not None:
-            further = asked.extra_prompt, frozenset(tokenizer.all_special_ids)
-            self.unselected, self._val = (ContrastedPairs(s.parts, *further) for s in (self.unselected, self._val))
+        if asked.extra_function is not None:
+            further = asked.extra_function, frozenset(tokenizer.all_special_ids)
+            self.unselected, self._val = (PairsWithExtra(s.parts, *further) for s in (self.unselected, self._val))
         self._train = self.unselected
         self.columns = list(preparation.all_columns)
 
@@ -158,3 +162,37 @@ class RunData:
     def sample(self, pairs: int) -> list[tuple[list[int], list[int], list[int] | None]]:
         """Return (prompt, chosen, rejected) ids of the first training pairs."""
         return [(pair.prompt, pair.chosen, pair.rejected) for pair in self.train_pairs[:pairs]]
+
+
+class PairsWithExtra(PairView):
+    """The pairs of one or more parts, each with an extra response that a function computes.
+
+    It is computed on each access, so that prepared data do not depend on it.
+
+    Args:
+        parts: at least one part.
+        function: the function.
+        special: the ids of the tokenizer's special tokens.
+    """
+
+    def __init__(self, parts: Sequence[SourcePairs], function: ExtraFunction, special: frozenset[int]) -> None:
+        super().__init__(parts)
+        self._function, self._special = function, special
+
+    def __getitem__(self, index: Any) -> Any:
+        pair = super().__getitem__(index)
+        return pair if isinstance(index, slice) else pair.with_extra_response(*self._function(pair, self._special))
+
+    def subset(self, indices: NDArray[Any]) -> PairView:
+        return self._with(super().subset(indices))
+
+    def with_normalisers(self, normalisers: dict[str, Normaliser]) -> PairView:
+        return self._with(super().with_normalisers(normalisers))
+
+    def _with(self, pairs: PairView) -> PairView:
+        return PairsWithExtra(pairs.parts, self._function, self._special)
+
+    @cached_property
+    def extra_response_lengths(self) -> NDArray[np.int32]:
+        """Tokens of the extra response and its prompt, (pairs,), at most, beyond those of the pair's own prompt."""
+        return self.lengths[:, 1]

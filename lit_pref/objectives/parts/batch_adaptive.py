@@ -70,12 +70,7 @@ class BatchAdaptive(Temperature):
         self._window: Tensor | None = None  # number, sum and sum of squares of the gaps of the optimizer step
 
     def forward(
-        self,
-        beta: float,
-        ratios: Sides,
-        policy: PairScores,
-        references: Sequence[PairScores],
-        pairs: PairData,
+        self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
         constant = torch.full_like(ratios[0], beta)
         gaps = (ratios[0] - ratios[1]).double()

@@ -40,12 +40,7 @@ class Temperature(Part):
 
     @abstractmethod
     def forward(
-        self,
-        beta: float,
-        ratios: Sides,
-        policy: PairScores,
-        references: Sequence[PairScores],
-        pairs: PairData,
+        self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
         """Return beta_i of every pair, and values to log; called without gradient.
 
@@ -71,12 +66,7 @@ class Constant(Temperature):
     constant = True
 
     def forward(
-        self,
-        beta: float,
-        ratios: Sides,
-        policy: PairScores,
-        references: Sequence[PairScores],
-        pairs: PairData,
+        self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
         return torch.full_like(ratios[0], beta), {}
 
@@ -155,12 +145,7 @@ class EpsilonStep(Temperature):
         return Requirements(min_references=1, statistics=frozenset[Need]({TiltSlope()}) if self.first_order else tilts)
 
     def forward(
-        self,
-        beta: float,
-        ratios: Sides,
-        policy: PairScores,
-        references: Sequence[PairScores],
-        pairs: PairData,
+        self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
         step = self._step(policy)
         if self.training:
@@ -222,12 +207,7 @@ class ColumnTemperature(Temperature):
         return Requirements(columns=frozenset({self.column}))
 
     def forward(
-        self,
-        beta: float,
-        ratios: Sides,
-        policy: PairScores,
-        references: Sequence[PairScores],
-        pairs: PairData,
+        self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
         factors = self.read(self.column, policy, pairs)
         wrong = ~((factors > 0) & factors.isfinite())

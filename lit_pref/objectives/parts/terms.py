@@ -2,6 +2,8 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.requirements import Requirements
+from lit_pref.pairs import PreferencePair
 from lit_pref.scores import PairScores
 
 
@@ -31,8 +34,22 @@ class Term(Part):
         self.coefficient = coefficient
 
     @abstractmethod
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
-        """Return A_j, (B,); `rewards` are beta_i phi(h) with gradient."""
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
+        """Return A_j of every pair, (B,), with gradient.
+
+        Args:
+            beta: beta of every pair, (B,).
+            rewards: beta_i phi(h) of both responses, each (B,), with gradient.
+            policy: the policy's scores, with gradient, and the required statistics.
+            references: the K references, unmixed.
+            pairs: the B pairs.
+        """
+
+    def log(self, policy: PairScores, references: Sequence[PairScores]) -> dict[str, Tensor]:
+        """Return values to log, each (B,)."""
+        return {}
 
 
 class ChosenNLL(Term):
@@ -43,8 +60,38 @@ class ChosenNLL(Term):
 
     log_probs_only = True
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return -policy.chosen.scores / policy.chosen.lengths
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """Prompt and chosen response as one response to the first token of the prompt, which nothing predicts."""
+
+    def __call__(self, pair: PreferencePair, special: frozenset[int]) -> tuple[list[int], list[int]]:
+        return pair.prompt[:1], pair.prompt[1:] + pair.chosen
+
+
+class TextNLL(Term):
+    """-log pi(x, y_w) / (n_x - 1 + n_w): the negative log-prob of prompt and chosen response, nats per token.
+
+    The first token of the prompt x is given, n_x is the length of the prompt. It is for policies, not for reward
+    models, and costs a further forward pass of the chosen responses.
+
+    **Source**: the cross-entropy of TRL's ORPO trainer, which averages over the tokens of the batch instead of over
+    pairs. `ChosenNLL` is the same of the response alone.
+    """
+
+    log_probs_only = True
+    requirements = Requirements(sides=("chosen", "rejected", "extra_response"), extra_function=WholeText())
+
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
+        assert policy.extra_response is not None
+        return -policy.extra_response.scores / policy.extra_response.lengths
 
 
 class CalibratedNLL(Term):
@@ -64,7 +111,9 @@ class CalibratedNLL(Term):
         super().__init__(coefficient)
         self.tau_good = tau_good
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         counted = (rewards[0] < 0) & (self.read("score_chosen", policy, pairs) >= self.tau_good)
         return torch.where(counted, -policy.chosen.scores / policy.chosen.lengths, 0)
 
@@ -80,7 +129,9 @@ class Anchor(Term):
         "better: choose `target: Hard`, a smaller coefficient, or data whose targets are all at least 1/2."
     )
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return -F.logsigmoid(rewards[0])
 
 
@@ -90,5 +141,7 @@ class Center(Term):
     **Source**: Eisenstein et al., arXiv 2312.09244, equation 2; TRL's `center_rewards_coefficient`.
     """
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         return (rewards[0] + rewards[1]).square()

@@ -116,7 +116,9 @@ class Cap(Term):
         """Return delta, (B,)."""
         return self.b1 / (self.similarity(policy, pairs) + self.b2) + self.b3
 
-    def forward(self, policy: PairScores, rewards: Sides, pairs: PairData) -> Tensor:
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
         room = self.delta(policy, pairs) - (rewards[0] - rewards[1])
         return -(1 - self.epsilon) * F.logsigmoid(room) - self.epsilon * F.logsigmoid(-room)
 
