@@ -86,7 +86,8 @@ from lit_pref.objectives.parts.offset import MarginOffset as MarginOffset
 from lit_pref.objectives.parts.offset import NoOffset as NoOffset
 from lit_pref.objectives.parts.offset import Offset as Offset
 from lit_pref.objectives.parts.part import Part as Part
-from lit_pref.objectives.parts.prompt_crop import PromptCrop as PromptCrop
+from lit_pref.objectives.parts.prompt_contrast import PromptContrast as PromptContrast
+from lit_pref.objectives.parts.prompt_contrast import PromptCrop as PromptCrop
 from lit_pref.objectives.parts.reference import AnchoredMix as AnchoredMix
 from lit_pref.objectives.parts.reference import ClippedGeometric as ClippedGeometric
 from lit_pref.objectives.parts.reference import Geometric as Geometric
@@ -116,6 +117,8 @@ from lit_pref.objectives.parts.terms import CalibratedNLL as CalibratedNLL
 from lit_pref.objectives.parts.terms import Center as Center
 from lit_pref.objectives.parts.terms import ChosenNLL as ChosenNLL
 from lit_pref.objectives.parts.terms import Term as Term
+from lit_pref.objectives.parts.terms import TextNLL as TextNLL
+from lit_pref.objectives.parts.terms import WholeText as WholeText
 from lit_pref.objectives.parts.tokens import ColumnTokens as ColumnTokens
 from lit_pref.objectives.parts.tokens import EditWeighted as EditWeighted
 from lit_pref.objectives.parts.tokens import Mean as Mean
@@ -147,6 +150,7 @@ from lit_pref.objectives.reward.ranknet import RankNet as RankNet
 from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression
 from lit_pref.objectives.robust_dpo import RobustDPO as RobustDPO
 from lit_pref.objectives.rpo import RPO as RPO
+from lit_pref.objectives.selm import Optimism as Optimism
 from lit_pref.objectives.selm import SELM as SELM
 from lit_pref.objectives.sequential_spo import SequentialSPO as SequentialSPO
 from lit_pref.objectives.sft import SFT as SFT
