@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lit_pref.device_data import without_waiting
 from lit_pref.scoring.split_attention import SplitAttention, takes_split
 
 try:
@@ -111,7 +112,7 @@ class PrefixSharedAttention:
     def _one_call(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         lengths, *positions = self._sequences
         gather, ends_q, ends_k = self._once(
-            "positions", query, lambda: [tensor.to(query.device) for tensor in positions]
+            "positions", query, lambda: [without_waiting(tensor, query.device) for tensor in positions]
         )
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (T, heads, size)
         output = varlen_attn(
