@@ -56,7 +56,7 @@ class DeviceData:
         def place(tensor: Tensor) -> Tensor:
             nonlocal end
             start, end = end, end + _aligned(tensor.nbytes)
-            return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            return buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
 
         packed = self._each(place)
         packed._buffer = buffer

@@ -31,8 +31,10 @@ class NonfiniteGuard:
     have no such switch, and the loss scale of fp16 is read in every step anyway: with these, `check` waits.
     """
 
+    deferred: bool | None = None
+    """Whether a check does not wait, if the optimizer has a switch; None: on a GPU."""
+
     def __init__(self) -> None:
-        self.deferred: bool | None = None  # None: only on a GPU
         self._seen: Seen = []
         self._unread: _Unread | None = None
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora
+from lit_pref.modules.nonfinite import NonfiniteGuard
 from lit_pref.modules.preference import MOVED
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
@@ -139,17 +141,18 @@ def two_processes(folder: Path) -> None:
             case = cases(folder)["moving"]
             half = run("", strategy, case, f"moving-half-{strategy}", stop_at_step=3)
             run("", strategy, case, f"moving-resumed-{strategy}", ckpt=half.checkpoint(3))
-    for strategy in ("ddp", "fsdp"):
-        said = "nothing"
+    for name, strategy in product(("explosive", "explosive late"), ("ddp", "fsdp")):
+        said, NonfiniteGuard.deferred = "nothing", name == "explosive late"
+        exploding = replace(cases(folder)["single"], objective=Explosive, optimizer=adamw)
         try:
-            run("", strategy, replace(cases(folder)["single"], objective=Explosive), "explosive")
+            run("", strategy, exploding, f"{name}-{strategy}", log_every_n_steps=100)
         except UserError as error:
             said = str(error)
         except SystemExit as silent:
             said = f"exit {silent.code}"
         gathered: list[Any] = [None, None]
         torch.distributed.all_gather_object(gathered, said)
-        results[f"explosive {strategy}"] = gathered
+        results[f"{name} {strategy}"] = gathered
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.barrier()
@@ -306,11 +309,13 @@ def test_a_moving_reference_is_sharded_saved_whole_and_restored(folder, strategy
     assert differences({**trained(resumed), "moved": resumed[MOVED]}, {**trained(whole), "moved": whole[MOVED]}) == []
 
 
+@pytest.mark.parametrize("name", ["explosive", "explosive late"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_speaks(seen, strategy):
-    first, second = seen[f"explosive {strategy}"]
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_speaks(folder, seen, name, strategy):
+    first, second = seen[f"{name} {strategy}"]
     assert first.startswith("the loss of 1 pair(s) is not finite at step")
-    assert second == "exit 0"
+    assert first == seen[f"explosive {strategy}"][0] and second == "exit 0"
+    assert not (folder / f"{name}-{strategy}" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["plain", "lora"])
