@@ -52,6 +52,18 @@ def worker_processes(asked: int | None, device: torch.device, devices: int) -> i
     return max(0, min(MOST_WORKERS, cores - 1))
 
 
+def describe_loading(asked: int | None, workers: int, pin_memory: bool) -> str:
+    """Describe in one line how the batches of a device are prepared; empty if it is done in the run's own process.
+
+    >>> describe_loading(None, 4, pin_memory=True)
+    '4 worker process(es) a device (data.workers null: one less than its cores, at most 4), in page-locked memory'
+    """
+    if not workers and not pin_memory:
+        return ""
+    rule = f" (data.workers null: one less than its cores, at most {MOST_WORKERS})" if asked is None else ""
+    return f"{workers} worker process(es) a device{rule}{', in page-locked memory' if pin_memory else ''}"
+
+
 def _cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
