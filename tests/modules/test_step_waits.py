@@ -42,6 +42,7 @@ from lit_pref.references.reference import InitialPolicy, Reference
 from lit_pref.references.store import KEY, Scores, StoreIdentity
 from lit_pref.references.stored import Stored, add_stored_scores
 from lit_pref.scores import COMPARING_NEEDS, PromptValue
+from lit_pref.scoring.layout import Layout
 from lit_pref.scoring.scorer import Scorer
 from lit_pref.scoring.value import ValueHead
 
@@ -56,7 +57,7 @@ def model_of(kind: Any) -> Any:
     return model
 
 
-def pairs_for(objective: Objective) -> PreferenceBatch:
+def pairs_for(objective: Objective, layout: Layout) -> PreferenceBatch:
     asked, text = objective.requirements, TruncatedText("", "", "", True, True)
     columns = {name: 0.5 for name in asked.columns - {"margin", "probability"}}
     sides = [([11, 12, 13, 2], [15, 2]), ([14, 2], [16, 17, 14, 2]), ([14], [18])]
@@ -64,9 +65,7 @@ def pairs_for(objective: Objective) -> PreferenceBatch:
         PreferencePair(f"pair {k}", [1, 5 + k], chosen, rejected, 1.0 + k, 0.7, columns, None, text)
         for k, (chosen, rejected) in enumerate(sides)
     ]
-    batch = collate(pairs, 0, layout="prefix_shared", token_functions=asked.token_functions)
-    assert batch.rows.segments is not None
-    return batch
+    return collate(pairs, 0, layout=layout, token_functions=asked.token_functions)
 
 
 def stored(batch: PreferenceBatch, weights: str) -> Stored:
@@ -123,6 +122,10 @@ CASES = {
     "a geometric mean of two": (lambda: DPO(reference=Geometric([1.0, 2.0])), 2),
     "EpsilonDPO, a live reference": (EpsilonDPO, 1),
     "MMPO": (MMPO, 1),
+    "DPO, padded": (DPO, 1),
+    "BMC, padded": (BMC, 1),
+    "EpsilonDPO, padded": (EpsilonDPO, 1),
+    "a reward model of tokens, padded": (TokenPCRM, 0),
     "BMC, log-probs of tokens": (BMC, 1),
     "LDDPO": (LDDPO, 1),
     "beta-DPO": (lambda: DPO(temperature=BatchAdaptive(filtered=0.4)), 1),
@@ -139,7 +142,7 @@ CASES = {
 def test_a_step_reads_nothing_from_its_device(name, monkeypatch):
     make, references = CASES[name]
     objective = make()
-    batch = pairs_for(objective)
+    batch = pairs_for(objective, "padded" if "padded" in name else "prefix_shared")
     module = module_of(objective, batch, references, monkeypatch)
     needs = objective.requirements.reference_statistics
     add_stored_scores([own for own in module.references if isinstance(own, Stored)], needs, batch)
