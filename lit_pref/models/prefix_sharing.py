@@ -119,7 +119,13 @@ def _attention(
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     # The mask is None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
-    return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
+    if is_reading_shared_row():
+        return None
+    padding = kwargs.get("attention_mask")
+    if padding is not None and padding.device.type != "cpu":
+        # A mask is always built on a GPU: to look whether rows have no padding would be a wait in every forward pass.
+        kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(*args, **kwargs)
 
 
 _packed_sequences = masking_utils.find_packed_sequence_indices
