@@ -3,39 +3,22 @@
 Letters: **B** pairs, **R** rows, **T** tokens of a row or response, **N** response tokens (see `lit_pref.pairs`).
 """
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lit_pref.device_data import DeviceData, without_waiting
 from lit_pref.errors import UserError
 from lit_pref.pairs import TruncatedText
+from lit_pref.scores import PairScores
 
 TokenTable = tuple[Tensor, Tensor | None]
 """Values of the response tokens, zero-padded: chosen (B, T) and rejected (B, T); None for one-sided data."""
 
 
-class _OnDevice:
-    """Base class of the batch dataclasses, which moves all their tensors to a device."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the same data with every tensor on `device`."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor | _OnDevice):
-                return value.to(device)
-            if isinstance(value, dict):
-                return {name: move(entry) for name, entry in value.items()}
-            if isinstance(value, tuple):
-                return tuple(move(entry) for entry in value)
-            return value
-
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
-
-
 @dataclass
-class PairData(_OnDevice):
+class PairData(DeviceData):
     """B pairs without their token ids, for objectives and metrics.
 
     `is_real` is False for a filler: a repeated pair that gives every rank the same number of batches and is counted
@@ -87,6 +70,11 @@ class PairData(_OnDevice):
         return self.is_real / (self.lists[:, None] == self.lists).sum(1)
 
     @property
+    def real(self) -> Tensor:
+        """The indices of the real pairs, int64; their number is known without a wait for the device."""
+        return without_waiting(self.host.is_real.nonzero().squeeze(1), self.is_real.device)
+
+    @property
     def names(self) -> list[str]:
         """The name of each pair in messages: its file and line, or its id."""
         return self.places or [f"pair {name}" for name in self.ids]
@@ -107,7 +95,7 @@ class PairData(_OnDevice):
 
 
 @dataclass
-class Rows(_OnDevice):
+class Rows(DeviceData):
     """B pairs laid out as R rows of T tokens for a model. All tensors are int64.
 
     Hidden state `predictors[n]` (an index into the R x T positions, flattened) predicts the response token `targets[n]`
@@ -133,6 +121,12 @@ class Rows(_OnDevice):
         """The number of responses: 2B, or B for one-sided data."""
         return len(self.ends)
 
+    @property
+    def response_lengths(self) -> Tensor:
+        """The number of tokens of each response, (2B,), or (B,) for one-sided data."""
+        # `bincount` would be a wait for the device, because the size of its result depends on the numbers.
+        return torch.zeros_like(self.ends).index_add_(0, self.sequences, torch.ones_like(self.sequences))
+
     def by_response(self, values: Tensor, pairs: int) -> TokenTable:
         """Return values of the response tokens, (N,), as one zero-padded row per response.
 
@@ -141,22 +135,28 @@ class Rows(_OnDevice):
             pairs: B, the number of pairs.
         """
         order = torch.argsort(self.sequences, stable=True)
-        counts = torch.bincount(self.sequences, minlength=self.num_sequences)
+        counts = self.response_lengths
         starts = counts.cumsum(0) - counts
         responses = self.sequences[order]
         positions = torch.arange(len(order), device=order.device) - starts[responses]
-        table = values.new_zeros(self.num_sequences, int(counts.max())).index_put((responses, positions), values[order])
-        chosen = table[:pairs, : int(counts[:pairs].max())]
-        return chosen, None if self.num_sequences == pairs else table[pairs:, : int(counts[pairs:].max())]
+        lengths = self.host.response_lengths.tolist()
+        chosen, rejected = max(lengths[:pairs]), max(lengths[pairs:], default=0)
+        table = values.new_zeros(self.num_sequences, max(chosen, rejected))
+        table = table.index_put((responses, positions), values[order])
+        return table[:pairs, :chosen], None if self.num_sequences == pairs else table[pairs:, :rejected]
 
 
 @dataclass
-class PreferenceBatch(_OnDevice):
-    """B pairs as data and as rows; in `extra_response` the prompts are the same and `chosen` is a further response."""
+class PreferenceBatch(DeviceData):
+    """B pairs as data and as rows; in `extra_response` the prompts are the same and `chosen` is a further response.
+
+    `stored` are scores of stored references that were looked up where the batch was built, by `Stored.key`.
+    """
 
     pairs: PairData
     rows: Rows
     extra_response: "PreferenceBatch | None" = None
+    stored: dict[str, PairScores] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lit_pref.device_data import DeviceData
+
 
 @dataclass(frozen=True)
 class TokenLogps:
@@ -97,7 +99,7 @@ tokenizer."""
 
 
 @dataclass
-class SequenceScores:
+class SequenceScores(DeviceData):
     """One response of each pair: `scores` (B,) fp32 (policy: summed log-prob in nats), `lengths` (B,) in tokens.
 
     `statistics` maps each requested need to its values.
@@ -109,7 +111,7 @@ class SequenceScores:
 
 
 @dataclass
-class PairScores:
+class PairScores(DeviceData):
     """The scores of both responses; `rejected` is None for one-sided data, `extra_response` if none is read.
 
     `log_probs` is False for the scores of a reward model, which are not log-probs.

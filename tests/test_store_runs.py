@@ -32,6 +32,7 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.requirements import Requirements
+from lit_pref.references.lookup import NeededScores
 from lit_pref.references.prepare import ReferencePreparation
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.references.store_admin import kept
@@ -320,6 +321,44 @@ def test_a_reference_gives_the_scores_dtypes_and_lengths_of_the_live_one(run: Ru
             assert one.scores.dtype == other.scores.dtype and one.lengths.dtype == other.lengths.dtype
             torch.testing.assert_close(one.scores, other.scores, rtol=1e-6, atol=1e-4)
             assert torch.equal(one.lengths, other.lengths)
+
+
+@pytest.mark.parametrize("objective", [MRPO, TokenDPO], ids=["own tokenizer", "token log-probs"])
+def test_a_batch_carries_the_scores_that_a_lookup_in_the_step_would_give(run: Run, made: Path, tmp_path, objective):
+    others = [Pretrained(str(made / "stranger"), dtype="float64"), Pretrained(str(made / "sister"))]
+    references = others if objective is MRPO else others[1:]
+    ran = fit(replace(run, objective=objective, references=lambda: references), tmp_path)
+    batch = next(iter(ran.trainer.datamodule.train_dataloader())).batch
+    needs = ran.module.objective.requirements.reference_statistics
+    assert len(batch.stored) == len(references)
+    for stored in ran.module.references:
+        carried, found = (stored.score(one, needs) for one in (batch, replace(batch, stored={})))
+        assert carried is batch.stored[stored.key] and found is not carried
+        for side in ("chosen", "rejected"):
+            one, other = getattr(carried, side), getattr(found, side)
+            assert torch.equal(one.scores, other.scores) and torch.equal(one.lengths, other.lengths)
+            assert one.scores.dtype == other.scores.dtype and one.statistics.keys() == other.statistics.keys() == needs
+            assert all(torch.equal(values, other.statistics[need]) for need, values in one.statistics.items())
+
+
+def test_workers_look_up_the_scores_and_change_no_number(run: Run, tmp_path: Path, monkeypatch):
+    case = replace(run, data={**run.data, "val_fraction": 0.0, "val": None}, objective=MMPO)
+    alone = fit(case, tmp_path / "alone")
+    rows, lookups = NeededScores.rows, []
+    monkeypatch.setattr(NeededScores, "rows", lambda *given: (lookups.append(os.getpid()), rows(*given))[1])
+    ahead = fit(replace(case, data={**case.data, "workers": 1}), tmp_path / "ahead")
+    assert not lookups  # this process had none: they were the worker's
+    assert ahead.logged.column("train/loss") == alone.logged.column("train/loss")
+    assert ahead.given == alone.given
+
+
+def test_a_score_that_a_worker_misses_is_a_sentence_of_the_run(run: Run, tmp_path: Path, monkeypatch):
+    rows = NeededScores.rows
+    monkeypatch.setattr(NeededScores, "rows", lambda needed, keys: rows(needed, [keys[0], *([b"?"] * (len(keys) - 1))]))
+    with pytest.raises(
+        UserError, match=r"^the store has no score of the reference 'initial policy' for .*, line \d+: "
+    ):
+        fit(replace(run, data={**run.data, "workers": 1}), tmp_path)
 
 
 # Where no reference is

@@ -50,7 +50,7 @@ class History(Callback):
         self.given: list[tuple[int, list[str]]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.is_real.tolist(), strict=True) if real]
+        ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.host.is_real.tolist(), strict=True) if real]
         self.given.append((trainer.current_epoch, ids))
 
 

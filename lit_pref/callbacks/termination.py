@@ -44,6 +44,9 @@ def ending_on_sigterm(trainer: Trainer | None = None, words: str = "") -> Iterat
     before = signal.signal(signal.SIGTERM, end)
     if trainer is not None:  # what Lightning registers later begins with this one
         trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
+        # In every batch, ranks would ask each other whether one has noted the signal, and wait for their devices. None
+        # notes it: each ends at once.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     try:
         yield
     except Terminated:

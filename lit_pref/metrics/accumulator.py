@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
+from lit_pref.device_data import without_waiting
 from lit_pref.metrics.pair_metrics import measures
 from lit_pref.metrics.records import pair_values
 from lit_pref.scores import ObjectiveOutput, PairScores
@@ -91,9 +92,9 @@ class TrainAccumulator:
         table[: len(names), 2] = torch.tensor(hashes, dtype=torch.float64)
         table[:, 3] = 1
         device = next(iter(self._sums.values())).device
-        table = table.to(device, non_blocking=True)
+        table = without_waiting(table, device)
         for group, sums in self._sums.items():
-            index = torch.tensor([slot[name] for name in group]).to(device, non_blocking=True)
+            index = without_waiting(torch.tensor([slot[name] for name in group]), device)
             table[index, 0] += sums[:-1]
             table[index, 1] += sums[-1]
         self._sums = {}

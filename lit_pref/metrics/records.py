@@ -130,11 +130,9 @@ class PairRecords:
             values["group"] = list(pairs.groups)
         if pairs.texts is not None:
             values["prompt"] = [prompt_digest(text.prompt) for text in pairs.texts]
-        if pairs.lists is not None:
+        if (lists := pairs.host.lists) is not None:
             firsts: dict[int, str] = {}
-            values["list"] = [
-                firsts.setdefault(number, id) for number, id in zip(pairs.lists.tolist(), pairs.ids, strict=True)
-            ]
+            values["list"] = [firsts.setdefault(k, id) for k, id in zip(lists.tolist(), pairs.ids, strict=True)]
         for name in self.columns:
             if name not in pairs.columns:
                 known = ", ".join(sorted(pairs.columns)) or "none"

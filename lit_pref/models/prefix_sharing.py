@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    masking_utils,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -113,11 +119,27 @@ def _attention(
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     # The mask is None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
-    return None if is_reading_shared_row() else sdpa_mask(*args, **kwargs)
+    if is_reading_shared_row():
+        return None
+    padding = kwargs.get("attention_mask")
+    if padding is not None and padding.device.type != "cpu":
+        # A mask is always built on a GPU: to look whether rows have no padding would be a wait in every forward pass.
+        kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(*args, **kwargs)
+
+
+_packed_sequences = masking_utils.find_packed_sequence_indices
+
+
+def _packed_sequences_of_others(position_ids: Tensor) -> Tensor | None:
+    # transformers looks in the positions for packed sequences, a truth value for which the host would wait in every
+    # forward pass; a prefix-shared row has no mask that it could matter to.
+    return None if is_reading_shared_row() else _packed_sequences(position_ids)
 
 
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, _mask)
+masking_utils.find_packed_sequence_indices = _packed_sequences_of_others
 
 
 # Third check: both layouts agree in a tiny copy of the model

@@ -1,7 +1,7 @@
 """The training loop, evaluation and checkpoints of every module that scores pairs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError
-from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.building import build_scorer
 from lit_pref.modules.checkpoint_info import (
     FORMAT,
     KEY,
     SAMPLE,
-    check_resumption,
-    check_state,
+    check_run,
     check_trained_tensors,
     class_path,
     model_info,
@@ -30,7 +28,6 @@ from lit_pref.modules.checkpoint_info import (
     without_frozen,
 )
 from lit_pref.modules.distributed import (
-    NonfiniteGuard,
     data_parallel_size,
     gradient_norm,
     refuse_tensors_outside,
@@ -41,6 +38,7 @@ from lit_pref.modules.distributed import (
 from lit_pref.modules.evaluation import Evaluation
 from lit_pref.modules.fitting import fit_objective
 from lit_pref.modules.layout_choice import check_layout, decide_layout
+from lit_pref.modules.nonfinite import NonfiniteGuard
 from lit_pref.modules.optimizers import build_optimizer, check_optimizer
 from lit_pref.modules.resumption import Resumption
 from lit_pref.modules.schedules import Schedule, total_steps
@@ -107,6 +105,10 @@ class PairModule(LightningModule, ABC):
         """Return the indices of the training pairs that `data.selection` keeps, in modules that can select."""
         raise UsageError(f"{type(self).__name__} cannot select training pairs: leave out data.selection")
 
+    def score_adder(self) -> Callable[[PreferenceBatch], None] | None:
+        """Return a function that lets a batch of the host carry stored reference scores, if there are any."""
+        return None
+
     def on_scorer_built(self, scorer: Any) -> None:
         """Hook: the model has its initial weights, is not sharded yet, and no checkpoint has been restored."""
 
@@ -143,8 +145,7 @@ class PairModule(LightningModule, ABC):
             return
         # With adapters, checkpoints contain these only: the base weights come from the spec.
         self.strict_loading = self.spec.adapters is None
-        pairs: Any = self.trainer.datamodule.train_pairs  # type: ignore[attr-defined]
-        scorer = build_scorer(self.spec, pairs, self.layout, self.objective.requirements.statistics)
+        scorer = build_scorer(self.spec, self.data.train_pairs, self.layout, self.objective.requirements.statistics)
         self.on_scorer_built(scorer)
         if (shard := self.run_context.shard) is not None:
             shard(scorer)
@@ -185,7 +186,8 @@ class PairModule(LightningModule, ABC):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # This hook runs after the step and before a checkpoint at the end of this batch.
-        self.objective.update(partial(sum_over_ranks, self.trainer))
+        with self._guard.holding(self.objective):
+            self.objective.update(partial(sum_over_ranks, self.trainer))
         # Lightning counts the step after this hook. If stopped here, it still validates, even at max_steps.
         self._stop_after(self.trainer.global_step + 1)
 
@@ -198,12 +200,11 @@ class PairModule(LightningModule, ABC):
         self.resumption.apply(self)
 
     def _stop_after(self, step: int) -> None:
-        limits = [limit for limit in (self.stop_at_step, self.trainer.max_steps) if limit is not None and limit > 0]
-        if any(step >= limit for limit in limits):
+        if any(step >= limit > 0 for limit in (self.stop_at_step or 0, self.trainer.max_steps)):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._guard.check(self.trainer)
+        self._guard.check(self.trainer, optimizer)
         self._log.learning_rate = optimizer.param_groups[0]["lr"]
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log.gradient_norm = gradient_norm(self)
@@ -219,6 +220,7 @@ class PairModule(LightningModule, ABC):
 
     def log_training(self) -> None:
         """Log the metrics since the last call."""
+        self._guard.settle(self.trainer)
         step = self.trainer.global_step
         self.training_numbers = self._log.take(step, partial(sum_over_ranks, self.trainer), self.objective.progress)
         self.logged_step = step
@@ -246,6 +248,7 @@ class PairModule(LightningModule, ABC):
     on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def on_validation_start(self) -> None:
+        self._guard.settle(self.trainer)
         self._log.throughput.pause()
 
     def on_validation_end(self) -> None:
@@ -278,16 +281,14 @@ class PairModule(LightningModule, ABC):
             UserError: The checkpoint has another base model, other adapters or other state of the objective, or
                 this run resumes training with another fitting rule or batch layout.
         """
-        check_state(saved, self.spec, self.objective)
-        if self.trainer.state.fn == "fit":
-            obstacle = prefix_sharing_obstacle(self.spec) if self.batch_layout == "padded" else None
-            check_resumption(saved, self.objective, self.batch_layout, obstacle)
+        check_run(saved, self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         state = super().state_dict(*args, **kwargs)
         return state if self.spec.adapters is None else without_frozen(state, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._guard.settle(self.trainer)
         checkpoint[KEY] = self.checkpoint_info()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

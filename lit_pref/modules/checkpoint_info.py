@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_pref.errors import UserError
 from lit_pref.models.generation import stops
+from lit_pref.models.prefix_sharing import prefix_sharing_obstacle
 from lit_pref.models.setting_names import DTYPES
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.base import Objective
@@ -162,6 +163,18 @@ def check_state(saved: dict[str, Any], spec: ModelSpec, objective: Objective) ->
             f"{', '.join(saved['objective_state']) or 'nothing'}; use the checkpoint's objective, or start a new run "
             "from an exported folder"
         )
+
+
+def check_run(saved: dict[str, Any], module: Any) -> None:
+    """Refuse a checkpoint whose state a module cannot load, or with which it would resume another training.
+
+    Raises:
+        UserError: See `check_state` and `check_resumption`.
+    """
+    check_state(saved, module.spec, module.objective)
+    if module.trainer.state.fn == "fit":
+        obstacle = prefix_sharing_obstacle(module.spec) if module.batch_layout == "padded" else None
+        check_resumption(saved, module.objective, module.batch_layout, obstacle)
 
 
 def check_resumption(saved: dict[str, Any], objective: Objective, layout: Layout, obstacle: str | None = None) -> None:

@@ -13,9 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_pref.batch import PairData
-from lit_pref.errors import Diverged, UsageError, UserError
-from lit_pref.models.attention_window import window_remedy
+from lit_pref.errors import UsageError, UserError
 from lit_pref.modules.sharding import FSDP2, shard
 from lit_pref.printing import say
 from lit_pref.run_context import RunContext
@@ -63,8 +61,12 @@ def data_parallel_size(trainer: Trainer) -> int:
 
 
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks."""
-    return trainer.strategy.reduce(value, reduce_op="sum")
+    """The sum of `value` over all ranks; on GPUs the host does not wait for it."""
+    if trainer.world_size == 1:
+        return value
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)  # Lightning's reduction begins with a barrier, which is a wait
+    return total
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
@@ -86,50 +88,6 @@ def refuse(trainer: Trainer, sentence: str, kind: type[UserError] = UserError) -
     if not trainer.is_global_zero:
         sys.exit(0)
     raise kind(sentence)
-
-
-NOT_FINITE = "is not finite at step"
-"""Words of the sentence by which the end of another process is known to be a divergence."""
-
-
-class NonfiniteGuard:
-    """Stops training before an optimizer step with a loss that is not finite."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, list[str]]] = []  # for each micro-batch of the step: a mask and the pairs' names
-
-    def add(self, losses: Tensor, pairs: PairData) -> None:
-        """Remember which losses of a micro-batch are not finite."""
-        self._seen.append((~torch.isfinite(losses.detach()) & pairs.is_real, pairs.names))
-
-    def check(self, trainer: Trainer) -> None:
-        """Check the losses of an optimizer step, on all ranks, before the weights change.
-
-        A rank that stopped alone would leave the others waiting for its gradients.
-
-        Raises:
-            UserError: a loss is not finite; see `refuse`.
-        """
-        seen, self._seen = self._seen, []
-        if sum_over_ranks(trainer, torch.cat([bad for bad, _ in seen]).sum().double()):
-            own = [name for bad, names in seen for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-            refuse_nonfinite(trainer, [name for names in gather_objects(trainer, own) for name in names])
-
-
-def refuse_nonfinite(trainer: Trainer, pairs: list[str]) -> NoReturn:
-    """Stop all ranks because the losses of these pairs are not finite; every rank calls it with the pairs of all ranks.
-
-    Raises:
-        Diverged: see `refuse`.
-    """
-    module: Any = trainer.lightning_module
-    remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
-    remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
-    refuse(
-        trainer,
-        f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {trainer.global_step}: {'; '.join(pairs[:8])}; {remedy}",
-        Diverged,
-    )
 
 
 def seed_batch(seed: int, batch: int, rank: int, device: torch.device) -> None:

@@ -12,7 +12,8 @@ from lit_pref.batch import PairData
 from lit_pref.metrics.calibration import calibrate, reliability_diagram
 from lit_pref.metrics.pair_metrics import margin_quantiles, split_by_group, split_by_margin, summarise
 from lit_pref.metrics.records import PairRecords, Records, merge, read_parquet, write_parquet
-from lit_pref.modules.distributed import gather_objects, refuse_nonfinite
+from lit_pref.modules.distributed import gather_objects
+from lit_pref.modules.nonfinite import refuse_nonfinite
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 
@@ -70,7 +71,7 @@ class Evaluation:
             name = stage if fitting else trainer.state.fn.value
             write_parquet(records, record_file(trainer.default_root_dir, name, step))
         if bad := [place for place, loss in zip(places, records["loss"], strict=True) if not math.isfinite(loss)]:
-            refuse_nonfinite(trainer, bad)
+            refuse_nonfinite(trainer, bad, trainer.global_step)
         self.last, self.records = self.measure(records, stage), records
         if trainer.sanity_checking:
             self.before, self.records_before = self.last, records

@@ -1,6 +1,8 @@
 """The LightningModule for preference optimization: trains a policy against references."""
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from lit_pref.references.plan import pairs_read
 from lit_pref.references.prepare import ReferencePreparation, prepare_references, references_of, through_store
 from lit_pref.references.reference import Reference
 from lit_pref.references.selection_scores import SelectionScores, summary
-from lit_pref.references.stored import Stored
+from lit_pref.references.stored import Stored, add_stored_scores
 from lit_pref.scores import COMPARING_NEEDS, ObjectiveOutput, PairScores
 from lit_pref.scoring.scorer import Scorer, score_readout
 
@@ -172,6 +174,11 @@ class PreferenceModule(PairModule):
                     f"{type(self.objective).__name__} changes prompts as ids of the policy's tokenizer, and the "
                     f"reference '{reference.label}' has a tokenizer of its own: use one with the policy's tokenizer"
                 )
+
+    def score_adder(self) -> Callable[[PreferenceBatch], None] | None:
+        """See `PairModule.score_adder`."""
+        stored = [reference for reference in self.references if isinstance(reference, Stored)]
+        return partial(add_stored_scores, stored, self.objective.requirements.reference_statistics) if stored else None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -60,7 +60,7 @@ class AOT(Pointwise):
             assert policy.rejected is not None and reference.rejected is not None
             above = policy.chosen.scores - policy.rejected.scores
             below = (reference.chosen.scores - reference.rejected.scores).detach()
-        logits = self.beta * (above - below[_same_rank(above, below, pairs.is_real)])
+        logits = self.beta * (above - below[_same_rank(above, below, pairs.real)])
         smoothing = self.label_smoothing
         return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
@@ -69,10 +69,9 @@ class AOT(Pointwise):
 def _same_rank(values: Tensor, others: Tensor, real: Tensor) -> Tensor:
     """Return, for each pair, the index of the real pair whose `others` has the rank of its `values`.
 
-    A filler gets its own index.
+    A filler gets its own index. `real` are the indices of real pairs.
     """
     partner = torch.arange(len(values), device=values.device)
-    counted = real.nonzero().squeeze(1)
-    ranked = counted[values[counted].argsort(stable=True)]
-    partner[ranked] = counted[others[counted].argsort(stable=True)]
+    ranked = real[values[real].argsort(stable=True)]
+    partner[ranked] = real[others[real].argsort(stable=True)]
     return partner

@@ -49,8 +49,8 @@ class BCO(Pointwise):
     def losses(self, ratios: Sides, policy: PairScores, reference: PairScores, pairs: PairData) -> Tensor:
         chosen, rejected = self.beta * ratios[0], self.beta * ratios[1]
         if self.training:
-            rewards = torch.stack([chosen.detach(), rejected.detach()])[:, pairs.is_real].double()
-            seen = torch.stack([rewards.sum(), rewards.new_tensor(rewards.numel())])
+            rewards = torch.stack([chosen.detach(), rejected.detach()])[:, pairs.real].double()
+            seen = torch.stack([rewards.sum(), torch.full_like(self.total, rewards.numel())])
             self._window = seen if self._window is None else self._window + seen
         delta = (self.total / self.count.clamp(min=1)).to(chosen.dtype)
         return -F.logsigmoid(chosen - delta) - F.logsigmoid(delta - rejected)

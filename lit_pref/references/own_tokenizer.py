@@ -44,7 +44,7 @@ def retokenized(batch: PreferenceBatch, tokenizer: Any, layout: Layout = "padded
         return torch.tensor([len(response) for response in responses])
 
     pairs = replace(
-        batch.pairs,
+        batch.pairs.host,
         chosen_lengths=lengths(chosen),
         rejected_lengths=lengths(rejected) if two_sided else None,
         response_keys=[],

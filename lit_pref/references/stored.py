@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lit_pref.batch import PreferenceBatch
+from lit_pref.batch import PairData, PreferenceBatch
 from lit_pref.errors import UserError
 from lit_pref.models.spec import ModelSpec
-from lit_pref.references.lookup import NeededScores, text_keys
+from lit_pref.references.lookup import Array, NeededScores, text_keys
 from lit_pref.references.reference import Reference
 from lit_pref.references.store import StoreIdentity
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
@@ -32,6 +31,7 @@ class Stored(Reference):
         self.label = reference.label
         self.own_tokenizer = False
         self._needed: NeededScores | None = None
+        self._identity = ""
         self._dtype = torch.float32
 
     @property
@@ -49,7 +49,7 @@ class Stored(Reference):
             needed: the needed scores.
             own_tokenizer: whether scores are looked up by the text instead of the policy's tokens.
         """
-        self._needed, self.own_tokenizer = needed, own_tokenizer
+        self._needed, self._identity, self.own_tokenizer = needed, identity.key, own_tokenizer
         self._dtype = torch.float64 if identity.numerics.startswith("fp64") else torch.float32
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
@@ -68,46 +68,83 @@ class Stored(Reference):
     def fingerprint(self) -> str:
         return self.spec.fingerprint()
 
+    @property
+    def key(self) -> str:
+        """The key of its scores in `PreferenceBatch.stored`."""
+        return f"{self._identity}{' by text' if self.own_tokenizer else ''}"
+
+    def add_scores(self, batch: PreferenceBatch, needs: frozenset[Need]) -> None:
+        """Let a batch of the host carry its scores, with the needed statistics.
+
+        If one is missing, the batch carries none: `score` then says which, in the process of the run and not in a
+        worker of a loader.
+        """
+        sides = self._sides(batch, needs)
+        if all((rows >= 0).all() for rows, _ in sides.values()):
+            batch.stored[self.key] = self._scores(sides)
+
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
-        """See `Reference.score`.
+        """See `Reference.score`: the scores that the batch carries, or else they are looked up now.
 
         Raises:
             UserError: the store lacks the score of a response.
         """
-        if self.own_tokenizer:
-            assert batch.pairs.texts is not None
-            keys: Sequence[tuple[bytes, bytes | None]] = [text_keys(text) for text in batch.pairs.texts]
-        else:
-            keys = batch.pairs.response_keys
-        chosen, rejected = (list(side) for side in zip(*keys, strict=True))
-        first = self._side(chosen, batch, needs)
-        second = None if batch.pairs.rejected_lengths is None else self._side(rejected, batch, needs)
-        return PairScores(
-            first, second, None if batch.extra_response is None else self.score(batch.extra_response).chosen
-        )
+        carried = batch.stored.get(self.key)
+        if carried is not None and (TokenLogps() not in needs or TokenLogps() in carried.chosen.statistics):
+            return carried
+        sides = self._sides(batch, needs)
+        for rows, _ in sides.values():
+            if (rows < 0).any():
+                pair = batch.pairs.names[int(np.flatnonzero(rows < 0)[0])]
+                raise UserError(
+                    f"the store has no score of the reference '{self.label}' for {pair}: compute it with "
+                    "`python -m lit_pref score` and this configuration, or set model.reference_store to false"
+                )
+        return self._scores(sides).to(batch.rows.input_ids.device)
 
-    def _side(self, keys: list[Any], batch: PreferenceBatch, needs: frozenset[Need]) -> SequenceScores:
+    def _sides(self, batch: PreferenceBatch, needs: frozenset[Need]) -> dict[str, tuple[Array, frozenset[Need]]]:
+        """Return, for each side that is there, the rows of its responses in the table, -1 for none, and its needs."""
         if self._needed is None:
             raise RuntimeError(f"the stored reference {self.label} has not been opened")
-        needed, device = self._needed, batch.rows.input_ids.device
-        rows = needed.rows(keys)
-        if (rows < 0).any():
-            pair = batch.pairs.names[int(np.flatnonzero(rows < 0)[0])]
-            raise UserError(
-                f"the store has no score of the reference '{self.label}' for {pair}: compute it with "
-                "`python -m lit_pref score` and this configuration, or set model.reference_store to false"
-            )
+        chosen, rejected = self._keys(batch.pairs)
+        sides = {"chosen": (self._needed.rows(chosen), needs)}
+        if batch.pairs.rejected_lengths is not None:
+            sides["rejected"] = (self._needed.rows(rejected), needs)
+        if batch.extra_response is not None:
+            extra, _ = self._keys(batch.extra_response.pairs)
+            sides["extra_response"] = (self._needed.rows(extra), frozenset())
+        return sides
 
-        def tensor(values: Any) -> Tensor:
-            return torch.from_numpy(values).to(device)
+    def _keys(self, pairs: PairData) -> tuple[list[Any], list[Any]]:
+        if not self.own_tokenizer:
+            keys: Sequence[tuple[bytes, bytes | None]] = pairs.response_keys
+        else:
+            assert pairs.texts is not None
+            keys = [text_keys(text) for text in pairs.texts]
+        chosen, rejected = zip(*keys, strict=True)
+        return list(chosen), list(rejected)
 
-        scores = SequenceScores(tensor(needed.scores[rows]).to(self._dtype), tensor(needed.lengths[rows]).long())
+    def _scores(self, sides: dict[str, tuple[Array, frozenset[Need]]]) -> PairScores:
+        scores = {side: self._side(rows, needs) for side, (rows, needs) in sides.items()}
+        return PairScores(scores["chosen"], scores.get("rejected"), scores.get("extra_response"))
+
+    def _side(self, rows: Array, needs: frozenset[Need]) -> SequenceScores:
+        needed = self._needed
+        assert needed is not None
+        values, lengths = torch.from_numpy(needed.scores[rows]), torch.from_numpy(needed.lengths[rows])
+        scores = SequenceScores(values.to(self._dtype), lengths.long())
         if TokenLogps() in needs:
             logps = np.zeros((len(rows), int(needed.lengths[rows].max())))
             for k, row in enumerate(rows):
                 logps[k, : needed.lengths[row]] = needed.token_logps(row)
-            scores.statistics[TokenLogps()] = tensor(logps).to(self._dtype)
+            scores.statistics[TokenLogps()] = torch.from_numpy(logps).to(self._dtype)
         return scores
 
     def readout(self, batch: PreferenceBatch) -> Readout:
         raise RuntimeError(f"the stored reference {self.label} has scores and no hidden states")
+
+
+def add_stored_scores(references: Sequence[Stored], needs: frozenset[Need], batch: PreferenceBatch) -> None:
+    """Let a batch carry the scores of these references."""
+    for reference in references:
+        reference.add_scores(batch, needs)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_pref.data.batching.options import describe_loading
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.models.folder import refuse_placeholder
@@ -47,6 +48,8 @@ class FirstLines(Callback):
             say(f"warning     {line}")
         say(f"steps       {'; '.join(steps.lines())}")
         say(f"validation  {steps.validation()}")
+        if line := describe_loading(module.data.workers, **module.data.loading):
+            say(f"loader      {line}")
         parts = trainer.accumulate_grad_batches
         say(f"layout      {module.batch_layout}: {module.layout_reason}; {parts} micro-batch(es) a step")
 

@@ -105,7 +105,7 @@ def as_padded(batch: PreferenceBatch, pad_id: int = 0) -> PreferenceBatch:
     rows = batch.rows
     if rows.segments is None:
         return batch
-    ids = rows.input_ids[0].tolist()
+    ids = rows.host.input_ids[0].tolist()
     prompts: list[list[int]] = []
     chosen: list[list[int]] = []
     rejected: list[list[int]] = []
@@ -126,8 +126,9 @@ def tokens_of_pairs(batch: PreferenceBatch) -> list[int]:
     """Return, for each pair, the tokens of its prompt and its longer response: the length that a model must support."""
     if batch.rows.segments is not None:
         return [p + max(c, r) for p, c, r in batch.rows.segments]
-    assert batch.rows.attention_mask is not None
-    return batch.rows.attention_mask.sum(1).view(-1, len(batch)).amax(0).tolist()
+    mask = batch.rows.host.attention_mask
+    assert mask is not None
+    return mask.sum(1).view(-1, len(batch)).amax(0).tolist()
 
 
 def _int64(numbers: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lit_pref.device_data import without_waiting
 from lit_pref.scoring.gather import GatheredRows
 from lit_pref.scoring.split_attention import SplitAttention, takes_split
 from lit_pref.scoring.varlen import KERNEL, Ends, VarlenKernel
@@ -125,9 +126,7 @@ class PrefixSharedAttention:
             start += p + c + r
         rows = GatheredRows.of(read)
         parts = [rows.index, rows.first, rows.last, *map(_ends, (queries, keys))]
-        packed = torch.cat(parts)
-        if device.type == "cuda":  # one copy that the CPU does not wait for
-            packed = packed.pin_memory().to(device, non_blocking=True)
+        packed = without_waiting(torch.cat(parts), device)
         index, first, last, ends_q, ends_k = packed.split([len(part) for part in parts])
         return GatheredRows(index, first, last), Ends(ends_q, ends_k, max(queries), max(keys))
 

@@ -127,7 +127,7 @@ def hidden_states(model: nn.Module, batch: PreferenceBatch) -> Tensor:
 
 def response_positions(rows: Rows) -> Tensor:
     """Return the position of every response token, (N,), in the order of `rows.targets`."""
-    counts = torch.bincount(rows.sequences, minlength=rows.num_sequences)
+    counts = rows.response_lengths
     # The tokens of a response stand in one piece that ends at `ends`, in both layouts.
     order = torch.argsort(rows.sequences, stable=True)
     starts = counts.cumsum(0) - counts

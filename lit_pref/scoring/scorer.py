@@ -102,7 +102,11 @@ def score_readout(
 
 
 def _sums(values: Tensor, batch: PreferenceBatch) -> Tensor:
-    return values.new_zeros(batch.rows.num_sequences).index_add(0, batch.rows.sequences, values)
+    """Return the sum of each response's values, added in the same order every time."""
+    sums, responses = values.new_zeros(batch.rows.num_sequences), batch.rows.sequences
+    if values.device.type == "cuda":  # `index_add` would add by atomic operations there; this sorts first
+        return sums.index_put((responses,), values, accumulate=True)
+    return sums.index_add(0, responses, values)
 
 
 class Scorer(nn.Module):

@@ -92,7 +92,7 @@ def _here(trial: Trial, stop: int | None) -> None:
 
 def _by_command_line(trial: Trial, stop: int | None, log: int) -> None:
     """Train by `python -m lit_pref fit`, which starts the processes of the run."""
-    from lit_pref.modules.distributed import NOT_FINITE
+    from lit_pref.modules.nonfinite import NOT_FINITE
 
     # Lightning takes the variables of a SLURM job for those of its own ranks, and would use one device.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

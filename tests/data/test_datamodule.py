@@ -49,6 +49,9 @@ class Recorder(LightningModule):
     def decide_layout(self, lengths):
         self.batch_layout = self.layout
 
+    def score_adder(self):
+        return None
+
     def training_step(self, batch, batch_idx):
         assert isinstance(batch, PreferenceBatch)
         self.batches.append(batch)

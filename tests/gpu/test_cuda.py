@@ -23,6 +23,9 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.sharding import FSDP2
+from lit_pref.objectives.bmc import BMC
+from lit_pref.objectives.epsilon_dpo import EpsilonDPO
+from lit_pref.objectives.mrpo import MRPO
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.scores import TokenLogps
@@ -34,6 +37,9 @@ from lit_pref.scoring.varlen import KERNEL, agrees
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 from bench_gpu_attention import attention_rows
+
+sys.path.append(str(ROOT / "tools"))
+from step_waits import waits_of_steps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 DEVICE = "cuda"
@@ -120,6 +126,18 @@ def three_steps(policy: Path, pairs: Path, folder: Path, device: str = DEVICE, *
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     )
     return fit(run, folder, every=2, accelerator=device, max_steps=3, **options)
+
+
+@pytest.mark.parametrize("objective", [MRPO, EpsilonDPO, BMC])
+def test_no_step_waits_for_the_device(tmp_path: Path, policy_folder: Path, pairs_file: Path, objective: Any):
+    run = Run(
+        policy={"path": str(policy_folder)},
+        data={"train": str(pairs_file), "val_fraction": 0.0, "global_batch": 8, "micro_batch": 4},
+        objective=objective,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+        trainer={"precision": "bf16-mixed", "log_every_n_steps": 100, "gradient_clip_val": 1.0},
+    )
+    assert waits_of_steps(lambda watch: fit(run, tmp_path, accelerator=DEVICE, callbacks=[watch])) == []
 
 
 def test_three_steps_in_bf16_mixed_log_what_the_cpu_does_and_keep_fp32_weights(

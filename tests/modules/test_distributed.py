@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lit_pref.data.selection.criteria import AlignmentPotential
 from lit_pref.errors import UserError
 from lit_pref.metrics.records import read_parquet
 from lit_pref.models.spec import Lora
+from lit_pref.modules.nonfinite import NonfiniteGuard
 from lit_pref.modules.preference import MOVED
 from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.dpo import DPO
@@ -197,17 +199,18 @@ def two_processes(folder: Path) -> None:
         whole = run("", FSDP2(replicas), case, f"resumed-{name}", every=2, stop_at_step=3)
         results[f"precision {name}"] = whole.module.run_context.precision
         run("", FSDP2(replicas), case, f"resumed-{name}-2", ckpt=whole.checkpoint(2), stop_at_step=3)
-    for strategy in ("ddp", "fsdp"):
-        said = "nothing"
+    for name, strategy in product(("explosive", "explosive late"), ("ddp", "fsdp")):
+        said, NonfiniteGuard.deferred = "nothing", name == "explosive late"
+        exploding = replace(cases(folder)["single"], objective=Explosive, optimizer=adamw)
         try:
-            run("", strategy, replace(cases(folder)["single"], objective=Explosive), "explosive")
+            run("", strategy, exploding, f"{name}-{strategy}", log_every_n_steps=100)
         except UserError as error:
             said = str(error)
         except SystemExit as silent:
             said = f"exit {silent.code}"
         gathered: list[Any] = [None, None]
         torch.distributed.all_gather_object(gathered, said)
-        results[f"explosive {strategy}"] = gathered
+        results[f"{name} {strategy}"] = gathered
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.barrier()
@@ -409,11 +412,13 @@ def test_sharded_runs_in_bf16_resume_to_the_same_bits_and_can_be_exported(folder
     assert exported.pairs == 8 and exported.largest_difference < 1e-1  # of bf16 and fp32
 
 
+@pytest.mark.parametrize("name", ["explosive", "explosive late"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_speaks(seen, strategy):
-    first, second = seen[f"explosive {strategy}"]
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_only_the_first_speaks(folder, seen, name, strategy):
+    first, second = seen[f"{name} {strategy}"]
     assert first.startswith("the loss of 1 pair(s) is not finite at step")
-    assert second == "exit 0"
+    assert first == seen[f"explosive {strategy}"][0] and second == "exit 0"
+    assert not (folder / f"{name}-{strategy}" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["plain", "lora"])

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from shapeless_device import META, BlockingCopies
 
 from lit_pref.describing import CHECKED, FAMILIES, arguments, docstring, required_arguments, subclasses
 from lit_pref.errors import UserError
@@ -13,6 +14,7 @@ from lit_pref.objectives import (
     MODPO,
     SELM,
     SFT,
+    BatchAdaptive,
     BetaDPO,
     ColumnsOffset,
     ColumnTemperature,
@@ -136,6 +138,22 @@ def test_the_order_of_the_pairs_does_not_matter(make, build):
     assert torch.equal(turned.chosen_rewards, straight.chosen_rewards[order])
     for name, value in straight.logged.items():
         assert torch.equal(turned.logged[name], value[order])
+
+
+def test_nothing_is_read_from_a_device(make, build):
+    objective = build()
+    inputs = make.random(objective, references=several(objective))
+    here = inputs.into(objective)
+    objective.update(lambda total: total)
+    moved = make.inputs(inputs.policy.to(META), [r.to(META) for r in inputs.references], inputs.pairs.to(META))
+    objective.to(META)
+    if isinstance(temperature := getattr(objective, "temperature", None), BatchAdaptive):
+        temperature._known = temperature.steps, temperature.steps._version, 0  # read once, at the start of a run
+    with BlockingCopies() as copies:
+        there = moved.into(objective)
+        objective.update(lambda total: total)
+    assert not copies.found
+    assert there.losses.shape == here.losses.shape and there.logged.keys() == here.logged.keys()
 
 
 def test_fillers_leave_no_trace_in_the_state(make, build):

@@ -1,6 +1,6 @@
 """Collation of pairs into a batch: rows for the model, numbers as tensors, and the sampler's marks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -151,6 +151,10 @@ class UncastBatch:
     def __init__(self, batch: PreferenceBatch) -> None:
         self.batch = batch
 
+    def pin_memory(self) -> "UncastBatch":
+        """Return the batch in page-locked memory; see `DeviceData.pin_memory`."""
+        return UncastBatch(self.batch.pin_memory())
+
 
 class UncastBatches:
     """Collates micro-batches in a loader or its workers: `batches[micro_batch]`.
@@ -162,6 +166,7 @@ class UncastBatches:
         token_functions: see `collate`.
         extra_response: see `collate`.
         lists: the lists that the pairs form; the indices of a micro-batch are then those of lists.
+        add_scores: adds to a batch the scores of stored references, so that no step looks them up.
     """
 
     def __init__(
@@ -172,10 +177,11 @@ class UncastBatches:
         token_functions: Mapping[str, TokenFunction] | None = None,
         extra_response: bool = False,
         lists: Lists | None = None,
+        add_scores: Callable[[PreferenceBatch], None] | None = None,
     ) -> None:
         self.pairs, self.pad_id, self.layout = pairs, pad_id, layout
         self.token_functions, self.extra_response = dict(token_functions or {}), extra_response
-        self.lists = lists
+        self.lists, self.add_scores = lists, add_scores
 
     def __getitem__(self, batch: MicroBatch) -> UncastBatch:
         indices, is_real, numbers = list(batch.indices), list(batch.is_real), None
@@ -185,4 +191,7 @@ class UncastBatches:
             is_real = [batch.is_real[number] for number in numbers]
         pairs = [self.pairs[k] for k in indices]
         options = (self.layout, self.token_functions, self.extra_response, numbers)
-        return UncastBatch(collate(pairs, self.pad_id, is_real, batch.window_pairs, *options))
+        collated = collate(pairs, self.pad_id, is_real, batch.window_pairs, *options)
+        if self.add_scores is not None:
+            self.add_scores(collated)
+        return UncastBatch(collated)

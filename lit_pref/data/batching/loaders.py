@@ -1,5 +1,6 @@
 """Loaders of micro-batches, and the position of the training loader, counted in pairs."""
 
+import sys
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Protocol
 
@@ -27,11 +28,16 @@ def _unchanged(batch: Any) -> Any:
 class PairLoader:
     """Yields the batch `source[micro_batch]` of each micro-batch, built in `workers` processes if there are any.
 
+    With `pin_memory` batches are in page-locked memory, from which a GPU copies them while the host goes ahead. Every
+    worker is two batches ahead: a step takes far longer than a batch.
+
     It wraps a DataLoader instead of being one, because Lightning rebuilds DataLoaders with its own samplers
     (distributed, prediction, overfitting), which would undo the slices of the ranks.
     """
 
-    def __init__(self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0) -> None:
+    def __init__(
+        self, source: BatchSource, micro_batches: MicroBatches, workers: int = 0, pin_memory: bool = False
+    ) -> None:
         self._micro_batches = micro_batches
         # The separate generator is needed because a DataLoader draws a seed at every start, from the global one by
         # default.
@@ -43,6 +49,10 @@ class PairLoader:
             # Workers are forked only once, because a fork while threads of the last epoch are ending can hang in
             # CPython 3.11.
             persistent_workers=workers > 0,
+            # A fork shares the table of stored reference scores, which another start would copy to every worker.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            prefetch_factor=2 if workers else None,
+            pin_memory=pin_memory,
             collate_fn=_unchanged,
             generator=torch.Generator().manual_seed(0),
         )
@@ -66,10 +76,18 @@ class ResumableLoader(PairLoader):
         sampler: decides the order.
         fingerprint: fingerprint of the training data; resuming with other data is refused.
         workers: processes that build batches ahead.
+        pin_memory: whether batches are in page-locked memory.
     """
 
-    def __init__(self, source: BatchSource, sampler: WindowSampler, fingerprint: str, workers: int = 0) -> None:
-        super().__init__(source, sampler, workers)
+    def __init__(
+        self,
+        source: BatchSource,
+        sampler: WindowSampler,
+        fingerprint: str,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(source, sampler, workers, pin_memory)
         self.sampler = sampler  # Lightning calls its set_epoch
         self._identity = identity_of(sampler, fingerprint)
         self._position = (0, 0)  # (epoch, pairs): the position of the next pair to return

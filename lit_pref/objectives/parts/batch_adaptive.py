@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PairData
+from lit_pref.device_data import without_waiting
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.parts.temperature import Temperature, TemperatureOutput
@@ -67,6 +68,7 @@ class BatchAdaptive(Temperature):
         self.steps: Tensor
         for name in ("mean", "deviation", "steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self._known: tuple[Tensor, int, int] | None = None  # `steps`, its version, and its value
         self._window: Tensor | None = None  # number, sum and sum of squares of the gaps of the optimizer step
 
     def forward(
@@ -74,15 +76,16 @@ class BatchAdaptive(Temperature):
     ) -> TemperatureOutput:
         constant = torch.full_like(ratios[0], beta)
         gaps = (ratios[0] - ratios[1]).double()
-        own = gaps[pairs.is_real].sort().values  # sorted, so that the order of the pairs changes no bit
+        own = gaps[pairs.real].sort().values  # sorted, so that the order of the pairs changes no bit
         if not self.training or not len(own):
             return constant, self._keep(pairs.is_real, constant)
         sums = torch.stack([torch.full_like(self.mean, len(own)), own.sum(), own.square().sum()])
         self._window = sums if self._window is None else self._window + sums
         mean, deviation = self._moved(sums)
-        kept = self._draw(gaps, mean, deviation, pairs)
-        level = gaps[kept].sort().values.mean()
+        drawn = self._draw(gaps, mean, deviation, pairs)
+        level = gaps[drawn].sort().values.mean()
         adapted = (beta * (1 + self.alpha * (level - mean))).clamp_min(self.floor)
+        kept = torch.zeros_like(pairs.is_real).index_fill(0, drawn, True) if self.filtered else pairs.is_real
         return adapted.to(constant).expand_as(constant), self._keep(kept, constant)
 
     def _keep(self, kept: Tensor, like: Tensor) -> dict[str, Tensor]:
@@ -98,25 +101,33 @@ class BatchAdaptive(Temperature):
         return torch.lerp(self.mean, total / count, share), torch.lerp(self.deviation, variance.sqrt(), share)
 
     def _draw(self, gaps: Tensor, mean: Tensor, deviation: Tensor, pairs: PairData) -> Tensor:
-        """Return which pairs are kept, (B,): those with the largest log-weight plus Gumbel noise."""
+        """Return the indices of the pairs that are kept: those with the largest log-weight plus Gumbel noise."""
         if not self.filtered:
-            return pairs.is_real
-        step = int(self.steps)
-        noise = gaps.new_tensor([_uniform(f"{name} {step}") for name in pairs.ids]).log().neg().log().neg()
+            return pairs.real
+        step = self._step()
+        uniform = torch.tensor([_uniform(f"{name} {step}") for name in pairs.ids], dtype=gaps.dtype)
+        noise = without_waiting(uniform, gaps.device).log().neg().log().neg()
         weights = -0.5 * ((gaps - mean) / torch.where(deviation > 0, deviation, torch.inf)) ** 2  # logarithms
         priority = torch.where(pairs.is_real, weights + noise, -torch.inf)
-        kept = max(1, round((1 - self.filtered) * int(pairs.is_real.sum())))
-        return torch.zeros_like(pairs.is_real).index_fill(0, priority.topk(kept).indices, True)
+        return priority.topk(max(1, round((1 - self.filtered) * len(pairs.real)))).indices
+
+    def _step(self) -> int:
+        """The number of steps so far, read from the device only if it was changed elsewhere."""
+        if self._known is None or self._known[0] is not self.steps or self._known[1] != self.steps._version:
+            self._known = self.steps, self.steps._version, int(self.steps)
+        return self._known[2]
 
     def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
         window = torch.zeros(3, dtype=torch.float64, device=self.mean.device) if self._window is None else self._window
-        sums = all_reduce(window)
+        counted = self._step() + 1 if self.filtered and self._window is not None else None
         self._window = None
-        if sums[0] > 0:
-            mean, deviation = self._moved(sums)
-            self.mean.copy_(mean)
-            self.deviation.copy_(deviation)
-            self.steps.add_(1)
+        sums = all_reduce(window)
+        mean, deviation = self._moved(sums)
+        self.mean.copy_(torch.where(sums[0] > 0, mean, self.mean))
+        self.deviation.copy_(torch.where(sums[0] > 0, deviation, self.deviation))
+        self.steps.add_(sums[0] > 0)
+        if counted is not None:  # this rank had a real pair, so the step counts
+            self._known = self.steps, self.steps._version, counted
 
     def progress(self, beta: float) -> dict[str, float]:
         return {"gap_mean": float(self.mean), "gap_deviation": float(self.deviation)}

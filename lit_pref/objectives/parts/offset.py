@@ -65,12 +65,12 @@ class MarginOffset(Offset):
     requirements = Requirements(columns=frozenset({"margin"}))
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:
-        margin = self.read("margin", policy, pairs)
-        if not bool((margin > 0).all()):
-            worst = int(margin.argmin())
+        margin, here = (self.read("margin", policy, data) for data in (pairs, pairs.host))
+        if not bool((here > 0).all()):
+            worst = int(here.argmin())
             raise UserError(
                 f"MarginOffset takes the logarithm of the margin, and {pairs.names[worst]} has the margin "
-                f"{float(margin[worst])}: drop ties and let the margin decide which response is chosen, or choose "
+                f"{float(here[worst])}: drop ties and let the margin decide which response is chosen, or choose "
                 "`target: MarginTarget`."
             )
         return self.alpha * margin.log()

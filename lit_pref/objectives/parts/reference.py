@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_pref.device_data import without_waiting
 from lit_pref.errors import UsageError
 from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.requirements import Requirements
@@ -89,7 +90,7 @@ class AnchoredMix(ReferenceMix):
     def weigh(self, scores: Tensor) -> Tensor:
         """Return the weights of the references, which sum to 1: (K, B), or (K, 1) if they are fixed."""
         if self.weights is not None:
-            return scores.new_tensor(relative(self.weights, type(self).__name__)).unsqueeze(1)
+            return _like(scores, relative(self.weights, type(self).__name__)).unsqueeze(1)
         decisiveness = (scores[:, 0] - scores[:, 1]).abs()  # (K, B)
         smallest = 1e-6
         return (decisiveness + smallest / len(scores)) / (decisiveness.sum(0) + smallest)
@@ -250,10 +251,14 @@ class Geometric(ReferenceMix):
 
     def forward(self, references: Sequence[Sides], policy: Sides) -> MixOutput:
         scores = torch.stack([torch.stack(sides) for sides in references])  # (K, 2, B)
-        weights = scores.new_tensor(relative(self.weights or [1.0] * len(references), "Geometric"))
+        weights = _like(scores, relative(self.weights or [1.0] * len(references), "Geometric"))
         chosen, rejected = torch.einsum("k,ksb->sb", weights, scores)
         logged = {f"reference_weights/{k}": weight.expand_as(chosen) for k, weight in enumerate(weights)}
         return (chosen, rejected), logged
+
+
+def _like(scores: Tensor, numbers: list[float]) -> Tensor:
+    return without_waiting(torch.tensor(numbers, dtype=scores.dtype), scores.device)
 
 
 def relative(weights: list[float], owner: str) -> list[float]:

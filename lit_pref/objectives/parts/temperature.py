@@ -164,20 +164,18 @@ class EpsilonStep(Temperature):
 
     def update(self, beta: float, all_reduce: Callable[[Tensor], Tensor]) -> None:
         window = torch.zeros(3, dtype=torch.float64, device=self.scale.device) if self._window is None else self._window
-        up, down, pairs = all_reduce(window).tolist()
+        up, down, pairs = all_reduce(window).unbind()  # computed on the device, because a number would be a wait
         self._window = None
-        if pairs == 0:
-            return
         if self.harmonic:
             mean = 1 / (1 + self.epsilon * (up - down) / pairs)
         else:
             mean = (up / (1 + self.epsilon) + down / (1 - self.epsilon) + (pairs - up - down)) / pairs
-        scale = float(self.scale) * mean
+        scale = self.scale * mean
         if self.minimum is not None:
-            scale = max(scale, self.minimum / beta)
+            scale = scale.clamp_min(self.minimum / beta)
         if self.maximum is not None:
-            scale = min(scale, self.maximum / beta)
-        self.scale.fill_(scale)
+            scale = scale.clamp_max(self.maximum / beta)
+        self.scale.copy_(torch.where(pairs > 0, scale, self.scale))
 
     def progress(self, beta: float) -> dict[str, float]:
         return {"beta": beta * float(self.scale)}
@@ -209,13 +207,13 @@ class ColumnTemperature(Temperature):
     def forward(
         self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
-        factors = self.read(self.column, policy, pairs)
-        wrong = ~((factors > 0) & factors.isfinite())
+        factors, here = (self.read(self.column, policy, data) for data in (pairs, pairs.host))
+        wrong = ~((here > 0) & here.isfinite())
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
             raise UserError(
                 f"ColumnTemperature multiplies beta by `{self.column}`, which must be positive and finite, and "
-                f"{pairs.names[first]} has {float(factors[first])}: correct or drop the pair, or choose "
+                f"{pairs.names[first]} has {float(here[first])}: correct or drop the pair, or choose "
                 "`temperature: Constant`."
             )
         return beta * factors.to(ratios[0].dtype), {}

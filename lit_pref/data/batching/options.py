@@ -1,0 +1,69 @@
+"""The options of batches: refusal of impossible ones, and the number of loader processes if none is given."""
+
+import os
+from typing import Any
+
+import torch
+
+from lit_pref.errors import UsageError
+
+MOST_WORKERS = 4
+"""Processes that are started for each GPU at most: more than a few find no work, because a batch takes milliseconds."""
+
+
+def check_batch_options(data: Any) -> None:
+    """Refuse impossible batch options of a data module.
+
+    Raises:
+        UsageError: an option is out of range, or two options contradict each other.
+    """
+    at_least = {"global_batch": 1, "micro_batch": 1, "max_tokens": 1, "val_batch": 1, "seed": 0, "workers": 0}
+    for name, least in at_least.items():
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise UsageError(f"data.{name} is {value}; it must be at least {least}.")
+    if data.micro_batch is not None and data.max_tokens is not None:
+        raise UsageError(
+            f"data.micro_batch {data.micro_batch} and data.max_tokens {data.max_tokens} are both set, and each "
+            "decides how a step is cut; leave one of them out."
+        )
+    if data.val_fraction == 1:
+        raise UsageError("data.val_fraction is 1; it must be at least 0 and below 1.")
+
+
+def worker_processes(asked: int | None, device: torch.device, devices: int) -> int:
+    """Return how many processes prepare the batches of one device.
+
+    If no number is given, it is 0 on a CPU, where they would take cores from the model. For a GPU it is one less than
+    the cores for each device of this machine, because the process of the run needs one, and at most `MOST_WORKERS`.
+
+    Args:
+        asked: the given number.
+        device: the device of the run.
+        devices: the run's devices on this machine.
+    """
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return 0
+    # A task of SLURM may see the cores of the whole machine; its own share is in this variable.
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK")
+    cores = int(of_task) if of_task else _cores() // max(1, devices)
+    return max(0, min(MOST_WORKERS, cores - 1))
+
+
+def describe_loading(asked: int | None, workers: int, pin_memory: bool) -> str:
+    """Describe in one line how the batches of a device are prepared; empty if it is done in the run's own process.
+
+    >>> describe_loading(None, 4, pin_memory=True)
+    '4 worker process(es) a device (data.workers null: one less than its cores, at most 4), in page-locked memory'
+    """
+    if not workers and not pin_memory:
+        return ""
+    rule = f" (data.workers null: one less than its cores, at most {MOST_WORKERS})" if asked is None else ""
+    return f"{workers} worker process(es) a device{rule}{', in page-locked memory' if pin_memory else ''}"
+
+
+def _cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
