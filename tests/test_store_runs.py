@@ -331,6 +331,9 @@ def test_a_batch_carries_the_scores_that_a_lookup_in_the_step_would_give(run: Ru
     batch = next(iter(ran.trainer.datamodule.train_dataloader())).batch
     needs = ran.module.objective.requirements.reference_statistics
     assert len(batch.stored) == len(references)
+    unopened = Stored(InitialPolicy(), ran.module.policy)
+    unopened.add_scores(batch, needs)
+    assert len(batch.stored) == len(references)
     for stored in ran.module.references:
         carried, found = (stored.score(one, needs) for one in (batch, replace(batch, stored={})))
         assert carried is batch.stored[stored.key] and found is not carried
