@@ -76,9 +76,11 @@ class Stored(Reference):
     def add_scores(self, batch: PreferenceBatch, needs: frozenset[Need]) -> None:
         """Let a batch of the host carry its scores, with the needed statistics.
 
-        If one is missing, the batch carries none: `score` then says which, in the process of the run and not in a
-        worker of a loader.
+        If one is missing, or the reference has not been opened, the batch carries none: `score` then says what is
+        wrong, in the process of the run and not in a worker of a loader.
         """
+        if self._needed is None:
+            return
         sides = self._sides(batch, needs)
         if all((rows >= 0).all() for rows, _ in sides.values()):
             batch.stored[self.key] = self._scores(sides)
@@ -103,7 +105,7 @@ class Stored(Reference):
         return self._scores(sides).to(batch.rows.input_ids.device)
 
     def _sides(self, batch: PreferenceBatch, needs: frozenset[Need]) -> dict[str, tuple[Array, frozenset[Need]]]:
-        """Return, for each side that is there, the rows of its responses in the table, -1 for none, and its needs."""
+        """Return, by side of the batch, the rows of its responses in the table, -1 for missing ones, and its needs."""
         if self._needed is None:
             raise RuntimeError(f"the stored reference {self.label} has not been opened")
         chosen, rejected = self._keys(batch.pairs)
