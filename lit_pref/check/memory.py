@@ -72,7 +72,7 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     words += f", on each of {world} devices" if world > 1 else ""
     words += f"; the largest micro-batch has {tokens} tokens"
     longest = max(TokenBudget(1, *_sizes(module)).costs.tolist())
-    words += f": {_remedy(predicted, fits, longest)}" if severity == "warning" else ""
+    words += f": {_remedy(module, predicted, fits, longest)}" if severity == "warning" else ""
     words += f", and about {fits} would fit" if severity == "ok" and fits is not None else ""
     numbers = {name: predicted.parts.get(name, 0) for name in PARTS}
     further = {"total": predicted.total, "device": device, "devices": world, "tokens": tokens, "fits": fits}
@@ -96,18 +96,18 @@ def tokens_that_fit(predicted: StepMemory, tokens: int, room: float) -> int:
     return max(count // STEP * STEP, 0)
 
 
-def _remedy(predicted: StepMemory, fits: int | None, longest: int) -> str:
+def _remedy(module: PairModule, predicted: StepMemory, fits: int | None, longest: int) -> str:
+    spec = module.spec
+    further = [] if spec.gradient_checkpointing else ["set policy.gradient_checkpointing"]
+    further += [] if spec.adapters is not None else ["train adapters (policy.lora)"]
+    further.append("shard the weights over more devices (configs/fsdp.yaml)")
     if not fits:
-        return (
-            f"weights, gradients and optimizer state alone need {_gib(predicted.fixed)}: train adapters (policy.lora), "
-            "or shard the weights over more devices (configs/fsdp.yaml)"
-        )
+        needed = f"weights, gradients and optimizer state alone need {_gib(predicted.fixed)}"
+        return f"{needed}: {' or '.join(words for words in further if 'checkpointing' not in words)}"
     if fits < longest:
-        return (
-            f"about {fits} tokens fit, and the largest pair has {longest}: lower data.max_length, set "
-            "policy.gradient_checkpointing, or shard the weights (configs/fsdp.yaml)"
-        )
-    return f"set data.max_tokens to {fits} or less, or policy.gradient_checkpointing"
+        tokens = f"about {fits} tokens fit, and the largest pair has {longest}"
+        return f"{tokens}: lower data.max_length, or {' or '.join(further)}"
+    return f"set data.max_tokens to {fits} or less, or {' or '.join(further)}"
 
 
 def largest_micro_batch(module: PairModule, world: int = 1) -> tuple[PreferenceBatch, bool]:

@@ -40,8 +40,8 @@ PARTS = {
 }
 """The parts of `StepMemory`, with what each of them holds."""
 
-HOLES = 0.55
-"""The share of the memory that a forward pass frees which glibc does not find again, fitted to measured steps."""
+HOLES, HOLES_CHECKPOINTING = 0.55, 0.28
+"""The shares of the memory that a forward pass frees which glibc does not find again, fitted to measured steps."""
 CUDA_WORKSPACE, CUDA_CONTEXT = 32 * 2**20, 512 * 2**20
 """On Hopper, by cuBLAS's documentation; the size of a context is a usual one. Neither is measured."""
 
@@ -54,8 +54,8 @@ class StepMemory:
     the bytes of all live tensors are added up after every operation. So any architecture, layout, objective and
     precision is counted as it is. What no count gives:
 
-        heap      = 0.55 min(f, 2 t) on a CPU with glibc, f the bytes that the forward pass allocates and frees again,
-                    t those of all tensors at the peak but weights, references and optimizer state;
+        heap      = 0.55 f on a CPU with glibc, 0.28 f with gradient checkpointing, f the bytes that the policy's
+                    forward pass allocates and frees again: its freed tensors lie between kept ones;
                     0 if MALLOC_MMAP_THRESHOLD_ is at most 1 MiB: the C library then returns freed tensors at once
         workspace = 32 MiB and context = 512 MiB, on CUDA
 
@@ -97,11 +97,11 @@ def step_memory(module: PairModule, batch: PreferenceBatch, accumulates: bool = 
             step.tensors.forget_peak()
             step.take()
     peak = {name: step.tensors.peak[name] for name in PARTS if step.tensors.peak[name]}
-    static = sum(peak.get(name, 0) for name in ("weights", "references", "optimiser"))
     if batch.rows.input_ids.device.type == "cuda":
         peak |= {"workspace": CUDA_WORKSPACE, "context": CUDA_CONTEXT}
     elif _keeps_freed_memory():
-        peak["heap"] = int(HOLES * min(step.freed, 2 * (sum(peak.values()) - static)))
+        share = HOLES_CHECKPOINTING if module.spec.gradient_checkpointing else HOLES
+        peak["heap"] = int(share * step.freed)
     return StepMemory(_sharded(peak, module, shards) if shards > 1 else peak)
 
 
@@ -144,7 +144,7 @@ class _Step:
                 (module.scorer, batch, copies, [reference.scorer for reference in live]), memo
             )
         self.references = list(zip(live, scorers, strict=True))
-        self.tensors = LiveTensors(granularity=512 if rows.input_ids.device.type == "cuda" else 64)
+        self.tensors = LiveTensors(granularity=512 if rows.input_ids.device.type == "cuda" else 1)
         self.tensors.count(_weights([self.scorer]), "weights")
         self.tensors.count(_weights(copies), "references")
         self._label(self.scorer)
