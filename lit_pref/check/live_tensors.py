@@ -112,4 +112,5 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *args: 
     with unset_fake_temporarily():
         small = [torch.zeros(1, t.shape[1], 2, t.shape[3], dtype=t.dtype, device=device) for t in (query, key, value)]
         mask = None if mask is None else torch.zeros(1, 1, 2, 2, dtype=mask.dtype, device=device)
-        return torch._fused_sdp_choice(*small, mask, *args, **kwargs)
+        choose: Any = torch._fused_sdp_choice
+        return choose(*small, mask, *args, **kwargs)

@@ -101,7 +101,8 @@ def test_adapters_have_the_only_gradients_and_checkpointing_keeps_fewer_activati
     lora = trained(spec={"lora": Lora(r=2)}, references=None)
     again = trained(spec={"gradient_checkpointing": True})
     whole, adapters, checkpointed = (step_memory(module, batch).parts for module in (full, lora, again))
-    assert adapters.get("gradients", 0) < whole["optimiser"] / 8 and "references" not in adapters
+    assert adapters.get("gradients", 0) < whole["optimiser"] / 8
+    assert adapters.get("references", 0) < adapters["weights"] / 10, "the policy itself, without its adapters"
     assert checkpointed["activations"] < whole["activations"] / 2
 
 
