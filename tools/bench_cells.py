@@ -167,6 +167,9 @@ def _cells() -> list[Cell]:
     cells.append(Cell("optimizer", steps, work, (OURS, UNFUSED), full=True))
     for case in ("2k", "4k", "8k"):
         cells.append(Cell(f"row-{case}", steps, Work(case, "s", 512, 1), (SHARED, PADDED), full=True))
+    held_out = Work("hh", "narrow", 49_152, 16)
+    cells.append(Cell("held-out", steps, held_out, (OURS, COMPACT, NO_METRICS), full=True))
+    cells.append(Cell("profile-held-out", profile, held_out, full=True))
     cells += [Cell("loop", loop_overhead), Cell("start", start_up, timed=5)]
     cells.append(Cell("generate", partial(generating, temperature=1.0), timed=5))
     cells.append(Cell("generate-greedy", partial(generating, temperature=0.0), timed=5))

@@ -39,6 +39,11 @@ def lognormal(median: float, sigma: float, most: int) -> Law:
     return lambda quantile: min(most, median * math.exp(sigma * NormalDist().inv_cdf(quantile)))
 
 
+def deciles(*tokens: int) -> Law:
+    """Linear between the deciles of a measured distribution, the least and the most included."""
+    return lambda quantile: float(np.interp(quantile, np.linspace(0, 1, len(tokens)), tokens))
+
+
 CASES = {
     "a": (around(512, 0.12), around(128, 0.25)),
     "b": (around(128, 0.25), around(256, 0.25)),
@@ -48,6 +53,10 @@ CASES = {
     "4k": (around(2048, 0.01), around(1024, 0.01)),
     "8k": (around(4096, 0.01), around(2048, 0.01)),
     "feedback": (lognormal(140, 0.8, 1024), lognormal(260, 0.7, 1024)),
+    "hh": (
+        deciles(13, 19, 25, 43, 71, 97, 122, 151, 189, 270, 835),
+        deciles(2, 9, 13, 18, 24, 30, 40, 52, 68, 101, 556),
+    ),
     "judged": (around(768, 1 / 3), around(175, 0.43)),
     "short": (around(9, 0), around(11, 0.4)),
     "smoke": (around(24, 0.12), around(8, 0.25)),
@@ -55,7 +64,8 @@ CASES = {
 """Tokens of prompts and of responses, begin and end tokens among them.
 
 `long` are conversations of several turns, `2k` to `8k` pairs of that many tokens, `feedback` resembles UltraFeedback,
-`judged` are pairs to score, prompts of 512 to 1024 tokens and responses of 100 to 250, `short` are the testbed's.
+`hh` are 3000 dialogues of Anthropic's harmless-base in SmolLM2's tokens, `judged` are pairs to score, prompts of 512 to
+1024 tokens and responses of 100 to 250, `short` are the testbed's.
 """
 
 
@@ -78,6 +88,7 @@ def _qwen(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict
 MODELS = {
     "s": _llama(256, 1024, 6, 8, 4),
     "m": _llama(512, 1408, 12, 8, 4),
+    "narrow": _llama(288, 768, 15, 9, 3, tied=True),  # SmolLM2-135M at half its width and depth
     "0.5B": _qwen(896, 4864, 24, 14, 2),  # the shape of Qwen2.5-0.5B
     "1.5B": _qwen(1536, 8960, 28, 12, 2),  # Qwen2.5-1.5B
     "testbed": _llama(64, 192, 2, 4, 4),

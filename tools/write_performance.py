@@ -31,6 +31,8 @@ Memory is the peak within a step, not counting weights and optimizer state, but 
 - Lengths: **a** prompts 512 ± 12 %, responses 128 ± 25 %; **b** prompts 128 ± 25 %, responses 256 ± 25 %; **c**
   log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512.
 - **row-2k** (also 4k, 8k): one pair of that many tokens a step, half of them the prompt; a vocabulary of 512.
+- **held-out**: no goal was set on it. SmolLM2's shape at half its width and depth (9 heads that share 3, a tied head, a
+  vocabulary of 49,152), with the lengths of real dialogues (Anthropic's harmless-base): most are short, a few long.
 - Models: random Llamas, **s** 6 layers of 256, **m** 12 of 512; vocabularies of 32,000 and 128,256.
 - **TRL-compact** is TRL {trl}, changed to project response positions only, as it does on a GPU; without Triton it
   projects all positions. Its references are precomputed like ours, gradient checkpointing is off, its metrics are on.

@@ -60,7 +60,8 @@ class Check:
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
             self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
             config.data.selection = None
-        self._devices = Devices(config.trainer.devices, config.trainer.num_nodes)
+        sharded = "ModelParallelStrategy" in str(config.trainer.strategy)
+        self._devices = Devices(config.trainer.devices, config.trainer.num_nodes, sharded)
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 
     def run(self, module: PairModule) -> None:

@@ -1,22 +1,31 @@
-"""An estimate of the memory of one optimizer step, compared with that of the device."""
+"""The memory of the run's largest micro-batch, compared with that of the device."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.check.probe import Probe
 from lit_pref.check.report import Finding, Severity
-from lit_pref.data.batching.collation import collate
-from lit_pref.references.moving import MovingReference
+from lit_pref.check.step_memory import PARTS, StepMemory, step_memory
+from lit_pref.data.batching.collation import UncastBatches
+from lit_pref.data.batching.sampling import WindowSampler
+from lit_pref.data.batching.token_budget import TokenBudget
+from lit_pref.data.prepared.lists import number_of_units
+from lit_pref.errors import visible
+from lit_pref.modules.base import PairModule
 
 TIGHT = 0.9
-"""The share of the device's memory above which an estimate causes a warning: allocator and framework need the rest."""
+"""The share of the device's memory above which a prediction causes a warning: fragmentation needs the rest."""
+SEARCHED = 500_000
+"""Pairs among whose micro-batches the largest is looked for, at least one epoch: later epochs have the same pairs."""
+STEP = 256
+"""Suggested numbers of tokens are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Devices:
 
     given: Any = 1
     nodes: int = 1
+    sharded: bool = False  # by FSDP2
 
     def count(self, auto: int) -> int:
         """Devices on all nodes; `auto` is the number of devices of this machine."""
@@ -39,59 +49,104 @@ class Devices:
 
 
 def memory(probe: Probe, devices: Devices) -> Finding:
-    """Estimate the bytes for weights, gradients, optimizer state and activations.
-
-    The optimizer state per weight is measured in one step on a small tensor. Activations are measured as the tensors
-    that autograd saves in a forward pass over two pairs, without the weights, and scaled to the tokens of the largest
-    micro-batch. Temporary buffers of operations and fragmentation are not included.
+    """Predict the memory of an optimizer step with the run's largest micro-batch; see `StepMemory`.
 
     Args:
         probe: a probe whose models are built.
         devices: the run's devices, among which the pairs of a step are divided.
     """
     module = probe.module
-    every = list(probe.scorer.parameters())
-    trained = [p for p in every if p.requires_grad]
-    weights = _bytes(every) + _bytes(probe.scorer.buffers())
-    scorers = [
-        scorer
-        for reference in module.references
-        for scorer in (reference.copies if isinstance(reference, MovingReference) else [reference.scorer])
-    ]
-    # A stored reference has no model; `AdapterOff` uses the policy's.
-    references = sum(_bytes(own.parameters()) for own in scorers if own is not None and own is not probe.scorer)
-    state = int(_state_per_byte(probe, trained) * _bytes(trained))
-    world = devices.count(probe.module.trainer.accelerator.auto_device_count())
-    tokens = largest_batch(probe, world)
-    kept = int(_kept_per_token(probe) * tokens)
-    parts = {"weights": weights, "gradients": _bytes(trained), "optimiser": state, "activations": kept}
-    parts |= {"references": references}
-    total, device = sum(parts.values()), device_memory(probe.device)
-    severity: Severity = "warning" if device is not None and total > TIGHT * device else "ok"
-    words = ", ".join(f"{name.replace('optimiser', 'optimizer')} {_gib(size)}" for name, size in parts.items() if size)
-    words = f"one optimizer step needs about {_gib(total)} ({words}; estimated for {tokens} tokens in a micro-batch)"
+    world = devices.count(module.trainer.accelerator.auto_device_count())
+    batch, accumulates = largest_micro_batch(module, world)
+    tokens = tokens_of(batch)
+    try:
+        predicted = step_memory(module, batch, accumulates, world if devices.sharded else 1)
+    except Exception as error:  # a model or an optimizer of the user's own may read numbers, which are not there
+        words = f"the memory of a step cannot be predicted: {type(error).__name__}: {visible(str(error))[:300]}"
+        return Finding("memory", "note", words, numbers={"devices": world, "tokens": tokens})
+    device = device_memory(probe.device)
+    fits = None if device is None else tokens_that_fit(predicted, tokens, TIGHT * device)
+    severity: Severity = "warning" if device is not None and predicted.total > TIGHT * device else "ok"
+    words = f"one optimizer step needs about {_gib(predicted.total)}"
     words += f" of the {_gib(device)} on {probe.device.type}" if device is not None else ""
-    words += f", on each of {world} devices unless weights are sharded" if world > 1 else ""
-    if severity == "warning":
-        words += ": lower data.micro_batch or data.max_tokens, use policy.gradient_checkpointing, or shard the weights"
-    further = {"device": device, "devices": world, "tokens": tokens}
-    return Finding("memory", severity, words, numbers={**parts, "total": total, **further})
+    words += f", on each of {world} devices" if world > 1 else ""
+    words += f"; the largest micro-batch has {tokens} tokens"
+    longest = max(TokenBudget(1, *_sizes(module)).costs.tolist())
+    words += f": {_remedy(module, predicted, fits, longest)}" if severity == "warning" else ""
+    words += f", and about {fits} would fit" if severity == "ok" and fits is not None else ""
+    numbers = {name: predicted.parts.get(name, 0) for name in PARTS}
+    further = {"total": predicted.total, "device": device, "devices": world, "tokens": tokens, "fits": fits}
+    return Finding("memory", severity, words, numbers=numbers | further)
 
 
-def largest_batch(probe: Probe, world: int) -> int:
-    """The number of tokens in the largest possible micro-batch, which has the longest pairs, in the run's layout."""
-    data, lengths = probe.data, probe.data.train_pairs.lengths.astype(int)
-    if data.max_tokens is not None:
-        return int(data.max_tokens)
-    pairs = min(data.micro_batch or -(-data.global_batch // world), len(lengths))
-    if (lists := data.train_pairs.lists) is not None:  # it then counts lists
-        pairs = int(sum(sorted(lists.sizes, reverse=True)[:pairs]))
-    extra_response = data.train_pairs.extra_response_lengths.astype(int)
-    further = (extra_response > 0) * (lengths[:, 0] + extra_response)  # extra responses are scored in rows of their own
-    if probe.module.batch_layout == "prefix_shared":
-        return int(sum(sorted(lengths.sum(1) + further, reverse=True)[:pairs]))
-    sides = 2 if lengths[:, 2].any() else 1
-    return int(pairs * (sides * (lengths[:, 0] + lengths[:, 1:].max(1)).max() + further.max()))
+def memory_table(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each part of a prediction that takes memory, given the numbers of its finding."""
+    for name, meaning in PARTS.items():
+        if size := numbers.get(name, 0):
+            yield f"{name.replace('optimiser', 'optimizer'):12} {_gib(size):>10}  {meaning}"
+
+
+def tokens_that_fit(predicted: StepMemory, tokens: int, room: float) -> int:
+    """Return about how many tokens a micro-batch can have, in proportion to those of a prediction.
+
+    >>> tokens_that_fit(StepMemory({"weights": 1000, "activations": 4000}), tokens=2000, room=3000.0)
+    768
+    """
+    count = int((room - predicted.fixed) / max(predicted.total - predicted.fixed, 1) * tokens)
+    return max(count // STEP * STEP, 0)
+
+
+def _remedy(module: PairModule, predicted: StepMemory, fits: int | None, longest: int) -> str:
+    spec = module.spec
+    further = [] if spec.gradient_checkpointing else ["set policy.gradient_checkpointing"]
+    further += [] if spec.adapters is not None else ["train adapters (policy.lora)"]
+    further.append("shard the weights over more devices (configs/fsdp.yaml)")
+    if not fits:
+        needed = f"weights, gradients and optimizer state alone need {_gib(predicted.fixed)}"
+        return f"{needed}: {' or '.join(words for words in further if 'checkpointing' not in words)}"
+    if fits < longest:
+        tokens = f"about {fits} tokens fit, and the largest pair has {longest}"
+        return f"{tokens}: lower data.max_length, or {' or '.join(further)}"
+    return f"set data.max_tokens to {fits} or less, or {' or '.join(further)}"
+
+
+def largest_micro_batch(module: PairModule, world: int = 1) -> tuple[PreferenceBatch, bool]:
+    """Return the run's micro-batch with most tokens, of all ranks, and whether steps have more than one micro-batch.
+
+    Args:
+        module: a module that is attached to its Trainer, with prepared data.
+        world: ranks among which the pairs of a step are divided.
+    """
+    data = module.data
+    pairs, budget = data.train_pairs, TokenBudget(1, *_sizes(module))
+    units = number_of_units(pairs)
+    per_epoch = math.ceil(units / data.global_batch)
+    epochs = max(1, min(math.ceil(module.total_steps / per_epoch), SEARCHED // units))
+    limit = data.micro_batch_of(pairs, world)
+    sampler = WindowSampler(units, data.seed, data.global_batch, limit, world, rank=0, epochs=epochs)
+    batches = []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        batches.append(max((b for ranks in sampler.rounds() for b in ranks), key=lambda b: budget.cost(b.indices)))
+    largest = max(batches, key=lambda batch: budget.cost(batch.indices))
+    tokenizer, requirements = module.spec.load_tokenizer(), module.objective.requirements
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    extra_response = "extra_response" in requirements.sides
+    collated = UncastBatches(
+        pairs, pad_id, module.batch_layout, requirements.token_functions, extra_response, pairs.lists
+    )
+    return collated[largest].batch.to(module.trainer.strategy.root_device), sampler.accumulation > 1
+
+
+def _sizes(module: PairModule) -> tuple[Any, ...]:
+    pairs = module.data.train_pairs
+    return pairs.lengths, module.batch_layout, pairs.extra_response_lengths, pairs.lists
+
+
+def tokens_of(batch: PreferenceBatch) -> int:
+    """Return the number of tokens in the rows, including padding."""
+    extra = 0 if batch.extra_response is None else batch.extra_response.rows.input_ids.numel()
+    return batch.rows.input_ids.numel() + extra
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -105,57 +160,6 @@ def device_memory(device: torch.device) -> int | None:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         found.append(int(text))
     return min(found)
-
-
-def _state_per_byte(probe: Probe, trained: list[nn.Parameter]) -> float:
-    """The number of bytes of optimizer state per byte of trained weights."""
-    weight = nn.Parameter(torch.ones(64, 64, dtype=trained[0].dtype, device=probe.device))
-    weight.grad = torch.ones_like(weight)
-    optimizer = probe.module.optimizer([weight])
-    optimizer.step()
-    tensors = [value for value in optimizer.state[weight].values() if isinstance(value, Tensor) and value.ndim]
-    return _bytes(tensors) / _bytes([weight])
-
-
-def _kept_per_token(probe: Probe) -> float:
-    """The number of bytes that autograd saves per token in a forward pass of the policy."""
-    module = probe.module
-    tokenizer = module.spec.load_tokenizer()
-    extra_response = "extra_response" in module.objective.requirements.sides
-    batch = collate(
-        probe.pairs[:2], tokenizer.eos_token_id, layout=module.batch_layout, extra_response=extra_response
-    ).to(probe.device)
-    own = {t.untyped_storage().data_ptr() for t in (*probe.scorer.parameters(), *probe.scorer.buffers())}
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with module.trainer.precision_plugin.forward_context():
-            scores = probe.scorer(batch)
-        sides = (scores.chosen, scores.rejected, scores.extra_response)
-        loss = sum(side.scores.sum() for side in sides if side is not None)
-    del loss
-    return sum(seen.values()) / _tokens(batch)
-
-
-def _tokens(batch: PreferenceBatch) -> int:
-    """The number of tokens in the rows, including padding."""
-    return batch.rows.input_ids.numel() + (
-        0 if batch.extra_response is None else batch.extra_response.rows.input_ids.numel()
-    )
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in _each_once(tensors))
-
-
-def _each_once(tensors: Any) -> Iterator[Tensor]:
-    return iter({id(t): t for t in tensors}.values())
 
 
 def _gib(size: int) -> str:

@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
+from lit_pref.check.memory import memory_table
 from lit_pref.check.rendering import Kind, PairPieces
 from lit_pref.check.report import SEVERITIES, Finding, Report, Severity
 from lit_pref.errors import visible
@@ -51,8 +52,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _line(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.severity:8}", STYLES[finding.severity])
     console.print(line, Text(visible(finding.says)), soft_wrap=True, highlight=False, sep="")
-    if finding.topic == "layout":
-        for words in finding.numbers["example"].splitlines():
+    if finding.topic in ("layout", "memory"):
+        lines = finding.numbers["example"].splitlines() if finding.topic == "layout" else memory_table(finding.numbers)
+        for words in lines:
             console.print(Text(f"          {visible(words)}", "dim"), soft_wrap=True, highlight=False)
 
 

@@ -169,10 +169,13 @@ class WindowSampler(Sampler[MicroBatch]):
         return self.pairs // self.global_batch * self.accumulation + self._last
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        return (ranks[self.rank] for ranks in self.rounds())
+
+    def rounds(self) -> Iterator[list[MicroBatch]]:
+        """Iterate over the micro-batches of all ranks, those that are read at the same time together."""
         order = self._order()
         for w in range(self.start_window, self.windows):
-            for ranks in self._cut(order, w):
-                yield ranks[self.rank]
+            yield from self._cut(order, w)
 
     def pairs_in(self, given: int) -> int:
         """Return the pairs of all ranks together in the first `given` micro-batches of an epoch."""

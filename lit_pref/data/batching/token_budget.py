@@ -58,6 +58,11 @@ class TokenBudget:
         self.rows, self.longest = rows, longest  # (pairs,) each
         self.costs = rows * longest
 
+    def cost(self, indices: Sequence[int]) -> int:
+        """Return the cost of one micro-batch."""
+        rows, longest = self.rows[list(indices)], self.longest[list(indices)]
+        return int(longest.sum() if self.layout == "prefix_shared" else rows.sum() * longest.max())
+
     def least(self, window: Sequence[int]) -> int:
         """Return the smallest number of micro-batches for the pairs of an optimizer step."""
         return len(self._ends(self._ascending(window)[1], self.tokens))
