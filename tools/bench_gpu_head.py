@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,15 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
 from lit_pref.scoring.head import Readout, token_values
+from lit_pref.scoring.kernel_choice import kernels_for
+from lit_pref.scoring.products import HeadPrecision
 
 LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden states, weights, targets -> log-probs
 
 
 def heads(device: Device) -> dict[str, LogProbs]:
     """Every way to compute log-probs that exists here, by name."""
-    found: dict[str, LogProbs] = {"TRL": _trl, "lit_pref": _ours}
-    if "precision" in {field.name for field in fields(Readout)}:
-        found |= _precisions(device)
-    return found
+    return {"TRL": _trl, "lit_pref": _ours, **_precisions(device)}
 
 
 def _ours(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> Tensor:
@@ -31,9 +29,6 @@ def _ours(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> Te
 
 def _precisions(device: Device) -> dict[str, LogProbs]:
     """Every precision of lit_pref's head, with its kernels and without them."""
-    from lit_pref.scoring.kernel_choice import kernels_for
-    from lit_pref.scoring.products import HeadPrecision
-
     kernels = kernels_for(device.torch)
     return {
         f"lit_pref, {precision}, {'tiles' if reader is None else 'kernels'}": partial(

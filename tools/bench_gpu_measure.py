@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_goals import INSTALLED, LIVE, LIVE_3, OURS, PADDED
+from bench_gpu_attention import attention_rows
 from bench_gpu_device import Device, copy_peak, matmul_peak
 from bench_gpu_generate import generating
 from bench_gpu_head import head_alone
@@ -144,8 +145,6 @@ def head(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
 
 def attention(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Look for NaN and wrong gradients of attention."""
-    from bench_gpu_attention import attention_rows
-
     return {"attention": attention_rows(bench.device.torch.type, dry_run=not bench.device.is_gpu)}
 
 

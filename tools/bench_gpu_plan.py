@@ -1,7 +1,6 @@
 """The plan of the benchmark on a GPU: its cells in the order in which they are measured, the most important first."""
 
-from dataclasses import fields, replace
-from importlib.util import find_spec
+from dataclasses import replace
 
 from bench_goals import INSTALLED, LIVE, LIVE_3, OURS, PADDED
 from bench_gpu_measure import (
@@ -30,8 +29,6 @@ from bench_gpu_measure import (
 from bench_gpu_steps import Pace
 from bench_work import Work
 
-from lit_pref.models.spec import ModelSpec
-
 SMALL = Work("c", "0.5B", 151_936, 16)
 LARGE = replace(SMALL, model="1.5B", pairs=8)
 
@@ -46,7 +43,8 @@ def _cells() -> list[Cell]:
         Cell("0.5B-c", steps, 45, SMALL, (OURS, PADDED, TRL, NO_METRICS, GROUPED)),
         Cell("head", head, 15),
         Cell("breakdown-0.5B-c", breakdown, 25, SMALL, (OURS, TRL)),
-        *_optional(),
+        Cell("attention", attention, 15),
+        Cell("0.5B-b-head", steps, 30, on("b"), (OURS, HEAD_FP32, HEAD_SPLIT, NO_KERNELS)),
         Cell("losses-fp32", steps, 35, replace(SMALL, pairs=4), (OURS, TRL), bf16=False),
         Cell("1.5B-c", steps, 40, LARGE, (OURS, TRL)),
         Cell("1.5B-c-lora", steps, 30, replace(LARGE, lora=True), (OURS, TRL)),
@@ -63,17 +61,6 @@ def _cells() -> list[Cell]:
         Cell("0.5B-c-liger", steps, 20, SMALL, (LIGER,), against="0.5B-c"),  # it changes the model's classes
         Cell("0.5B-c-compiled", steps, 60, SMALL, (COMPILED,), against="0.5B-c"),
     ]
-
-
-def _optional() -> list[Cell]:
-    """Return the cells of what may not be there yet."""
-    cells = []
-    if find_spec("bench_gpu_attention"):
-        cells.append(Cell("attention", attention, 15))
-    if "head_precision" in {field.name for field in fields(ModelSpec)}:
-        heads = (OURS, HEAD_FP32, HEAD_SPLIT, NO_KERNELS)
-        cells.append(Cell("0.5B-b-head", steps, 30, replace(SMALL, case="b"), heads))
-    return cells
 
 
 CELLS = {cell.name: cell for cell in _cells()}
