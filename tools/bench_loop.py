@@ -62,6 +62,9 @@ class TinyModule(PreferenceModule):
     def __init__(self) -> None:
         super().__init__(ModelSpec(path="none"), DPO(), [Fixed()], optimizer=adamw, reference_store=False)
 
+    def setup(self, stage: str) -> None:
+        """Do nothing: there are no data to fit anything to, and no scores to store."""
+
     def configure_model(self) -> None:
         self.scorer = Scorer()  # type: ignore[assignment]
 
