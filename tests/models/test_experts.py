@@ -163,6 +163,7 @@ def test_the_first_lines_and_check_say_whether_the_router_loss_is_on(
     config = {"model_type": "mixtral", "router_aux_loss_coef": 50.0, "output_router_logits": asks}
     module = SimpleNamespace(spec=ModelSpec(config=config, tokenizer=str(policy_folder)), fitted=[], seed=0)
     module.batch_layout, module.layout_reason = "padded", "as asked"
+    module.data = SimpleNamespace(workers=None, loading={"workers": 0, "pin_memory": False})
     options = SimpleNamespace(split_seed=0)
     monkeypatch.setattr(
         "lit_pref.run.first_lines.steps_of", lambda module: SimpleNamespace(warnings=list, lines=list, validation=str)
