@@ -100,3 +100,17 @@ def test_the_config_of_a_run_folder_resumes_in_it_and_runs_again_beside_it(tmp_p
     assert folder_of_run(None, [config], resumes=True) == tmp_path / "first"
     assert folder_of_run(None, [config], resumes=False) == Path("runs/first-again")
     assert folder_of_run(None, ["configs/mmpo.yaml"], resumes=True) == Path("runs/mmpo")
+
+
+def test_more_devices_than_cores_are_refused_where_no_gpu_was_found(here: Path, policy_folder: Path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = ("--trainer.accelerator", "auto", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    with pytest.raises(UsageError, match=r"trainer.devices is 2 and no GPU was found, .* share 1 CPU cores: set"):
+        main(command(policy_folder, here, *options))
+    assert not Path("run").exists()
+
+
+def test_a_fit_without_checkpoints_is_refused_because_it_exports_one(here: Path, policy_folder: Path):
+    with pytest.raises(UsageError, match=r"enable_checkpointing is false, and fit needs .*callbacks.keep 1"):
+        main(command(policy_folder, here, "--trainer.enable_checkpointing", "false"))

@@ -231,7 +231,8 @@ class ModelSpec:
             source = f"{self.config['model_type']} with random weights (seed {self.seed})"
         adapters = "" if self.lora is None else f", LoRA of rank {self.lora.r}"
         head = "" if self.head == "lm" else ", scalar head" if self.embedding is None else f", {self.embedding!r}"
-        return f"{source}, {self.dtype}{adapters}{head}"
+        rounded = "" if self.head_precision == "auto" else f", head_precision {self.head_precision}"
+        return f"{source}, {self.dtype}{adapters}{head}{rounded}"
 
     def base(self) -> "ModelSpec":
         """Return the spec of the frozen initial model: without new adapters and options that concern training only.

@@ -32,7 +32,7 @@ def arguments_of(text: str) -> tuple[str, dict[str, Any]]:
         UsageError: it is none of them, or has an unknown trainer.
         UserError: the file is not a mapping.
     """
-    if text.endswith((".yaml", ".yml", ".json")):
+    if is_file(text):
         return _trainer_of(_read(Path(text)))
     is_call = text.rstrip().endswith(")") and "(" in text.partition("=")[0]
     source = text.strip() if is_call else f"DPOConfig({text})"
@@ -49,6 +49,11 @@ def arguments_of(text: str) -> tuple[str, dict[str, Any]]:
         meant = f"; did you mean {near[0]}?" if near else ": only trainers of pairs have a counterpart here"
         raise UsageError(f"--from_trl: {name} is none of {', '.join(TRAINERS)}{meant}")
     return _trainer_of({"trainer": TRAINERS[name], **given} if is_call else given)
+
+
+def is_file(text: str) -> bool:
+    """Whether the text is the path of a file of arguments."""
+    return text.endswith((".yaml", ".yml", ".json"))
 
 
 def _how(text: str) -> str:

@@ -9,7 +9,7 @@ import yaml
 from lit_pref.errors import UsageError
 from lit_pref.hints import advice, did_you_mean, our_option
 from lit_pref.other_names import EXPLAINED
-from lit_pref.porting.arguments import arguments_of
+from lit_pref.porting.arguments import arguments_of, is_file
 from lit_pref.porting.losses import Settings
 from lit_pref.porting.objective import OF_LOSS, objective_of, references_of
 from lit_pref.porting.script import placed, script_options, script_remarks
@@ -69,7 +69,7 @@ SAME = (
     *("learning_rate", "weight_decay", "warmup_steps", "warmup_ratio"),
     *("max_grad_norm", "max_length", "max_prompt_length", "seed", "data_seed", "output_dir", "logging_steps"),
     *("dataloader_num_workers", "trust_remote_code", "gradient_checkpointing", "per_device_eval_batch_size"),
-    *("router_aux_loss_coef", "eval_steps", "full_determinism", "resume_from_checkpoint"),
+    *("router_aux_loss_coef", "full_determinism", "resume_from_checkpoint"),
 )
 """Settings whose value here is the same."""
 
@@ -115,6 +115,8 @@ def yaml_of(text: str) -> str:
     rest = {name: value for name, value in given.items() if name not in placed(given)}
     remarks += [remark for name, value in rest.items() for remark in _left_out(name, value, settings)]
     remarks += script_remarks(given)
+    if is_file(text) and trainer == "dpo" and "loss_type" not in given:
+        remarks.append("If the file is that of another trainer, add `trainer: reward`, `orpo` or `cpo` to it.")
     head = [f"# TRL's {title} trainer, with its defaults; data.global_batch is for one device."]
     for remark in remarks:
         head += textwrap.wrap(remark, 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
@@ -224,6 +226,9 @@ CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
     "disable_tqdm": lambda value, settings: {"trainer.enable_progress_bar": not value},
     "use_cpu": lambda value, settings: {"trainer.accelerator": "cpu"} if value else {},
     "eval_strategy": lambda value, settings: {"data.val_fraction": 0.0} if value == "no" else {},
+    "eval_steps": lambda value, settings: (
+        {"trainer.val_check_interval": value} if settings["eval_strategy"] == "steps" else {}
+    ),
 }
 """Settings whose value or name changes, with what they become."""
 

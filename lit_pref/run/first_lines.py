@@ -10,6 +10,7 @@ from lit_pref.data.batching.options import describe_loading
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.experts import router_line, router_weight
 from lit_pref.models.folder import refuse_placeholder
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.sharding import FSDP2
@@ -69,6 +70,12 @@ def first_lines(module: PairModule, trainer: Trainer, run_dir: Path) -> str:
     ]
     if isinstance(trainer.strategy, FSDP2):
         lines.append(f"sharding    {trainer.strategy.in_words(module.spec.dtype, trainer.world_size)}")
+    for k, spec in enumerate(_reference_specs(module)):
+        if spec is not None and spec.head_precision != (own := module.spec.head_precision):
+            lines.append(
+                f"warning     head_precision is {spec.head_precision} for reference {k} and {own} for the policy: "
+                "log-ratios contain the difference of their rounding"
+            )
     if module.objective.requirements.max_references is None and len(module.references) == 1:
         lines.append("note        a mixture of one reference is that reference alone: list more in model.references")
     if not module.references and module.spec.head == "lm":
@@ -87,15 +94,20 @@ def refuse_other_models(module: PairModule) -> None:
         UserError: the policy or a reference has such a folder, one without a configuration that can be read, or a
             placeholder instead of a folder.
     """
-    specs = [module.spec]
-    for reference in module.references:
-        specs.append(reference.spec if isinstance(reference, Stored) else reference.frozen_spec(module.spec))
-    for spec in specs:
+    for spec in (module.spec, *_reference_specs(module)):
         if spec is None or spec.path is None:
             continue
         refuse_placeholder(spec.path)
         if os.path.isdir(os.path.expanduser(spec.path)):
             spec.configuration()
+
+
+def _reference_specs(module: PairModule) -> list[ModelSpec | None]:
+    """The specs of the references' models; None for one that reads the policy's own weights."""
+    return [
+        reference.spec if isinstance(reference, Stored) else reference.frozen_spec(module.spec)
+        for reference in module.references
+    ]
 
 
 def seeds(module: PairModule, data: PreferenceDataModule) -> str:

@@ -1,11 +1,13 @@
 """The Trainer of a run, whose callbacks, loggers and plugins depend on the command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
 from lit_pref.callbacks.progress import progress
@@ -51,10 +53,22 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
     if config.logger is None or command not in TRAINER_COMMANDS or (command == "fit" and config.logger is True):
         arguments["logger"] = False  # `Run.fit` makes the default logger, once it knows the step from which to write
     refuse_fsdp1(config.strategy)
+    if command == "fit" and config.enable_checkpointing is False:
+        raise UsageError(
+            "trainer.enable_checkpointing is false, and fit needs checkpoints to export the model: leave it out, and "
+            "keep few of them by --trainer.callbacks+=Checkpoints --trainer.callbacks.keep 1"
+        )
     try:
-        return Trainer(**{**arguments, "callbacks": callbacks})
+        trainer = Trainer(**{**arguments, "callbacks": callbacks})
     except (ValueError, TypeError, ImportError) as error:  # raised for impossible combinations of settings
         raise UsageError(as_sentence(error)) from error
+    cores = os.cpu_count() or 1
+    if config.accelerator == "auto" and isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise UsageError(
+            f"trainer.devices is {trainer.num_devices} and no GPU was found, so as many processes would share {cores} "
+            f"CPU cores: set trainer.devices to {cores} or less, or trainer.accelerator to cpu if this is meant"
+        )
+    return trainer
 
 
 def _as_list(value: Any) -> list[Any]:

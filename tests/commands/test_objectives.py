@@ -246,7 +246,11 @@ def test_a_file_of_a_trl_script_names_model_adapters_and_data_too(tmp_path: Any,
     assert (lora.r, lora.alpha, lora.dropout) == (8, 32.0, 0.05) and config.data.train == "owner/pairs:train_prefs"
     splits = ported("dataset_name='owner/pairs',eval_strategy=steps,eval_steps=50")[0]["data"]
     assert (splits["train"], splits["val"]) == ("owner/pairs:train", "owner/pairs:test")
+    once_an_epoch = ported("eval_strategy=epoch,eval_steps=3")[0]  # TRL does not read eval_steps then
+    assert "val_check_interval" not in once_an_epoch["trainer"]
+    assert ported("eval_strategy=steps,eval_steps=3")[0]["trainer"]["val_check_interval"] == 3
     comments = ported(str(tmp_path / "trl.yaml"))[1]
+    assert "If the file is that of another trainer, add `trainer: reward`" in comments
     assert "load_in_4bit=True: weights are not quantised" in comments and "model_name_or_path" not in comments
     assert "lora_target_modules: peft chooses layers by the architecture" in comments
     alone = ported("lora_r=8,dataset_name='pairs.jsonl',dataset_train_split=train,dtype=auto")

@@ -1,6 +1,7 @@
 """A run built from Python: what `build` takes, what a `Run` does, and that it does the same as the command line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,14 @@ def test_a_reward_model_as_policy_or_reference_is_refused_before_the_first_lines
         with pytest.raises(UserError, match="reward' is a LlamaForSequenceClassification, not a causal language model"):
             build(MMPO, {**options, **changed, "run_dir": "run"}).fit()
     assert capsys.readouterr().out == "" and not Path("run").exists()
+
+
+def test_a_reference_whose_head_rounds_otherwise_than_the_policys_is_warned_of(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    init = {"path": options["model.policy.path"], "head_precision": "bf16"}
+    rounded = {"model.references": [{"class_path": "Pretrained", "init_args": init}], "run_dir": "run"}
+    build(MMPO, {**options, **rounded, "trainer.max_steps": 1, "print_summary": True}).fit()
+    said = capsys.readouterr().out
+    assert "warning     head_precision is bf16 for reference 0 and auto for the policy" in said
+    assert re.search(r"reference 0 .*float32, head_precision bf16; stored", said)
