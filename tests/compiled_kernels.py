@@ -3,10 +3,6 @@
 import itertools
 import json
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from lit_pref.scoring import kernels
 
 ROW = {"x": "*fp32", "x_stride": "i32", "bias": "*fp32", "targets": "*i64"}
@@ -19,6 +15,11 @@ SIGNATURES = {
 
 
 def main():
+    # Imported here, because the collection of doctests imports this file also where there is no triton.
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     found = {}
     for name, capability, chosen in itertools.product(SIGNATURES, (80, 90, 100), (False, True)):
         flags = dict.fromkeys(("HAS_BIAS", "HAS_CAP", *(["WRITES"] if name == "_fold" else [])), chosen)

@@ -16,7 +16,8 @@ Parts = tuple[Tensor, ...]
 class HeadPrecision(StrEnum):
     """The rounding of operands in the multiplications of an output head; sums and log-softmax are fp32 or wider.
 
-    `fp32` rounds nothing: fp32, or fp64 for an fp64 model. `bf16` rounds hidden states, weights, and in the backward
+    `fp32` rounds nothing: fp32, or fp64 for an fp64 model; TF32 is off for these multiplications, also where
+    `torch.set_float32_matmul_precision` allows it, and `auto` is no exception. `bf16` rounds hidden states, weights, and in the backward
     pass the gradients of the logits to bf16; hidden states and weights that are bf16 lose nothing. `split` stands for
     an fp32 operand by two bf16 ones, its rounded value and the rounded rest, and leaves out the product of two rests:
     one, two or three multiplications in place of one. `auto` is `bf16` on a CUDA device where the model computes in
@@ -112,19 +113,17 @@ class Products:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Context without autocast, in which upcast bf16 values are multiplied as TF32 on a CUDA device."""
-        matmul = torch.backends.cuda.matmul
-        upcast = self.precision is not HeadPrecision.FP32 and self.device.type == "cuda" and not self._native
-        before = upcast and matmul.allow_tf32
+        """Context without autocast, in which no product rounds its operands on a CUDA device.
+
+        TF32 is off for `fp32`, and on for upcast bf16 values.
+        """
         with torch.autocast(self.device.type, enabled=False):
-            if not upcast:
+            rounds = self.precision is not HeadPrecision.FP32
+            if self.device.type != "cuda" or self.dtype != torch.float32 or (rounds and self._native):
                 yield
                 return
-            matmul.allow_tf32 = True
-            try:
+            with tf32(allowed=rounds):
                 yield
-            finally:
-                matmul.allow_tf32 = before
 
     @property
     def _native(self) -> bool:
@@ -134,10 +133,12 @@ class Products:
         return rounded if self._native else rounded.to(self.dtype)
 
     def _add(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        if a.dtype == torch.bfloat16:
-            total += torch.mm(a, b, out_dtype=self.dtype)
-        else:
+        if a.dtype != torch.bfloat16:
             total.addmm_(a, b)
+        elif adds_bf16(self.device):
+            torch.addmm(total, a, b, out_dtype=self.dtype, out=total)
+        else:
+            total += torch.mm(a, b, out_dtype=self.dtype)
 
 
 def sliced(parts: Parts, rows: slice) -> Parts:
@@ -164,6 +165,44 @@ def multiplies_bf16(device: torch.device) -> bool:
     except (TypeError, RuntimeError):
         return False
     return True
+
+
+@cache
+def adds_bf16(device: torch.device) -> bool:
+    """Return whether a device adds products of bf16 matrices to an fp32 matrix in place, which is tried once."""
+    if not multiplies_bf16(device):
+        return False
+    ones = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    total = ones.float()
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Context in which fp32 matrices are multiplied as TF32 on CUDA devices, or are not."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        name, value, before = "allow_tf32", allowed, matmul.allow_tf32
+    except RuntimeError:  # set through `fp32_precision`, which does not mix with the older setting
+        name, value, before = "fp32_precision", "tf32" if allowed else "ieee", matmul.fp32_precision
+    if before == value:
+        yield
+        return
+    try:
+        word = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        word = None
+    setattr(matmul, name, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+        if word == "medium":  # which `allow_tf32` would turn into "high"
+            torch.set_float32_matmul_precision(word)
 
 
 def _cross(a: Parts, b: Parts) -> list[tuple[Tensor, Tensor]]:
