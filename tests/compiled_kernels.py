@@ -10,7 +10,7 @@ TILE = {"start": "i32", "columns": "i32", "scale": "fp32", "cap": "fp32"}
 OUT = {"out": "*bf16", "out_stride": "i32"}
 SIGNATURES = {
     "_fold": ROW | dict.fromkeys(("tops", "totals", "picked"), "*fp32") | OUT | {"fades": "*fp32"} | TILE,
-    "_change": ROW | {"lses": "*fp32", "upstreams": "*fp32"} | OUT | TILE,
+    "_logit_gradients": ROW | {"lses": "*fp32", "upstreams": "*fp32"} | OUT | TILE,
 }
 
 

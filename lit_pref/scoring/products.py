@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-Parts = tuple[Tensor, ...]
+Summands = tuple[Tensor, ...]
 """Matrices whose sum stands for one operand."""
 
 
@@ -81,7 +81,7 @@ class Products:
     dtype: torch.dtype
     device: torch.device
 
-    def parts(self, matrix: Tensor) -> Parts:
+    def summands(self, matrix: Tensor) -> Summands:
         """Return the operand that stands for a matrix."""
         if self.precision is HeadPrecision.FP32:
             return (matrix.to(self.dtype),)
@@ -90,7 +90,7 @@ class Products:
             return (self._ready(rounded),)
         return self._ready(rounded), self._ready(matrix.sub(rounded).bfloat16())
 
-    def product(self, a: Parts, b: Parts, out: Tensor | None = None) -> Tensor:
+    def product(self, a: Summands, b: Summands, out: Tensor | None = None) -> Tensor:
         """Return `a b`, written to `out` if given."""
         if a[0].dtype == torch.bfloat16:
             options = {} if out is None else {"out": out}
@@ -101,7 +101,7 @@ class Products:
             self._add(total, x, y)
         return total
 
-    def add(self, total: Tensor, a: Parts, b: Parts) -> None:
+    def add(self, total: Tensor, a: Summands, b: Summands) -> None:
         """Add `a b` to `total`."""
         for x, y in ((a[0], b[0]), *_cross(a, b)):
             self._add(total, x, y)
@@ -141,14 +141,14 @@ class Products:
             total += torch.mm(a, b, out_dtype=self.dtype)
 
 
-def sliced(parts: Parts, rows: slice) -> Parts:
+def sliced(summands: Summands, rows: slice) -> Summands:
     """Return some rows of an operand, as views."""
-    return tuple(part[rows] for part in parts)
+    return tuple(matrix[rows] for matrix in summands)
 
 
-def transposed(parts: Parts) -> Parts:
+def transposed(summands: Summands) -> Summands:
     """Return the transpose of an operand, as views."""
-    return tuple(part.T for part in parts)
+    return tuple(matrix.T for matrix in summands)
 
 
 @cache
@@ -205,6 +205,6 @@ def tf32(allowed: bool) -> Iterator[None]:
             torch.set_float32_matmul_precision(word)
 
 
-def _cross(a: Parts, b: Parts) -> list[tuple[Tensor, Tensor]]:
+def _cross(a: Summands, b: Summands) -> list[tuple[Tensor, Tensor]]:
     """Return the products of a rest and a rounded value."""
     return [*((rest, b[0]) for rest in a[1:]), *((a[0], rest) for rest in b[1:])]

@@ -30,7 +30,7 @@ class Walked:
         return None if out is None else torch.ones_like(sums[0])
 
     @staticmethod
-    def change(x, bias, scale, softcap, targets, start, lse, upstream, out):
+    def logit_gradients(x, bias, scale, softcap, targets, start, lse, upstream, out):
         assert all(t.device.type == "cuda" for t in (x, targets, lse, upstream, out))
         return out
 
@@ -99,7 +99,7 @@ def test_a_product_is_added_to_its_sum_without_a_temporary():
     with FakeTensorMode():
         total = torch.empty(16, 16, device="cuda")
         products = Products(HeadPrecision.BF16, torch.float32, total.device)
-        parts = products.parts(torch.empty(16, 16, device="cuda"))
+        parts = products.summands(torch.empty(16, 16, device="cuda"))
         with Waiting({"add_", "mm", "addmm"}) as seen:
             products.add(total, parts, parts)
     assert seen.names == {"addmm"}

@@ -36,7 +36,7 @@ def tensors(n=40, v=700, h=16, seed=0, size=1.0):
 
 def as_multiplied(matrix, precision):
     """The sum of an operand's parts, in fp64."""
-    parts = Products(precision, torch.float32, matrix.device).parts(matrix)
+    parts = Products(precision, torch.float32, matrix.device).summands(matrix)
     return sum(part.double() for part in parts)
 
 
