@@ -21,6 +21,10 @@ test:  ## the default tests, at most 8 minutes on 2 cores
 test-slow:  ## the tests that take minutes: kills, long runs
 	$(PYTHON) -m pytest -q -m slow
 
+test-kernels:  ## the kernels of the output head in Triton's interpreter and a CUDA device's operations, without a GPU; PYTHON=...
+	$(PYTHON) -c "import triton"
+	$(PYTHON) -m pytest -q -n 0 tests/scoring/test_kernels.py tests/scoring/test_cuda_road.py
+
 bench:  ## against TRL and itself, under 40 minutes on a quiet machine; ARGS="--full", "--smoke", "--only CELL"
 	$(PYTHON) tools/bench_run.py $(ARGS)
 
@@ -39,4 +43,4 @@ docs:  ## write the generated pages: objectives, methods, from_trl, claims, form
 	$(PYTHON) tools/write_stub.py
 	$(PYTHON) tools/write_performance.py
 
-.PHONY: help setup check test test-slow bench bench-gpu docs
+.PHONY: help setup check test test-slow test-kernels bench bench-gpu docs

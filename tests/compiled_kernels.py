@@ -3,10 +3,6 @@
 import itertools
 import json
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from lit_pref.scoring import kernels
 
 ROW = {"x": "*fp32", "x_stride": "i32", "bias": "*fp32", "targets": "*i64"}
@@ -14,11 +10,16 @@ TILE = {"start": "i32", "columns": "i32", "scale": "fp32", "cap": "fp32"}
 OUT = {"out": "*bf16", "out_stride": "i32"}
 SIGNATURES = {
     "_fold": ROW | dict.fromkeys(("tops", "totals", "picked"), "*fp32") | OUT | {"fades": "*fp32"} | TILE,
-    "_change": ROW | {"lses": "*fp32", "upstreams": "*fp32"} | OUT | TILE,
+    "_logit_gradients": ROW | {"lses": "*fp32", "upstreams": "*fp32"} | OUT | TILE,
 }
 
 
 def main():
+    # Imported here, because the collection of doctests imports this file also where there is no triton.
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     found = {}
     for name, capability, chosen in itertools.product(SIGNATURES, (80, 90, 100), (False, True)):
         flags = dict.fromkeys(("HAS_BIAS", "HAS_CAP", *(["WRITES"] if name == "_fold" else [])), chosen)

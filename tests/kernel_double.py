@@ -31,6 +31,6 @@ def fold(x, bias, scale, softcap, targets, start, sums, out=None):
     return fade
 
 
-def change(x, bias, scale, softcap, targets, start, lse, upstream, out):
+def logit_gradients(x, bias, scale, softcap, targets, start, lse, upstream, out):
     f, slope = _logits(x, bias, scale, softcap)
     return out.copy_(upstream[:, None] * (_own(targets, start, x) - (f - lse[:, None]).exp()) * slope)

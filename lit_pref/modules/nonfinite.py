@@ -1,4 +1,4 @@
-"""Stops a run whose loss is not finite, before the weights change or anything of that step is saved."""
+"""Stops a run whose loss or gradient is not finite, before the weights change or anything of that step is saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from lit_pref.batch import PairData
@@ -17,18 +18,30 @@ from lit_pref.modules.distributed import gather_objects, refuse, sum_over_ranks
 NOT_FINITE = "is not finite at step"
 """Words of the sentence by which the end of another process is known to be a divergence."""
 
+NAMED = 8
+"""Pairs that a sentence names at most."""
+
+REMEDY = (
+    "a backward pass overflows or has a fault: try model.policy.attention eager, trainer.precision 32-true or "
+    "model.policy.compile false, or lower the learning rate"
+)
+
 Seen = list[tuple[Tensor, list[str]]]
 """For each micro-batch of an optimizer step, which losses are not finite, (B,), and the names of the pairs."""
 
 
 class NonfiniteGuard:
-    """Keeps an optimizer step with a loss that is not finite from changing anything, and stops the run.
+    """Keeps an optimizer step with a loss or gradient that is not finite from changing anything, and stops the run.
 
-    On a CPU, `check` looks at the losses before the step. On a GPU a look would be a wait for all the work that the
+    On a CPU, `check` looks at them before the step. On a GPU a look would be a wait for all the work that the
     device still has. There `check` gives the optimizer a flag on the device, with which its fused kernel leaves weights
     and state as they are, and the flag is read where it has arrived by itself: by the `check` of the next step. Before
     anything of the step is saved, logged or evaluated, `settle` reads it. Other optimizers than the fused ones of torch
     have no such switch, and the loss scale of fp16 is read in every step anyway: with these, `check` waits.
+
+    Losses are finite and gradients are not where a backward pass overflows or has a fault. The gradients are those
+    before clipping. Under the loss scale of fp16 they are not looked at: some are infinite now and then, and torch
+    skips these steps.
     """
 
     deferred: bool | None = None
@@ -43,17 +56,20 @@ class NonfiniteGuard:
         self._seen.append((~torch.isfinite(losses.detach()) & pairs.is_real, pairs.names))
 
     def check(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Check the losses of an optimizer step, on all ranks, before the weights change.
+        """Check the losses and gradients of an optimizer step, on all ranks, before the weights change.
 
         A rank that stopped alone would leave the others waiting for its gradients.
 
         Raises:
-            UserError: a loss is not finite, of this step or, where the check does not wait, of the one before; see
-                `refuse`.
+            UserError: a loss or gradient is not finite, of this step or, where the check does not wait, of the one
+                before; see `refuse`.
         """
         self.settle(trainer)
         seen, self._seen = self._seen, []
-        bad = sum_over_ranks(trainer, torch.cat([bad for bad, _ in seen]).sum().double())
+        bad = torch.cat([bad for bad, _ in seen]).sum().double()
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            bad = bad + _count_nonfinite(optimizer)
+        bad = sum_over_ranks(trainer, bad)
         deferred = bad.device.type == "cuda" if self.deferred is None else self.deferred
         if deferred and _has_switch(trainer, optimizer):
             self._unread = _Unread(trainer.global_step, seen, (bad > 0).float())
@@ -65,7 +81,7 @@ class NonfiniteGuard:
         """Read the flag of the last step, if that was not done; every rank must call it equally often.
 
         Raises:
-            UserError: a loss of that step was not finite; see `refuse`.
+            UserError: a loss or gradient of that step was not finite; see `refuse`.
         """
         unread, self._unread = self._unread, None
         if unread is not None and unread.is_bad():
@@ -98,7 +114,7 @@ class _Unread:
             self._arrived.record()
 
     def is_bad(self) -> bool:
-        """Whether a loss of any rank was not finite; waits until the device has come to the end of that step."""
+        """Whether a number of any rank was not finite; waits until the device has come to the end of that step."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return bool(self._copy)
@@ -110,9 +126,31 @@ def _has_switch(trainer: Trainer, optimizer: Optimizer) -> bool:
     return fused and getattr(trainer.precision_plugin, "scaler", None) is None
 
 
+def _count_nonfinite(optimizer: Optimizer) -> Tensor | int:
+    """The number of this rank's gradients, or shards of them, whose norm in fp32 or wider is not finite."""
+    found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}  # torch computes the norms of one dtype together
+    for gradient in (g.to_local() if isinstance(g, DTensor) else g for g in found):
+        by_dtype.setdefault(gradient.dtype, []).append(gradient)
+    norms = [
+        norm
+        for dtype, gradients in by_dtype.items()
+        for norm in torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32))
+    ]
+    return (~torch.stack(norms).isfinite()).sum() if norms else 0
+
+
 def _refuse_step(trainer: Trainer, step: int, seen: Seen) -> NoReturn:
     own = [name for bad, names in seen for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-    refuse_nonfinite(trainer, [name for names in gather_objects(trainer, own) for name in names], step)
+    ranks = gather_objects(trainer, (own, [name for _, names in seen for name in names][:NAMED]))
+    if pairs := [name for own, _ in ranks for name in own]:
+        refuse_nonfinite(trainer, pairs, step)
+    some = "; ".join([name for _, names in ranks for name in names][:NAMED])
+    refuse(
+        trainer,
+        f"the gradient {NOT_FINITE} {step}, though every loss is; pairs of this step: {some}; {REMEDY}",
+        Diverged,
+    )
 
 
 def refuse_nonfinite(trainer: Trainer, pairs: list[str], step: int) -> NoReturn:
@@ -129,4 +167,6 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str], step: int) -> NoReturn:
     module: Any = trainer.lightning_module
     remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
     remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
-    refuse(trainer, f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {step}: {'; '.join(pairs[:8])}; {remedy}", Diverged)
+    refuse(
+        trainer, f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {step}: {'; '.join(pairs[:NAMED])}; {remedy}", Diverged
+    )

@@ -12,13 +12,13 @@ from lit_pref.scores import COMPARING_NEEDS, Need, ReferenceKl
 from lit_pref.scoring.readout import Readout
 from lit_pref.scoring.statistics import LogProbs, Statistics
 from lit_pref.scoring.tile_passes import (
-    Changes,
-    KernelChanges,
-    Pull,
-    complete,
-    gather,
-    gather_by_kernels,
-    gradients,
+    KernelLogitGradients,
+    LogitGradients,
+    ReferenceKlGradient,
+    backward_tiles,
+    finish_unit_gradient,
+    forward_tiles,
+    forward_tiles_by_kernels,
 )
 from lit_pref.scoring.tiles import Workspace, few_tiles
 
@@ -126,11 +126,11 @@ class _TilePass(torch.autograd.Function):
         ctx.kernels = None if needs else operands.kernels
         with operands.products.exact():
             if ctx.kernels is None:
-                kept = gather(operands, targets, logps, statistics, against, unit, keep)
+                kept = forward_tiles(operands, targets, logps, statistics, against, unit, keep)
             else:
-                kept = gather_by_kernels(ctx.kernels, operands, targets, logps, unit, keep)
+                kept = forward_tiles_by_kernels(ctx.kernels, operands, targets, logps, unit, keep)
             if unit is not None:
-                complete(unit, operands, targets, logps)
+                finish_unit_gradient(unit, operands, targets, logps)
         own = (statistics.shared_lse(), statistics.reference.lse()) if graded else (None, None)
         saved = (hidden, weight, bias, targets, logps.lse(), *own, *kept) if unit is None else (unit,)
         ctx.save_for_backward(*saved)
@@ -151,15 +151,17 @@ class _TilePass(torch.autograd.Function):
         readout = Readout(hidden, weight, bias, *ctx.form)
         operands = readout.operands()
         upstream = grads[0].to(readout.dtype) * readout.scale
-        pull = None
+        kl = None
         if ctx.against is not None:
-            pulled = grads[ctx.place].to(readout.dtype) * readout.scale
-            pull = Pull(ctx.against.operands(), shared, other, pulled)
+            kl_gradient = grads[ctx.place].to(readout.dtype) * readout.scale
+            kl = ReferenceKlGradient(ctx.against.operands(), shared, other, kl_gradient)
         wanted = ctx.needs_input_grad[:3]
-        changes: Changes | KernelChanges
+        logit_gradients: LogitGradients | KernelLogitGradients
         if ctx.kernels is None:
-            changes = Changes(targets, lse, upstream, Workspace(targets.device, readout.dtype), pull)
+            workspace = Workspace(targets.device, readout.dtype)
+            logit_gradients = LogitGradients(targets, lse, upstream, workspace, kl)
         else:
-            changes = KernelChanges(ctx.kernels, targets, lse, upstream, operands.products.tile_dtype(wanted[2]))
+            dtype = operands.products.tile_dtype(wanted[2])
+            logit_gradients = KernelLogitGradients(ctx.kernels, targets, lse, upstream, dtype)
         with operands.products.exact():
-            return *gradients(operands, targets, kept, wanted, changes), *(None,) * 5
+            return *backward_tiles(operands, targets, kept, wanted, logit_gradients), *(None,) * 5

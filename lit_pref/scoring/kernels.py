@@ -65,7 +65,7 @@ def fold(
     return fade
 
 
-def change(
+def logit_gradients(
     x: Tensor,
     bias: Tensor | None,
     scale: float,
@@ -91,7 +91,7 @@ def change(
     """
     rows, columns = x.shape
     with _on(x):
-        _change[(rows, triton.cdiv(columns, BLOCK))](
+        _logit_gradients[(rows, triton.cdiv(columns, BLOCK))](
             *(x, x.stride(0), x if bias is None else bias, targets, lse, upstream, out, out.stride(0)),
             *(start, columns, scale, 1.0 if softcap is None else softcap),
             HAS_BIAS=bias is not None,
@@ -178,7 +178,7 @@ def _fold(
 
 
 @_jit
-def _change(
+def _logit_gradients(
     x,
     x_stride,
     bias,

@@ -9,19 +9,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-Parts = tuple[Tensor, ...]
+Summands = tuple[Tensor, ...]
 """Matrices whose sum stands for one operand."""
 
 
 class HeadPrecision(StrEnum):
     """The rounding of operands in the multiplications of an output head; sums and log-softmax are fp32 or wider.
 
-    `fp32` rounds nothing: fp32, or fp64 for an fp64 model. `bf16` rounds hidden states, weights, and in the backward
-    pass the gradients of the logits to bf16; hidden states and weights that are bf16 lose nothing. `split` stands for
-    an fp32 operand by two bf16 ones, its rounded value and the rounded rest, and leaves out the product of two rests:
-    one, two or three multiplications in place of one. `auto` is `bf16` on a CUDA device where the model computes in
-    bf16 (autocast, or bf16 hidden states), and else `fp32`; also where it computes in fp16, in which small gradients
-    of logits would vanish.
+    `fp32` rounds nothing: fp32, or fp64 for an fp64 model; TF32 is off for these multiplications, also where
+    `torch.set_float32_matmul_precision` allows it. `bf16` rounds hidden states, weights, and in the backward pass the
+    gradients of the logits to bf16; hidden states and weights that are bf16 lose nothing. `split` stands for an fp32
+    operand by two bf16 ones, its rounded value and the rounded rest, and leaves out the product of two rests: one, two
+    or three multiplications in place of one. `auto` is `bf16` on a CUDA device where the model computes in bf16
+    (autocast, or bf16 hidden states), and else `fp32`, without TF32 as well; also where it computes in fp16, in which
+    small gradients of logits would vanish.
 
     Errors against fp64, with fp32 hidden states and weights and logits of standard deviation 3 (and in proportion to
     it), measured on a CPU for 896 to 2048 hidden sizes and 32k to 152k ids: largest and root-mean-square error of a
@@ -80,7 +81,7 @@ class Products:
     dtype: torch.dtype
     device: torch.device
 
-    def parts(self, matrix: Tensor) -> Parts:
+    def summands(self, matrix: Tensor) -> Summands:
         """Return the operand that stands for a matrix."""
         if self.precision is HeadPrecision.FP32:
             return (matrix.to(self.dtype),)
@@ -89,7 +90,7 @@ class Products:
             return (self._ready(rounded),)
         return self._ready(rounded), self._ready(matrix.sub(rounded).bfloat16())
 
-    def product(self, a: Parts, b: Parts, out: Tensor | None = None) -> Tensor:
+    def product(self, a: Summands, b: Summands, out: Tensor | None = None) -> Tensor:
         """Return `a b`, written to `out` if given."""
         if a[0].dtype == torch.bfloat16:
             options = {} if out is None else {"out": out}
@@ -100,7 +101,7 @@ class Products:
             self._add(total, x, y)
         return total
 
-    def add(self, total: Tensor, a: Parts, b: Parts) -> None:
+    def add(self, total: Tensor, a: Summands, b: Summands) -> None:
         """Add `a b` to `total`."""
         for x, y in ((a[0], b[0]), *_cross(a, b)):
             self._add(total, x, y)
@@ -112,19 +113,17 @@ class Products:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Context without autocast, in which upcast bf16 values are multiplied as TF32 on a CUDA device."""
-        matmul = torch.backends.cuda.matmul
-        upcast = self.precision is not HeadPrecision.FP32 and self.device.type == "cuda" and not self._native
-        before = upcast and matmul.allow_tf32
+        """Context without autocast, in which no product rounds its operands on a CUDA device.
+
+        TF32 is off for `fp32`, and on for upcast bf16 values.
+        """
         with torch.autocast(self.device.type, enabled=False):
-            if not upcast:
+            rounds = self.precision is not HeadPrecision.FP32
+            if self.device.type != "cuda" or self.dtype != torch.float32 or (rounds and self._native):
                 yield
                 return
-            matmul.allow_tf32 = True
-            try:
+            with tf32(allowed=rounds):
                 yield
-            finally:
-                matmul.allow_tf32 = before
 
     @property
     def _native(self) -> bool:
@@ -134,20 +133,22 @@ class Products:
         return rounded if self._native else rounded.to(self.dtype)
 
     def _add(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        if a.dtype == torch.bfloat16:
-            total += torch.mm(a, b, out_dtype=self.dtype)
-        else:
+        if a.dtype != torch.bfloat16:
             total.addmm_(a, b)
+        elif adds_bf16(self.device):
+            torch.addmm(total, a, b, out_dtype=self.dtype, out=total)
+        else:
+            total += torch.mm(a, b, out_dtype=self.dtype)
 
 
-def sliced(parts: Parts, rows: slice) -> Parts:
+def sliced(summands: Summands, rows: slice) -> Summands:
     """Return some rows of an operand, as views."""
-    return tuple(part[rows] for part in parts)
+    return tuple(matrix[rows] for matrix in summands)
 
 
-def transposed(parts: Parts) -> Parts:
+def transposed(summands: Summands) -> Summands:
     """Return the transpose of an operand, as views."""
-    return tuple(part.T for part in parts)
+    return tuple(matrix.T for matrix in summands)
 
 
 @cache
@@ -166,6 +167,44 @@ def multiplies_bf16(device: torch.device) -> bool:
     return True
 
 
-def _cross(a: Parts, b: Parts) -> list[tuple[Tensor, Tensor]]:
+@cache
+def adds_bf16(device: torch.device) -> bool:
+    """Return whether a device adds products of bf16 matrices to an fp32 matrix in place, which is tried once."""
+    if not multiplies_bf16(device):
+        return False
+    ones = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+    total = ones.float()
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Context in which fp32 matrices are multiplied as TF32 on CUDA devices, or are not."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        name, value, before = "allow_tf32", allowed, matmul.allow_tf32
+    except RuntimeError:  # set through `fp32_precision`, which does not mix with the older setting
+        name, value, before = "fp32_precision", "tf32" if allowed else "ieee", matmul.fp32_precision
+    if before == value:
+        yield
+        return
+    try:
+        word = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        word = None
+    setattr(matmul, name, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+        if word == "medium":  # which `allow_tf32` would turn into "high"
+            torch.set_float32_matmul_precision(word)
+
+
+def _cross(a: Summands, b: Summands) -> list[tuple[Tensor, Tensor]]:
     """Return the products of a rest and a rounded value."""
     return [*((rest, b[0]) for rest in a[1:]), *((a[0], rest) for rest in b[1:])]

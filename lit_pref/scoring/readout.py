@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_pref.scoring.products import HeadPrecision, Parts, Products, sliced, transposed
+from lit_pref.scoring.products import HeadPrecision, Products, Summands, sliced, transposed
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Readout:
     def operands(self) -> "Operands":
         """Return the operands of the multiplications, of which the hidden states are rounded here."""
         products = Products(self.precision.chosen_for(self.hidden), self.dtype, self.hidden.device)
-        return Operands(self, products, (self.hidden,) if self.weight is None else products.parts(self.hidden))
+        return Operands(self, products, (self.hidden,) if self.weight is None else products.summands(self.hidden))
 
     def logits(self) -> Tensor:
         """Return all logits (N, V)."""
@@ -59,7 +59,7 @@ class Operands:
 
     readout: Readout
     products: Products
-    hidden: Parts
+    hidden: Summands
 
     @property
     def kernels(self) -> Any:
@@ -71,7 +71,7 @@ class Operands:
         """Return some columns of the logits; their weight and bias are rounded here, once for all rows."""
         readout = self.readout
         bias = None if readout.bias is None else readout.bias[columns].to(self.products.dtype)
-        weight = None if readout.weight is None else self.products.parts(readout.weight[columns])
+        weight = None if readout.weight is None else self.products.summands(readout.weight[columns])
         hidden = (self.hidden[0][:, columns],) if weight is None else self.hidden
         return Columns(readout, self.products, hidden, weight, bias)
 
@@ -82,8 +82,8 @@ class Columns:
 
     readout: Readout
     products: Products
-    hidden: Parts
-    weight: Parts | None
+    hidden: Summands
+    weight: Summands | None
     bias: Tensor | None
 
     @property

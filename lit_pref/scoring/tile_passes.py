@@ -14,7 +14,7 @@ from lit_pref.scoring.statistics import LogProbs, Statistics
 from lit_pref.scoring.tiles import TilePosition, Workspace, slices, tile_shape
 
 
-def gather(
+def forward_tiles(
     operands: Operands,
     targets: Tensor,
     logps: LogProbs,
@@ -23,7 +23,10 @@ def gather(
     unit: Tensor | None,
     keep: bool,
 ) -> list[Tensor]:
-    """Fill `logps`, `statistics` and, for a frozen head, `unit` for `complete`; return the logits if `keep`."""
+    """Fill `logps`, `statistics` and, for a frozen head, `unit`; return the logits if `keep`.
+
+    `finish_unit_gradient` makes a gradient of `unit` afterwards.
+    """
     cap, dtype = operands.readout.softcap, operands.products.dtype
     kept, others = list[Tensor](), None if against is None else against.operands()
     workspace = Workspace(targets.device, dtype)
@@ -48,14 +51,14 @@ def gather(
             if unit is not None and part.weight is not None:
                 if cap is not None:
                     e *= _slope(f, cap, out=f)
-                operands.products.add(unit[rows].mul_(fade[:, None]), operands.products.parts(e), part.weight)
+                operands.products.add(unit[rows].mul_(fade[:, None]), operands.products.summands(e), part.weight)
     return kept
 
 
-def gather_by_kernels(
+def forward_tiles_by_kernels(
     kernels: Any, operands: Operands, targets: Tensor, logps: LogProbs, unit: Tensor | None, keep: bool
 ) -> list[Tensor]:
-    """Do what `gather` does without statistics, by kernels; return the products without bias, scale and soft-cap."""
+    """Do what `forward_tiles` does without statistics, by kernels; return products without bias, scale and soft-cap."""
     readout, products, kept = operands.readout, operands.products, list[Tensor]()
     workspace = Workspace(targets.device, products.dtype)
     exponentials = Workspace(targets.device, products.tile_dtype(summed=False))
@@ -71,37 +74,37 @@ def gather_by_kernels(
             sums = logps.top[rows], logps.total[rows], logps.picked[rows]
             fade = kernels.fold(x, part.bias, readout.scale, readout.softcap, targets[rows], columns.start, sums, e)
             if unit is not None and e is not None and part.weight is not None:
-                products.add(unit[rows].mul_(fade[:, None]), products.parts(e), part.weight)
+                products.add(unit[rows].mul_(fade[:, None]), products.summands(e), part.weight)
     return kept
 
 
-def complete(unit: Tensor, operands: Operands, targets: Tensor, logps: LogProbs) -> None:
+def finish_unit_gradient(unit: Tensor, operands: Operands, targets: Tensor, logps: LogProbs) -> None:
     """Turn `unit` into `d log p_y / d hidden` after a pass, which adds `Σ_v exp(f_v - top) d f_v / d hidden` to it."""
     readout, products = operands.readout, operands.products
     assert readout.weight is not None
     slope = 1.0 if readout.softcap is None else _slope(logps.picked[:, None], readout.softcap)
     # Weights are rounded here as in the pass: where p_y is near 1, the two terms nearly cancel.
     unit.div_(-logps.total[:, None])
-    for part in products.parts(readout.weight[targets]):
+    for part in products.summands(readout.weight[targets]):
         unit.add_(part * slope)
     unit.mul_(readout.scale)
 
 
-def gradients(
+def backward_tiles(
     operands: Operands,
     targets: Tensor,
     kept: Sequence[Tensor],
     wanted: Sequence[bool],
-    changes: "Changes | KernelChanges",
+    logit_gradients: "LogitGradients | KernelLogitGradients",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return gradients of hidden, weight and bias, given the gradient by the logits, `changes`, tile by tile.
+    """Return gradients of hidden, weight and bias, given the gradient by the logits, `logit_gradients`, tile by tile.
 
     Args:
         operands: the policy's.
         targets: (N,) int64.
         kept: the tiles that the forward pass kept; if there are none, they are computed again.
         wanted: which of the three are needed.
-        changes: computes the gradient by each tile.
+        logit_gradients: computes the gradient by each tile.
     """
     readout, products = operands.readout, operands.products
     hidden, weight, dtype = readout.hidden, readout.weight, products.dtype
@@ -115,19 +118,19 @@ def gradients(
     row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
     for columns in slices(readout.vocabulary, column_tile):
         part = operands.over(columns)
-        change_of = changes.over(part, columns)
+        gradient_of = logit_gradients.over(part, columns)
         share_weight, share_bias = (None if t is None else t[columns].to(dtype) for t in (grad_weight, grad_bias))
         for rows in slices(len(targets), row_tile):
-            change = change_of(rows, next(kept_tiles) if kept else None)
+            gradient = gradient_of(rows, next(kept_tiles) if kept else None)
             if grad_hidden is not None and part.weight is None:
-                grad_hidden[rows, columns] = change
+                grad_hidden[rows, columns] = gradient
             if share_bias is not None:
-                share_bias += change.sum(0)
-            parts = () if part.weight is None else products.parts(change)
+                share_bias += gradient.sum(0)
+            summands = () if part.weight is None else products.summands(gradient)
             if grad_hidden is not None and part.weight is not None:
-                products.add(grad_hidden[rows], parts, part.weight)
+                products.add(grad_hidden[rows], summands, part.weight)
             if share_weight is not None:
-                products.add(share_weight, transposed(parts), sliced(operands.hidden, rows))
+                products.add(share_weight, transposed(summands), sliced(operands.hidden, rows))
         for whole, share in ((grad_weight, share_weight), (grad_bias, share_bias)):
             if whole is not None and share is not None:
                 whole[columns] = share
@@ -135,7 +138,7 @@ def gradients(
 
 
 @dataclass
-class Pull:
+class ReferenceKlGradient:
     """The gradient of `ReferenceKl` by the policy's logits, `upstream · (p - q)` over the ids that both models have."""
 
     against: Operands
@@ -152,7 +155,7 @@ class Pull:
 
 
 @dataclass
-class Changes:
+class LogitGradients:
     """The gradient by the logits before soft-cap and scale: `d log p_y / d f_v = 1[v = y] - p_v`, through both.
 
     Args:
@@ -160,37 +163,37 @@ class Changes:
         lse: (N,) `log Σ_v exp(f_v)`.
         upstream: (N,) the gradient by the log-probs, times the scale.
         workspace: memory for tiles.
-        pull: the gradient of `ReferenceKl`, which is added.
+        kl: the gradient of `ReferenceKl`, which is added.
     """
 
     targets: Tensor
     lse: Tensor
     upstream: Tensor
     workspace: Workspace
-    pull: Pull | None = None
+    kl: ReferenceKlGradient | None = None
 
     def over(self, part: Columns, columns: slice) -> Callable[[slice, Tensor | None], Tensor]:
         """Return a function of rows, and of their tile if it was kept, that returns the gradient by the tile."""
-        return partial(self._tile, part, None if self.pull is None else self.pull.against.over(columns), columns)
+        return partial(self._tile, part, None if self.kl is None else self.kl.against.over(columns), columns)
 
     def _tile(self, part: Columns, other: Columns | None, columns: slice, rows: slice, kept: Tensor | None) -> Tensor:
         workspace, upstream, cap = self.workspace, self.upstream, part.readout.softcap
         position = TilePosition.of(self.targets, rows, columns)
         f = part.tile(rows, out=workspace("f", position.shape)) if kept is None else kept
         slope = None if cap is None else _slope(f, cap, out=workspace("slope", position.shape))
-        pulled = self.pull(f, other, rows, workspace, position) if self.pull and other and other.vocabulary else None
-        change = (
+        kl_gradient = self.kl(f, other, rows, workspace, position) if self.kl and other and other.vocabulary else None
+        gradient = (
             torch.sub(f, self.lse[rows, None], out=workspace("f", position.shape)).exp_().mul_(-upstream[rows, None])
         )
-        change.scatter_add_(1, position.index, torch.where(position.inside, upstream[rows], 0)[:, None])
-        if pulled is not None:
-            change[:, : pulled.shape[1]] += pulled
-        return change if slope is None else change.mul_(slope)
+        gradient.scatter_add_(1, position.index, torch.where(position.inside, upstream[rows], 0)[:, None])
+        if kl_gradient is not None:
+            gradient[:, : kl_gradient.shape[1]] += kl_gradient
+        return gradient if slope is None else gradient.mul_(slope)
 
 
 @dataclass
-class KernelChanges:
-    """The same as `Changes`, by kernels, from products without bias, scale and soft-cap.
+class KernelLogitGradients:
+    """The same as `LogitGradients`, by kernels, from products without bias, scale and soft-cap.
 
     Args:
         kernels: the module of kernels.
@@ -208,10 +211,10 @@ class KernelChanges:
 
     def __post_init__(self) -> None:
         self._workspace = Workspace(self.targets.device, torch.float32)
-        self._changes = Workspace(self.targets.device, self.dtype)
+        self._gradients = Workspace(self.targets.device, self.dtype)
 
     def over(self, part: Columns, columns: slice) -> Callable[[slice, Tensor | None], Tensor]:
-        """See `Changes.over`."""
+        """See `LogitGradients.over`."""
         return partial(self._tile, part, columns)
 
     def _tile(self, part: Columns, columns: slice, rows: slice, kept: Tensor | None) -> Tensor:
@@ -220,8 +223,8 @@ class KernelChanges:
         form = part.bias, part.readout.scale, part.readout.softcap
         per_row = self.lse[rows], self.upstream[rows]
         # A kept tile must outlast this pass, because there may be a second one.
-        out = x if kept is None and self.dtype == x.dtype else self._changes("change", shape)
-        return self.kernels.change(x, *form, self.targets[rows], columns.start, *per_row, out)
+        out = x if kept is None and self.dtype == x.dtype else self._gradients("gradient", shape)
+        return self.kernels.logit_gradients(x, *form, self.targets[rows], columns.start, *per_row, out)
 
 
 def _slope(f: Tensor, cap: float, out: Tensor | None = None) -> Tensor:

@@ -1,8 +1,9 @@
-"""A check of losses that does not wait: the poisoned step changes nothing, is never saved, and stops the run."""
+"""A check of losses and gradients that does not wait: a poisoned step changes nothing, is not saved, ends the run."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,15 @@ SENTENCE = r"the loss of 1 pair\(s\) is not finite at step {}: {}; lower the lea
 
 
 class Explosive(BCO):
-    """Gives the pair `bad` an infinite loss."""
+    """Gives the pair `bad` an infinite loss, and the step with the pair `faulty` NaN gradients."""
 
-    bad = ""
+    bad = faulty = ""
 
     def forward(self, policy, references, pairs):
         output = super().forward(policy, references, pairs)
         output.losses = output.losses / torch.tensor([float(name != self.bad) for name in pairs.ids])
+        if self.faulty in pairs.ids and output.losses.requires_grad:
+            output.losses.register_hook(lambda gradient: gradient * torch.nan)
         return output
 
 
@@ -113,6 +116,37 @@ def test_an_optimizer_without_a_switch_is_stopped_before_its_step(run, tmp_path,
     with pytest.raises(Diverged, match=sentence):
         fit(plain, tmp_path / "run", callbacks=[states])
     assert len(states.after) == 2
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_gradients_that_are_not_finite_stop_the_run_although_every_loss_is(run, tmp_path, deferred, monkeypatch):
+    monkeypatch.setattr(NonfiniteGuard, "deferred", deferred)
+    first, states = fit(run, tmp_path / "first", max_steps=3), States()
+    monkeypatch.setattr(Explosive, "faulty", first.given[2][1][1])
+    pairs = first.trainer.datamodule.train_pairs
+    place = re.escape(pairs[pairs.ids.index(Explosive.faulty)].place)
+    with pytest.raises(Diverged, match=f"the gradient is not finite at step 2, though every loss is; .*{place}.*eager"):
+        fit(run, tmp_path / "run", callbacks=[states])
+    assert len(states.after) == 2 + deferred and not (tmp_path / "run" / "checkpoints").exists()
+    assert [name for name, value in states.after[-1].items() if not torch.equal(value, states.after[1][name])] == []
+
+
+def checked(gradient: torch.Tensor, scaler: Any = None) -> None:
+    weight = torch.zeros(gradient.shape, dtype=gradient.dtype, requires_grad=True)
+    weight.grad = gradient
+    plugin = SimpleNamespace(scaler=scaler)
+    trainer: Any = SimpleNamespace(world_size=1, global_step=7, precision_plugin=plugin, is_global_zero=True)
+    guard = NonfiniteGuard()
+    guard._seen = [(torch.tensor([False, False]), ["one", "two"])]
+    guard.check(trainer, torch.optim.SGD([weight], lr=1.0))
+
+
+def test_infinite_gradients_under_a_loss_scale_and_large_ones_of_fp16_are_no_fault():
+    infinite = torch.tensor([1.0, torch.inf])
+    with pytest.raises(Diverged, match=r"gradient is not finite at step 7.*pairs of this step: one; two; a backward"):
+        checked(infinite)
+    checked(infinite, scaler=object())
+    checked(torch.full((2,), 6e4, dtype=torch.float16))  # the norm is more than the largest number of fp16
 
 
 def test_a_run_without_a_bad_loss_is_the_same_with_either_check(run, tmp_path, monkeypatch):

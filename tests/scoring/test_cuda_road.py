@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lit_pref.scores import Entropy, Kl, LogSumSquares, ReferenceKl, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring import head, tile_passes
 from lit_pref.scoring.head import Readout, token_values
-from lit_pref.scoring.products import HeadPrecision
+from lit_pref.scoring.products import HeadPrecision, Products
 
 EVERY = (Tilt(0.01), TiltSlope(), Kl(), ReferenceKl(), Entropy(), SumSquares(), LogSumSquares(), TopOne())
 SMALL = ((20, 5), (301, 5), (301,))
@@ -30,7 +30,7 @@ class Walked:
         return None if out is None else torch.ones_like(sums[0])
 
     @staticmethod
-    def change(x, bias, scale, softcap, targets, start, lse, upstream, out):
+    def logit_gradients(x, bias, scale, softcap, targets, start, lse, upstream, out):
         assert all(t.device.type == "cuda" for t in (x, targets, lse, upstream, out))
         return out
 
@@ -39,14 +39,14 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "uniqu
 
 
 class Waiting(TorchDispatchMode):
-    """Names of the operations within that a device would have to be waited for."""
+    """Names of the operations within that a device would have to be waited for, or of others that are looked for."""
 
-    def __init__(self):
+    def __init__(self, names=WAITING):
         super().__init__()
-        self.names = set()
+        self.sought, self.names = names, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names |= {func.overloadpacket.__name__} & WAITING
+        self.names |= {func.overloadpacket.__name__} & self.sought
         return func(*args, **(kwargs or {}))
 
 
@@ -91,6 +91,18 @@ def test_no_read_waits_for_the_device(precision, needs, kernels):
     for size, wanted, of_both in itertools.product((FEW, MANY), ("hwb", "h", ""), dtypes):
         with FakeTensorMode():
             walk(*size, precision, needs, kernels, wanted, *of_both)
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a CPU build of torch multiplies no fake CUDA tensors")
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
+def test_a_product_is_added_to_its_sum_without_a_temporary():
+    with FakeTensorMode():
+        total = torch.empty(16, 16, device="cuda")
+        products = Products(HeadPrecision.BF16, torch.float32, total.device)
+        parts = products.summands(torch.empty(16, 16, device="cuda"))
+        with Waiting({"add_", "mm", "addmm"}) as seen:
+            products.add(total, parts, parts)
+    assert seen.names == {"addmm"}
 
 
 def walk(n, vocabulary, precision, needs, kernels, wanted, of_hidden, of_weight):

@@ -36,7 +36,7 @@ def tensors(n=40, v=700, h=16, seed=0, size=1.0):
 
 def as_multiplied(matrix, precision):
     """The sum of an operand's parts, in fp64."""
-    parts = Products(precision, torch.float32, matrix.device).parts(matrix)
+    parts = Products(precision, torch.float32, matrix.device).summands(matrix)
     return sum(part.double() for part in parts)
 
 
@@ -147,15 +147,46 @@ def test_statistics_are_those_of_the_rounded_operands_of_both_models(precision):
         )
 
 
+WAYS = {
+    "none": lambda matmul: None,
+    "high": lambda matmul: torch.set_float32_matmul_precision("high"),
+    "medium": lambda matmul: torch.set_float32_matmul_precision("medium"),
+    "allow_tf32": lambda matmul: setattr(matmul, "allow_tf32", True),
+    "fp32_precision": lambda matmul: setattr(matmul, "fp32_precision", "tf32"),
+}
+
+
+def tf32_state():
+    """Every setting of TF32, or that torch refuses to read it because the two interfaces were mixed."""
+    found = []
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cuda.matmul.fp32_precision == "tf32",
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,
+    ):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("mixed")
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
-def test_an_older_torch_multiplies_upcast_values_as_tf32_and_only_those(monkeypatch):
-    monkeypatch.setattr(products, "multiplies_bf16", lambda device: False)
-    before = torch.backends.cuda.matmul.allow_tf32
-    cuda = torch.device("cuda", 0)
-    for precision, within in ((BF16, True), (SPLIT, True), (FP32, before)):
-        with Products(precision, torch.float32, cuda).exact():
-            assert torch.backends.cuda.matmul.allow_tf32 is within
-        assert torch.backends.cuda.matmul.allow_tf32 is before
+@pytest.mark.parametrize("way", WAYS)
+def test_upcast_bf16_values_are_multiplied_as_tf32_and_fp32_never_is_whatever_the_user_allows(way, monkeypatch):
+    monkeypatch.setattr(products, "multiplies_bf16", lambda device: False)  # as with an older torch
+    matmul, cuda = torch.backends.cuda.matmul, torch.device("cuda", 0)
+    try:
+        WAYS[way](matmul)
+        before = tf32_state()
+        for precision, expected in ((BF16, True), (SPLIT, True), (FP32, False)):
+            with Products(precision, torch.float32, cuda).exact():
+                assert (matmul.fp32_precision == "tf32") is expected
+            assert tf32_state() == before
+    finally:
+        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_policy_does_not_differ_from_itself_in_any_precision():

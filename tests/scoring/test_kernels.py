@@ -46,7 +46,7 @@ def test_kernels_compile_for_devices_that_are_not_there_and_round_to_the_nearest
     assert len(compiled) == 12
     for name, (size, rounds) in compiled.items():
         assert size > 0
-        assert rounds == (name.startswith("_change") or name.endswith("True")), name  # others write no bf16
+        assert rounds == (name.startswith("_logit_gradients") or name.endswith("True")), name  # others write no bf16
 
 
 def test_kernels_give_the_values_and_gradients_of_the_formula_in_fp64(interpreted):
@@ -112,7 +112,7 @@ class OffByOne:
     """Kernels that take the neighbour of each target."""
 
     fold = staticmethod(lambda x, b, s, c, targets, *rest: kernel_double.fold(x, b, s, c, targets - 1, *rest))
-    change = staticmethod(kernel_double.change)
+    logit_gradients = staticmethod(kernel_double.logit_gradients)
 
 
 class WrongGradient:
@@ -121,8 +121,8 @@ class WrongGradient:
     fold = staticmethod(kernel_double.fold)
 
     @staticmethod
-    def change(*given):
-        tile = kernel_double.change(*given)
+    def logit_gradients(*given):
+        tile = kernel_double.logit_gradients(*given)
         tile[:, -1] = 0
         return tile
 

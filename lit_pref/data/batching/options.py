@@ -35,7 +35,8 @@ def worker_processes(asked: int | None, device: torch.device, devices: int) -> i
     """Return how many processes prepare the batches of one device.
 
     If no number is given, it is 0 on a CPU, where they would take cores from the model. For a GPU it is one less than
-    the cores for each device of this machine, because the process of the run needs one, and at most `MOST_WORKERS`.
+    the cores of each device's process, because the run itself needs one, and at most `MOST_WORKERS`. A process's cores
+    are those to which it is bound, or if it may use the whole machine, an equal share of these.
 
     Args:
         asked: the given number.
@@ -46,10 +47,7 @@ def worker_processes(asked: int | None, device: torch.device, devices: int) -> i
         return asked
     if device.type != "cuda":
         return 0
-    # A task of SLURM may see the cores of the whole machine; its own share is in this variable.
-    of_task = os.environ.get("SLURM_CPUS_PER_TASK")
-    cores = int(of_task) if of_task else _cores() // max(1, devices)
-    return max(0, min(MOST_WORKERS, cores - 1))
+    return max(0, min(MOST_WORKERS, _own_cores(devices) - 1))
 
 
 def describe_loading(asked: int | None, workers: int, pin_memory: bool) -> str:
@@ -64,6 +62,12 @@ def describe_loading(asked: int | None, workers: int, pin_memory: bool) -> str:
     return f"{workers} worker process(es) a device{rule}{', in page-locked memory' if pin_memory else ''}"
 
 
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _own_cores(devices: int) -> int:
+    """The number of cores for this process, one of as many as there are devices on this machine."""
+    # A task of SLURM may see the cores of the whole machine; its own share is in this variable.
+    if of_task := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return int(of_task)
+    every = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    # Fewer cores than the machine has are already the share of this task, from `srun`, `taskset` or a container.
+    return allowed if allowed < every else every // max(1, devices)

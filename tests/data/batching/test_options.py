@@ -18,6 +18,7 @@ def test_a_gpu_gets_one_process_less_than_its_share_of_the_cores_and_at_most_fou
 ):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert worker_processes(None, GPU, devices) == expected
     assert worker_processes(None, CPU, devices) == 0
     assert worker_processes(7, GPU, devices) == worker_processes(7, CPU, devices) == 7
@@ -28,6 +29,13 @@ def test_a_task_of_slurm_has_its_own_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     assert worker_processes(None, GPU, 8) == 2
+
+
+def test_cores_to_which_a_process_is_bound_are_not_divided_again(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 5, 6, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert worker_processes(None, GPU, 16) == 3
 
 
 def test_the_first_lines_say_it_where_there_are_any():
