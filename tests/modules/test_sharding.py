@@ -97,12 +97,31 @@ def test_devices_that_cannot_be_divided_as_asked_are_refused(settings: dict[str,
         ({"parameters": "bfloat16"}, Precision(), torch.float32, (torch.bfloat16, None)),
         ({}, BF16, torch.float64, (None, None)),
         ({"parameters": "bfloat16"}, BF16, torch.bfloat16, (None, None)),
+        ({"gradients": "float32"}, BF16, torch.bfloat16, (None, torch.float32)),
+        ({"gradients": "float32"}, HalfPrecision("bf16-true"), torch.float32, (None, torch.float32)),
+        ({"parameters": "bfloat16"}, HalfPrecision("bf16-true"), torch.float32, (None, None)),
     ],
 )
 def test_weights_travel_in_bf16_if_they_are_fp32_and_computed_with_in_bf16(settings, precision, dtype, travels):
     strategy = strategy_with(precision, **settings)
     policy = strategy.policy(nn.Linear(2, 2, dtype=dtype))
     assert (policy.param_dtype, policy.reduce_dtype) == travels
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtypes", "kept"),
+    [
+        (BF16, [torch.bfloat16], "bfloat16"),
+        (HalfPrecision("bf16-true"), [torch.float32], "bfloat16"),
+        (Precision(), [torch.bfloat16, torch.float32], "bfloat16 and float32"),  # an adapter beside a base model
+    ],
+)
+def test_weights_that_cannot_be_gathered_as_asked_are_refused(precision: Precision, dtypes: list[Any], kept: str):
+    model = nn.Sequential(*(nn.Linear(2, 2, dtype=dtype) for dtype in dtypes))
+    strategy = strategy_with(precision, parameters="float32", gradients="float32")
+    with pytest.raises(UsageError, match=f"parameters is float32, and the weights are kept in {kept} .*: leave param"):
+        strategy.policy(model)
+    assert strategy.policy(model.requires_grad_(False)).param_dtype is None, "a reference keeps its own"
 
 
 def test_the_first_lines_say_what_travels():
@@ -114,8 +133,10 @@ def test_the_first_lines_say_what_travels():
     assert "gathered in bfloat16, gradients summed over devices in bfloat16" in strategy_with(BF16).in_words(
         "bfloat16", 8
     )
-    rounded = strategy_with(HalfPrecision("bf16-true")).in_words("float32", 8)
-    assert rounded.startswith("the model over 8 device(s); weights are gathered in bfloat16")
+    rounded = strategy_with(HalfPrecision("bf16-true"), gradients="float32").in_words("float32", 8)
+    assert rounded.startswith(
+        "the model over 8 device(s); weights are gathered in bfloat16, gradients summed over devices in float32"
+    )
 
 
 def dtypes_within(modules: dict[str, nn.Module], scorer: nn.Module, *arguments: Any) -> dict[str, torch.dtype]:
