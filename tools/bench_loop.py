@@ -46,8 +46,9 @@ class Fixed(Reference):
     def attach(self, policy: Any, scorer: Any, tokenizer: Any) -> None:
         pass
 
-    def to(self, device: Any) -> None:
-        pass
+    @property
+    def copies(self) -> list[Any]:
+        return []
 
     def describe(self) -> str:
         return "fixed scores"

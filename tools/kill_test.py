@@ -39,6 +39,7 @@ STRATEGIES = {
     "ddp": ["ddp"],
     "fsdp": ["ModelParallelStrategy", "false"],
     "fsdp-distributed": ["ModelParallelStrategy", "true"],
+    "fsdp2": ["FSDP2", "true"],
 }
 PAIRS = 22  # steps of 8, 8 and 6 pairs
 
@@ -120,11 +121,12 @@ def command(options: argparse.Namespace, folder: Path, objective: str, kill: str
     line += [f"--model.objective={objective}", *OBJECTIVES[objective]]
     line += ["--model.optimizer=AdamW", "--model.optimizer.lr=0.01", "--model.schedule=Cosine"]
     line += ["--trainer.accelerator=cpu", f"--trainer.devices={options.devices}", f"--trainer.strategy={strategy}"]
-    if distributed:
+    if strategy == "ModelParallelStrategy":
         line += [
             f"--trainer.strategy.data_parallel_size={options.devices}",
             "--trainer.strategy.tensor_parallel_size=1",
         ]
+    if distributed:
         line += [f"--trainer.strategy.save_distributed_checkpoint={distributed[0]}"]
     line += ["--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every=2"]
     line += ["--trainer.callbacks+=kill_test.History", f"--trainer.callbacks.folder={folder}"]

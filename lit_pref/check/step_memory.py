@@ -18,7 +18,6 @@ from lit_pref.check.live_tensors import LiveTensors
 from lit_pref.models.loading import blocks_of
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import build_optimizer
-from lit_pref.references.moving import MovingReference
 from lit_pref.references.reference import AdapterOff
 from lit_pref.references.stored import Stored
 from lit_pref.scores import COMPARING_NEEDS, TokenLogps, TokenRewards
@@ -106,15 +105,15 @@ def step_memory(module: PairModule, batch: PreferenceBatch, accumulates: bool = 
 
 
 def _sharded(parts: dict[str, int], module: PairModule, shards: int) -> dict[str, int]:
-    """Return the parts on one device with FSDP2; live references are whole, but moving ones are divided."""
-    moving = [c for r in module.references if isinstance(r, MovingReference) for c in r.copies]
+    """Return the parts on one device with FSDP2."""
+    copies = [copied for reference in module.references for copied in reference.copies]
     blocks = [_bytes(block.parameters()) for block in blocks_of(module.scorer)]
     largest = max(blocks, default=0)
     trained = any(p.requires_grad for block in blocks_of(module.scorer) for p in block.parameters())
     divided = {name: parts.get(name, 0) // shards for name in ("weights", "optimiser", "gradients")}
-    whole = parts.get("references", 0) - sum(_bytes(copied.parameters()) for copied in moving) * (shards - 1) // shards
+    elsewhere = sum(_bytes(copied.parameters()) for copied in copies) * (shards - 1) // shards
     gathered = _bytes(module.scorer.parameters()) - sum(blocks) + (3 if trained else 2) * largest
-    return {**parts, **divided, "references": whole, "gathered": gathered}
+    return {**parts, **divided, "references": parts.get("references", 0) - elsewhere, "gathered": gathered}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -137,7 +136,7 @@ class _Step:
             # transformers leaves out the mask of a batch without padding, which it cannot see without data.
             batch = replace(batch, rows=replace(rows, attention_mask=None))
         live = [reference for reference in module.references if not isinstance(reference, Stored)]
-        copies = [c for r in live for c in (r.copies if isinstance(r, MovingReference) else [r.scorer])]
+        copies = [copied for reference in live for copied in reference.copies]
         self.mode, memo = FakeTensorMode(), dict[int, Any]()
         with FakeCopyMode(self.mode):
             self.scorer, self.batch, copies, scorers = copy.deepcopy(

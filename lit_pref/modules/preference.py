@@ -191,8 +191,8 @@ class PreferenceModule(PairModule):
         # References are attached before a checkpoint is restored, so that they cannot drift when a run resumes.
         for reference in self.references:
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
-        for moving in self.moving.values():
-            moving.place(self.run_context)
+        for reference in self.references:
+            reference.place(self.run_context)
         compared = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics)
         if compared and self.references[0].note is not None:
             self.run_context.say(f"note        {self.references[0].note}")

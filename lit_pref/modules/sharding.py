@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lit_pref.errors import UsageError
 from lit_pref.models.loading import blocks_of
+from lit_pref.references.store_scorer import ROUNDED
 from lit_pref.scoring.scorer import Scorer
 
 IN_TRANSIT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,8 +26,8 @@ class FSDP2(ModelParallelStrategy):
     Args:
         replicas: whole copies of the model, each sharded over as many devices (HSDP): with one for each node, only
             gradients travel between nodes. 1 shards over all devices.
-        parameters: dtype in which weights are gathered and multiplied: `bfloat16` or `float32`; null is bfloat16 with
-            fp32 weights under `trainer.precision: bf16-mixed`, and else the dtype of the weights.
+        parameters: dtype in which fp32 weights are gathered and multiplied: `bfloat16` or `float32`; null is bfloat16
+            under `trainer.precision: bf16-mixed`, and else float32. Weights of another dtype are gathered in theirs.
         gradients: dtype in which gradients are summed over devices, `bfloat16` or `float32`; null is that of the
             parameters. Micro-batches of a step are summed in the dtype of the weights.
         reshard_after_forward: true frees the gathered weights of a block after its forward pass and gathers them again
@@ -74,10 +75,10 @@ class FSDP2(ModelParallelStrategy):
             dtype: dtype of the weights as they are built.
             devices: all devices of the run.
         """
-        dtype = {"bf16-true": "bfloat16", "16-true": "float16"}.get(str(self.precision_plugin.precision), dtype)
+        dtype = ROUNDED.get(str(self.precision_plugin.precision), dtype)
         cast = None if dtype != "float32" else self.parameters_in_transit
         gathered = dtype if cast is None else str(cast).removeprefix("torch.")
-        reduced = gathered if dtype != "float32" else self.gradients or gathered
+        reduced = self.gradients or gathered
         copies = f"{self.replicas} copies of the model, each over" if self.replicas > 1 else "the model over"
         return (
             f"{copies} {devices // self.replicas} device(s); weights are gathered in {gathered}, gradients summed over "
@@ -126,11 +127,23 @@ class FSDP2(ModelParallelStrategy):
         return None if dtype == torch.float32 else dtype
 
     def policy(self, model: nn.Module) -> MixedPrecisionPolicy:
-        """Return the dtypes in transit of a model's blocks; weights that are not fp32 keep theirs."""
-        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-            return MixedPrecisionPolicy()
+        """Return the dtypes in transit of a model's blocks.
+
+        Raises:
+            UsageError: the model is trained, and has weights that cannot be gathered in the dtype of `parameters`.
+        """
+        rounded = ROUNDED.get(str(self.precision_plugin.precision))
         gradients = None if self.gradients is None else IN_TRANSIT[self.gradients]
-        return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
+        if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not _trained(model)):
+            return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
+        dtypes = {rounded or str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+        if self.parameters is not None and _trained(model) and dtypes != {self.parameters}:
+            raise UsageError(
+                f"FSDP2: parameters is {self.parameters}, and the weights are kept in {' and '.join(sorted(dtypes))} "
+                "(model.policy.dtype, trainer.precision) and can only be gathered as they are: leave parameters out, "
+                "or keep all weights in float32"
+            )
+        return MixedPrecisionPolicy(reduce_dtype=gradients)
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over all devices")
@@ -154,20 +167,19 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
         return
     mesh, policy, blocks = strategy.mesh, strategy.policy(scorer), blocks_of(scorer)
     # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept.
-    trained = any(parameter.requires_grad for parameter in scorer.parameters())
+    reshard = strategy.reshard_after_forward if _trained(scorer) else True
     for block in blocks:
-        fully_shard(
-            block,
-            mesh=mesh,
-            mp_policy=policy,
-            reshard_after_forward=strategy.reshard_after_forward if trained else True,
-        )
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype)
     if isinstance(scorer, Scorer) and scorer.value is not None:
         fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
     # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
     fully_shard(scorer, mesh=mesh, mp_policy=policy if isinstance(scorer, Scorer) else whole)
     _prefetch(cast(list[FSDPModule], blocks), strategy.prefetch)
+
+
+def _trained(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def _prefetch(blocks: list[FSDPModule], ahead: int) -> None:

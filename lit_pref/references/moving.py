@@ -14,7 +14,6 @@ from lit_pref.models.spec import ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.component import Component
 from lit_pref.references.reference import InitialPolicy
-from lit_pref.run_context import RunContext
 from lit_pref.scoring.scorer import Scorer
 
 
@@ -69,17 +68,9 @@ class MovingReference(InitialPolicy):
     def describe(self) -> str:
         return f"a reference moved by {self.rule} every {self.every} optimizer steps, at first {super().describe()}"
 
-    def place(self, run: RunContext) -> None:
-        """Round the weights and shard them as the run does with the policy's; called once, after `attach`."""
-        for copied in self.copies:
-            run.convert(copied)
-            if run.shard is not None:
-                run.shard(copied)
-
-    def to(self, device: torch.device | str) -> None:
-        """Move the weights, which already have the policy's dtype."""
-        for copied in self.copies:
-            copied.to(device)
+    def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
+        super().attach(policy, scorer, tokenizer)
+        self._policy_scorer = scorer
 
     @torch.no_grad()
     def update(self, step: int) -> None:

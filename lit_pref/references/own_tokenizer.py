@@ -10,7 +10,7 @@ from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError
 from lit_pref.models.encoding import TEMPLATE_ERRORS, Encoding, Unreadable, common_prefix_length, tokenizer_state
 from lit_pref.pairs import Message, Text, TruncatedText
-from lit_pref.scoring.layout import Layout, padded, prefix_shared
+from lit_pref.scoring.layout import Layout, padded, prefix_shared, tokens_of_pairs
 
 
 def same_tokenizer(one: Any, other: Any) -> bool:
@@ -90,6 +90,27 @@ def ids_of(text: TruncatedText, encoding: Encoding) -> tuple[list[int], list[int
     # trained on documents that follow an eos token.
     kept = [*encoding.bos, *prompts[0][:start]] or [tokenizer.eos_token_id]
     return kept, responses[0], responses[1] if len(responses) == 2 else []
+
+
+def refuse_too_long(batch: PreferenceBatch, label: str, limit: int | None) -> None:
+    """Refuse a batch with a row that a reference cannot read.
+
+    Args:
+        batch: pairs in the reference's own tokens.
+        label: the name of the reference.
+        limit: the most tokens that it reads; None for no limit.
+
+    Raises:
+        UserError: there is one.
+    """
+    lengths = tokens_of_pairs(batch)
+    if limit is not None and max(lengths) > limit:
+        raise UserError(
+            f"{batch.pairs.names[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
+            f"'{label}', which reads at most {limit}: lower data.max_length"
+        )
+    if batch.extra_response is not None:
+        refuse_too_long(batch.extra_response, label, limit)
 
 
 @lru_cache(maxsize=8)

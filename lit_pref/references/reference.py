@@ -12,11 +12,12 @@ from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
-from lit_pref.references.own_tokenizer import retokenized, same_tokenizer
+from lit_pref.references.own_tokenizer import refuse_too_long, retokenized, same_tokenizer
 from lit_pref.references.shared_ids import shared_ids
+from lit_pref.run_context import RunContext
 from lit_pref.scores import Need, PairScores, TokenLogps
 from lit_pref.scoring.head import Readout
-from lit_pref.scoring.layout import Layout, as_padded, tokens_of_pairs
+from lit_pref.scoring.layout import Layout, as_padded
 from lit_pref.scoring.scorer import Scorer, evaluating
 
 
@@ -45,9 +46,21 @@ class Reference(ABC):
             tokenizer: the policy's tokenizer.
         """
 
+    @property
+    def copies(self) -> list[Scorer]:
+        """All models with weights of their own, which are not the policy's."""
+        return [self._ready()]
+
+    def place(self, run: RunContext) -> None:
+        """Shard its own weights as the run does with the policy's; called once, between `attach` and `to`."""
+        for own in self.copies:
+            if run.shard is not None:
+                run.shard(own)
+
     def to(self, device: torch.device | str) -> None:
-        """Move the weights."""
-        self._ready().to(device)
+        """Move its own weights."""
+        for own in self.copies:
+            own.to(device)
 
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
         """Return the scores of a batch, with the needed statistics."""
@@ -113,17 +126,16 @@ class InitialPolicy(Reference):
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         self._model = policy
         self.scorer = copy.deepcopy(scorer).eval().requires_grad_(False)
-        self._policy_scorer = scorer
+
+    def place(self, run: RunContext) -> None:
+        """Round its own weights and shard them, as the run does with the policy's."""
+        for own in self.copies:
+            run.convert(own)
+        super().place(run)
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
         self._model = policy
         return policy.base()
-
-    def to(self, device: torch.device | str) -> None:
-        """Move the weights, and round them as the Trainer has rounded the policy's (`bf16-true`)."""
-        super().to(device)
-        for own, policy in zip(self._ready().parameters(), self._policy_scorer.parameters(), strict=True):
-            own.data = own.data.to(policy.dtype)
 
     def describe(self) -> str:
         described = "" if self._model is None else f": {self._model.describe()}"
@@ -156,8 +168,10 @@ class AdapterOff(Reference):
             return super().fingerprint()
         return self._model.without_adapters().fingerprint()
 
-    def to(self, device: torch.device | str) -> None:
-        """Do nothing: the weights are the policy's and move with it."""
+    @property
+    def copies(self) -> list[Scorer]:
+        """None: the weights are the policy's, and are sharded and moved with it."""
+        return []
 
     def describe(self) -> str:
         described = "" if self._model is None else f": {self._model.describe()}"
@@ -252,7 +266,7 @@ class Pretrained(Reference):
                 )
             layout: Layout = "padded" if batch.rows.segments is None or not self._shares else "prefix_shared"
             batch = retokenized(batch, self._tokenizer, layout)
-            self._refuse_too_long(batch)
+            refuse_too_long(batch, self.label, self._positions)
         return super().score(batch if self._shares else as_padded(batch), needs)
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
@@ -278,17 +292,6 @@ class Pretrained(Reference):
 
     def describe(self) -> str:
         return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")
-
-    def _refuse_too_long(self, batch: PreferenceBatch) -> None:
-        limit = self._positions
-        lengths = tokens_of_pairs(batch)
-        if limit is not None and max(lengths) > limit:
-            raise UserError(
-                f"{batch.pairs.names[lengths.index(max(lengths))]} has {max(lengths)} tokens for the reference "
-                f"'{self.label}', which reads at most {limit}: lower data.max_length"
-            )
-        if batch.extra_response is not None:
-            self._refuse_too_long(batch.extra_response)
 
 
 def _vocabulary(scorer: Scorer) -> int:

@@ -55,8 +55,10 @@ class Stored(Reference):
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
         """Do nothing: no weights are needed."""
 
-    def to(self, device: torch.device | str) -> None:
-        """Do nothing: scores are moved to the device of each batch."""
+    @property
+    def copies(self) -> list[Scorer]:
+        """None: it has no weights, and scores are moved to the device of each batch."""
+        return []
 
     def max_length(self, tokenizer: Any) -> int | None:
         return self.reference.max_length(tokenizer)

@@ -1,4 +1,4 @@
-"""One CUDA device does what the CPU does: scores, a run in bf16-mixed, FSDP2 with its checkpoints.
+"""One CUDA device does what the CPU does: scores, a run in bf16-mixed, FSDP2 with its checkpoints, diverging runs.
 
 They have not been run on a CUDA device yet, as none was at hand; with "cpu" in place of "cuda" they pass, all but the
 one about Triton's kernels.
@@ -6,8 +6,10 @@ one about Triton's kernels.
 """
 
 import importlib
+import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, make_policy
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 from training_runs import Ran, Run, fit
 
 from lit_pref.__main__ import main
 from lit_pref.data.batching.collation import collate
+from lit_pref.errors import Diverged
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.spec import ModelSpec
+from lit_pref.modules.nonfinite import NonfiniteGuard
 from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.bmc import BMC
+from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.references.moving import MovingReference
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.head import token_values
@@ -35,10 +44,8 @@ from lit_pref.scoring.products import multiplies_bf16
 from lit_pref.scoring.scorer import Scorer
 from lit_pref.scoring.varlen import KERNEL, agrees
 
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from bench_gpu_attention import attention_rows
-
 sys.path.append(str(ROOT / "tools"))
+from bench_gpu_attention import attention_rows
 from step_waits import waits_of_steps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -191,6 +198,109 @@ def test_fsdp2_with_weights_in_bf16_in_transit_learns_what_bf16_mixed_does(
     expected, found = (ran.logged.column("train/loss") for ran in runs)
     assert found == pytest.approx(expected, rel=5e-2)
     assert {value.dtype for value in read_checkpoint(runs[1].checkpoint(3))["state_dict"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", [InitialPolicy, MovingReference])
+def test_a_live_reference_is_sharded_and_rounded_by_fsdp2_as_the_policy_is(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path, kind: Any
+):
+    run = Run(
+        policy={"path": str(policy_folder)},
+        data={"train": str(pairs_file), "val_fraction": 0.0, "global_batch": 8, "micro_batch": 4},
+        objective=lambda: EpsilonDPO(beta=0.1, epsilon=0.05),
+        references=lambda: [kind()],
+        trainer={"precision": "bf16-mixed", "max_steps": 2},
+    )
+    ran = fit(run, tmp_path, accelerator=DEVICE, strategy=FSDP2(save_distributed_checkpoint=False))
+    assert ran.logged.column("train/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert ran.logged.column("train/rewards/margins")[0] == ran.logged.column("train/epsilon_step")[0] == 0
+    assert ran.logged.column("train/state/beta")[0] == 0.1
+    model = ran.module.references[0].scorer.model.model
+    assert all(isinstance(p, DTensor) and p.device.type == DEVICE for p in model.layers.parameters())
+
+
+class OneIsNan(DPO):
+    """Gives the pair `bad` a loss, and so all weights a gradient, that is not a number."""
+
+    bad = ""
+
+    def forward(self, policy, references, pairs):
+        output = super().forward(policy, references, pairs)
+        factors = torch.tensor([math.nan if name == self.bad else 1.0 for name in pairs.ids])
+        output.losses = output.losses * factors.to(output.losses.device)
+        return output
+
+
+class Weights(Callback):
+    """Keeps the weights after every optimizer step."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.after.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+def test_gradients_that_are_nan_reach_no_weight_and_stop_the_run(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(NonfiniteGuard, "deferred", True)  # as it is on a GPU by itself
+    run = Run(
+        policy={"path": str(policy_folder)},
+        data={"train": str(pairs_file), "val_fraction": 0.0, "global_batch": 8},
+        objective=OneIsNan,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+        trainer={"gradient_clip_val": 1.0, "log_every_n_steps": 100},
+    )
+    given = fit(run, tmp_path / "whole", accelerator=DEVICE, max_steps=2).given
+    monkeypatch.setattr(OneIsNan, "bad", given[1][1][0])
+    weights = Weights()
+    with pytest.raises(Diverged, match=r"the loss of 1 pair\(s\) is not finite at step 1: "):
+        fit(run, tmp_path / "run", accelerator=DEVICE, callbacks=[weights])
+    first, second = weights.after
+    assert all(torch.equal(value, first[name]) and value.isfinite().all() for name, value in second.items())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda parameters: torch.optim.Adam(parameters, lr=0.1, fused=True),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=True),
+    ],
+    ids=["Adam", "AdamW", "SGD"],
+)
+def test_the_fused_kernel_changes_nothing_where_found_inf_is_set(kind: Callable[[Any], Any]):
+    weight = torch.nn.Parameter(torch.arange(1.0, 2000.0, device=DEVICE))
+    optimizer = kind([weight])
+
+    def step(gradient: float, found: float) -> list[torch.Tensor]:
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(found, device=DEVICE)
+        optimizer.step()
+        return [weight.detach().clone(), *(value.clone() for value in optimizer.state[weight].values())]
+
+    before, held, after = step(1.0, 0.0), step(math.nan, 1.0), step(1.0, 0.0)
+    assert len(before) > 1 and all(map(torch.equal, held, before))
+    assert not any(map(torch.equal, after, held)) and all(value.isfinite().all() for value in after)
+
+
+def test_a_check_of_the_model_finds_it_in_order(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_PREF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    arguments = ["--config", str(ROOT / "configs" / "mmpo.yaml"), "--trainer.accelerator", DEVICE]
+    arguments += ["--model.policy.path", str(policy_folder), "--data.train", str(pairs_file)]
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments, "--model", "--json", "out.json"])
+    found = json.loads(Path("out.json").read_text())["findings"]
+    assert ended.value.code in (None, 0), [finding["says"] for finding in found if finding["severity"] == "error"]
+    (loss,) = (finding["numbers"] for finding in found if finding["topic"] == "first_loss")
+    assert loss["policy_is_reference"] and loss["actual"] == pytest.approx(math.log(2), abs=1e-4)
+    assert {finding["severity"] for finding in found if finding["topic"] == "twice"} == {"ok"}
 
 
 def test_fsdp1_is_refused_with_the_recipe_for_fsdp2(

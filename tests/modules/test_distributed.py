@@ -4,6 +4,7 @@ All cases run in one pair of processes, which start torch once: this file is the
 """
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.references.moving import BEMAReference, MovingReference
-from lit_pref.references.reference import Pretrained
+from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
 
@@ -121,6 +122,16 @@ def shardings(folder: Path) -> dict[str, tuple[Run, FSDP2]]:
         "kept": (plain, FSDP2(reshard_after_forward=False, save_distributed_checkpoint=False)),
         "recomputed": (recomputed, FSDP2(prefetch=1, save_distributed_checkpoint=False)),
         "bf16": (bf16, FSDP2(save_distributed_checkpoint=False)),
+        "initial": (
+            replace(
+                bf16,
+                objective=plain.objective,
+                references=lambda: [InitialPolicy()],
+                reference_store=None,
+                trainer={**bf16.trainer, "max_epochs": 1},
+            ),
+            FSDP2(save_distributed_checkpoint=False),
+        ),
         "bf16-fp32-gradients": (bf16, FSDP2(gradients="float32", save_distributed_checkpoint=False)),
     }
 
@@ -399,6 +410,14 @@ def test_weights_in_bf16_in_transit_learn_what_bf16_mixed_does_up_to_its_roundin
     gap = sum((weights[n] - w).double().square().sum() for n, w in theirs.items()) ** 0.5
     moved = sum((w - start[n]).double().square().sum() for n, w in theirs.items()) ** 0.5
     assert gap < 0.1 * moved
+
+
+def test_a_reference_with_weights_of_its_own_travels_as_the_policy_does(seen):
+    first, later = (seen["sharded initial"]["logged"][step] for step in (1, 2))
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    # Were they rounded in different ways, the signs of their differences would move beta.
+    assert first["train/rewards/margins"] == first["train/epsilon_step"] == 0 != later["train/epsilon_step"]
+    assert first["train/state/beta"] == 0.1 != later["train/state/beta"]
 
 
 @pytest.mark.parametrize("name", ["shards", "replicas"])

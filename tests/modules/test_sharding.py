@@ -1,5 +1,6 @@
 """Settings of FSDP2, its dtypes within a model, and launches on several nodes; its runs are in test_distributed.py."""
 
+import math
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from training_runs import Run, fit
 
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError
@@ -25,6 +27,7 @@ from lit_pref.models.reward import reward_scorer
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, shard
 from lit_pref.pairs import PreferencePair, TruncatedText
+from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.config import module_of, resolve, run_parser
 from lit_pref.scores import PromptValue
 from lit_pref.scoring.scorer import Scorer
@@ -97,12 +100,31 @@ def test_devices_that_cannot_be_divided_as_asked_are_refused(settings: dict[str,
         ({"parameters": "bfloat16"}, Precision(), torch.float32, (torch.bfloat16, None)),
         ({}, BF16, torch.float64, (None, None)),
         ({"parameters": "bfloat16"}, BF16, torch.bfloat16, (None, None)),
+        ({"gradients": "float32"}, BF16, torch.bfloat16, (None, torch.float32)),
+        ({"gradients": "float32"}, HalfPrecision("bf16-true"), torch.float32, (None, torch.float32)),
+        ({"parameters": "bfloat16"}, HalfPrecision("bf16-true"), torch.float32, (None, None)),
     ],
 )
 def test_weights_travel_in_bf16_if_they_are_fp32_and_computed_with_in_bf16(settings, precision, dtype, travels):
     strategy = strategy_with(precision, **settings)
     policy = strategy.policy(nn.Linear(2, 2, dtype=dtype))
     assert (policy.param_dtype, policy.reduce_dtype) == travels
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtypes", "kept"),
+    [
+        (BF16, [torch.bfloat16], "bfloat16"),
+        (HalfPrecision("bf16-true"), [torch.float32], "bfloat16"),
+        (Precision(), [torch.bfloat16, torch.float32], "bfloat16 and float32"),  # an adapter beside a base model
+    ],
+)
+def test_weights_that_cannot_be_gathered_as_asked_are_refused(precision: Precision, dtypes: list[Any], kept: str):
+    model = nn.Sequential(*(nn.Linear(2, 2, dtype=dtype) for dtype in dtypes))
+    strategy = strategy_with(precision, parameters="float32", gradients="float32")
+    with pytest.raises(UsageError, match=f"parameters is float32, and the weights are kept in {kept} .*: leave param"):
+        strategy.policy(model)
+    assert strategy.policy(model.requires_grad_(False)).param_dtype is None, "a reference keeps its own"
 
 
 def test_the_first_lines_say_what_travels():
@@ -114,8 +136,10 @@ def test_the_first_lines_say_what_travels():
     assert "gathered in bfloat16, gradients summed over devices in bfloat16" in strategy_with(BF16).in_words(
         "bfloat16", 8
     )
-    rounded = strategy_with(HalfPrecision("bf16-true")).in_words("float32", 8)
-    assert rounded.startswith("the model over 8 device(s); weights are gathered in bfloat16")
+    rounded = strategy_with(HalfPrecision("bf16-true"), gradients="float32").in_words("float32", 8)
+    assert rounded.startswith(
+        "the model over 8 device(s); weights are gathered in bfloat16, gradients summed over devices in float32"
+    )
 
 
 def dtypes_within(modules: dict[str, nn.Module], scorer: nn.Module, *arguments: Any) -> dict[str, torch.dtype]:
@@ -149,6 +173,37 @@ def test_the_head_of_a_reward_model_is_not_rounded(policy_folder: Path):
     inside = {"block": scorer.model.model.layers[0].mlp.up_proj, "norm": scorer.model.model.norm}
     found = dtypes_within(inside, scorer, collate(PAIRS, 0, layout="padded"))
     assert found == {"block": torch.bfloat16, "norm": torch.float32}  # the norm is gathered with the head
+
+
+@pytest.fixture
+def lone_run() -> Iterator[None]:
+    """Whatever a run that shards over this process alone leaves behind is removed."""
+    before = dict(os.environ)
+    yield
+    torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["initial", "pretrained"])
+@pytest.mark.usefixtures("lone_run")
+def test_a_live_reference_that_is_the_policy_begins_at_a_loss_of_ln_2_in_bf16(
+    tmp_path: Path, policy_folder: Path, pairs_file: Path, kind: str
+):
+    made = Pretrained(str(policy_folder)) if kind == "pretrained" else InitialPolicy()
+    run = Run(
+        policy={"path": str(policy_folder)},
+        data={"train": str(pairs_file), "val_fraction": 0.0, "global_batch": 8, "micro_batch": 4},
+        references=lambda: [made],
+        reference_store=False,
+        trainer={"precision": "bf16-mixed", "max_steps": 1},
+    )
+    ran = fit(run, tmp_path, strategy=FSDP2(save_distributed_checkpoint=False))
+    (first,) = ran.logged.column("train/loss")
+    assert first == pytest.approx(math.log(2), abs=1e-6) and ran.logged.column("train/rewards/margins") == [0]
+    assert made.scorer is not None
+    assert all(isinstance(p, DTensor) for p in made.scorer.model.model.layers.parameters())
 
 
 def strategy_of(*arguments: str) -> Any:

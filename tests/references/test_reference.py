@@ -1,8 +1,12 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
+from torch import nn
 
 from lit_pref.batch import PairData, PreferenceBatch
 from lit_pref.errors import UsageError, UserError
@@ -287,11 +291,28 @@ def test_the_initial_policy_is_rounded_as_the_policy_was(policy_folder):
     scorer = Scorer(policy.build())
     reference = InitialPolicy()
     reference.attach(policy, scorer, policy.load_tokenizer())
-    scorer.to(torch.bfloat16)  # what precision bf16-true does to the module after it was built
-    reference.to("cpu")
+    precision = HalfPrecision("bf16-true")
+    run: Any = SimpleNamespace(convert=precision.convert_module, shard=None)
+    reference.place(run)
+    precision.convert_module(scorer)  # as Lightning does after the module was built
     assert reference.scorer is not None
-    pairs = zip(reference.scorer.parameters(), scorer.parameters(), strict=True)
-    assert all(torch.equal(own, policys) for own, policys in pairs)
+    for tensors in (nn.Module.parameters, nn.Module.buffers):
+        pairs = list(zip(tensors(reference.scorer), tensors(scorer), strict=True))
+        assert pairs and all(own.dtype == policys.dtype and torch.equal(own, policys) for own, policys in pairs)
+
+
+def test_weights_of_its_own_are_sharded_and_those_of_the_policy_are_not(policy_folder):
+    initial, off, other = InitialPolicy(), AdapterOff(), Pretrained(str(policy_folder), dtype="bfloat16")
+    scorer, _ = attached(initial, policy_of(lora=Lora(r=2)))
+    off.attach(policy_of(lora=Lora(r=2)), scorer, None)
+    attached(other, ModelSpec(path=str(policy_folder)))
+    sharded: list[Any] = []
+    run: Any = SimpleNamespace(convert=lambda module: module.float(), shard=sharded.append)
+    for reference in (initial, off, other):
+        reference.place(run)
+    assert sharded == [initial.scorer, other.scorer]
+    assert [{p.dtype for p in model.parameters()} for model in sharded] == [{torch.float32}, {torch.bfloat16}]
+    assert {p.dtype for p in scorer.parameters()} == {torch.float64}
 
 
 def test_a_reference_tells_how_many_of_the_policys_tokens_it_reads(tmp_path):
