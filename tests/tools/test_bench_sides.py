@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import trl.trainer.utils
 from torch import Tensor
 
@@ -64,6 +65,31 @@ def test_the_losses_of_both_sides_are_equal_with_the_same_adapters(folder: Path)
     own = losses(Ours(), folder, LORA)
     assert abs(own[-1] - math.log(2)) > 5e-4
     assert own == pytest.approx(losses(Trl(), folder, LORA), rel=2e-5)
+
+
+def test_the_adapters_for_trl_are_ours_and_leave_its_attention_alone(folder: Path, tmp_path: Path):
+    (tmp_path / "policy").symlink_to(folder / "policy")
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    adapters = torch.load(LORA.write_adapters(tmp_path))
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    weights = LORA.policy(folder).build().state_dict()
+    assert adapters.keys() == {name for name in weights if "lora_" in name} != set()
+    assert all(torch.equal(adapters[name], weights[name]) for name in adapters)
+
+
+@pytest.mark.parametrize("side", [bench_ours, bench_trl])
+def test_both_sides_have_the_same_number_of_loaders(side: Any, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    loader = torch.utils.data.DataLoader.__init__
+
+    def keep(self: Any, *arguments: Any, **options: Any) -> None:
+        seen.append(options.get("num_workers", 0))
+        loader(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", keep)
+    monkeypatch.setattr(side, "loader_workers", lambda device: 1)
+    losses(Ours() if side is bench_ours else Trl(), folder)
+    assert 1 in seen
 
 
 @pytest.mark.parametrize("rival", [Trl(metrics=False), Trl(compact=False, stored=False, checkpointing=True)])
