@@ -3,7 +3,7 @@
     python tools/bench_gpu.py --list                       the cells, in the order in which they are measured
     python tools/bench_gpu.py --minutes 8 --out runs/gpu   all that fits into 8 minutes
     python tools/bench_gpu.py --only 0.5B-c 1.5B-c         some of them
-    python tools/bench_gpu.py --dry_run                    all of them with tiny models on a CPU, in 2 minutes
+    python tools/bench_gpu.py --dry_run                    all of them with tiny models on a CPU, in a minute
     python tools/bench_gpu.py --report runs/gpu            table and plot again, from the results
 
 Every cell runs in a process of its own: one that fails is reported, and the others are measured. A cell that would not

@@ -13,7 +13,7 @@ from bench_gpu_generate import generating
 from bench_gpu_head import head_alone
 from bench_gpu_models import REFERENCES, link_models, make_models
 from bench_gpu_predict import predicted_memory
-from bench_gpu_profile import PROFILED, SKIPPED, inspect
+from bench_gpu_profile import STEPS, inspect
 from bench_gpu_reward import OursReward, TrlReward
 from bench_gpu_steps import Pace, compare
 from bench_ours import Ours
@@ -145,7 +145,7 @@ def device(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
 
 def breakdown(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Take steps of each contender apart."""
-    work = cell.prepare(bench, folder, windows=SKIPPED + 3 * PROFILED)
+    work = cell.prepare(bench, folder, windows=STEPS)
     result: dict[str, Any] = {"steps": {}}
     for name in cell.contenders:
         result["steps"][name] = inspect(cell.contender(name, bench), work, folder, bench.device)

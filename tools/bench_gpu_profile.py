@@ -16,7 +16,8 @@ from bench_work import Work
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-SKIPPED, PROFILED = 3, 4  # steps
+SKIPPED, BLOCKS, PROFILED = 3, 3, 4  # steps, blocks that are timed, steps of a block
+STEPS = SKIPPED + (BLOCKS + 2) * PROFILED
 KINDS = ("GEMM", "attention", "head", "optimiser", "copies", "element-wise")
 KERNELS = {
     "attention": ("flash", "fmha", "attention", "sdpa"),
@@ -32,10 +33,10 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 
 class InspectedLoop(Loop):
-    """Times `steps` steps after the first `skipped`, profiles as many more, then counts in as many what waits.
+    """After the first `skipped` steps, times 3 blocks of `steps` each, profiles a block, and counts waits in the last.
 
     The profiler makes launching kernels slower, so a step's time, and the device's idle time in it, are of the steps
-    before the profiler starts.
+    before the profiler starts. Nothing waits for the device between the steps of a block.
     """
 
     def __init__(self, device: Device, skipped: int, steps: int) -> None:
@@ -49,11 +50,11 @@ class InspectedLoop(Loop):
 
     def end_step(self, model: torch.nn.Module, loss: float | Tensor) -> None:
         self.ended += 1  # the loss is not read, which would wait for the device
-        profiles = self.skipped + self.steps
-        if self.skipped <= self.ended <= profiles:
+        profiles = self.skipped + BLOCKS * self.steps
+        if self.ended in range(self.skipped, profiles + 1, self.steps):
             self.device.synchronize()
             if self.ended > self.skipped:
-                self.plain_s.append(time.perf_counter() - self.started)
+                self.plain_s.append((time.perf_counter() - self.started) / self.steps)
             if self.ended == profiles:
                 self.profiler.start()
             self.started = time.perf_counter()
@@ -80,8 +81,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Return the shares of a step's time and the places that wait for the device, each per step.
 
-    `idle_s` is the median step without the profiler minus the time in which the device is busy. The contender trains
-    `skipped` and 3 times `steps` steps.
+    `idle_s` is the median step without the profiler minus the time in which the device is busy.
     """
     torch.backends.cuda.enable_cudnn_sdp(True)  # a contender that does not want cuDNN's attention turns it off
     loop = InspectedLoop(device, skipped, steps)

@@ -30,6 +30,9 @@ ALIGNED = (
 """The contenders that should have lit_pref's losses: the same objective on the same pairs in the same batches."""
 FP32, BF16 = 5e-4, 5e-2
 """Tolerances of the loss of a step. AdamW divides a gradient by its size, so that rounding moves weights too."""
+HEADS = """TRL rounds weights and logits to bf16. lit_pref's logits are in fp32: in `bf16`, which `auto` is on a GPU, it
+rounds weights; in `split` and `fp32` it does not. Time and error belong together:"""
+MEMORY = 0.2  # how far a prediction of memory may be from the measured peak
 COLUMNS = (
     ("pairs/s", "pairs_per_s", ".3g"),
     ("tokens/s", "tokens_per_s", ".3g"),
@@ -54,7 +57,8 @@ in another process.
 Tokens are those of prompts and both responses, each once and without padding. The share of the matmul peak counts
 6 FLOP a weight and token (4 with LoRA), the head's for responses only. Memory is the contender's own: weights,
 gradients, optimizer state and activations. Start is the time until the end of the first turn: loading, scores of
-references, compilation. Losses may differ by 5e-4 in fp32 and 5e-2 in bf16; a larger difference is in bold."""
+references, compilation. Losses may differ by 5e-4 in fp32 and 5e-2 in bf16, and a predicted peak of memory by 20 %
+from the measured one; larger differences are in bold."""
 
 
 def write(results: dict[str, Any], folder: Path, plot: bool = True) -> str:
@@ -207,7 +211,7 @@ def _time_and_error(heads: dict[str, Any]) -> list[str]:
     if "forward_s" not in rival:
         return []
     theirs = rival["forward_s"] + rival["backward_s"]
-    lines = ["TRL rounds logits to bf16; lit_pref keeps them in fp32. So time and error belong together:", ""]
+    lines = [HEADS, ""]
     lines.append(f"- TRL takes {1e3 * theirs:.3g} ms, with errors of up to {rival['logp_error']:.1g} nats.")
     for name, head in heads.items():
         if name != "TRL" and "forward_s" in head:
@@ -223,8 +227,11 @@ def _memory(cells: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{name} {size:.3g}" for name, size in result["predicted_gib"].items())
         contender = result["predicted"]
         measured = result.get("contenders", {}).get(contender, {}).get("peak_gib")
-        share = "" if measured is None else f"; measured {measured:.3g}, predicted / measured "
-        share += "" if measured is None else f"{result['predicted_gib']['allocated'] / measured:.2f}"
+        share = ""
+        if measured is not None:
+            ratio = result["predicted_gib"]["allocated"] / measured
+            mark = "" if abs(ratio - 1) <= MEMORY else "**"
+            share = f"; measured {measured:.3g}, predicted / measured {mark}{ratio:.2f}{mark}"
         lines += [f"{cell}, {contender}: `check` predicts (GiB) {parts}{share}.", ""]
     return lines
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 sys.path.append(str(ROOT / "tools"))
 import bench_trl
 from bench_gpu_device import Device
-from bench_gpu_profile import KINDS, PROFILED, SKIPPED, inspect, kernels
+from bench_gpu_profile import KINDS, PROFILED, STEPS, inspect, kernels
 from bench_gpu_steps import ALONE, RECOMPUTING, Pace, Turns, compare, flops
 from bench_steps import Loop, Train
 from bench_trl import Trl, grouped_pairs
@@ -203,7 +203,7 @@ def test_what_waits_for_the_device_is_counted_in_steps_of_its_own(tmp_path: Path
 
     with warnings.catch_warnings():
         quiet()
-        found = inspect(Contender(), replace(WORK, windows=SKIPPED + 3 * PROFILED), tmp_path, CPU)
+        found = inspect(Contender(), replace(WORK, windows=STEPS), tmp_path, CPU)
     ((place, waits),) = found["synchronizations"].items()
     assert place.startswith("tools/test_bench_gpu.py:") and waits == 3
     numbers = found["numbers"]
@@ -217,8 +217,8 @@ def test_idle_time_is_that_of_steps_without_the_profiler(tmp_path: Path):
         """Steps of a millisecond, which take fifty under the profiler."""
 
         def train(self, work: Work, folder: Path, loop: Loop) -> None:
-            for step in range(SKIPPED + 3 * PROFILED):
-                profiled = SKIPPED + PROFILED <= step < SKIPPED + 2 * PROFILED
+            for step in range(STEPS):
+                profiled = STEPS - 2 * PROFILED <= step < STEPS - PROFILED
                 time.sleep(0.05 if profiled else 0.001)
                 loop.end_step(torch.nn.Linear(1, 1), torch.ones(()))
 

@@ -13,7 +13,8 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "tools"))
 import bench_gpu
 from bench_gpu import Benchmark, Worker
-from bench_gpu_measure import Bench, Cell, models
+from bench_gpu_device import Device
+from bench_gpu_measure import RECOMPUTED, Bench, Cell, models
 from bench_gpu_plan import CELLS, MINUTES, RESERVE_S, START_S
 from bench_gpu_report import DRY, page, write
 from bench_gpu_worker import measure
@@ -117,6 +118,28 @@ def test_cells_are_compared_on_the_same_pairs():
         if cell.against is not None:
             other = CELLS[cell.against]
             assert (cell.work, cell.pace) == (other.work, other.pace)
+
+
+def test_memory_is_predicted_in_full_with_adapters_and_for_long_pairs():
+    cells = [cell for cell in CELLS.values() if cell.predicted is not None]
+    assert all(cell.predicted in cell.contenders and cell.pace.block == 1 for cell in cells)
+    assert {(cell.work.lora, cell.predicted == RECOMPUTED) for cell in cells} == {
+        (False, False),
+        (True, True),
+        (False, True),
+    }
+    (long,) = (cell for cell in cells if cell.work.case == "16k")
+    assert min(len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in long.work.draw()) > 16_000
+
+
+def test_both_sides_have_a_compiled_contender_in_one_cell(tmp_path: Path):
+    cell, bench = CELLS["0.5B-c-compiled"], Bench(Device("cpu"), tmp_path)
+    ours, rival = (cell.contender(name, bench) for name in cell.contenders)
+    assert dict(ours.policy)["compile"] == rival.compiled == "eager"
+    assert (
+        rival._arguments(cell.work, tmp_path).items()
+        >= {"torch_compile": True, "torch_compile_backend": "eager"}.items()
+    )
 
 
 # The table

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -77,19 +78,13 @@ def test_the_adapters_for_trl_are_ours_and_leave_its_attention_alone(folder: Pat
     assert all(torch.equal(adapters[name], weights[name]) for name in adapters)
 
 
-@pytest.mark.parametrize("side", [bench_ours, bench_trl])
-def test_both_sides_have_the_same_number_of_loaders(side: Any, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[int] = []
-    loader = torch.utils.data.DataLoader.__init__
-
-    def keep(self: Any, *arguments: Any, **options: Any) -> None:
-        seen.append(options.get("num_workers", 0))
-        loader(self, *arguments, **options)
-
-    monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", keep)
-    monkeypatch.setattr(side, "loader_workers", lambda device: 1)
-    losses(Ours() if side is bench_ours else Trl(), folder)
-    assert 1 in seen
+def test_both_sides_have_the_same_number_of_loaders(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    data = mock.Mock()
+    monkeypatch.setattr(bench_ours, "PreferenceDataModule", data)
+    monkeypatch.setattr(bench_ours, "Trainer", mock.Mock())
+    bench_ours.fit(mock.Mock(), WORK, folder, Loop(), "gpu")
+    theirs = bench_trl.arguments(WORK, folder, "gpu", bf16=True)["dataloader_num_workers"]
+    assert data.call_args.kwargs["workers"] == theirs > 0
 
 
 @pytest.mark.parametrize("rival", [Trl(metrics=False), Trl(compact=False, stored=False, checkpointing=True)])
