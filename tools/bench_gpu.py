@@ -3,7 +3,7 @@
     python tools/bench_gpu.py --list                       the cells, in the order in which they are measured
     python tools/bench_gpu.py --minutes 8 --out runs/gpu   all that fits into 8 minutes
     python tools/bench_gpu.py --only 0.5B-c 1.5B-c         some of them
-    python tools/bench_gpu.py --dry_run                    all of them with tiny models on a CPU, in 2 minutes
+    python tools/bench_gpu.py --dry_run                    all of them with tiny models on a CPU, in a minute
     python tools/bench_gpu.py --report runs/gpu            table and plot again, from the results
 
 Every cell runs in a process of its own: one that fails is reported, and the others are measured. A cell that would not
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from bench_gpu_measure import Cell
-from bench_gpu_plan import CELLS
+from bench_gpu_plan import CELLS, MINUTES, RESERVE_S
 from bench_gpu_report import write
 
 ENVIRONMENT = {
@@ -35,7 +35,6 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
-RESERVE_S = 15.0  # for the table and the plot, and for ending what runs
 
 
 class Worker:
@@ -63,9 +62,14 @@ class Worker:
             time.sleep(0.05)
 
     def measure(self, cell: str, accelerator: str, matmul: float | None, limit_s: float) -> dict[str, Any]:
-        """Return the outcome of a cell; a worker that does not answer in time, or dies, is an outcome too."""
+        """Return the outcome of a cell.
+
+        A worker that does not answer in time, or dies, is an outcome too, with what it had measured until then.
+        """
         file, start = self.folder / f"{cell}.json", time.monotonic()
-        file.unlink(missing_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        for earlier in (file, unfinished):
+            earlier.unlink(missing_ok=True)
         request = {"cell": cell, "accelerator": accelerator, "matmul": matmul, "models": str(self.folder)}
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it has died, as the loop below finds
@@ -73,13 +77,11 @@ class Worker:
             self.process.stdin.flush()
         while not file.exists():
             if self.process.poll() is not None:
-                return {
-                    "status": "failed",
-                    "error": f"the process ended with {self.process.returncode}: {self._tail()}",
-                }
+                error = f"the process ended with {self.process.returncode}: {self._tail()}"
+                return {"status": "failed", "error": error, **_kept(unfinished)}
             if time.monotonic() - start > limit_s:
                 self.end(now=True)
-                return {"status": "timed out", "error": f"not done after {limit_s:.0f} s"}
+                return {"status": "timed out", "error": f"not done after {limit_s:.0f} s", **_kept(unfinished)}
             time.sleep(0.05)
         outcome = json.loads(file.read_text())
         return {"status": "failed" if "error" in outcome else "done", **outcome}
@@ -105,6 +107,11 @@ class Worker:
 
     def _tail(self) -> str:
         return (self.folder / "workers.log").read_text(errors="replace")[-1500:]
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """Return what a worker had measured of a cell before it ended."""
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 class Benchmark:
@@ -161,13 +168,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="CELL", choices=CELLS, default=list(CELLS))
     parser.add_argument("--list", action="store_true", help="the names of the cells, with the seconds they may take")
-    parser.add_argument("--minutes", type=float, default=8.0, help="the most time for everything")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="the most time for everything")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu"), help="the folder for table, JSON and plot")
     parser.add_argument("--dry_run", action="store_true", help="tiny models on the CPU, to see that everything runs")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="write table and plot of results that are there")
     options = parser.parse_args()
     if options.list:
         print("\n".join(f"{cell.name:20} {cell.expected_s:.0f} s" for cell in CELLS.values()))
+        print(f"{'in all':20} {sum(cell.expected_s for cell in CELLS.values()):.0f} s")
         return
     if options.report is not None:
         print(write(json.loads((options.report / "gpu.json").read_text()), options.report))

@@ -1,6 +1,6 @@
 """What the cells of the benchmark on a GPU measure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from bench_gpu_generate import generating
 from bench_gpu_head import head_alone
 from bench_gpu_models import REFERENCES, link_models, make_models
 from bench_gpu_predict import predicted_memory
-from bench_gpu_profile import inspect
+from bench_gpu_profile import STEPS, inspect
 from bench_gpu_reward import OursReward, TrlReward
 from bench_gpu_steps import Pace, compare
 from bench_ours import Ours
@@ -21,19 +21,25 @@ from bench_trl import Trl, grouped_pairs
 from bench_work import Work
 
 STORED_3, COMPILED = "lit_pref, 3 stored references", "lit_pref, compiled blocks"
-HEAD_FP32, HEAD_SPLIT, NO_KERNELS = "lit_pref, head in fp32", "lit_pref, head split", "lit_pref, head without kernels"
+RECOMPUTED, TRL_RECOMPUTED = "lit_pref, gradient checkpointing", "TRL, gradient checkpointing"
+HEAD_SPLIT = "lit_pref, head split"
 TRL, NO_METRICS, TRL_LIVE = "TRL", "TRL, no metrics", "TRL, live reference"
-GROUPED, LIGER = "TRL, grouped by length", "TRL, Liger layers"
+GROUPED, LIGER, TRL_COMPILED = "TRL, grouped by length", "TRL, Liger layers", "TRL, torch.compile"
 OURS_REWARD, TRL_REWARD = "lit_pref, reward model", "TRL, reward model"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where cells are measured; `matmul` is the FLOP/s of a large multiplication, if known."""
+    """Where cells are measured.
+
+    `matmul` is the FLOP/s of a large multiplication, if known. `keep` is given what a cell has measured so far, which
+    is all that is left of it if its process dies or is ended.
+    """
 
     device: Device
     models: Path
     matmul: float | None = None
+    keep: Callable[[dict[str, Any]], None] = field(default=lambda result: None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Cell:
     """One measurement.
 
     `expected_s` is an estimate; the cell may take twice as long. `against` is the cell that has lit_pref on the same
-    pairs, if this one has not.
+    pairs, if this one has not. `predicted` is the contender whose memory is predicted too.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Cell:
     bf16: bool = True
     pace: Pace = field(default=Pace())
     against: str | None = None
+    predicted: str | None = None
 
     def small(self) -> "Cell":
         """Return the same cell for a dry run: seconds on a CPU."""
@@ -64,6 +71,8 @@ class Cell:
         several = any(name in (STORED_3, LIVE_3) for name in self.contenders)
         link_models(work, bench.models, folder, bench.device, REFERENCES if several else 1, reward)
         work.write_pairs(folder)
+        if work.lora:  # beforehand, as it is not a part of TRL's start
+            work.write_adapters(folder)
         return work
 
     def train(self, name: str, bench: Bench, work: Work, folder: Path) -> Callable[[Any], None]:
@@ -75,17 +84,19 @@ class Cell:
         common: dict[str, Any] = {"device": bench.device.accelerator, "bf16": self.bf16}
         attention = bench.device.attention() if self.bf16 else "sdpa"  # flash attention has no fp32
         ours, rival = Ours(**common), Trl(**common, attention=attention)
+        backend = "inductor" if gpu else "eager"
         return {
             OURS: ours,
             PADDED: replace(ours, layout="padded"),
             LIVE: replace(ours, stored=False),
             STORED_3: replace(ours, references=REFERENCES),
             LIVE_3: replace(ours, stored=False, references=REFERENCES),
-            COMPILED: replace(ours, policy=(("compile", "inductor" if gpu else "eager"),)),
-            HEAD_FP32: replace(ours, policy=(("head_precision", "fp32"),)),
+            COMPILED: replace(ours, policy=(("compile", backend),)),
             HEAD_SPLIT: replace(ours, policy=(("head_precision", "split"),)),
-            NO_KERNELS: replace(ours, policy=(("head_kernels", False),)),
+            RECOMPUTED: replace(ours, checkpointing=True),
             TRL: rival,
+            TRL_COMPILED: replace(rival, compiled=backend),
+            TRL_RECOMPUTED: replace(rival, checkpointing=True),
             NO_METRICS: replace(rival, metrics=False),
             TRL_LIVE: replace(rival, stored=False),
             GROUPED: replace(rival, grouped=True, skipped=self.pace.dropped),
@@ -97,7 +108,7 @@ class Cell:
 
 
 def steps(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
-    """Compare contenders in turns on the same pairs."""
+    """Compare contenders in turns on the same pairs, and the memory that `check` predicts for one, if any."""
     work = cell.prepare(bench, folder, cell.pace.steps, reward=OURS_REWARD in cell.contenders)
     trains = {name: cell.train(name, bench, work, folder) for name in cell.contenders}
     grouped = {GROUPED: grouped_pairs(work, cell.pace.dropped)}
@@ -106,8 +117,17 @@ def steps(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
         for name in cell.contenders
         if isinstance(contender := cell.contender(name, bench), Ours | Trl)
     }
-    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul, grouped, smaller)
-    return {"pairs": work.pairs, "tokens": work.tokens(), "contenders": contenders, "against": cell.against}
+    result = {"pairs": work.pairs, "tokens": work.tokens(), "against": cell.against}
+    if cell.predicted is not None:
+        recomputes = cell.contender(cell.predicted, bench).checkpointing
+        sizes = predicted_memory(work, folder, bench.device, cell.bf16, recomputes)
+        result |= {"predicted": cell.predicted, "predicted_gib": sizes}
+
+    def keep(contenders: Mapping[str, Any]) -> None:
+        bench.keep(result | {"contenders": contenders})
+
+    contenders = compare(trains, work, bench.device, cell.pace, bench.matmul, grouped, smaller, keep)
+    return result | {"contenders": contenders}
 
 
 def models(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
@@ -125,17 +145,12 @@ def device(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
 
 def breakdown(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
     """Take steps of each contender apart."""
-    work = cell.prepare(bench, folder, windows=9)
-    return {"steps": {n: inspect(cell.contender(n, bench), work, folder, bench.device) for n in cell.contenders}}
-
-
-def memory(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:
-    """Compare the memory that `check` predicts with the peak of the steps."""
-    work = cell.prepare(bench, folder, cell.pace.steps)
-    predicted = predicted_memory(work, folder, bench.device, cell.bf16)
-    trains = {OURS: cell.train(OURS, bench, work, folder)}
-    measured = compare(trains, work, bench.device, cell.pace, bench.matmul)
-    return {"predicted_gib": predicted, "contenders": measured, "pairs": work.pairs, "tokens": work.tokens()}
+    work = cell.prepare(bench, folder, windows=STEPS)
+    result: dict[str, Any] = {"steps": {}}
+    for name in cell.contenders:
+        result["steps"][name] = inspect(cell.contender(name, bench), work, folder, bench.device)
+        bench.keep(result)
+    return result
 
 
 def head(cell: Cell, bench: Bench, folder: Path) -> dict[str, Any]:

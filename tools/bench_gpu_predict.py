@@ -1,25 +1,29 @@
 """The memory of a step that `check` predicts, for the comparison with the memory that it takes."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench_gpu_device import GIB, Device
-from bench_work import BETA, Work
+from bench_work import BETA, Work, longest_row
 
 from lit_pref.run.run import build
 
 NO_SIZES = ("device", "devices", "tokens", "fits")
 
 
-def predicted_memory(work: Work, folder: Path, device: Device, bf16: bool) -> dict[str, float]:
+def predicted_memory(work: Work, folder: Path, device: Device, bf16: bool, checkpointing: bool) -> dict[str, float]:
     """Return GiB in all and by parts, as the report of `check --model` has them.
 
     `allocated` is the total without what the device itself takes for a process, which the allocator does not count.
     """
+    policy: dict[str, Any] = {"path": str(folder / "policy"), "gradient_checkpointing": checkpointing}
+    if work.adapters is not None:
+        policy["lora"] = asdict(work.adapters)
     config: dict[str, Any] = {
         "model": {
-            "policy": {"path": str(folder / "policy")},
+            "policy": policy,
             "objective": {"class_path": "DPO", "init_args": {"beta": BETA}},
             "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1e-5, "weight_decay": 0.0}},
             "reference_store": True,
@@ -28,7 +32,7 @@ def predicted_memory(work: Work, folder: Path, device: Device, bf16: bool) -> di
             "train": str(folder / "pairs.jsonl"),
             "val_fraction": 0.0,
             "global_batch": work.pairs,
-            "max_length": 8192,
+            "max_length": max(8192, *map(longest_row, work.draw())),
         },
         "trainer": {
             "accelerator": device.accelerator,

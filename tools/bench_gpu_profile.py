@@ -1,5 +1,6 @@
 """One step taken apart: the device's time by kinds of kernels, its idle time, and what waits for the device."""
 
+import statistics
 import time
 import warnings
 from collections import Counter
@@ -15,6 +16,8 @@ from bench_work import Work
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+SKIPPED, BLOCKS, PROFILED = 3, 3, 4  # steps, blocks that are timed, steps of a block
+STEPS = SKIPPED + (BLOCKS + 2) * PROFILED
 KINDS = ("GEMM", "attention", "head", "optimiser", "copies", "element-wise")
 KERNELS = {
     "attention": ("flash", "fmha", "attention", "sdpa"),
@@ -30,29 +33,37 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 
 class InspectedLoop(Loop):
-    """Profiles `steps` steps after the first `skipped`, then counts what waits for the device in as many more."""
+    """After the first `skipped` steps, times 3 blocks of `steps` each, profiles a block, and counts waits in the last.
+
+    The profiler makes launching kernels slower, so a step's time, and the device's idle time in it, are of the steps
+    before the profiler starts. Nothing waits for the device between the steps of a block.
+    """
 
     def __init__(self, device: Device, skipped: int, steps: int) -> None:
         super().__init__()
         self.device, self.skipped, self.steps, self.ended = device, skipped, steps, 0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.is_gpu else [])]
         self.profiler = profile(activities=activities)
-        self.seconds = 0.0
+        self.started, self.plain_s, self.profiled_s = 0.0, list[float](), 0.0
         self.recorded = warnings.catch_warnings(record=True)
         self.waits: list[warnings.WarningMessage] = []
 
     def end_step(self, model: torch.nn.Module, loss: float | Tensor) -> None:
         self.ended += 1  # the loss is not read, which would wait for the device
-        if self.ended == self.skipped:
+        profiles = self.skipped + BLOCKS * self.steps
+        if self.ended in range(self.skipped, profiles + 1, self.steps):
             self.device.synchronize()
-            self.profiler.start()
-            self.seconds = time.perf_counter()
-        elif self.ended == self.skipped + self.steps:
+            if self.ended > self.skipped:
+                self.plain_s.append((time.perf_counter() - self.started) / self.steps)
+            if self.ended == profiles:
+                self.profiler.start()
+            self.started = time.perf_counter()
+        elif self.ended == profiles + self.steps:
             self.device.synchronize()
-            self.seconds = time.perf_counter() - self.seconds
+            self.profiled_s = time.perf_counter() - self.started
             self.profiler.stop()
             self._count(True)
-        elif self.ended == self.skipped + 2 * self.steps:
+        elif self.ended == profiles + 2 * self.steps:
             self._count(False)
 
     def _count(self, on: bool) -> None:
@@ -66,17 +77,21 @@ class InspectedLoop(Loop):
 
 
 def inspect(
-    contender: Any, work: Work, folder: Path, device: Device, skipped: int = 4, steps: int = 2
+    contender: Any, work: Work, folder: Path, device: Device, skipped: int = SKIPPED, steps: int = PROFILED
 ) -> dict[str, Any]:
-    """Return the shares of a step's time and the places that wait for the device, each per step."""
+    """Return the shares of a step's time and the places that wait for the device, each per step.
+
+    `idle_s` is the median step without the profiler minus the time in which the device is busy.
+    """
     torch.backends.cuda.enable_cudnn_sdp(True)  # a contender that does not want cuDNN's attention turns it off
     loop = InspectedLoop(device, skipped, steps)
     contender.train(work, folder, loop)
     events = list(loop.profiler.events())
     kinds, longest = (kernels if device.is_gpu else operators)(events)
-    step = loop.seconds / steps
+    step = statistics.median(loop.plain_s)
     busy = (_busy(events) if device.is_gpu else sum(kinds.values())) / steps
     numbers = {"step_s": step, **{f"{kind}_s": kinds[kind] / steps for kind in KINDS}, "idle_s": max(0.0, step - busy)}
+    numbers["profiled_step_s"] = loop.profiled_s / steps
     names = Counter(event.name for event in events if event.name in WAITS)
     places = Counter(_place(warning) for warning in loop.waits if SYNCHRONIZES in str(warning.message))
     return {

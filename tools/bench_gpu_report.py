@@ -16,19 +16,23 @@ ALIGNED = (
     "lit_pref, padded layout",
     "lit_pref, live reference",
     "lit_pref, compiled blocks",
-    "lit_pref, head in fp32",
+    "lit_pref, gradient checkpointing",
     "lit_pref, head split",
-    "lit_pref, head without kernels",
     "TRL",
     "TRL, no metrics",
     "TRL, live reference",
     "TRL, Liger layers",
+    "TRL, torch.compile",
+    "TRL, gradient checkpointing",
     "TRL as installed",
     "TRL, reward model",
 )
 """The contenders that should have lit_pref's losses: the same objective on the same pairs in the same batches."""
 FP32, BF16 = 5e-4, 5e-2
 """Tolerances of the loss of a step. AdamW divides a gradient by its size, so that rounding moves weights too."""
+HEADS = """TRL rounds weights and logits to bf16. lit_pref's logits are in fp32: in `bf16`, which `auto` is on a GPU, it
+rounds weights; in `split` and `fp32` it does not. Time and error belong together:"""
+MEMORY = 0.2  # how far a prediction of memory may be from the measured peak
 COLUMNS = (
     ("pairs/s", "pairs_per_s", ".3g"),
     ("tokens/s", "tokens_per_s", ".3g"),
@@ -40,19 +44,21 @@ COLUMNS = (
 
 HEAD = """A cell `0.5B-c` is the model and the lengths. Models are random, with the shapes of Qwen2.5-0.5B and -1.5B.
 Lengths: **a** prompts of 512 tokens ± 12 % and responses of 128 ± 25 %; **b** 128 ± 25 % and 256 ± 25 %; **c**
-log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512; **long**
-4096 ± 12 % and 256 ± 25 %. A step has 16 pairs (1.5B: 8; long and losses-fp32: 4), in bf16 under autocast with
-weights, gradients and AdamW's state in fp32, or all in fp32 where the cell says so. Contenders train in turns of 4
-steps on the same pairs in the same batches, the first turn not counted; times are medians over turns. References are
-stored, on both sides, unless they are called live. TRL grouped by length reads batches of similar lengths from the
-same distribution; its time is by tokens. A contender that runs out of memory runs again alone, and if that is not
-enough with gradient checkpointing. TRL with Liger's layers and compiled blocks run alone too; they are compared with
-the lit_pref of 0.5B-c.
+log-normal, prompts with median 180 and sigma 0.9 and at most 1024, responses 150 and 0.8 and at most 512; **16k**
+15,360 ± 5 % and 1024 ± 25 %. A step has 16 pairs (1.5B: 8; losses-fp32: 4; 16k: 2), in bf16 under autocast with
+weights, gradients and AdamW's state in fp32, or all in fp32 where the cell says so. Contenders train in turns of 1 to
+4 steps on the same pairs in the same batches, the first turn not counted; times are medians over turns. Each side has
+the same number of processes that prepare batches. References are stored, on both sides, unless they are called live.
+TRL grouped by length reads batches of similar lengths from the same distribution; its time is by tokens. A contender
+that runs out of memory runs again alone, and if that is not enough with gradient checkpointing. The contenders of
+0.5B-c-more, TRL with Liger's layers and the compiled ones are compared with the lit_pref of 0.5B-c, on the same pairs
+in another process.
 
 Tokens are those of prompts and both responses, each once and without padding. The share of the matmul peak counts
 6 FLOP a weight and token (4 with LoRA), the head's for responses only. Memory is the contender's own: weights,
 gradients, optimizer state and activations. Start is the time until the end of the first turn: loading, scores of
-references, compilation. Losses may differ by 5e-4 in fp32 and 5e-2 in bf16; a larger difference is in bold."""
+references, compilation. Losses may differ by 5e-4 in fp32 and 5e-2 in bf16, and a predicted peak of memory by 20 %
+from the measured one; larger differences are in bold."""
 
 
 def write(results: dict[str, Any], folder: Path, plot: bool = True) -> str:
@@ -161,7 +167,9 @@ def _breakdowns(cells: dict[str, Any]) -> list[str]:
     for cell, result in _measured(cells, "steps"):
         kinds = [name.removesuffix("_s") for name in next(iter(result["steps"].values()))["numbers"]]
         lines += [
-            f"## {cell}: ms of a step under the profiler",
+            f"## {cell}: ms of a step by kinds of kernels",
+            "",
+            "The kernels are those of profiled steps; the step, and the idle time in it, of steps before the profiler.",
             "",
             f"| | {' | '.join(kinds)} | waits for the device |",
         ]
@@ -193,18 +201,38 @@ def _heads(cells: dict[str, Any]) -> list[str]:
         for name, head in result["heads"].items():
             values = [head.get(key, "") for key in keys]
             lines.append(f"| {name} | " + " | ".join(v if isinstance(v, str) else f"{v:.3g}" for v in values) + " |")
-        lines.append("")
+        lines += ["", *_time_and_error(result["heads"])]
     return lines
+
+
+def _time_and_error(heads: dict[str, Any]) -> list[str]:
+    """Say time and error of each head together: a head may be faster because it rounds more."""
+    rival = heads.get("TRL", {})
+    if "forward_s" not in rival:
+        return []
+    theirs = rival["forward_s"] + rival["backward_s"]
+    lines = [HEADS, ""]
+    lines.append(f"- TRL takes {1e3 * theirs:.3g} ms, with errors of up to {rival['logp_error']:.1g} nats.")
+    for name, head in heads.items():
+        if name != "TRL" and "forward_s" in head:
+            own = head["forward_s"] + head["backward_s"]
+            error = f"with errors of up to {head['logp_error']:.1g} nats"
+            lines.append(f"- {name} takes {1e3 * own:.3g} ms, {own / theirs:.2f} times TRL's time, {error}.")
+    return [*lines, ""]
 
 
 def _memory(cells: dict[str, Any]) -> list[str]:
     lines = []
     for cell, result in _measured(cells, "predicted_gib"):
         parts = ", ".join(f"{name} {size:.3g}" for name, size in result["predicted_gib"].items())
-        measured = next(iter(result["contenders"].values())).get("peak_gib")
-        share = "" if measured is None else f"; measured {measured:.3g}, predicted / measured "
-        share += "" if measured is None else f"{result['predicted_gib']['allocated'] / measured:.2f}"
-        lines += [f"{cell}: `check` predicts (GiB) {parts}{share}.", ""]
+        contender = result["predicted"]
+        measured = result.get("contenders", {}).get(contender, {}).get("peak_gib")
+        share = ""
+        if measured is not None:
+            ratio = result["predicted_gib"]["allocated"] / measured
+            mark = "" if abs(ratio - 1) <= MEMORY else "**"
+            share = f"; measured {measured:.3g}, predicted / measured {mark}{ratio:.2f}{mark}"
+        lines += [f"{cell}, {contender}: `check` predicts (GiB) {parts}{share}.", ""]
     return lines
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from bench_steps import SteppedLoop, Train
 from bench_work import MODELS, Pair, Work
 from torch import Tensor
 
+Numbers = dict[str, dict[str, Any]]  # name of a contender -> its numbers
+Keep = Callable[[Numbers], None]
 ALONE, RECOMPUTING = "alone", "alone, gradient checkpointing"
 
 
@@ -76,14 +78,17 @@ class Turns:
         self.loops = {name: BlockLoop(train, pace.block) for name, train in trains.items()}
         self.taken = {name: Taken() for name in trains}
 
-    def run(self) -> dict[str, Taken]:
-        """Take all turns; the trainings then rest."""
+    def run(self, after_round: Callable[[], None] = lambda: None) -> dict[str, Taken]:
+        """Take all turns; the trainings then rest.
+
+        `after_round` is called whenever every contender has taken the same number of turns.
+        """
         for turn in range(self.pace.warm_up + self.pace.timed):
             for name, taken in self.taken.items():
                 if taken.error is None:
                     self._turn(self.loops[name], taken, turn)
-        for name, loop in self.loops.items():
-            self.taken[name].losses = [float(loss) for loss in loop.kept]
+                    taken.losses = [float(loss) for loss in self.loops[name].kept]
+            after_round()
         return self.taken
 
     def stop(self) -> None:
@@ -128,7 +133,8 @@ def compare(
     matmul: float | None,
     pairs: Mapping[str, list[Pair]] | None = None,
     smaller: Mapping[str, Train] | None = None,
-) -> dict[str, dict[str, Any]]:
+    keep: Keep | None = None,
+) -> Numbers:
     """Return the numbers of every contender; one that runs out of memory runs alone, then in its smaller form.
 
     Args:
@@ -139,10 +145,22 @@ def compare(
         matmul: FLOP/s of a large multiplication, if known.
         pairs: what contenders read that do not read the work's pairs in their order.
         smaller: trainings that recompute activations.
+        keep: is given the numbers so far after every round of turns, for the case that the process does not live on.
     """
+    ordered, forms = work.in_order(), dict.fromkeys(trains, "")
     turns = Turns(trains, device, pace)
-    taken = turns.run()
-    forms = dict.fromkeys(trains, "")
+    taken = turns.taken
+
+    def found() -> Numbers:
+        known = {name: own for name, own in taken.items() if own.seconds or own.error is not None}
+        read = {name: (pairs or {}).get(name) or ordered for name in known}
+        return {n: numbers(own, work, read[n], pace, matmul) | {"form": forms[n]} for n, own in known.items()}
+
+    def tell() -> None:
+        if keep is not None and (known := found()):
+            keep(known)
+
+    turns.run(tell)
     if any(own.out_of_memory for own in taken.values()):
         turns.stop()
     for form, others in ((ALONE, trains if len(trains) > 1 else {}), (RECOMPUTING, smaller or {})):
@@ -151,15 +169,16 @@ def compare(
                 again, forms[name] = Turns({name: others[name]}, device, pace), form
                 taken |= again.run()
                 again.stop()
-    read = {name: (pairs or {}).get(name) or work.in_order() for name in trains}
-    return {name: numbers(own, work, read[name], pace, matmul) | {"form": forms[name]} for name, own in taken.items()}
+                tell()
+    return found()
 
 
 def numbers(taken: Taken, work: Work, pairs: list[Pair], pace: Pace, matmul: float | None) -> dict[str, Any]:
     """Speed over the timed turns: pairs, and tokens of prompts and both responses, each once and without padding."""
     if taken.error is not None:
         return {"error": taken.error}
-    timed = pairs[pace.dropped * work.pairs : pace.steps * work.pairs]
+    steps = pace.dropped + len(taken.seconds) * pace.block
+    timed = pairs[pace.dropped * work.pairs : steps * work.pairs]
     prompts = sum(len(pair["prompt"]) for pair in timed)
     responses = sum(len(pair["chosen"]) + len(pair["rejected"]) for pair in timed)
     total = sum(taken.seconds)

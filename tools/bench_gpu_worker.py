@@ -18,15 +18,28 @@ from bench_work import quiet
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Return a cell's results, or the error that ended it."""
-    bench = Bench(Device(request["accelerator"]), Path(request["models"]), request["matmul"])
+    """Return a cell's results; or the error that ended it, with what it had measured until then."""
+    unfinished = Path(request["file"]).with_suffix(".unfinished")
+
+    def keep(result: dict[str, Any]) -> None:
+        _write({"result": result}, unfinished)
+
+    bench = Bench(Device(request["accelerator"]), Path(request["models"]), request["matmul"], keep)
     cell = CELLS[request["cell"]]
     try:
         with tempfile.TemporaryDirectory(dir=request["models"]) as folder:
             measured = cell if bench.device.is_gpu else cell.small()
             return {"result": cell.measure(measured, bench, Path(folder))}
     except BaseException as error:
-        return {"error": f"{type(error).__name__}: {error}"[:1000], "traceback": traceback.format_exc()[-4000:]}
+        kept = json.loads(unfinished.read_text()) if unfinished.exists() else {}
+        return kept | {"error": f"{type(error).__name__}: {error}"[:1000], "traceback": traceback.format_exc()[-4000:]}
+
+
+def _write(outcome: dict[str, Any], file: Path) -> None:
+    """Write JSON, whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(outcome))
+    part.rename(file)
 
 
 def main() -> None:
@@ -34,10 +47,7 @@ def main() -> None:
     (Path(sys.argv[1]) / f"ready-{os.getpid()}").touch()
     for line in sys.stdin:
         request = json.loads(line)
-        outcome, file = measure(request), Path(request["file"])
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(outcome))
-        unfinished.rename(file)
+        _write(measure(request), Path(request["file"]))
         print(f"done {request['cell']}", flush=True)
     sys.stdout.flush()
     os._exit(0)  # trainings that rest in threads do not end by themselves

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work, loader_workers, longest_row
 from lightning.pytorch import Callback, Trainer
 
 from lit_pref.data.datamodule import PreferenceDataModule
@@ -56,13 +56,13 @@ def fit(
     module: PairModule, work: Work, folder: Path, loop: Loop, device: str, bf16: bool = False, epochs: int = 1
 ) -> None:
     """Train a module on the work's pairs, with the settings that all contenders share."""
-    longest = max(len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])) for pair in work.draw())
     data = PreferenceDataModule(
         str(folder / "pairs.jsonl"),
         val_fraction=0,
         seed=work.seed,
         global_batch=work.pairs,
-        max_length=max(8192, longest),
+        max_length=max(8192, *map(longest_row, work.draw())),
+        workers=loader_workers(device),
     )
     trainer = Trainer(
         accelerator=device,

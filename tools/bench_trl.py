@@ -15,7 +15,7 @@ import torch
 import trl.trainer.dpo_trainer
 import trl.trainer.utils
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work, loader_workers, longest_row
 from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -53,6 +53,7 @@ class Trl:
     liger: bool = False
     grouped: bool = False
     skipped: int = 0
+    compiled: str | None = None  # the backend of torch.compile
 
     def train(self, work: Work, folder: Path, loop: Loop) -> None:
         trl.trainer.utils._use_triton = _use_triton
@@ -60,8 +61,9 @@ class Trl:
         model = AutoModelForCausalLM.from_pretrained(
             folder / "policy", dtype=torch.float32, attn_implementation=self.attention
         )
-        peft = None
+        peft, adapters = None, {}
         if work.lora:
+            adapters = torch.load(work.write_adapters(folder))
             settings = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
             peft = LoraConfig(**settings, task_type="CAUSAL_LM")
         with self._head():
@@ -73,7 +75,6 @@ class Trl:
                 peft_config=peft,
             )
         if work.lora:  # the adapters that lit_pref begins with
-            adapters = {n: w for n, w in work.policy(folder).build().state_dict().items() if "lora_" in n}
             assert not trainer.model.load_state_dict(adapters, strict=False).unexpected_keys
         trainer.add_callback(EndOfStep(trainer, loop))
         trainer.remove_callback(PrinterCallback)
@@ -84,7 +85,9 @@ class Trl:
         return datasets.Dataset.from_list([{f"{name}_ids": ids for name, ids in p.items()} for p in pairs])
 
     def _arguments(self, work: Work, folder: Path) -> dict[str, Any]:
-        own = {"beta": BETA, "precompute_ref_log_probs": self.stored, "use_liger_kernel": self.liger}
+        own: dict[str, Any] = {"beta": BETA, "precompute_ref_log_probs": self.stored, "use_liger_kernel": self.liger}
+        if self.compiled is not None:
+            own |= {"torch_compile": True, "torch_compile_backend": self.compiled}
         return arguments(work, folder, self.device, self.bf16, self.checkpointing) | own
 
     @contextmanager
@@ -102,16 +105,12 @@ def grouped_pairs(work: Work, skipped: int = 0) -> list[Pair]:
     It sorts 50 batches at a time, more than a benchmark has. So every batch after the first `skipped` is taken from 50
     sorted ones, evenly, and they follow one another in random order.
     """
-    pool = sorted(replace(work, windows=SORTED).draw(), key=_longest)
+    pool = sorted(replace(work, windows=SORTED).draw(), key=longest_row)
     batches = [pool[start : start + work.pairs] for start in range(0, len(pool), work.pairs)]
     counted = work.windows - skipped
     chosen = [batches[int((k + 0.5) * SORTED / counted) % SORTED] for k in range(counted)]
     random.Random(work.seed).shuffle(chosen)
     return [pair for batch in (chosen * 2)[-work.windows :] for pair in batch]
-
-
-def _longest(pair: Pair) -> int:
-    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
 
 
 def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: bool = False) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: 
         "gradient_checkpointing": checkpointing,
         "bf16": bf16,
         "use_cpu": device == "cpu",
-        "dataloader_num_workers": 2 if device == "gpu" else 0,
+        "dataloader_num_workers": loader_workers(device),
         "logging_steps": LOG_EVERY,
         "save_strategy": "no",
         "report_to": "none",

@@ -48,7 +48,7 @@ CASES = {
     "a": (around(512, 0.12), around(128, 0.25)),
     "b": (around(128, 0.25), around(256, 0.25)),
     "c": (lognormal(180, 0.9, 1024), lognormal(150, 0.8, 512)),
-    "long": (around(4096, 0.12), around(256, 0.25)),
+    "16k": (around(15_360, 0.05), around(1024, 0.25)),
     "2k": (around(1024, 0.01), around(512, 0.01)),
     "4k": (around(2048, 0.01), around(1024, 0.01)),
     "8k": (around(4096, 0.01), around(2048, 0.01)),
@@ -63,9 +63,9 @@ CASES = {
 }
 """Tokens of prompts and of responses, begin and end tokens among them.
 
-`long` are conversations of several turns, `2k` to `8k` pairs of that many tokens, `feedback` resembles UltraFeedback,
-`hh` are 3000 dialogues of Anthropic's harmless-base in SmolLM2's tokens, `judged` are pairs to score, prompts of 512 to
-1024 tokens and responses of 100 to 250, `short` are the testbed's.
+`16k` are conversations of many turns, at least 16,000 tokens a pair; `2k` to `8k` are pairs of that many tokens,
+`feedback` resembles UltraFeedback, `hh` are 3000 dialogues of Anthropic's harmless-base in SmolLM2's tokens, `judged`
+are pairs to score, prompts of 512 to 1024 tokens and responses of 100 to 250, `short` are the testbed's.
 """
 
 
@@ -135,6 +135,19 @@ class Work:
     def policy(self, folder: Path) -> ModelSpec:
         return ModelSpec(path=str(folder / "policy"), lora=self.adapters)
 
+    def write_adapters(self, folder: Path) -> Path:
+        """`adapters.pt`, the adapters that lit_pref begins with, for other contenders; unless it is there.
+
+        Building a model turns cuDNN's attention off in the process, which the other contenders' users have on.
+        """
+        file = folder / "adapters.pt"
+        if not file.exists():
+            cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+            weights = self.policy(folder).build().state_dict()
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+            torch.save({name: weight for name, weight in weights.items() if "lora_" in name}, file)
+        return file
+
     @property
     def words(self) -> list[str]:
         """The vocabulary, one word an id."""
@@ -170,6 +183,16 @@ class Work:
             separate += sum(rows)
             shared += sum(rows) - sum(len(pair["prompt"]) for pair in window)
         return {"padded": padded, "separate": separate, "shared": shared}
+
+
+def longest_row(pair: Pair) -> int:
+    """Return the tokens of the prompt with the longer response."""
+    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
+
+
+def loader_workers(device: str) -> int:
+    """Return the number of processes that prepare batches, the same for every contender."""
+    return 4 if device == "gpu" else 0
 
 
 def quiet() -> None:

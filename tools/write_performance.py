@@ -60,17 +60,19 @@ for these settings is out of reach there.
 
 
 GPU = """`tools/bench_gpu.py` (`make bench-gpu`) measures on one H100 or H200, in at most 8 minutes. It compares `fit`
-with TRL's trainers on random models with the shapes of Qwen2.5-0.5B and -1.5B, in bf16: lengths **a**, **b**, **c** and
-long prompts; full fine-tuning and LoRA; one and three references, stored and live; both layouts; TRL with and without
-its metrics, grouped by length, with Liger's layers, and as installed. It measures pairs and tokens per second; peak
-memory, and beside it the memory that `check` predicts; the share of the device's matmul peak; a step by kinds of
-kernels, and what waits for the device in it; losses over 20 steps in fp32 and bf16; the head alone, reward models, and
-`generate`.
+with TRL's trainers on random models with the shapes of Qwen2.5-0.5B and -1.5B, in bf16: lengths **a**, **b** and **c**,
+and pairs of more than 16,000 tokens with gradient checkpointing; full fine-tuning and LoRA; one and three references,
+stored and live; both layouts; lit_pref and TRL with compiled models; TRL without its metrics, grouped by length, with
+Liger's layers, and as installed. It measures pairs and tokens per second; peak memory, and in three cells (0.5B, 1.5B
+with LoRA and gradient checkpointing, long pairs) beside it the memory that `check` predicts; the share of the device's
+matmul peak; a step by kinds of kernels, the device's idle time, and what waits for the device in it; losses over 20
+steps in fp32 and bf16; the head alone, in time and error, reward models, and `generate`.
 
-Each cell has a process and a time limit of its own. One that fails is reported and the rest is measured; one that no
-longer fits is skipped and named. JSON and table are written after every cell. `--dry_run` takes all of it through tiny
-models on a CPU, in 2 minutes, and its numbers mean nothing. For a machine with torch and Triton but without a package
-index, this gathers what else is needed (17 MB) here and uses it there:
+The whole plan fits into that time by the estimates of its cells, which `--list` names. Each cell has a process and a
+time limit of its own. One that fails or runs out of time is reported with what it had measured until then, and the rest
+is measured; one that no longer fits is skipped and named. JSON and table are written after every cell. `--dry_run`
+takes all of it through tiny models on a CPU, in a minute, and its numbers mean nothing. For a machine with torch and
+Triton but without a package index, this gathers what else is needed (17 MB) here and uses it there:
 
     tools/wheels_for_gpu.sh .whl
     tools/wheels_for_gpu.sh --install .whl
@@ -78,8 +80,9 @@ index, this gathers what else is needed (17 MB) here and uses it there:
 
 `python tools/write_performance.py --gpu runs/bench/gpu` puts the results on this page.
 """
-NO_GPU = """**No figure of a GPU exists yet.** No part of lit_pref has run on one. The dry run went from end to end on
-2026-11-29, with torch 2.13 on Python 3.11, and with those wheels and torch 2.11 on Python 3.12, on a CPU both times."""
+NO_GPU = """**No figure of a GPU exists yet.** No part of lit_pref has run on one, and the plan's estimates of time are
+guesses. Its dry run went from end to end on 2026-11-29 on a CPU, with torch 2.13 on Python 3.11; with those wheels and
+torch 2.11 on Python 3.12 an earlier plan did."""
 
 
 def page(results: dict[str, Any]) -> str:

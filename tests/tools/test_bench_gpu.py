@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 sys.path.append(str(ROOT / "tools"))
 import bench_trl
 from bench_gpu_device import Device
-from bench_gpu_profile import inspect, kernels
+from bench_gpu_profile import KINDS, PROFILED, STEPS, inspect, kernels
 from bench_gpu_steps import ALONE, RECOMPUTING, Pace, Turns, compare, flops
 from bench_steps import Loop, Train
 from bench_trl import Trl, grouped_pairs
@@ -96,10 +97,14 @@ def test_memory_is_a_contenders_own():
 def test_a_contender_that_fails_leaves_the_others_alone():
     done: list[str] = []
     trains = {"bad": training("b", done, fails_at=3), "good": training("g", done)}
-    found = compare(trains, WORK, CPU, Pace(1, 2, 2), matmul=1e12)
+    kept: list[dict[str, Any]] = []
+    found = compare(trains, WORK, CPU, Pace(1, 2, 2), matmul=1e12, keep=kept.append)
     assert found["bad"]["error"] == "ValueError: why"
     assert found["good"]["pairs_per_s"] > 0 and found["good"]["form"] == ""
     assert [step for step in done if step[0] == "g"] == [f"g{step}" for step in range(6)]
+    assert [len(numbers["good"]["step_s"]) for numbers in kept] == [1, 2], "numbers after every timed round"
+    assert kept[0]["good"]["losses"] == [0.0, 1.0, 2.0, 3.0]
+    assert kept[-1]["good"] == found["good"]
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
@@ -198,9 +203,25 @@ def test_what_waits_for_the_device_is_counted_in_steps_of_its_own(tmp_path: Path
 
     with warnings.catch_warnings():
         quiet()
-        found = inspect(Contender(), replace(WORK, windows=9), tmp_path, CPU)
+        found = inspect(Contender(), replace(WORK, windows=STEPS), tmp_path, CPU)
     ((place, waits),) = found["synchronizations"].items()
     assert place.startswith("tools/test_bench_gpu.py:") and waits == 3
     numbers = found["numbers"]
     assert numbers["GEMM_s"] > 0 and numbers["head_s"] == 0
-    assert sum(numbers.values()) == pytest.approx(2 * numbers["step_s"], rel=0.01), "kinds and idle time are the step"
+    busy = sum(numbers[f"{kind}_s"] for kind in KINDS)
+    assert numbers["idle_s"] == pytest.approx(max(0.0, numbers["step_s"] - busy)), "kinds and idle time are the step"
+
+
+def test_idle_time_is_that_of_steps_without_the_profiler(tmp_path: Path):
+    class Slowed:
+        """Steps of a millisecond, which take fifty under the profiler."""
+
+        def train(self, work: Work, folder: Path, loop: Loop) -> None:
+            for step in range(STEPS):
+                profiled = STEPS - 2 * PROFILED <= step < STEPS - PROFILED
+                time.sleep(0.05 if profiled else 0.001)
+                loop.end_step(torch.nn.Linear(1, 1), torch.ones(()))
+
+    numbers = inspect(Slowed(), WORK, tmp_path, CPU)["numbers"]
+    assert numbers["idle_s"] <= numbers["step_s"] < 0.03
+    assert numbers["profiled_step_s"] > 0.05

@@ -13,8 +13,9 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "tools"))
 import bench_gpu
 from bench_gpu import Benchmark, Worker
-from bench_gpu_measure import Cell, models
-from bench_gpu_plan import CELLS
+from bench_gpu_device import Device
+from bench_gpu_measure import RECOMPUTED, Bench, Cell, models
+from bench_gpu_plan import CELLS, MINUTES, RESERVE_S, START_S
 from bench_gpu_report import DRY, page, write
 from bench_gpu_worker import measure
 from bench_work import quiet
@@ -26,6 +27,9 @@ import json, os, sys, time
 open(f"{sys.argv[1]}/ready-{os.getpid()}", "w").close()
 for line in sys.stdin:
     request = json.loads(line)
+    if request["cell"] in ("hangs", "dies"):
+        with open(request["file"].removesuffix(".json") + ".unfinished", "w") as file:
+            json.dump({"result": {"numbers": {"half": 2.0}}}, file)
     if request["cell"] == "hangs":
         time.sleep(60)
     if request["cell"] == "dies":
@@ -76,6 +80,8 @@ def test_cells_that_fail_hang_or_do_not_fit_are_named_and_the_rest_is_measured(
         "last": "done",
     }
     assert "ended with 3" in found["dies"]["error"] and "out of luck" in found["dies"]["error"]
+    for ended in ("dies", "hangs"):
+        assert found[ended]["result"]["numbers"] == {"half": 2.0}, "what it had measured until then"
     assert found["last"]["result"]["numbers"] == {"got": 5.0}, "an earlier cell measured it"
     saved = json.loads((stub / "out" / "gpu.json").read_text())
     assert saved["cells"].keys() == found.keys()
@@ -101,6 +107,39 @@ def test_what_was_measured_before_the_script_is_killed_is_on_disk(stub: Path, mo
     assert not any(worker.alive for worker in bench.workers)
     saved = json.loads((stub / "out" / "gpu.json").read_text())
     assert saved["cells"]["first"]["status"] == "done"
+
+
+def test_the_plan_fits_into_its_time():
+    assert sum(cell.expected_s for cell in CELLS.values()) + START_S <= 60 * MINUTES - RESERVE_S
+
+
+def test_cells_are_compared_on_the_same_pairs():
+    for cell in CELLS.values():
+        if cell.against is not None:
+            other = CELLS[cell.against]
+            assert (cell.work, cell.pace) == (other.work, other.pace)
+
+
+def test_memory_is_predicted_in_full_with_adapters_and_for_long_pairs():
+    cells = [cell for cell in CELLS.values() if cell.predicted is not None]
+    assert all(cell.predicted in cell.contenders and cell.pace.block == 1 for cell in cells)
+    assert {(cell.work.lora, cell.predicted == RECOMPUTED) for cell in cells} == {
+        (False, False),
+        (True, True),
+        (False, True),
+    }
+    (long,) = (cell for cell in cells if cell.work.case == "16k")
+    assert min(len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"]) for pair in long.work.draw()) > 16_000
+
+
+def test_both_sides_have_a_compiled_contender_in_one_cell(tmp_path: Path):
+    cell, bench = CELLS["0.5B-c-compiled"], Bench(Device("cpu"), tmp_path)
+    ours, rival = (cell.contender(name, bench) for name in cell.contenders)
+    assert dict(ours.policy)["compile"] == rival.compiled == "eager"
+    assert (
+        rival._arguments(cell.work, tmp_path).items()
+        >= {"torch_compile": True, "torch_compile_backend": "eager"}.items()
+    )
 
 
 # The table
@@ -152,8 +191,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 
+def request(cell: str, folder: Path) -> dict[str, Any]:
+    file = str(folder / f"{cell}.json")
+    return {"cell": cell, "accelerator": "cpu", "models": str(folder), "matmul": 1e11, "file": file}
+
+
 def dry(cell: str, folder: Path) -> dict[str, Any]:
-    outcome = measure({"cell": cell, "accelerator": "cpu", "models": str(folder), "matmul": 1e11})
+    outcome = measure(request(cell, folder))
     assert "error" not in outcome, outcome["traceback"]
     return outcome["result"]
 
@@ -166,9 +210,20 @@ def test_a_dry_run_of_the_losses_finds_equal_ones(folder: Path):
     assert own["tokens_per_s"] > own["pairs_per_s"] > 0
 
 
+def test_a_dry_run_with_adapters_predicts_the_memory_of_one_contender(folder: Path):
+    found = dry("1.5B-c-lora", folder)
+    assert found["predicted"] in found["contenders"] and found["predicted_gib"]["allocated"] > 0
+    text = page({"about": {"dry": True}, "cells": {"lora": {"status": "done", "seconds": 1.0, "result": found}}})
+    assert "lora, lit_pref, gradient checkpointing: `check` predicts (GiB)" in text and "predicted / measured" in text
+
+
 def test_a_dry_run_of_the_head_finds_small_errors(folder: Path):
-    heads = dry("head", folder)["heads"]
+    found = dry("head", folder)
+    heads = found["heads"]
     assert {"lit_pref", "TRL"} <= heads.keys()
+    assert "times TRL's time, with errors of up to" in page(
+        {"about": {"dry": True}, "cells": {"head": {"status": "done", "seconds": 1.0, "result": found}}}
+    )
     assert all(head["logp_error"] < 0.05 and head["forward_s"] > 0 for head in heads.values())
 
 
@@ -177,8 +232,18 @@ def test_a_request_for_a_cell_that_fails_is_answered_with_its_error(folder: Path
         raise SystemExit("not here")
 
     monkeypatch.setitem(CELLS, "broken", Cell("broken", fails, 1.0))
-    outcome = measure({"cell": "broken", "accelerator": "cpu", "models": str(folder), "matmul": None})
+    outcome = measure(request("broken", folder))
     assert outcome["error"] == "SystemExit: not here"
+
+
+def test_a_cell_that_fails_late_keeps_what_it_had_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(cell: Cell, bench: Bench, folder: Path) -> Any:
+        bench.keep({"numbers": {"half": 2.0}})
+        raise MemoryError("full")
+
+    monkeypatch.setitem(CELLS, "late", Cell("late", fails, 1.0))
+    outcome = measure(request("late", folder))
+    assert outcome["result"] == {"numbers": {"half": 2.0}} and outcome["error"] == "MemoryError: full"
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 import trl.trainer.utils
 from torch import Tensor
 
@@ -64,6 +66,25 @@ def test_the_losses_of_both_sides_are_equal_with_the_same_adapters(folder: Path)
     own = losses(Ours(), folder, LORA)
     assert abs(own[-1] - math.log(2)) > 5e-4
     assert own == pytest.approx(losses(Trl(), folder, LORA), rel=2e-5)
+
+
+def test_the_adapters_for_trl_are_ours_and_leave_its_attention_alone(folder: Path, tmp_path: Path):
+    (tmp_path / "policy").symlink_to(folder / "policy")
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    adapters = torch.load(LORA.write_adapters(tmp_path))
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    weights = LORA.policy(folder).build().state_dict()
+    assert adapters.keys() == {name for name in weights if "lora_" in name} != set()
+    assert all(torch.equal(adapters[name], weights[name]) for name in adapters)
+
+
+def test_both_sides_have_the_same_number_of_loaders(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    data = mock.Mock()
+    monkeypatch.setattr(bench_ours, "PreferenceDataModule", data)
+    monkeypatch.setattr(bench_ours, "Trainer", mock.Mock())
+    bench_ours.fit(mock.Mock(), WORK, folder, Loop(), "gpu")
+    theirs = bench_trl.arguments(WORK, folder, "gpu", bf16=True)["dataloader_num_workers"]
+    assert data.call_args.kwargs["workers"] == theirs > 0
 
 
 @pytest.mark.parametrize("rival", [Trl(metrics=False), Trl(compact=False, stored=False, checkpointing=True)])

@@ -18,7 +18,7 @@ def lengths(work: Work) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize(
     ("case", "prompts", "responses"),
-    [("a", (451, 573), (96, 160)), ("b", (96, 160), (192, 320)), ("long", (3605, 4587), (192, 320))],
+    [("a", (451, 573), (96, 160)), ("b", (96, 160), (192, 320)), ("16k", (14592, 16128), (768, 1280))],
 )
 def test_jittered_lengths_fill_their_range(case: str, prompts: tuple[int, int], responses: tuple[int, int]):
     for drawn, (low, high) in zip(lengths(Work(case, "s", 1000, 8, windows=8)), (prompts, responses), strict=True):
