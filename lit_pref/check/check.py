@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_pref.check.data_findings import BadRowLimits, overlap, source_findings, split_findings
+from lit_pref.check.devices import Devices, strategy_of
 from lit_pref.check.html import page
-from lit_pref.check.memory import Devices
 from lit_pref.check.model_findings import model_findings
 from lit_pref.check.rendering import examples, render
 from lit_pref.check.report import Arrays, Finding, Report
@@ -60,8 +60,8 @@ class Check:
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
             self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
             config.data.selection = None
-        sharded = "ModelParallelStrategy" in str(config.trainer.strategy)
-        self._devices = Devices(config.trainer.devices, config.trainer.num_nodes, sharded)
+        strategy = strategy_of(config.trainer.strategy)
+        self._devices = Devices(config.trainer.devices, config.trainer.num_nodes, strategy)
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 
     def run(self, module: PairModule) -> None:

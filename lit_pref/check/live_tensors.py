@@ -25,6 +25,10 @@ class LiveTensors(TorchDispatchMode):
     A storage is counted from the operation that returns it until its last tensor is gone, under the part that is
     current when it appears. Memory inside a kernel is not counted.
 
+    Two kinds of tensors have parts of their own, because their size does not depend on the batch: a copy of a whole
+    weight in another dtype, as autocast makes and keeps it, is of `casts`, and the gradient of the output head's
+    weight of `gradients`. A weight is a tensor that was counted under `weights` or `references`.
+
     Args:
         granularity: the allocator's unit: sizes are rounded up to a multiple of this many bytes.
 
@@ -92,15 +96,25 @@ class LiveTensors(TorchDispatchMode):
         if func is aten._local_scalar_dense.default and args[0].is_floating_point():
             return 1.0  # a tensor without data has no number: the step count of an optimizer, for example
         result = func(*args, **kwargs)
-        self.count(result, self._part_of(func, result))
+        self.count(result, self._part_of(func, args, result))
         return result
 
-    def _part_of(self, func: Any, result: Any) -> str:
+    def _part_of(self, func: Any, args: Any, result: Any) -> str:
+        of_weight = self._is_whole_weight(args[0]) if args else False
+        if of_weight and func is aten._to_copy.default:
+            return "casts"
         node = torch._C._current_autograd_node()
         if node is not None and node.name().startswith("_TilePass"):
-            return "head"
+            return "gradients" if of_weight and func is aten.zeros_like.default else "head"
         is_mask = isinstance(result, Tensor) and result.ndim == 4 and result.shape[-1] > WIDEST_HEAD
         return "attention" if is_mask or "attention" in func.__name__ else self.part
+
+    def _is_whole_weight(self, tensor: Any) -> bool:
+        if not isinstance(tensor, Tensor):
+            return False
+        storage = tensor.untyped_storage()
+        entry = self._entries.get(id(storage))
+        return entry is not None and entry[1] in ("weights", "references") and storage.nbytes() == tensor.nbytes
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *args: Any, **kwargs: Any) -> int:

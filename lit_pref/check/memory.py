@@ -3,13 +3,13 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_pref.batch import PreferenceBatch
+from lit_pref.check.devices import Devices
 from lit_pref.check.probe import Probe
 from lit_pref.check.report import Finding, Severity
 from lit_pref.check.step_memory import PARTS, StepMemory, step_memory
@@ -17,7 +17,7 @@ from lit_pref.data.batching.collation import UncastBatches
 from lit_pref.data.batching.sampling import WindowSampler
 from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.data.prepared.lists import number_of_units
-from lit_pref.errors import visible
+from lit_pref.errors import UserError, visible
 from lit_pref.modules.base import PairModule
 
 TIGHT = 0.9
@@ -28,39 +28,24 @@ STEP = 256
 """Suggested numbers of tokens are multiples of this."""
 
 
-@dataclass(frozen=True)
-class Devices:
-    """The number of devices of a run, from `trainer.devices` and `trainer.num_nodes`.
-
-    >>> [Devices(given, 2).count(auto=4) for given in ("auto", -1, 3, "3", [0, 5], "0,")]
-    [8, 8, 6, 6, 4, 2]
-    """
-
-    given: Any = 1
-    nodes: int = 1
-    sharded: bool = False  # by FSDP2
-
-    def count(self, auto: int) -> int:
-        """Devices on all nodes; `auto` is the number of devices of this machine."""
-        given = auto if self.given in ("auto", -1, "-1") else self.given
-        if isinstance(given, str) and "," in given:
-            given = [part for part in given.split(",") if part.strip()]
-        return (len(given) if isinstance(given, list) else int(given)) * self.nodes
-
-
 def memory(probe: Probe, devices: Devices) -> Finding:
     """Predict the memory of an optimizer step with the run's largest micro-batch; see `StepMemory`.
 
     Args:
         probe: a probe whose models are built.
         devices: the run's devices, among which the pairs of a step are divided.
+
+    Raises:
+        UserError: the run would refuse its devices.
     """
     module = probe.module
     world = devices.count(module.trainer.accelerator.auto_device_count())
     batch, accumulates = largest_micro_batch(module, world)
     tokens = tokens_of(batch)
     try:
-        predicted = step_memory(module, batch, accumulates, world if devices.sharded else 1)
+        predicted = devices.memory(step_memory(module, batch, accumulates), module, world)
+    except UserError:
+        raise
     except Exception as error:  # a model or an optimizer of the user's own may read numbers, which are not there
         words = f"the memory of a step cannot be predicted: {type(error).__name__}: {visible(str(error))[:300]}"
         return Finding("memory", "note", words, numbers={"devices": world, "tokens": tokens})
@@ -79,11 +64,16 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     return Finding("memory", severity, words, numbers=numbers | further)
 
 
-def memory_table(numbers: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line for each part of a prediction that takes memory, given the numbers of its finding."""
+def memory_parts(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, size and meaning of each part of a prediction that takes memory, given the finding's numbers."""
     for name, meaning in PARTS.items():
         if size := numbers.get(name, 0):
-            yield f"{name.replace('optimiser', 'optimizer'):12} {_gib(size):>10}  {meaning}"
+            yield name.replace("optimiser", "optimizer"), _gib(size), meaning
+
+
+def memory_table(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each part of a prediction that takes memory, given the finding's numbers."""
+    return (f"{name:12} {size:>10}  {meaning}" for name, size, meaning in memory_parts(numbers))
 
 
 def tokens_that_fit(predicted: StepMemory, tokens: int, room: float) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_pref.batch import PreferenceBatch
-from lit_pref.check.memory import Devices, memory
+from lit_pref.check.devices import Devices
+from lit_pref.check.memory import memory
 from lit_pref.check.probe import PAIRS, Probe
 from lit_pref.check.report import Finding, Severity
 from lit_pref.check.statistics import evenly

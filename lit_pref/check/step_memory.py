@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.check.live_tensors import LiveTensors
-from lit_pref.models.loading import blocks_of
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import build_optimizer
 from lit_pref.references.reference import AdapterOff
@@ -28,12 +27,14 @@ PARTS = {
     "references": "weights of live references; stored references have none",
     "optimiser": "state of the optimizer after its first step, and the buffers of a step",
     "gradients": "gradients of the trained weights",
+    "buckets": "with DDP: the copy of the gradients that is summed over devices",
+    "casts": "weights in the precision of autocast, kept for a whole pass",
     "activations": "tensors that the forward pass of the largest micro-batch keeps for the backward pass",
     "attention": "masks, and what the attention kernels return",
-    "head": "tiles of logits, and the gradients of hidden states and of the head's weight",
+    "head": "tiles of logits, and the gradients of hidden states",
     "backward": "gradients of activations, and activations that gradient checkpointing computes again",
     "heap": "on a CPU: freed memory between kept tensors, which the C library cannot reuse",
-    "gathered": "with FSDP2: the weights outside of blocks, two blocks, and the gradient of one, whole on each device",
+    "gathered": "with FSDP2: whole weights and gradients of a few blocks and of what is outside of blocks",
     "workspace": "on CUDA: memory in which cuBLAS multiplies",
     "context": "on CUDA: memory of the driver, which no allocator of torch counts",
 }
@@ -58,6 +59,8 @@ class StepMemory:
                     0 if MALLOC_MMAP_THRESHOLD_ is at most 1 MiB: the C library then returns freed tensors at once
         workspace = 32 MiB and context = 512 MiB, on CUDA
 
+    The step is that of one device; `Devices.memory` gives that of each of several.
+
     >>> StepMemory({"weights": 2, "activations": 3, "context": 5}).allocated
     5
     """
@@ -77,18 +80,17 @@ class StepMemory:
     @property
     def fixed(self) -> int:
         """The parts that do not depend on the micro-batch."""
-        named = ("weights", "references", "optimiser", "gradients", "gathered", "workspace", "context")
-        return sum(self.parts.get(name, 0) for name in named)
+        growing = ("activations", "attention", "head", "backward", "heap")
+        return sum(size for name, size in self.parts.items() if name not in growing)
 
 
-def step_memory(module: PairModule, batch: PreferenceBatch, accumulates: bool = False, shards: int = 1) -> StepMemory:
+def step_memory(module: PairModule, batch: PreferenceBatch, accumulates: bool = False) -> StepMemory:
     """Predict the memory of an optimizer step of a module, without computing anything.
 
     Args:
         module: a module that is attached to its Trainer, with its scorer and its live references built.
         batch: the largest micro-batch, on the module's device.
         accumulates: the step has more than one micro-batch, so that gradients are kept while others are computed.
-        shards: devices among which FSDP2 divides weights, gradients and optimizer state; 1 is without it.
     """
     step = _Step(module, batch, accumulates)
     with step.mode, torch.compiler.set_stance("force_eager"), step.tensors:
@@ -101,23 +103,7 @@ def step_memory(module: PairModule, batch: PreferenceBatch, accumulates: bool = 
     elif _keeps_freed_memory():
         share = HOLES_CHECKPOINTING if module.spec.gradient_checkpointing else HOLES
         peak["heap"] = int(share * step.freed)
-    return StepMemory(_sharded(peak, module, shards) if shards > 1 else peak)
-
-
-def _sharded(parts: dict[str, int], module: PairModule, shards: int) -> dict[str, int]:
-    """Return the parts on one device with FSDP2."""
-    copies = [copied for reference in module.references for copied in reference.copies]
-    blocks = [_bytes(block.parameters()) for block in blocks_of(module.scorer)]
-    largest = max(blocks, default=0)
-    trained = any(p.requires_grad for block in blocks_of(module.scorer) for p in block.parameters())
-    divided = {name: parts.get(name, 0) // shards for name in ("weights", "optimiser", "gradients")}
-    elsewhere = sum(_bytes(copied.parameters()) for copied in copies) * (shards - 1) // shards
-    gathered = _bytes(module.scorer.parameters()) - sum(blocks) + (3 if trained else 2) * largest
-    return {**parts, **divided, "references": parts.get("references", 0) - elsewhere, "gathered": gathered}
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return StepMemory(peak)
 
 
 def _keeps_freed_memory() -> bool:
@@ -131,10 +117,7 @@ class _Step:
 
     def __init__(self, module: PairModule, batch: PreferenceBatch, accumulates: bool) -> None:
         self.module, self.accumulates = module, accumulates
-        rows = batch.rows
-        if rows.attention_mask is not None and bool(rows.attention_mask.all()):
-            # transformers leaves out the mask of a batch without padding, which it cannot see without data.
-            batch = replace(batch, rows=replace(rows, attention_mask=None))
+        batch = with_mask_as_read(batch)
         live = [reference for reference in module.references if not isinstance(reference, Stored)]
         copies = [copied for reference in live for copied in reference.copies]
         self.mode, memo = FakeTensorMode(), dict[int, Any]()
@@ -142,8 +125,10 @@ class _Step:
             self.scorer, self.batch, copies, scorers = copy.deepcopy(
                 (module.scorer, batch, copies, [reference.scorer for reference in live]), memo
             )
+        for scorer in (self.scorer, *scorers):
+            scorer.head_kernels = False  # a kernel reads memory, and these tensors have none
         self.references = list(zip(live, scorers, strict=True))
-        self.tensors = LiveTensors(granularity=512 if rows.input_ids.device.type == "cuda" else 1)
+        self.tensors = LiveTensors(granularity=512 if batch.rows.input_ids.device.type == "cuda" else 1)
         self.tensors.count(_weights([self.scorer]), "weights")
         self.tensors.count(_weights(copies), "references")
         self._label(self.scorer)
@@ -198,6 +183,18 @@ class _Step:
                 loss = torch.stack([side.scores.sum() for side in sides]).sum()
             self.freed = self.tensors.allocated - before - (self.tensors.live.total() - live)
         return loss
+
+
+def with_mask_as_read(batch: PreferenceBatch) -> PreferenceBatch:
+    """Return a batch without its mask if the model leaves it out: on a CPU, if no row has padding.
+
+    The model sees that in the mask's values, which a tensor without data does not have; on other devices it does not
+    look (`prefix_sharing`).
+    """
+    mask = batch.rows.attention_mask
+    if mask is None or mask.device.type != "cpu" or not bool(mask.all()):
+        return batch
+    return replace(batch, rows=replace(batch.rows, attention_mask=None))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UserError, visible
@@ -143,7 +144,9 @@ class Scorer(nn.Module):
 
         def read(batch: PreferenceBatch) -> Readout:
             states = (_full_logits if self.full_logits else readout)(self.model, batch, router_losses)
-            kernels = kernels_for(states.hidden.device) if self.head_kernels else None
+            # A kernel would read the memory of a tensor without data, which has none.
+            launches = self.head_kernels and not isinstance(states.hidden, FakeTensor)
+            kernels = kernels_for(states.hidden.device) if launches else None
             return replace(states, precision=self.head_precision, kernels=kernels)
 
         if only_readout:

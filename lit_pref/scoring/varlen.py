@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -118,7 +119,8 @@ def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, size:
     queries than keys: a mask that is aligned at the first tokens, or a wrong gradient, would not raise an error.
     """
     try:
-        worst = _difference(kernel, device, dtype, size, group)
+        with _disable_current_modes():  # the first call may be under one whose tensors have no data
+            worst = _difference(kernel, device, dtype, size, group)
         reason = None if worst < _TOLERANCE else f"differs from masked attention by {worst:.0e}"
     except (RuntimeError, TypeError, ValueError) as error:  # such as a kernel that this build or GPU does not have
         reason = f"fails ({(str(error).strip() or type(error).__name__).splitlines()[0]})"

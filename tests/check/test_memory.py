@@ -1,9 +1,11 @@
 """The memory of a step as `check` predicts it, against the memory that real steps take."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +14,25 @@ import pytest
 import torch
 from conftest import ROOT, write_pairs
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
+from lit_pref.check.check import Check
+from lit_pref.check.devices import Devices, strategy_of
+from lit_pref.check.html import page
 from lit_pref.check.live_tensors import LiveTensors
-from lit_pref.check.memory import Devices, largest_micro_batch, memory, memory_table, tokens_of, tokens_that_fit
-from lit_pref.check.step_memory import PARTS, StepMemory, step_memory
+from lit_pref.check.memory import largest_micro_batch, memory, memory_table, tokens_of, tokens_that_fit
+from lit_pref.check.report import Finding, Report
+from lit_pref.check.step_memory import PARTS, StepMemory, step_memory, with_mask_as_read
 from lit_pref.data.datamodule import PreferenceDataModule
+from lit_pref.errors import UsageError
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.preference import PreferenceModule
+from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.dpo import DPO
 from lit_pref.references.reference import InitialPolicy
+from lit_pref.run.config import run_parser
+from lit_pref.scoring import kernel_choice
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ADAMW = torch.optim.AdamW
@@ -30,12 +42,18 @@ ADAMW = torch.optim.AdamW
 def trained(tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Train a policy for one step and return its module."""
 
-    def run(data: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **options: Any) -> PreferenceModule:
+    def run(
+        data: dict[str, Any] | None = None,
+        spec: dict[str, Any] | None = None,
+        precision: Any = "32-true",
+        **options: Any,
+    ) -> PreferenceModule:
         write_pairs(tmp_path / "pairs.jsonl", 24)
         pairs = {"global_batch": 8, "val_fraction": 0, **(data or {})}
         options = {"layout": "padded", "reference_store": False, **options}
         module = PreferenceModule(ModelSpec(path=str(policy_folder), **(spec or {})), DPO(), **options)
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        quiet |= {"precision": precision}
         trainer = Trainer(accelerator="cpu", devices=1, max_steps=1, use_distributed_sampler=False, **quiet)
         trainer.fit(module, PreferenceDataModule(str(tmp_path / "pairs.jsonl"), **pairs))
         return module
@@ -109,11 +127,107 @@ def test_adapters_have_the_only_gradients_and_checkpointing_keeps_fewer_activati
 def test_with_fsdp2_devices_divide_weights_gradients_state_and_a_copied_reference(trained):
     module = trained(references=[InitialPolicy()])
     batch, _ = largest_micro_batch(module)
-    one, four = step_memory(module, batch).parts, step_memory(module, batch, shards=4).parts
+    alone = step_memory(module, batch)
+    one, four = alone.parts, Devices(4, 1, FSDP2()).memory(alone, module, 4).parts
     for part in ("weights", "optimiser", "gradients"):
         assert four[part] == one[part] // 4
     copied = sum(p.numel() * p.element_size() for p in module.references[0].scorer.parameters())
     assert four["references"] == one["references"] - 3 * copied // 4 and 0 < four["gathered"] < 2 * one["weights"]
+
+
+def test_the_bytes_that_fsdp2_gathers_follow_its_settings(trained):
+    module = trained(precision="bf16-mixed")
+    alone = step_memory(module, largest_micro_batch(module)[0])
+
+    def parts(world: int = 4, **settings: Any) -> dict[str, int]:
+        return Devices(world, 1, FSDP2(**settings)).memory(alone, module, world).parts
+
+    bf16, fp32, copies = parts(), parts(parameters="float32"), parts(replicas=2)
+    assert 2 * bf16["gathered"] == fp32["gathered"] and bf16["casts"] == 0 < fp32["casts"] == alone.parts["casts"]
+    assert copies["weights"] == alone.parts["weights"] // 2 and copies["gathered"] == bf16["gathered"]
+    assert parts(reshard_after_forward=False)["gathered"] >= bf16["gathered"]
+    with pytest.raises(UsageError, match="replicas is 3, which does not divide the 4 devices"):
+        parts(replicas=3)
+
+
+def test_ddp_copies_gradients_into_buckets_unless_gradients_are_views_of_them(trained):
+    module = trained()
+    alone = step_memory(module, largest_micro_batch(module)[0])
+    weights = sum(p.nbytes for p in module.scorer.parameters())
+    for name in ("auto", "ddp"):
+        devices = Devices(2, 1, strategy_of(name))
+        assert devices.memory(alone, module, 2).parts == alone.parts | {"buckets": weights}
+        assert devices.memory(alone, module, 1) == alone
+    views = Devices(2, 1, DDPStrategy(gradient_as_bucket_view=True))
+    assert views.memory(alone, module, 2) == alone
+
+
+def test_the_strategy_is_found_by_its_class():
+    base = ["--config", str(ROOT / "configs" / "fsdp.yaml"), "--model.policy.path", "P", "--data.train", "d.jsonl"]
+    replicas = ["--trainer.strategy.replicas", "2"]
+    for further, copies in (([], 1), (replicas, 2), (["--trainer.strategy", "fsdp2"], 1)):
+        config = run_parser("fit", PreferenceModule).parse_args([*base, *further])
+        check = Check("check")
+        check.loosen(config)
+        strategy = check._devices.strategy
+        assert isinstance(strategy, FSDP2) and strategy.replicas == copies and check._devices.given == 8
+        assert config.trainer.strategy == "auto"
+    assert strategy_of("deepspeed") is strategy_of("nothing") is None
+
+
+def test_no_kernel_is_launched_for_tensors_without_data(trained, monkeypatch: pytest.MonkeyPatch):
+    class Launching:
+        """Kernels that read memory, as those of a GPU do."""
+
+        @staticmethod
+        def fold(x: torch.Tensor, *others: Any) -> None:
+            assert not isinstance(x, FakeTensor), "a kernel was launched for a tensor without data"
+            raise AssertionError("a kernel was launched for a real tensor")
+
+    module = trained()
+    batch, _ = largest_micro_batch(module)
+    expected = step_memory(module, batch)
+    monkeypatch.setattr(kernel_choice, "kernel_obstacle", lambda device: None)
+    monkeypatch.setattr(kernel_choice, "_module", lambda: Launching)
+    with pytest.raises(AssertionError, match="real tensor"):
+        module.scorer(batch)
+    assert step_memory(module, batch) == expected and module.scorer.head_kernels
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        scorer, fake = copy.deepcopy((module.scorer, batch))
+    with mode:
+        assert isinstance(scorer(fake).chosen.scores, FakeTensor) and scorer.readout(fake).kernels is None
+
+
+def test_a_mask_without_padding_is_left_out_on_a_cpu_only(trained):
+    module = trained()
+    batch, _ = largest_micro_batch(module)
+    mask = batch.rows.attention_mask
+    assert mask is not None and not mask.all() and with_mask_as_read(batch) is batch
+
+    def of(mask: torch.Tensor) -> Any:
+        return replace(batch, rows=replace(batch.rows, attention_mask=mask))
+
+    assert with_mask_as_read(of(torch.ones_like(mask))).rows.attention_mask is None
+    elsewhere = of(torch.ones_like(mask, device="meta"))
+    assert with_mask_as_read(elsewhere) is elsewhere
+
+
+def test_casts_of_weights_and_the_gradient_of_the_head_do_not_grow_with_tokens(
+    trained, monkeypatch: pytest.MonkeyPatch
+):
+    module = trained({"micro_batch": 2}, precision="bf16-mixed")
+    small, _ = largest_micro_batch(module)
+    module.data.micro_batch = 4
+    large, _ = largest_micro_batch(module)
+    here, there = step_memory(module, small), step_memory(module, large)
+    linear = [m for m in module.scorer.model.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert here.parts["casts"] == sum(m.weight.nbytes for m in linear) / 2
+    assert there.fixed == pytest.approx(here.fixed, rel=0.01)
+    monkeypatch.setattr("lit_pref.check.memory.STEP", 1)
+    assert tokens_that_fit(here, tokens_of(small), there.total) == pytest.approx(tokens_of(large), rel=0.05)
+    again, head = step_memory(module, small, accumulates=True), module.scorer.model.lm_head.weight
+    assert again.parts["gradients"] == here.parts["gradients"] + head.nbytes
 
 
 def test_the_largest_micro_batch_is_one_that_the_sampler_gives(trained):
@@ -153,6 +267,13 @@ def test_a_model_that_reads_its_numbers_is_a_note_and_no_crash(trained, monkeypa
 def test_the_table_lists_each_part_that_takes_memory():
     lines = list(memory_table({"weights": 2**31, "optimiser": 2**20, "heap": 0, "tokens": 7}))
     assert [line.split()[0] for line in lines] == ["weights", "optimizer"] and "2.0 GiB" in lines[0]
+
+
+def test_the_page_has_the_table_of_parts():
+    finding = Finding("memory", "ok", "one optimizer step needs", numbers={"weights": 2**31, "heap": 0})
+    shown = page(Report("check", [finding]), None)
+    assert f'<td>weights</td><td class="n">2.0 GiB</td><td>{PARTS["weights"]}</td>' in shown
+    assert "<td>heap</td>" not in shown
 
 
 def test_tokens_that_fit_are_in_proportion_and_never_negative():

@@ -80,6 +80,13 @@ def test_a_kernel_that_is_right_passes_its_test_without_a_warning(version, group
         assert agrees(kernel, CPU, torch.bfloat16, 16, group)
 
 
+def test_its_test_computes_although_the_first_tensors_have_no_data():
+    kernel = VarlenKernel.of(lambda *args, window_size=None, **others: torch_2_12(*args, window_size=window_size))
+    assert kernel is not None
+    with FakeTensorMode():
+        assert agrees(kernel, CPU, torch.bfloat16, 8, 2)
+
+
 class WrongGradient(torch.autograd.Function):
     """Values as they should be, with a gradient that is not finite."""
 
