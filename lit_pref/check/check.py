@@ -60,7 +60,11 @@ class Check:
         if config.data.selection is not None and not self.model and _needs_model(config.data.selection):
             self._skipped_selection = config.data.selection.class_path.rpartition(".")[2]
             config.data.selection = None
-        strategy = strategy_of(config.trainer.strategy)
+        try:
+            strategy = strategy_of(config.trainer.strategy)
+        except UserError as error:
+            strategy = None
+            self._add_refusal(error)
         self._devices = Devices(config.trainer.devices, config.trainer.num_nodes, strategy)
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 

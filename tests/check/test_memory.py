@@ -173,6 +173,12 @@ def test_the_strategy_is_found_by_its_class():
         assert isinstance(strategy, FSDP2) and strategy.replicas == copies and check._devices.given == 8
         assert config.trainer.strategy == "auto"
     assert strategy_of("deepspeed") is strategy_of("nothing") is None
+    check = Check("check")
+    check.loosen(run_parser("fit", PreferenceModule).parse_args([*base, *replicas[:1], "0"]))
+    assert "FSDP2: replicas is 0; it must be at least 1" in check.report.of("stop")[0].says
+    arguments = ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.gradient_as_bucket_view", "true"]
+    views = strategy_of(run_parser("fit", PreferenceModule).parse_args([*base, *arguments]).trainer.strategy)
+    assert isinstance(views, DDPStrategy) and views._ddp_kwargs["gradient_as_bucket_view"] is True
 
 
 def test_no_kernel_is_launched_for_tensors_without_data(trained, monkeypatch: pytest.MonkeyPatch):
