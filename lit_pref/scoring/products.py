@@ -1,7 +1,7 @@
 """Matrix products of an output head: the rounding of their operands, and sums in fp32 or wider."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -185,10 +185,11 @@ def adds_bf16(device: torch.device) -> bool:
 def tf32(allowed: bool) -> Iterator[None]:
     """Context in which fp32 matrices are multiplied as TF32 on CUDA devices, or are not."""
     matmul = torch.backends.cuda.matmul
-    try:
+    value: str | bool
+    name, value, before = "fp32_precision", "tf32" if allowed else "ieee", getattr(matmul, "fp32_precision", "none")
+    # Where a user has set `fp32_precision`, which does not mix with the older setting, reading that one is an error.
+    with suppress(RuntimeError):
         name, value, before = "allow_tf32", allowed, matmul.allow_tf32
-    except RuntimeError:  # set through `fp32_precision`, which does not mix with the older setting
-        name, value, before = "fp32_precision", "tf32" if allowed else "ieee", matmul.fp32_precision
     if before == value:
         yield
         return
