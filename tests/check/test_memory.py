@@ -69,12 +69,7 @@ def measured(*cells: str) -> dict[str, dict[str, Any]]:
     return {cell["cell"]: cell for cell in found}
 
 
-def test_the_prediction_is_within_a_fifth_of_the_measured_peak():
-    found = measured("small")
-    assert 0.8 <= found["small"]["ratio"] <= 1.2, found
-
-
-@pytest.mark.slow
+@pytest.mark.slow  # it measures the memory of a process, which depends on the machine
 def test_predictions_are_within_a_fifth_of_the_measured_peaks_on_the_whole_grid():
     sys.path.insert(0, str(ROOT / "tools"))
     from bench_memory import GRID
