@@ -52,13 +52,13 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     device = device_memory(probe.device)
     fits = None if device is None else tokens_that_fit(predicted, tokens, TIGHT * device)
     severity: Severity = "warning" if device is not None and predicted.total > TIGHT * device else "ok"
-    words = f"one optimizer step needs about {_gib(predicted.total)}"
+    words = f"one optimizer step needs, at its peak, about {_gib(predicted.total)}"
     words += f" of the {_gib(device)} on {probe.device.type}" if device is not None else ""
     words += f", on each of {world} devices" if world > 1 else ""
     words += f"; the largest micro-batch has {tokens} tokens"
     longest = max(TokenBudget(1, *_sizes(module)).costs.tolist())
     words += f": {_remedy(module, predicted, fits, longest)}" if severity == "warning" else ""
-    words += f", and about {fits} would fit" if severity == "ok" and fits is not None else ""
+    words += f", and about {fits} would fit an empty device (data.max_tokens)" if severity == "ok" and fits is not None else ""
     numbers = {name: predicted.parts.get(name, 0) for name in PARTS}
     further = {"total": predicted.total, "device": device, "devices": world, "tokens": tokens, "fits": fits}
     return Finding("memory", severity, words, numbers=numbers | further)
