@@ -10,6 +10,9 @@ from torch import nn
 
 from lit_pref.scoring.layout import Layout
 
+ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+"""The dtype to which Lightning rounds a policy under these precisions."""
+
 
 @dataclass(frozen=True)
 class RunContext:

@@ -58,7 +58,11 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     words += f"; the largest micro-batch has {tokens} tokens"
     longest = max(TokenBudget(1, *_sizes(module)).costs.tolist())
     words += f": {_remedy(module, predicted, fits, longest)}" if severity == "warning" else ""
-    words += f", and about {fits} would fit an empty device (data.max_tokens)" if severity == "ok" and fits is not None else ""
+    words += (
+        f", and about {fits} would fit an empty device (data.max_tokens)"
+        if severity == "ok" and fits is not None
+        else ""
+    )
     numbers = {name: predicted.parts.get(name, 0) for name in PARTS}
     further = {"total": predicted.total, "device": device, "devices": world, "tokens": tokens, "fits": fits}
     return Finding("memory", severity, words, numbers=numbers | further)

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lit_pref.errors import UsageError
 from lit_pref.models.loading import blocks_of
-from lit_pref.references.store_scorer import ROUNDED
+from lit_pref.run_context import ROUNDED
 from lit_pref.scoring.scorer import Scorer
 
 IN_TRANSIT = {"float32": torch.float32, "bfloat16": torch.bfloat16}

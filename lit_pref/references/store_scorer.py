@@ -18,14 +18,11 @@ from lit_pref.references.lookup import NO_RESPONSE, Array, TablePairs
 from lit_pref.references.reference import Pretrained
 from lit_pref.references.store import KEY, Scores
 from lit_pref.references.stored import Stored
-from lit_pref.run_context import RunContext
+from lit_pref.run_context import ROUNDED, RunContext
 from lit_pref.scores import Need, PairScores, SequenceScores, TokenLogps
 from lit_pref.scoring.layout import Layout
 from lit_pref.scoring.products import HeadPrecision
 from lit_pref.scoring.scorer import Scorer
-
-ROUNDED = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
-"""The dtype to which Lightning rounds a policy under these precisions."""
 
 
 class LazyScorer:

@@ -16,9 +16,10 @@ from lit_pref.modules.optimizers import describe_optimizer
 from lit_pref.modules.sharding import FSDP2
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
-from lit_pref.references.store_scorer import ROUNDED, computes_in_bf16
+from lit_pref.references.store_scorer import computes_in_bf16
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
+from lit_pref.run_context import ROUNDED
 from lit_pref.scores import COMPARING_NEEDS
 from lit_pref.scoring.kernel_choice import describe_head
 from lit_pref.scoring.products import HeadPrecision
