@@ -63,7 +63,7 @@ class Device:
         return "flash_attention_2" if self.is_gpu and is_flash_attn_2_available() else "sdpa"
 
     def about(self) -> dict[str, Any]:
-        """Name, memory, and the versions of what runs on it."""
+        """Return the name and memory of the device, and the versions of the software."""
         found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
         for name in PACKAGES:
             try:

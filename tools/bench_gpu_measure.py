@@ -1,4 +1,4 @@
-"""What the cells of the benchmark on a GPU measure."""
+"""Measurements of the cells of the benchmark on a GPU: one function for each kind of cell."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ OURS_REWARD, TRL_REWARD = "lit_pref, reward model", "TRL, reward model"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where cells are measured.
+    """The device, folder and settings with which a cell is measured.
 
     `matmul` is the FLOP/s of a large multiplication, if known. `keep` is given what a cell has measured so far, which
     is all that is left of it if its process dies or is ended.

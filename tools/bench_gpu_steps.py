@@ -55,7 +55,7 @@ class BlockLoop(SteppedLoop):
 
 @dataclass
 class Taken:
-    """What a contender's turns took; `error` is what ended it early."""
+    """Times, memory and losses of a contender's turns; `error` says why it ended early."""
 
     seconds: list[float] = field(default_factory=list)
     start_s: float = 0.0

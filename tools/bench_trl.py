@@ -157,7 +157,7 @@ def _log_probs_only(model: Any, outputs: tuple[str, ...] = ()) -> None:
 
 
 class OnIds:
-    """What a trainer of TRL needs to train on ids instead of texts, and to keep the loss that it found last."""
+    """Mixin for trainers of TRL: trains on token ids instead of texts, and keeps the last loss."""
 
     loss: Tensor
 

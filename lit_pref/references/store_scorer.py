@@ -54,7 +54,7 @@ class LazyScorer:
 
     @property
     def remedy(self) -> str:
-        """What a user can do about a score that is not finite."""
+        """The advice to a user whose reference gives a score that is not finite."""
         found = None if self._scorer is None else window_remedy(self._scorer.model)
         return found or "check its weights, or give it a larger dtype"
 
