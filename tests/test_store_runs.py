@@ -38,6 +38,7 @@ from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.references.store_admin import kept
 from lit_pref.references.store_scorer import LazyScorer
 from lit_pref.references.stored import Stored
+from lit_pref.run.lost_process import close_group
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.scorer import Scorer
 
@@ -490,8 +491,7 @@ def main(what: str, folder: Path) -> None:
         os.environ["LIT_PREF_CACHE"] = f"{cache}/{name}"
         options: dict[str, Any] = {"seconds": 0.05, "strategy": strategy, "devices": 2}
         print(f"read {len(only_fill(exact(many(folder)), run_folder, **options).pairs)}", flush=True)
-    # As `Run` does at exit: threads of gloo that outlive the interpreter abort the process.
-    torch.distributed.destroy_process_group()
+    close_group()  # as `Run` does at exit
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ _LOST = re.compile(
 """What gloo, NCCL and torch's store say in processes that wait for one that has ended."""
 _POLL = 0.2  # seconds between two looks at the processes
 _GRACE = 20.0  # seconds in which a waiting collective notices by itself that a process is gone
+_CALM = 0.5  # seconds in which the threads of gloo, which have only to free their last tensors, are done
 
 
 @contextmanager
@@ -56,9 +57,9 @@ def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
         try:
             yield
         except WorkDone:
-            atexit.register(_close_group)
+            atexit.register(close_group)
             raise
-        atexit.register(_close_group)
+        atexit.register(close_group)
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
@@ -70,15 +71,19 @@ def one_sentence(trainer: Trainer, run_dir: Path) -> Iterator[None]:
         subprocess_script._launch_process_observer = lightnings
 
 
-def _close_group() -> None:
-    """Join the threads of the process group, which Lightning does for NCCL alone.
+def close_group() -> None:
+    """Close the process group, and give the threads of gloo time to end their work.
 
     A thread of gloo that frees a Python object while the interpreter ends is ended by the interpreter, which C++
-    answers with an abort ("terminate called without an active exception"). After a failed run the group stays
-    open, because closing it would wait for calls whose other ends are gone.
+    answers with an abort ("terminate called without an active exception"). Destroying the group joins its threads only
+    where nothing else holds it, and DDP and FSDP hold it to the end. After a failed run the group stays open, because
+    closing it would wait for calls whose other ends are gone.
     """
     if torch.distributed.is_initialized():
+        of_gloo = "gloo" in torch.distributed.get_backend()
         torch.distributed.destroy_process_group()
+        if of_gloo:
+            time.sleep(_CALM)
 
 
 class _Watch:

@@ -38,6 +38,7 @@ from lit_pref.references.moving import BEMAReference, MovingReference
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
+from lit_pref.run.lost_process import close_group
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.
@@ -225,6 +226,7 @@ def two_processes(folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.barrier()
+    close_group()  # as `Run` does at exit
 
 
 @pytest.fixture(scope="module")

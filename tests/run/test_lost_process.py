@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lit_pref.errors import UserError
-from lit_pref.run.lost_process import _close_group, one_sentence
+from lit_pref.run.lost_process import close_group, one_sentence
 from lit_pref.run.trainer import WorkDone
 
 TRAINER: Any = SimpleNamespace(
@@ -45,4 +45,4 @@ def test_the_process_group_is_closed_before_the_interpreter_ends_unless_the_run_
                 raise error
     except (ValueError, WorkDone):
         pass
-    assert registered == [_close_group] * closes
+    assert registered == [close_group] * closes
