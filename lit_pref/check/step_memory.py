@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,7 +117,6 @@ class _Step:
 
     def __init__(self, module: PairModule, batch: PreferenceBatch, accumulates: bool) -> None:
         self.module, self.accumulates = module, accumulates
-        batch = with_mask_as_read(batch)
         live = [reference for reference in module.references if not isinstance(reference, Stored)]
         copies = [copied for reference in live for copied in reference.copies]
         self.mode, memo = FakeTensorMode(), dict[int, Any]()
@@ -183,18 +182,6 @@ class _Step:
                 loss = torch.stack([side.scores.sum() for side in sides]).sum()
             self.freed = self.tensors.allocated - before - (self.tensors.live.total() - live)
         return loss
-
-
-def with_mask_as_read(batch: PreferenceBatch) -> PreferenceBatch:
-    """Return a batch without its mask if the model leaves it out: on a CPU, if no row has padding.
-
-    The model sees that in the mask's values, which a tensor without data does not have; on other devices it does not
-    look (`prefix_sharing`).
-    """
-    mask = batch.rows.attention_mask
-    if mask is None or mask.device.type != "cpu" or not bool(mask.all()):
-        return batch
-    return replace(batch, rows=replace(batch.rows, attention_mask=None))
 
 
 @contextmanager

@@ -10,16 +10,15 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     PretrainedConfig,
-    masking_utils,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from lit_pref.models.experts import has_experts
 from lit_pref.models.loading import building, first_line
+from lit_pref.models.masks import sdpa_mask_of_rows
 from lit_pref.models.spec import ModelSpec
-from lit_pref.scoring.layout import padded, prefix_shared
-from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
+from lit_pref.scoring.layout import layout_being_read, padded, prefix_shared, reading_rows
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 
 ATTENTION = "lit_pref_shared"
 """The name of the attention function in transformers."""
@@ -102,7 +101,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     if shared_attention is None:
-        if is_reading_shared_row():
+        if layout_being_read() == "prefix_shared":
             raise ValueError(f"{type(module).__name__} does not pass `shared_attention` on to its attention")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
@@ -117,29 +116,8 @@ def _attention(
     return shared_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # The mask is None only for prefix-shared rows: without a mask, left-padded generation would be silently wrong.
-    if is_reading_shared_row():
-        return None
-    padding = kwargs.get("attention_mask")
-    if padding is not None and padding.device.type != "cpu":
-        # A mask is always built on a GPU: to look whether rows have no padding would be a wait in every forward pass.
-        kwargs["allow_is_causal_skip"] = False
-    return sdpa_mask(*args, **kwargs)
-
-
-_packed_sequences = masking_utils.find_packed_sequence_indices
-
-
-def _packed_sequences_of_others(position_ids: Tensor) -> Tensor | None:
-    # transformers looks in the positions for packed sequences, a truth value for which the host would wait in every
-    # forward pass; a prefix-shared row has no mask that it could matter to.
-    return None if is_reading_shared_row() else _packed_sequences(position_ids)
-
-
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, _mask)
-masking_utils.find_packed_sequence_indices = _packed_sequences_of_others
+AttentionMaskInterface.register(ATTENTION, sdpa_mask_of_rows)
 
 
 # Third check: both layouts agree in a tiny copy of the model
@@ -206,7 +184,7 @@ def _difference(model: Any) -> float:
     rows, row = padded(_PROMPTS, _CHOSEN, _REJECTED, pad_id=0), prefix_shared(_PROMPTS, _CHOSEN, _REJECTED)
     expected = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).last_hidden_state
     assert row.segments is not None
-    with reading_shared_row():
+    with reading_rows("prefix_shared"):
         shared = body(
             input_ids=row.input_ids,
             position_ids=row.position_ids,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +12,6 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from lit_pref.batch import PairData
 from lit_pref.errors import Diverged
-from lit_pref.models.attention_window import window_remedy
 from lit_pref.modules.distributed import gather_objects, refuse, sum_over_ranks
 
 NOT_FINITE = "is not finite at step"
@@ -164,9 +163,7 @@ def refuse_nonfinite(trainer: Trainer, pairs: list[str], step: int) -> NoReturn:
     Raises:
         Diverged: see `refuse`.
     """
-    module: Any = trainer.lightning_module
-    remedy = None if module is None or module.scorer is None else window_remedy(module.scorer.model)
-    remedy = remedy or "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
+    remedy = "lower the learning rate or beta, clip gradients (trainer.gradient_clip_val), or look at them"
     refuse(
         trainer, f"the loss of {len(pairs)} pair(s) {NOT_FINITE} {step}: {'; '.join(pairs[:NAMED])}; {remedy}", Diverged
     )

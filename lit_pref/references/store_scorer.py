@@ -11,7 +11,6 @@ import torch
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UserError
-from lit_pref.models.attention_window import window_remedy
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.lookup import NO_RESPONSE, Array, TablePairs
@@ -51,12 +50,6 @@ class LazyScorer:
     @property
     def is_built(self) -> bool:
         return self._scorer is not None
-
-    @property
-    def remedy(self) -> str:
-        """The advice to a user whose reference gives a score that is not finite."""
-        found = None if self._scorer is None else window_remedy(self._scorer.model)
-        return found or "check its weights, or give it a larger dtype"
 
     def score(self, batch: PreferenceBatch, device: torch.device) -> Scores:
         """Return the scores of both responses of a batch: first the chosen ones, then the rejected ones."""
@@ -125,7 +118,7 @@ class PairScorer:
             response = int(np.flatnonzero(~np.isfinite(scores.scores))[0])  # because all chosen responses come first
             raise UserError(
                 f"{batch[response % len(batch)].place}: {self._label} gives a response of this pair the score "
-                f"{scores.scores[response]}: {self._model.remedy}"
+                f"{scores.scores[response]}: check its weights, or give it a larger dtype"
             )
         return scores
 

@@ -3,7 +3,9 @@
 `Rows` says which hidden state predicts which token, so that scoring is the same for every layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +16,23 @@ from lit_pref.batch import PreferenceBatch, Rows
 
 Layout = Literal["prefix_shared", "padded"]
 Ids = Sequence[Sequence[int]]
+
+_BEING_READ: ContextVar[Layout | None] = ContextVar("the layout of the rows that a model reads", default=None)
+
+
+@contextmanager
+def reading_rows(layout: Layout) -> Iterator[None]:
+    """Context in which a model reads rows of this layout, and builds the masks that they need (`models/masks`)."""
+    token = _BEING_READ.set(layout)
+    try:
+        yield
+    finally:
+        _BEING_READ.reset(token)
+
+
+def layout_being_read() -> Layout | None:
+    """Return the layout of the rows that are being read; None in the recomputation of gradient checkpointing."""
+    return _BEING_READ.get()
 
 
 def padded(prompts: Ids, chosen: Ids, rejected: Ids | None, pad_id: int) -> Rows:

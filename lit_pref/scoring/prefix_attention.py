@@ -1,8 +1,6 @@
 """Attention over prefix-shared rows, `[prompt | chosen | rejected]` pair after pair."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -164,21 +162,3 @@ def _bottom_right(queries: int, keys: int, like: Tensor) -> Tensor:
 
 def _ends(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-
-
-_SHARED: ContextVar[bool] = ContextVar("a shared row is being read", default=False)
-
-
-@contextmanager
-def reading_shared_row() -> Iterator[None]:
-    """Context in which a model builds no masks of its own: they would be T x T and mask the wrong tokens."""
-    token = _SHARED.set(True)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-def is_reading_shared_row() -> bool:
-    """Return whether a prefix-shared row is being read; False in the recomputation of gradient checkpointing."""
-    return _SHARED.get()

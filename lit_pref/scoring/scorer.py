@@ -16,7 +16,8 @@ from lit_pref.errors import UserError, visible
 from lit_pref.scores import Need, PairScores, PromptValue, SequenceScores, TokenLogps
 from lit_pref.scoring.head import Readout, token_values
 from lit_pref.scoring.kernel_choice import kernels_for
-from lit_pref.scoring.prefix_attention import PrefixSharedAttention, reading_shared_row
+from lit_pref.scoring.layout import reading_rows
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 from lit_pref.scoring.products import HeadPrecision
 from lit_pref.scoring.value import ValueHead
 
@@ -208,9 +209,10 @@ def reading(batch: PreferenceBatch) -> Iterator[dict[str, Any]]:
     """Yield the arguments with which a model reads the batch, inside this context only."""
     inputs: dict[str, Any] = {"input_ids": batch.rows.input_ids, "use_cache": False}
     if batch.rows.segments is None:
-        yield inputs | {"attention_mask": batch.rows.attention_mask}
+        with reading_rows("padded"):
+            yield inputs | {"attention_mask": batch.rows.attention_mask}
         return
-    with reading_shared_row():
+    with reading_rows("prefix_shared"):
         attention = PrefixSharedAttention(batch.rows.segments)
         yield inputs | {"position_ids": batch.rows.position_ids, "shared_attention": attention}
     if not attention.calls:

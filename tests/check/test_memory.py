@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from lit_pref.check.html import page
 from lit_pref.check.live_tensors import LiveTensors
 from lit_pref.check.memory import largest_micro_batch, memory, memory_table, tokens_of, tokens_that_fit
 from lit_pref.check.report import Finding, Report
-from lit_pref.check.step_memory import PARTS, StepMemory, step_memory, with_mask_as_read
+from lit_pref.check.step_memory import PARTS, StepMemory, step_memory
 from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.errors import UsageError
 from lit_pref.models.spec import Lora, ModelSpec
@@ -198,20 +197,6 @@ def test_no_kernel_is_launched_for_tensors_without_data(trained, monkeypatch: py
         scorer, fake = copy.deepcopy((module.scorer, batch))
     with mode:
         assert isinstance(scorer(fake).chosen.scores, FakeTensor) and scorer.readout(fake).kernels is None
-
-
-def test_a_mask_without_padding_is_left_out_on_a_cpu_only(trained):
-    module = trained()
-    batch, _ = largest_micro_batch(module)
-    mask = batch.rows.attention_mask
-    assert mask is not None and not mask.all() and with_mask_as_read(batch) is batch
-
-    def of(mask: torch.Tensor) -> Any:
-        return replace(batch, rows=replace(batch.rows, attention_mask=mask))
-
-    assert with_mask_as_read(of(torch.ones_like(mask))).rows.attention_mask is None
-    elsewhere = of(torch.ones_like(mask, device="meta"))
-    assert with_mask_as_read(elsewhere) is elsewhere
 
 
 def test_casts_of_weights_and_the_gradient_of_the_head_do_not_grow_with_tokens(

@@ -18,7 +18,7 @@ from lit_pref.models.prefix_sharing import ATTENTION, enable_prefix_sharing, pre
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.scores import TokenLogps
-from lit_pref.scoring.prefix_attention import reading_shared_row
+from lit_pref.scoring.layout import reading_rows
 from lit_pref.scoring.scorer import Scorer, score_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -224,7 +224,7 @@ def test_a_model_that_forgets_the_attention_is_refused_and_not_read_as_one_long_
     model = model_of("llama", GROUPED)
     enable_prefix_sharing(model)
     batch = collate(PAIRS, 0, layout="prefix_shared")
-    with reading_shared_row(), pytest.raises(ValueError, match="does not pass `shared_attention` on"):
+    with reading_rows("prefix_shared"), pytest.raises(ValueError, match="does not pass `shared_attention` on"):
         Forgetful(model)(input_ids=batch.rows.input_ids, position_ids=batch.rows.position_ids)
 
 

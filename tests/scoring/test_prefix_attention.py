@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from varlen_signatures import torch_2_12
 
 from lit_pref.scoring import prefix_attention as sharing
-from lit_pref.scoring.prefix_attention import PrefixSharedAttention, is_reading_shared_row, reading_shared_row
+from lit_pref.scoring.prefix_attention import PrefixSharedAttention
 from lit_pref.scoring.split_attention import SAFE
 from lit_pref.scoring.varlen import VarlenKernel
 
@@ -149,10 +149,3 @@ def test_a_row_of_another_length_is_refused():
         PrefixSharedAttention(((3, 2, 4),))(query, key, value, None)
     with pytest.raises(ValueError, match="one row of 21 tokens"):
         PrefixSharedAttention(SEGMENTS)(torch.cat([query, query]), key, value, None)
-
-
-def test_reading_a_shared_row_ends_also_after_an_error():
-    with pytest.raises(RuntimeError), reading_shared_row():
-        assert is_reading_shared_row()
-        raise RuntimeError
-    assert not is_reading_shared_row()
