@@ -166,6 +166,7 @@ def test_a_run_that_was_killed_within_something_leaves_what_the_whole_run_leaves
         ("--devices", "2"),
         ("--devices", "2", "--strategy", "fsdp"),
         ("--devices", "2", "--strategy", "fsdp-distributed"),
+        ("--devices", "2", "--strategy", "fsdp2", "--epochs", "2", "--moments", "saving", "export"),
     ],
     ids=str,
 )

@@ -9,6 +9,8 @@ OF_THE_MACHINE = ("_per_second", "peak_memory")
 """Ends of the names of logged values that no two runs share."""
 OF_THE_RUN = ("config", "changes", "settings")
 """What `checkpoint_info` says of the folder and of this process."""
+OF_THE_PROCESS = ("config", "events.", "history-", "killed", "log.txt", "manifest")
+"""Beginnings of the names of files in a run folder that each process of a run adds."""
 
 
 def differences(first: Any, second: Any, at: str = "") -> list[str]:
@@ -34,7 +36,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     checkpoint["lit_pref"] = {k: v for k, v in checkpoint["lit_pref"].items() if k not in OF_THE_RUN}
     return {
         "checkpoint": checkpoint,
-        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        "folder": sorted(path.name for path in folder.iterdir() if not path.name.startswith(OF_THE_PROCESS)),
+        "checkpoints": sorted(str(path.relative_to(folder)) for path in (folder / "checkpoints").rglob("*")),
         "records": records(folder),
         "logged": logged(folder),
         "hf": {path.name: content(path) for path in (folder / "hf").iterdir() if path.suffix != ".md"},
@@ -61,12 +64,14 @@ def logged(folder: Path) -> dict[str, float]:
     from tensorboard.util import tensor_util
 
     values: dict[str, float] = {}
-    files = sorted((folder / "tensorboard").glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    files = sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
     for event in (event for file in files for event in EventFileLoader(str(file)).Load()):
         for value in event.summary.value:
             plugin = value.metadata.plugin_data.plugin_name
             if plugin == "scalars" and not any(end in value.tag for end in OF_THE_MACHINE):
                 values[f"{event.step} {value.tag}"] = float(tensor_util.make_ndarray(value.tensor))
+    if not values:
+        raise ValueError(f"no logged values in {folder}: two runs without them would look equal")
     return values
 
 

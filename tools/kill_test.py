@@ -27,7 +27,7 @@ from typing import Any
 from kill_compare import differences, outcome, uneven
 from lightning.pytorch import Callback
 
-MOMENTS = {"validation": 0.02, "saving": 0.02, "filling": 0.05, "export": 0.15}
+MOMENTS = {"validation": 0.02, "saving": 0.05, "filling": 0.05, "export": 0.15}
 """Moments of a run, and how many seconds after their beginning a kill comes at the latest."""
 OBJECTIVES = {
     "EpsilonDPO": ["--model.objective.epsilon=0.05", "--model.objective.beta=0.1"],  # a state, and a live reference

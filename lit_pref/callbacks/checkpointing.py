@@ -1,7 +1,9 @@
 """Writes checkpoints that are complete or absent, and finds the newest one."""
 
+import functools
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,15 +44,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             unfinished.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(target.parent)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         verify(Path(path))
         return super().load_checkpoint(path, *args, **kwargs)
+
+
+def save_shards(strategy: Any, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    """Write a folder of shards under another name, and rename it when all processes have written theirs.
+
+    Lightning writes to the folder itself: a killed save leaves one that looks like a damaged checkpoint.
+    """
+    target = Path(strategy.broadcast(filepath))
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        type(strategy).save_checkpoint(strategy, checkpoint, unfinished, storage_options)
+        strategy.barrier("all shards are written")
+        if strategy.is_global_zero:
+            _sync(unfinished / "meta.pt")  # torch has synced the shards and their index
+            _sync(unfinished)
+            strategy.remove_checkpoint(target)
+            unfinished.rename(target)
+            _sync(target.parent)
+    finally:
+        if strategy.is_global_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Checkpoints(Checkpoint):
@@ -78,7 +106,7 @@ class Checkpoints(Checkpoint):
         self._due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Folders of shards are not read through the plugin that verifies files.
+        # Folders of shards are neither read nor written through the plugin for files.
         strategy: Any = trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             load = type(strategy).load_checkpoint
@@ -88,12 +116,14 @@ class Checkpoints(Checkpoint):
                 return load(strategy, checkpoint_path, *args, **kwargs)
 
             strategy.load_checkpoint = verified  # type: ignore[method-assign]
+            if strategy._save_distributed_checkpoint:
+                strategy.save_checkpoint = functools.partial(save_shards, strategy)  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
         if trainer.is_global_zero:
             for unfinished in self.where(trainer).glob(".step=*.ckpt.unfinished"):  # of a killed save
-                unfinished.unlink(missing_ok=True)
+                trainer.strategy.remove_checkpoint(unfinished)
         newest = self._saved_step = newest_step(self.where(trainer))
         if newest is not None and newest > trainer.global_step and not trying_out(trainer):
             raise UsageError(
@@ -153,8 +183,11 @@ class Checkpoints(Checkpoint):
 
     def _delete_old(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.keep is not None:
-            for path in complete_checkpoints(self.where(trainer))[: -self.keep]:
-                trainer.strategy.remove_checkpoint(path)
+            kept = complete_checkpoints(self.where(trainer))[-self.keep :]
+            # Incomplete ones as well: a run that is killed while it deletes a folder of shards leaves part of it.
+            for path in all_checkpoints(self.where(trainer)):
+                if kept and step_of(path) < step_of(kept[0]):
+                    trainer.strategy.remove_checkpoint(path)
 
 
 def _validates_now(trainer: Trainer) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_file():
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     else:
-        from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch) / "whole.pt"
-            dcp_to_torch_save(path, whole)
-            checkpoint = torch.load(whole, map_location="cpu", weights_only=True)
+        checkpoint = read_shards(path)
         checkpoint |= torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
     if problem := format_problem(checkpoint):
         raise UserError(f"{path} {problem}")
     return checkpoint
+
+
+def read_shards(folder: Path) -> dict[str, Any]:
+    """The content of a verified folder of shards, each tensor whole.
+
+    Nothing is written: torch's `dcp_to_torch_save` needs a file, which stays where a run is killed meanwhile.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    content: dict[str, Any] = {}
+    reader = FileSystemReader(folder)
+    _load_state_dict(content, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return content
 
 
 def policy_of(model: dict[str, Any], checkpoint_path: Path, trust_remote_code: bool) -> ModelSpec:

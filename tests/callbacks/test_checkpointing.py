@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_pref.callbacks.checkpointing import (
     AtomicCheckpointIO,
     Checkpoints,
+    all_checkpoints,
     complete_checkpoints,
     is_complete,
     newest_step,
 )
+from lit_pref.callbacks.verification import damage
 from lit_pref.errors import UsageError
 
 
@@ -64,6 +68,40 @@ def test_a_save_is_written_beside_its_place_and_leaves_nothing_else(tmp_path: Pa
     assert renamed == [(path.parent, True)]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert torch.equal(torch.load(path)["a"], torch.ones(2))
+
+
+def kill_this_process(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("moment", ["before the index", "before meta.pt", "before the rename"])
+def test_a_kill_while_shards_are_saved_leaves_no_checkpoint_and_nothing_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    path, strategy, weights = tmp_path / "step=00000003.ckpt", ModelParallelStrategy(1, 1), torch.arange(1000)
+    callback, run = Checkpoints(folder=str(tmp_path)), trainer(tmp_path, strategy=strategy)
+    callback.setup(run, None, "fit")
+    with monkeypatch.context() as patch:
+        if moment == "before the index":
+            patch.setattr(torch.distributed.checkpoint.FileSystemWriter, "finish", kill_this_process)
+        elif moment == "before meta.pt":
+            patch.setattr(torch, "save", kill_this_process)
+        else:
+            patch.setattr(strategy, "barrier", kill_this_process)
+        arguments = ({"state_dict": {"weights": weights}, "global_step": 3}, path)
+        process = multiprocessing.get_context("fork").Process(target=strategy.save_checkpoint, args=arguments)
+        process.start()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [left.name for left in tmp_path.iterdir()] == [f".{path.name}.unfinished"]
+    assert all_checkpoints(tmp_path) == []
+    callback.on_train_start(run, None)
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):  # a checkpoint of the same step is replaced
+        strategy.save_checkpoint({"state_dict": {"weights": weights}, "global_step": 3}, path)
+        assert list(tmp_path.iterdir()) == [path] == complete_checkpoints(tmp_path)
+        assert damage(path) is None
 
 
 def saved(path: Path, size: int = 1000) -> Path:
@@ -181,3 +219,13 @@ def test_old_checkpoints_that_a_kill_has_left_are_deleted_by_a_run_that_takes_no
     trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=0, strategy=remove)
     Checkpoints(keep=2, folder=str(tmp_path)).on_fit_end(trainer, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=00000008.ckpt", "step=00000009.ckpt"]
+
+
+def test_what_a_kill_has_left_of_deleted_shards_is_deleted(tmp_path: Path):
+    old, *kept = (sharded(tmp_path / f"step={step:08d}.ckpt") for step in (6, 8, 9))
+    (old / ".metadata").unlink()
+    newer = tmp_path / "step=00000010.ckpt"
+    newer.mkdir()  # which a resumed run names as damaged
+    remove = SimpleNamespace(remove_checkpoint=shutil.rmtree)
+    Checkpoints(keep=2, folder=str(tmp_path)).on_fit_end(trainer(tmp_path, strategy=remove), None)
+    assert all_checkpoints(tmp_path) == [*kept, newer]
