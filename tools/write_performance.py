@@ -202,17 +202,24 @@ def _processes(cells: dict[str, Any]) -> list[str]:
     return ["## Memory of the whole process", "", "| a-s-32k | MiB |", "|---|---|", *rows, ""]
 
 
+MULTIPLY_ADDS = """Multiply-adds are those of products of matrices, over the fewest that a step of full fine-tuning
+can have: every prompt read once, no padding, three products for each weight. What is above 1 is the head, which
+computes its logits a second time in the backward pass instead of keeping them."""
+
+
 def _profiles(cells: dict[str, Any]) -> list[str]:
     profiles = {name: cell for name, cell in cells.items() if "operators" in cell}
     if not profiles:
         return []
     shares = [name for name in next(iter(profiles.values()))["numbers"] if name != "step_s"]
-    lines = ["## Time of one lit_pref step", "", f"| | CPU s, profiled | {' | '.join(shares)} |"]
-    lines.append("|---|---|" + "---|" * len(shares))
+    lines = ["## Time of one lit_pref step", "", f"| | CPU s, profiled | {' | '.join(shares)} | multiply-adds |"]
+    lines.append("|---|---|" + "---|" * len(shares) + "---|")
     for name, cell in profiles.items():
         numbers = cell["numbers"]
         parts = " | ".join(f"{100 * numbers[share]:.0f} %" for share in shares)
-        lines.append(f"| {name} | {numbers['step_s']:.3g} | {parts} |")
+        over_least = f"{cell['gemms_over_least']:.3g} x" if "gemms_over_least" in cell else ""
+        lines.append(f"| {name} | {numbers['step_s']:.3g} | {parts} | {over_least} |")
+    lines += ["", MULTIPLY_ADDS]
     for name, cell in profiles.items():
         operators = ", ".join(f"`{op}` {100 * share:.0f} %" for op, share in cell["operators"].items())
         lines += ["", f"{name}, operators by self time: {operators}."]

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import bench_ours
 import bench_trl
 from bench_ours import Ours
+from bench_profile import ProfiledLoop, gemms
 from bench_steps import Loop
 from bench_trl import Trl
 from bench_work import ADAMW, Work, quiet
@@ -145,3 +146,10 @@ def test_several_references_are_several_models(folder: Path):
     live = losses(Ours(stored=False, references=2), folder)
     assert live[0] != pytest.approx(math.log(2), rel=1e-4)  # what the initial policy alone would give
     assert losses(Ours(references=2), folder) == pytest.approx(live, rel=1e-4)
+
+
+def test_a_profiled_step_has_the_fewest_products_of_matrices(folder: Path):
+    """With so few ids the head keeps its logits, so that no product is computed twice."""
+    loop = ProfiledLoop(skipped=1)
+    Ours().train(WORK, folder, loop)
+    assert gemms(loop.profiler.events()) == loop.least_gemms > 0
