@@ -13,6 +13,7 @@ from bench_gpu_device import Device
 from bench_profile import HEAD, MARKS, share_of
 from bench_steps import Loop
 from bench_work import Work
+from step_waits import WARNING
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,7 +29,6 @@ KERNELS = {
 """Parts of the names of kernels, in lower case; the first kind that has one is the kernel's."""
 HEADS = (*HEAD, "ChunkedLogProb")
 """The autograd functions of both sides that make log-probs from hidden states; their kernels count as the head's."""
-SYNCHRONIZES = "called a synchronizing CUDA operation"
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -93,7 +93,7 @@ def inspect(
     numbers = {"step_s": step, **{f"{kind}_s": kinds[kind] / steps for kind in KINDS}, "idle_s": max(0.0, step - busy)}
     numbers["profiled_step_s"] = loop.profiled_s / steps
     names = Counter(event.name for event in events if event.name in WAITS)
-    places = Counter(_place(warning) for warning in loop.waits if SYNCHRONIZES in str(warning.message))
+    places = Counter(_place(warning) for warning in loop.waits if WARNING in str(warning.message))
     return {
         "numbers": numbers,
         "waits": {name: count / steps for name, count in names.items()},

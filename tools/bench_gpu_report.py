@@ -97,7 +97,7 @@ def compared(cells: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], 
             yield cell, name, taken, own
 
 
-def slower(name: str, taken: dict[str, Any], own: dict[str, Any]) -> float | None:
+def relative_time(name: str, taken: dict[str, Any], own: dict[str, Any]) -> float | None:
     """Return how many times lit_pref's time a contender takes, if both are known."""
     if name.endswith("grouped by length"):  # its steps have other pairs
         return _ratio(own.get("tokens_per_s"), taken.get("tokens_per_s"))
@@ -138,7 +138,7 @@ def _contenders(cells: dict[str, Any]) -> list[str]:
             continue
         values = [_value(taken.get(key), form) for _, key, form in COLUMNS]
         memory = _ratio(taken.get("peak_gib"), own.get("peak_gib"))
-        values += [_value(slower(name, taken, own), ".2f"), _value(memory, ".2f")]
+        values += [_value(relative_time(name, taken, own), ".2f"), _value(memory, ".2f")]
         difference = loss_difference(own, taken) if name in ALIGNED and taken is not own else None
         values.append("" if difference is None else verdict(cell, difference))
         mark = f" ({taken['form']})" if taken.get("form") else ""
@@ -263,7 +263,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axes, title in zip(panels, ("time", "peak memory"), strict=True):
         for y, (_, name, taken, own) in enumerate(rows):
             memory = _ratio(taken.get("peak_gib"), own.get("peak_gib"))
-            if (value := slower(name, taken, own) if title == "time" else memory) is not None:
+            if (value := relative_time(name, taken, own) if title == "time" else memory) is not None:
                 axes.barh(y, value, color="#2a7f62" if value >= 1 else "#b5403a", height=0.7)
                 axes.text(value, y, f" {value:.2f}", va="center", fontsize=8)
         axes.axvline(1, color="grey", linewidth=0.8)

@@ -59,7 +59,7 @@ class SteppedLoop(Loop):
         self.rest()
 
     def rest(self) -> None:
-        """Give the turn away until the next `step`; called in the training's own thread."""
+        """Wait until the next `step` while the other loop runs; called in the training's own thread."""
         self._rests.release()
         self._go.acquire()
         if self._stopped:

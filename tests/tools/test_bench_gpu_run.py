@@ -1,14 +1,17 @@
 """The bench of a GPU keeps to its budget, names what failed or did not fit, and its dry run measures every cell."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 sys.path.append(str(ROOT / "tools"))
 import bench_gpu
@@ -265,6 +268,14 @@ def test_the_whole_dry_run_measures_every_cell(tmp_path: Path):
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
 
 
-def test_the_wheels_have_the_pinned_trl():
-    pinned = (ROOT / "tools" / "wheels_for_gpu.sh").read_text()
-    assert "trl==1.16.0" in pinned and '"trl==1.16.0"' in (ROOT / "pyproject.toml").read_text()
+def test_the_wheels_are_versions_that_the_project_takes():
+    script = (ROOT / "tools" / "wheels_for_gpu.sh").read_text()
+    pinned = dict(re.findall(r"(\S+)==(\S+)", script))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(one) for one in [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
+    ]
+    named = [one for one in wanted if one.name in pinned]
+    assert {"trl", "transformers", "datasets", "jsonargparse"} <= {one.name for one in named}
+    assert not [f"{one}: {pinned[one.name]}" for one in named if pinned[one.name] not in one.specifier]
