@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from bench_work import CLIP, LOG_EVERY, bare_trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
@@ -23,7 +24,7 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.references.reference import Reference
 from lit_pref.scores import PairScores, SequenceScores
 
-FEATURES, PAIRS, STEPS, CLIP, LOG_EVERY = 16, 4, 600, 1.0, 10
+FEATURES, PAIRS, STEPS = 16, 4, 600
 
 
 class Scorer(nn.Module):
@@ -157,19 +158,8 @@ def bare(batches: Any, folder: Path) -> float:
 
 def lightning(module: Callable[[], LightningModule], batches: Any, folder: Path) -> float:
     marks = Marks()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        gradient_clip_val=CLIP,
-        log_every_n_steps=LOG_EVERY,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(folder),
-        callbacks=[MarkInLightning(marks)],
-    )
+    callbacks = [MarkInLightning(marks)]
+    trainer = bare_trainer(folder, accelerator="cpu", log_every_n_steps=LOG_EVERY, callbacks=callbacks)
     trainer.fit(module(), batches)
     return marks.step_ms
 

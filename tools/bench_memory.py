@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from bench_steps import MIB, status
-from bench_work import BETA, CASES, CLIP, MODELS, Work, around, quiet
+from bench_work import BETA, CASES, MODELS, Work, around, bare_trainer, quiet
 from lightning.pytorch import Callback, Trainer
 
 from lit_pref.check.memory import largest_micro_batch
@@ -97,20 +97,7 @@ class Cell:
                 max_tokens=self.max_tokens,
                 max_length=2**16,
             )
-            trainer = Trainer(
-                accelerator="cpu",
-                devices=1,
-                precision=self.precision,
-                max_epochs=1,
-                gradient_clip_val=CLIP,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                default_root_dir=name,
-                callbacks=[peaks],
-            )
+            trainer = bare_trainer(Path(name), accelerator="cpu", precision=self.precision, callbacks=[peaks])
             trainer.fit(module, data)
             predicted = step_memory(module, *largest_micro_batch(module))
         measured = max(peaks.seen[trainer.accumulate_grad_batches :]) - peaks.base

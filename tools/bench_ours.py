@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Work, loader_workers, longest_row
+from bench_work import ADAMW, BETA, LOG_EVERY, Work, bare_trainer, loader_workers, longest_row
 from lightning.pytorch import Callback, Trainer
 
 from lit_pref.data.datamodule import PreferenceDataModule
@@ -64,19 +64,12 @@ def fit(
         max_length=max(8192, *map(longest_row, work.draw())),
         workers=loader_workers(device),
     )
-    trainer = Trainer(
+    trainer = bare_trainer(
+        folder,
         accelerator=device,
-        devices=1,
         precision="bf16-mixed" if bf16 else "32-true",
         max_epochs=epochs,
-        gradient_clip_val=CLIP,
         log_every_n_steps=LOG_EVERY,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=str(folder),
         callbacks=[_EndStep(loop)],
     )
     trainer.fit(module, data)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from transformers import AutoTokenizer
 
 from lit_pref.data.batching.sampling import epoch_order
@@ -193,6 +194,13 @@ def longest_row(pair: Pair) -> int:
 def loader_workers(device: str) -> int:
     """Return the number of processes that prepare batches, the same for every contender."""
     return 4 if device == "gpu" else 0
+
+
+def bare_trainer(folder: Path, **settings: Any) -> Trainer:
+    """Return a Trainer of one device that trains for an epoch, without logger, checkpoints, display or own sampler."""
+    bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    bare |= {"devices": 1, "max_epochs": 1, "gradient_clip_val": CLIP, "use_distributed_sampler": False}
+    return Trainer(default_root_dir=str(folder), **bare | settings)
 
 
 def quiet() -> None:
