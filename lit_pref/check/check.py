@@ -31,9 +31,9 @@ from lit_pref.printing import say
 class Check:
     """Check a run instead of training it.
 
-    `loosen` changes the configuration before anything is built, and `check_devices` looks at what was built; then
-    either `run` takes the module, or `refused` takes the error with which the run would stop; `finish` prints and writes
-    the report.
+    `loosen` changes the configuration before anything is built, and `check_devices` looks at what was built. Then
+    either `run` takes the module, or `refused` takes the error with which the run would stop. `finish` prints and
+    writes the report.
 
     Args:
         title: the heading of the report: the command and its configuration files.

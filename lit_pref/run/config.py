@@ -52,7 +52,7 @@ class RunParser(Parser, LightningArgumentParser):
 
 
 def fsdp2_as_class(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with FSDP2, by either spelling, as a class: it keeps the settings of a file and takes others.
+    """Return the arguments with FSDP2, in either spelling, as a class, which takes settings and keeps those of a file.
 
     By itself, jsonargparse reads the value of `--trainer.strategy` as Lightning's name of a strategy, which has none.
 
