@@ -491,7 +491,9 @@ def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
 def test_a_pair_above_the_budget_is_refused_before_training(tokenizer, uneven, held_out):
     for layout, tokens in (("prefix_shared", 26), ("padded", 48)):
         module = Recorder(tokenizer, layout=layout)
-        sentence = f"line 10: the texts .* take {tokens} tokens .*{layout} rows.*max_tokens 25.*; raise that to {tokens} or more"
+        sentence = (
+            f"line 10: the texts .* take {tokens} tokens .*{layout} rows.*max_tokens 25.*; raise that to {tokens} "
+        )
         with pytest.raises(UserError, match=sentence):
             trainer().fit(module, datamodule=budgeted(uneven, tokens=25))
         # With the remedy of the sentence it runs.
