@@ -1,6 +1,7 @@
 """The bench of a GPU keeps to its budget, names what failed or did not fit, and its dry run measures every cell."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ sys.path.append(str(ROOT / "tools"))
 import bench_gpu
 from bench_gpu import Benchmark, Worker
 from bench_gpu_device import Device
-from bench_gpu_measure import RECOMPUTED, Bench, Cell, models
+from bench_gpu_measure import RECOMPUTED, Bench, Cell, models, steps
 from bench_gpu_plan import CELLS, MINUTES, RESERVE_S, START_S
 from bench_gpu_report import DRY, page, write
 from bench_gpu_worker import measure
@@ -268,3 +269,17 @@ def test_the_whole_dry_run_measures_every_cell(tmp_path: Path):
 def test_the_wheels_have_the_pinned_trl():
     pinned = (ROOT / "tools" / "wheels_for_gpu.sh").read_text()
     assert "trl==1.16.0" in pinned and '"trl==1.16.0"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_page_of_performance_says_how_many_steps_each_cell_takes():
+    text = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    said = re.search(r"Each contender of a cell trains, .*?in brackets, (.*?)\. ", text)
+    assert said is not None
+    found = {
+        cell: (int(taken), int(untimed))
+        for taken, untimed, cells in re.findall(r"(\d+) \((\d+)\) steps in (.*?)(?=; |$)", said[1] + "`")
+        for cell in re.findall(r"`([\w.-]+)`", cells)
+    }
+    assert found == {
+        cell.name: (cell.pace.steps, cell.pace.dropped) for cell in CELLS.values() if cell.measure is steps
+    }

@@ -197,8 +197,8 @@ class RowReader:
             if "extra_response" in missing:
                 remedy += (
                     ". `extra_response`, which the objective or one of its terms reads, is a further response to each "
-                    f"prompt: `python -m lit_pref generate --model FOLDER --prompts {row.file} --unique false --out OUT` "
-                    "writes one for each record, in their order, as `response`"
+                    f"prompt: `python -m lit_pref generate --model FOLDER --prompts {row.file} --unique false --out "
+                    "OUT` writes one for each record, in their order, as `response`"
                 )
                 if "third" in has:
                     remedy = "the column `third` is now called `extra_response`: rename it"
