@@ -162,11 +162,10 @@ def needs(cls: type[Component], asked: Requirements) -> dict[str, str]:
     own = {name for name in columns if PLACEHOLDER not in name}
     named = ["those that its arguments name"] if columns - own else []
     statistics = asked.statistics | asked.reference_statistics
-    is_objective = issubclass(cls, Objective)  # a part does not limit the references unless it mixes them
-    of_rewards = TokenRewards() in statistics or (is_objective and cls.family == "reward models")
+    of_rewards = TokenRewards() in statistics or getattr(cls, "family", "") == "reward models"
     present = {
         "reference": asked.min_references == 1 and not of_rewards,
-        "references": asked.min_references > 1 or (is_objective and asked.max_references is None),
+        "references": asked.min_references > 1 or (asked.max_references is None and issubclass(cls, Objective)),
         "live_reference": any(isinstance(need, COMPARING_NEEDS) for need in statistics),
         "margin": "margin" in asked.columns,
         "probability": "probability" in asked.columns,

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lit_pref.hints import argument_meant, did_you_mean, nearest_names, stray_word, unknown_option
 
@@ -190,7 +191,8 @@ def _unknown_class(name: str, key: str, message: str) -> str:
 
 def _strategy_sentence(name: str, message: str) -> str:
     """The sentence for a strategy of Lightning's by its short name where only a class can be given; else empty."""
-    named = dict(_imported("lightning.pytorch.strategies.StrategyRegistry")).get(name.lower(), {}).get("strategy")
+    registry: Any = _imported("lightning.pytorch.strategies.StrategyRegistry")
+    named = dict(registry).get(name.lower(), {}).get("strategy")
     option = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)$", message, flags=re.MULTILINE)
     if option is None:
         cls = named and named.__name__

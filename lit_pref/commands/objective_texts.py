@@ -98,9 +98,10 @@ def _part_to_copy(cls: type[Part], kind: str) -> str:
     spec: Any = {"class_path": cls.__name__, "init_args": init} if init else cls.__name__
     objective = {"class_path": "DPO", "init_args": {kind: [spec] if kind == "terms" else spec}}
     refused = ""
+    arguments: dict[str, Any] = {kind: [part] if kind == "terms" else part}
     try:
         with warnings.catch_warnings(action="ignore"):
-            DPO(**{kind: [part] if kind == "terms" else part})
+            DPO(**arguments)
     except UsageError as error:
         refused = "\n" + _hanging("Note", f"it needs other parts beside it: {error}")
     return f"YAML to copy\n\n{yaml.safe_dump({'model': {'objective': objective}}, sort_keys=False)}{refused}".rstrip()

@@ -47,7 +47,7 @@ class RunParser(Parser, LightningArgumentParser):
             kwargs["sub_configs"] = False
         return super().add_class_arguments(*args, **kwargs)
 
-    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
         return super().parse_args(None if args is None else fsdp2_as_class(args), *others, **kwargs)
 
 
