@@ -6,6 +6,7 @@ import typing
 from typing import Any, NamedTuple
 
 from lit_pref.objectives.base import Family, Objective
+from lit_pref.objectives.component import Component
 from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.requirements import Requirements
@@ -35,6 +36,8 @@ NEEDS = {
     "reward_model": "a reward model",
 }
 """The words of `objectives --needs`, with their meaning."""
+
+Described = typing.TypeVar("Described", bound=Component)
 
 PLACEHOLDER = "example"
 """The name that `required_arguments` gives a column."""
@@ -143,13 +146,13 @@ def required_arguments(cls: type[Any]) -> dict[str, Any]:
     return made
 
 
-def example(cls: type[Objective]) -> Objective:
-    """Return an objective of the class with its defaults and an example of each required argument."""
+def example(cls: type[Described]) -> Described:
+    """Return an objective or a part of the class with its defaults and an example of each required argument."""
     return cls(**required_arguments(cls))
 
 
-def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
-    """Return what an objective of a class needs, by the words of `NEEDS`, in a phrase each.
+def needs(cls: type[Component], asked: Requirements) -> dict[str, str]:
+    """Return what an objective or a part of a class needs, by the words of `NEEDS`, in a phrase each.
 
     >>> from lit_pref.objectives.mmpo import MMPO
     >>> list(needs(MMPO, MMPO().requirements))
@@ -159,10 +162,10 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
     own = {name for name in columns if PLACEHOLDER not in name}
     named = ["those that its arguments name"] if columns - own else []
     statistics = asked.statistics | asked.reference_statistics
-    of_rewards = TokenRewards() in statistics or cls.family == "reward models"
+    of_rewards = TokenRewards() in statistics or getattr(cls, "family", "") == "reward models"
     present = {
         "reference": asked.min_references == 1 and not of_rewards,
-        "references": asked.min_references > 1 or asked.max_references is None,
+        "references": asked.min_references > 1 or (asked.max_references is None and issubclass(cls, Objective)),
         "live_reference": any(isinstance(need, COMPARING_NEEDS) for need in statistics),
         "margin": "margin" in asked.columns,
         "probability": "probability" in asked.columns,
@@ -182,8 +185,8 @@ def needs(cls: type[Objective], asked: Requirements) -> dict[str, str]:
     return phrases
 
 
-def needs_in_words(cls: type[Objective]) -> str:
-    """Return what an objective of a class needs, as a list within a sentence; empty if it needs pairs alone.
+def needs_in_words(cls: type[Component]) -> str:
+    """Return what an objective or a part of a class needs, as a list within a sentence; empty if it needs pairs alone.
 
     >>> from lit_pref.objectives.mmpo import MMPO
     >>> needs_in_words(MMPO)

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lit_pref.hints import argument_meant, did_you_mean, nearest_names, stray_word, unknown_option
 
@@ -108,6 +109,8 @@ def _class_sentence(message: str) -> str | None:
 def _value_sentence(message: str) -> str | None:
     """The sentence that says which values are accepted."""
     inner, key = _innermost(message), _key(message)
+    if sentence := _list_sentence(key, inner):
+        return sentence
     value = _found(r"(?:Got|Given) value: ?(.*?)(?:\. Got value: .*)?$", inner, flags=re.MULTILINE)
     if value is None:
         value = _found(r"Not of type \w+: (\S+) does not conform|invalid literal for \w+\(\).*?: '(.*)'", inner)
@@ -142,14 +145,43 @@ def _value_sentence(message: str) -> str | None:
     return f"{key}: expected {' or '.join(words)}, got {_short(value)!r}{end}"
 
 
+def _list_sentence(key: str, inner: str) -> str:
+    """The sentence for something else where a list of classes is expected; empty for other mistakes."""
+    base = _found(r"Subtypes: \[list\[(lit_pref\.[\w.]+)\]", inner)
+    value = _found(r"^ *Given value: (.*)$", inner, flags=re.MULTILINE)
+    if base is None or value is None or "Expected a <class 'list'>" not in inner:
+        return ""
+    known = known_subclasses(_imported(base))
+    named = _found(r"'class_path': '(?:\w+\.)*(\w+)'", value) or value
+    # A folder or arguments without a class are meant for the class that takes a path, if there is one.
+    of_path = [name for name in known if "path" in _required(base, name)]
+    name = next(iter([*nearest_names(named, known), *of_path, *known]))
+    arguments = _required(base, name)
+    options = "".join(f" --{key}.{argument} VALUE" for argument in arguments)
+    inits = ", ".join(f"{argument}: VALUE" for argument in arguments)
+    item = f"{{class_path: {name}, init_args: {{{inits}}}}}" if arguments else name
+    got = f"{key}: expected a list of classes, got {_short(value)!r}{_known(known)}"
+    return f"{got}; write --{key}+={name}{options}, or in a file `{key.rpartition('.')[-1]}: [{item}]`"
+
+
+def _required(base: str, name: str) -> list[str]:
+    """The arguments without a default of the subclass of this name."""
+    (cls,) = (cls for cls in _all_subclasses(_imported(base)) if cls.__name__ == name)
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 def _unknown_class(name: str, key: str, message: str) -> str:
+    if key == "trainer.strategy" and (sentence := _strategy_sentence(name, message)):
+        return sentence
     base = _imported(_ONLY_BASES[key]) if key in _ONLY_BASES else None
     for path in re.findall(r"[\w.]+\.\w+", _found(r"Subtypes: \[(.*)\]", _innermost(message)) or ""):
         base = _imported(path)
     if base is None:
         return f"{key}: unknown class {name!r}; give its name or its import path"
     if "." in name and name.rpartition(".")[-1] == base.__name__ and inspect.isabstract(base):
-        return _class_first(key, base)  # the user named no class, only an argument of one
+        # The user named no class, only an argument of one.
+        return _class_first(key, base, "+=" if "Subtypes: [list[" in message else " ")
     known = known_subclasses(base)
     if not known:
         return f"{key}: expected the arguments of {base.__name__}, such as --{key}.NAME VALUE, got {name!r}"
@@ -157,11 +189,30 @@ def _unknown_class(name: str, key: str, message: str) -> str:
     return f"{key}: unknown class {name!r}{_known(known, name)}{did_you_mean(name, known)}{own}"
 
 
-def _class_first(key: str, base: type) -> str:
+def _strategy_sentence(name: str, message: str) -> str:
+    """The sentence for a strategy of Lightning's by its short name where only a class can be given; else empty."""
+    registry: Any = _imported("lightning.pytorch.strategies.StrategyRegistry")
+    named = dict(registry).get(name.lower(), {}).get("strategy")
+    option = re.search(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)$", message, flags=re.MULTILINE)
+    if option is None:
+        cls = named and named.__name__
+        return f"trainer.strategy: {name} is no class: write `class_path: {cls}`, or `strategy: {name}`" if cls else ""
+    base = _imported("lightning.pytorch.strategies.Strategy")
+    takers = {cls for cls in _all_subclasses(base) if option[1] in inspect.signature(cls).parameters}
+    if named is None and not takers:
+        return _class_first("trainer.strategy", base)
+    choice = named.__name__ if named in takers or not takers else min(cls.__name__ for cls in takers)
+    return (
+        f"trainer.strategy: {name} is a name without settings; write the class and then its settings: "
+        f"--trainer.strategy {choice} --trainer.strategy.{option[1]} {option[2]}"
+    )
+
+
+def _class_first(key: str, base: type, sign: str = " ") -> str:
     known = known_subclasses(base)
     example = "DPO" if "DPO" in known else known[0]
     return (
-        f"{key}: give the class before its arguments, such as --{key} {example} and then --{key}.NAME VALUE"
+        f"{key}: give the class before its arguments, such as --{key}{sign}{example} and then --{key}.NAME VALUE"
         f"{_known(known)}"
     )
 

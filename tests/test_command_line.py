@@ -89,7 +89,32 @@ MISTYPED_OPTIONS: list[tuple[str, list[str]]] = [
     ),
     ("--model.references+=Pretraned", ["model.references: unknown class 'Pretraned'", "mean Pretrained"]),
     ("--model.references+=Pretrained", ["model.references: Pretrained needs path;"]),
-    ("--model.references Pretrained", ["model.references: expected a list (written [a, b]) or null, got 'Pretrained'"]),
+    (
+        "--model.references Pretrained",
+        [
+            "model.references: expected a list of classes, got 'Pretrained'; known: AdapterOff",
+            "write --model.references+=Pretrained --model.references.path VALUE, or in a file `references: "
+            "[{class_path: Pretrained, init_args: {path: VALUE}}]`",
+        ],
+    ),
+    ("--model.references folder/x", ["got 'folder/x'", "write --model.references+=Pretrained --model.references.path"]),
+    ("--model.references.path x", ["give the class before its arguments, such as --model.references+="]),
+    (
+        "--model.objective DPO --model.objective.terms ChosenNLL",
+        ["model.objective.terms: expected a list of classes", "write --model.objective.terms+=ChosenNLL, or in a file"],
+    ),
+    (
+        "--trainer.strategy.replicas 2",
+        ["auto is a name without settings; write", ": --trainer.strategy FSDP2 --trainer.strategy.replicas 2"],
+    ),
+    (
+        "--trainer.strategy ddp --trainer.strategy.static_graph true",
+        ["ddp is a name", ": --trainer.strategy DDPStrategy --trainer.strategy.static_graph true"],
+    ),
+    (
+        "--trainer.strategy.replica 2",
+        ["trainer.strategy: give the class before its arguments, such as --trainer.strategy DDP", "FSDP2, "],
+    ),
     ("--model.policy.lora.rank 3", ["model.policy.lora: Lora has no argument 'rank'; known: r, alpha"]),
     ("--model.policy.lora 8", ["model.policy.lora: expected the arguments of Lora", "--model.policy.lora.NAME"]),
     (
@@ -145,6 +170,10 @@ MISTYPED_FILES: list[tuple[str, list[str]]] = [
         ["model.references: Pretrained has no argument 'pat'; known: path,", "mean path?"],
     ),
     ("model: {references: {class_path: Pretrained}}", ["model.references: expected a list"]),
+    (
+        "trainer: {strategy: {class_path: fsdp2, init_args: {replicas: 2}}}",
+        ["trainer.strategy: fsdp2 is no class: write `class_path: FSDP2`, or `strategy: fsdp2`"],
+    ),
     ("model: {policy: folder}", ["model.policy: expected a mapping, `name: value`, got 'folder'"]),
     (
         "trainer: {strategy: {class_path: ModelParallelStrategy, init_args: {data_parallel: 8}}}",

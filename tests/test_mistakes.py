@@ -196,6 +196,10 @@ REFUSED_BY_CONSTRUCTORS: dict[str, str] = {
     "data:\n  seed: 1\n  global_batch: 0": "line 3: data.global_batch is 0; it must be at least 1",
     "model:\n  policy:\n    dropout: 3": "line 3: policy.dropout is 3.0: it must be a probability below 1",
     "model:\n  schedule:\n    class_path: Cosine\n    init_args: {warmup: -3}": "line 4: schedule: warmup is -3.0",
+    "model:\n  references:\n  - class_path: Pretrained\n    init_args: {path: x, head_precision: bf61}": "line 4: "
+    "Pretrained: head_precision is 'bf61': it must be one of auto, bf16, split, fp32; did you mean bf16?",
+    "model:\n  references:\n  - class_path: Pretrained\n    init_args: {path: x, attention: egar}": "line 4: "
+    "Pretrained: attention 'egar' is unknown: transformers has eager",
 }
 
 

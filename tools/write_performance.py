@@ -68,6 +68,10 @@ with LoRA and gradient checkpointing, long pairs) beside it the memory that `che
 matmul peak; a step by kinds of kernels, the device's idle time, and what waits for the device in it; losses over 20
 steps in fp32 and bf16; the head alone, in time and error, reward models, and `generate`.
 
+Each contender of a cell trains, with the steps that are not timed in brackets, 20 (4) steps in `0.5B-c`, `0.5B-c-more`,
+`losses-fp32`, `0.5B-c-liger` and `0.5B-c-compiled`; 12 (3) steps in `1.5B-c`, `0.5B-b`, `reward-0.5B-c`,
+`0.5B-c-references` and `0.5B-a`; 10 (1) steps in `1.5B-c-lora` and `memory-0.5B-c`; and 5 (1) steps in `0.5B-16k`.
+
 The whole plan fits into that time by the estimates of its cells, which `--list` names. Each cell has a process and a
 time limit of its own. One that fails or runs out of time is reported with what it had measured until then, and the rest
 is measured; one that no longer fits is skipped and named. JSON and table are written after every cell. `--dry_run`

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from lit_pref.check.data_findings import BadRowLimits, overlap, source_findings, split_findings
 from lit_pref.check.devices import Devices, strategy_of
 from lit_pref.check.html import page
@@ -29,8 +31,9 @@ from lit_pref.printing import say
 class Check:
     """Check a run instead of training it.
 
-    `loosen` changes the configuration before anything is built; then either `run` takes the built module, or `refused`
-    takes the error with which the run would stop; `finish` prints and writes the report.
+    `loosen` changes the configuration before anything is built, and `check_devices` looks at what was built. Then
+    either `run` takes the module, or `refused` takes the error with which the run would stop. `finish` prints and
+    writes the report.
 
     Args:
         title: the heading of the report: the command and its configuration files.
@@ -68,15 +71,31 @@ class Check:
         self._devices = Devices(config.trainer.devices, config.trainer.num_nodes, strategy)
         config.trainer.devices, config.trainer.num_nodes, config.trainer.strategy = 1, 1, "auto"
 
+    def check_devices(self, trainer: Trainer, module: PairModule) -> None:
+        """Report settings of the devices with which the run would stop before it reads its data.
+
+        Args:
+            trainer: the Trainer of this check, which has one device.
+            module: the run's module.
+        """
+        try:
+            self._devices.refuse(trainer, module.spec)
+        except UserError as error:
+            self._add_refusal(error)
+
     def run(self, module: PairModule) -> None:
         """Check the data of a run, and its models if `model` is set.
 
         Args:
             module: a module that is attached to its Trainer, with prepared data.
         """
+        refused = bool(self.report.about("refused"))
         self._check_data(module)
         self.report.findings += [Finding("steps", "warning", line) for line in steps_of(module).warnings()]
-        if self.model:
+        if self.model and refused:
+            words = "the models were not checked, because the run would stop before it builds them"
+            self.report.findings.append(Finding("models", "note", words))
+        elif self.model:
             try:
                 self.report.findings += model_findings(module, self._devices)
             except UserError as error:

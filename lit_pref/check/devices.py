@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from lit_pref.check.step_memory import StepMemory
 from lit_pref.models.loading import blocks_of
+from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
-from lit_pref.modules.sharding import FSDP2
+from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, refuse_settings
 from lit_pref.scoring.scorer import Scorer
 
 
@@ -44,6 +46,20 @@ class Devices:
         if isinstance(given, str) and "," in given:
             given = [part for part in given.split(",") if part.strip()]
         return (len(given) if isinstance(given, list) else int(given)) * self.nodes
+
+    def refuse(self, trainer: Trainer, spec: ModelSpec) -> None:
+        """Refuse settings with which a run would stop before it computes anything.
+
+        Args:
+            trainer: a Trainer of the run's precision and accelerator.
+            spec: the spec of the trained model.
+
+        Raises:
+            UserError: there are such settings.
+        """
+        if isinstance(self.strategy, FSDP2):
+            self.strategy.precision_plugin = trainer.precision_plugin
+        refuse_settings(self.strategy, spec, self.count(trainer.accelerator.auto_device_count()))
 
     def memory(self, alone: StepMemory, module: PairModule, world: int) -> StepMemory:
         """Return the memory of a step on each device of a run.
@@ -74,9 +90,13 @@ def strategy_of(setting: Any) -> Strategy | None:
     Args:
         setting: a name, or the class with its arguments of a resolved configuration.
 
-    >>> type(strategy_of("fsdp2")).__name__, strategy_of("fsdp")
+    Raises:
+        UserError: it is one that a run refuses.
+
+    >>> type(strategy_of("fsdp2")).__name__, strategy_of("deepspeed")
     ('FSDP2', None)
     """
+    refuse_fsdp1(setting)
     if isinstance(setting, Strategy):
         return setting
     kind: Any
@@ -87,6 +107,7 @@ def strategy_of(setting: Any) -> Strategy | None:
     else:
         module, _, name = setting.class_path.rpartition(".")
         kind = getattr(import_module(module), name)
+        refuse_fsdp1(kind)
         arguments = {**(setting.get("init_args") or {}), **(setting.get("dict_kwargs") or {})}
     counted = isinstance(kind, type) and issubclass(kind, DDPStrategy | ModelParallelStrategy)
     return kind(**arguments) if counted and not issubclass(kind, DeepSpeedStrategy) else None

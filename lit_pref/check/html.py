@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_pref.check.memory import memory_parts
+from lit_pref.check.memory import AT_THE_PEAK, memory_parts
 from lit_pref.check.report import SEVERITIES, Arrays, Report
 from lit_pref.check.statistics import margins, share, targets
 from lit_pref.check.strength_findings import Strength
@@ -32,6 +32,7 @@ def page(report: Report, strength: Strength | None) -> str:
         severities=SEVERITIES,
         verdict=VERDICTS[report.verdict],
         figures=list(figures(report, strength)),
+        at_the_peak=AT_THE_PEAK,
         memory=[part for finding in report.about("memory") for part in memory_parts(finding.numbers)],
     )
 

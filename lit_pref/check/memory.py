@@ -19,6 +19,7 @@ from lit_pref.data.batching.token_budget import TokenBudget
 from lit_pref.data.prepared.lists import number_of_units
 from lit_pref.errors import UserError, visible
 from lit_pref.modules.base import PairModule
+from lit_pref.printing import say
 
 TIGHT = 0.9
 """The share of the device's memory above which a prediction causes a warning: fragmentation needs the rest."""
@@ -26,6 +27,8 @@ SEARCHED = 500_000
 """Pairs among whose micro-batches the largest is looked for, at least one epoch: later epochs have the same pairs."""
 STEP = 256
 """Suggested numbers of tokens are multiples of this."""
+AT_THE_PEAK = "the parts that are alive at the peak; what is freed before it or allocated after it is not in them"
+"""The heading of the table of parts."""
 
 
 def memory(probe: Probe, devices: Devices) -> Finding:
@@ -42,6 +45,10 @@ def memory(probe: Probe, devices: Devices) -> Finding:
     world = devices.count(module.trainer.accelerator.auto_device_count())
     batch, accumulates = largest_micro_batch(module, world)
     tokens = tokens_of(batch)
+    say(
+        f"predicting the memory of an optimizer step: one with the largest micro-batch ({tokens} tokens) is taken with "
+        "tensors that have no data ..."
+    )
     try:
         predicted = devices.memory(step_memory(module, batch, accumulates), module, world)
     except UserError:
@@ -76,8 +83,11 @@ def memory_parts(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def memory_table(numbers: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line for each part of a prediction that takes memory, given the finding's numbers."""
-    return (f"{name:12} {size:>10}  {meaning}" for name, size, meaning in memory_parts(numbers))
+    """Yield a heading and one line for each part of a prediction that takes memory, given the finding's numbers."""
+    parts = list(memory_parts(numbers))
+    if parts:
+        yield f"{AT_THE_PEAK}:"
+    yield from (f"{name:12} {size:>10}  {meaning}" for name, size, meaning in parts)
 
 
 def tokens_that_fit(predicted: StepMemory, tokens: int, room: float) -> int:

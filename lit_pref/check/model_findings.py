@@ -18,6 +18,7 @@ from lit_pref.check.statistics import evenly
 from lit_pref.data.prepared.pair_view import PairView
 from lit_pref.modules.base import PairModule
 from lit_pref.pages.html import percent
+from lit_pref.printing import say
 from lit_pref.references.prepare import tolerance_of
 from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored
@@ -51,6 +52,7 @@ def model_findings(module: PairModule, devices: Devices) -> list[Finding]:
     if not len(data.train_pairs):
         return []
     probe = Probe(module, _probed(data.train_pairs))
+    say(f"building the models and scoring {len(probe.pairs)} training pairs ...")
     stored = list(stored_scores(probe))
     probe.build()
     findings = [*repeated_passes(probe), *stored, *layouts(probe), *first_loss(probe), *accuracies(probe)]

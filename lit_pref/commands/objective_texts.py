@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+import warnings
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,25 @@ import yaml
 
 import lit_pref
 from lit_pref import describing
+from lit_pref.errors import UsageError
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.component import Component
+from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.parts.part import Part
 from lit_pref.porting.losses import trl_names
+
+KINDS = {
+    "reference": "one reference score out of K",
+    "temperature": "beta of each pair",
+    "target": "the probability that the chosen response is better",
+    "link": "the loss of a logit",
+    "tokens": "how log-probs of tokens become the score of a response",
+    "score": "a function of the log-ratio",
+    "offset": "what is subtracted from the logit",
+    "weight": "a factor of the loss",
+    "terms": "a further loss",
+}
+"""The kinds of parts, with what each of them decides."""
 
 CONFIGS = Path(lit_pref.__file__).parents[1] / "configs"
 """The shipped configurations; an installed wheel has none."""
@@ -49,6 +66,45 @@ def explained(cls: type[Objective]) -> str:
         yaml_to_copy(cls),
     ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def explained_part(cls: type[Part], kind: str) -> str:
+    """Return everything about a part of objectives that its user needs to know.
+
+    Args:
+        cls: the class of the part.
+        kind: what it is of an objective, such as `target` or `terms`.
+    """
+    about, arguments = describing.docstring(cls), describing.arguments(cls)
+    option = f"--model.objective.{kind}{'+=' if kind == 'terms' else ' '}{cls.__name__}"
+    blocks = [
+        f"{cls.__name__} · a part of objectives ({kind}): {KINDS[kind]}",
+        about.body,
+        _hanging("Source", about.source) if about.source else "",
+        _hanging("Needs", describing.needs_in_words(cls) or "nothing but pairs"),
+        _hanging("Code", describing.file_of(cls)),
+        "\n".join(["Arguments", *map(_argument, arguments)]) if arguments else "It has no arguments.",
+        f"As options: --model.objective DPO {option}; docs/methods.md has what it combines with",
+        _part_to_copy(cls, kind),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _part_to_copy(cls: type[Part], kind: str) -> str:
+    """DPO with this part as YAML, and what that combination is refused for, if it is."""
+    part = describing.example(cls)
+    init = {argument.name: value_of(part, argument) for argument in describing.arguments(cls)}
+    init = {name: value for name, value in init.items() if value is not None}
+    spec: Any = {"class_path": cls.__name__, "init_args": init} if init else cls.__name__
+    objective = {"class_path": "DPO", "init_args": {kind: [spec] if kind == "terms" else spec}}
+    refused = ""
+    arguments: dict[str, Any] = {kind: [part] if kind == "terms" else part}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            DPO(**arguments)
+    except UsageError as error:
+        refused = "\n" + _hanging("Note", f"it needs other parts beside it: {error}")
+    return f"YAML to copy\n\n{yaml.safe_dump({'model': {'objective': objective}}, sort_keys=False)}{refused}".rstrip()
 
 
 def _hanging(name: str, text: str) -> str:
@@ -109,7 +165,7 @@ def generated(cls: type[Objective]) -> str:
     )
 
 
-def value_of(objective: Objective, argument: describing.Argument) -> Any:
+def value_of(component: Component, argument: describing.Argument) -> Any:
     """Return an argument's value as YAML has it; None for its absence, which null means as well."""
-    value = objective.arguments.get(argument.name)
+    value = component.arguments.get(argument.name)
     return None if isinstance(value, Component) else value

@@ -39,7 +39,7 @@ def objectives(
     understood as well, and so is a YAML file of arguments.
 
     Args:
-        names: objectives to explain: equation, arguments, the paper's settings, when to use it, and YAML to copy.
+        names: objectives or parts to explain: equation, arguments, the paper's settings, when to use it, YAML to copy.
         needs: list those that need this of the run or its data.
         family: list those of one group.
         reference_free: list those that need no reference.
@@ -68,31 +68,28 @@ def objectives(
 
 
 def _explain(names: tuple[str, ...]) -> None:
-    """Print everything about the objectives of these names."""
-    from lit_pref.commands.objective_texts import explained
-
-    say("\n\n".join(explained(cls) for cls in map(_objective_named, names)))
+    """Print everything about the objectives, or their parts, of these names."""
+    say("\n\n".join(map(_explained, names)))
 
 
-def _objective_named(name: str) -> "type[Objective]":
-    """Return the objective of this name, whatever its case and hyphens are."""
+def _explained(name: str) -> str:
+    """Return everything about the objective or the part of this name, whatever its case and hyphens are."""
     from lit_pref import describing
+    from lit_pref.commands.objective_texts import explained, explained_part
     from lit_pref.porting.losses import LOSSES
 
     known = describing.objectives()
     if found := [cls for own, cls in known.items() if _plain(own) == _plain(name)]:
-        return found[0]
-    for kind, members in describing.part_kinds().items():
-        for part in (cls.__name__ for cls in members if _plain(cls.__name__) == _plain(name)):
-            raise UsageError(
-                f"{part} is a part of objectives (`{kind}`), not an objective: docs/methods.md has its arguments; use "
-                f"it as `--model.objective DPO --model.objective.{kind}{'+=' if kind == 'terms' else ' '}{part}`"
-            )
+        return explained(found[0])
+    parts = {cls.__name__: (cls, kind) for kind, members in describing.part_kinds().items() for cls in members}
+    if of_name := [part for own, part in parts.items() if _plain(own) == _plain(name)]:
+        return explained_part(*of_name[0])
     words = name.lower().replace("-", "_")
     if instead := advice(words):
         raise UsageError(f"{name} is not an objective of its own{instead}")
     of_trl = [f"{loss.objective} ({loss.trainer.upper()}Trainer)" for loss in LOSSES if loss.name == words]
-    meant = f"; TRL's loss_type {words} is {' or '.join(of_trl)}" if of_trl else did_you_mean(name, known)
+    guess = did_you_mean(name, [*known, *parts])
+    meant = f"; TRL's loss_type {words} is {' or '.join(of_trl)}" if of_trl else guess
     raise UsageError(f"there is no objective {name!r}; `objectives` lists all {len(known)}{meant}")
 
 

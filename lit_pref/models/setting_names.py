@@ -27,8 +27,12 @@ def refuse_unknown_dtype(name: str) -> None:
         raise UsageError(f"dtype '{name}' is unknown: use one of {', '.join(DTYPES)}{guess}")
 
 
-def refuse_unknown_attention(name: str) -> None:
+def refuse_unknown_attention(name: str, owner: str = "policy.") -> None:
     """Refuse an attention implementation that transformers does not know; kernels of the hub have a / in their names.
+
+    Args:
+        name: the implementation.
+        owner: the beginning of the setting's name in the message.
 
     Raises:
         UsageError: it does not know it.
@@ -39,7 +43,7 @@ def refuse_unknown_attention(name: str) -> None:
     near = nearest_names(name, known, cutoff=0.4)
     guess = f"; did you mean {near[0]}?" if near else ""
     raise UsageError(
-        f"policy.attention '{name}' is unknown: transformers has {', '.join(known)}{guess}; null is the model's own"
+        f"{owner}attention '{name}' is unknown: transformers has {', '.join(known)}{guess}; null is the model's own"
     )
 
 
@@ -53,8 +57,13 @@ def refuse_unknown_head(name: str) -> None:
         raise UsageError(f"policy.head is {name!r}: it must be one of {', '.join(HEADS)}")
 
 
-def refuse_head_precision(name: str, head: str) -> None:
+def refuse_head_precision(name: str, head: str, owner: str = "policy.") -> None:
     """Refuse a precision of the head that is none of `PRECISIONS`, or one for a scalar head.
+
+    Args:
+        name: the precision.
+        head: one of `HEADS`.
+        owner: the beginning of the setting's name in the message.
 
     Raises:
         UsageError: it is none of them, or `head` is not `lm`.
@@ -63,9 +72,25 @@ def refuse_head_precision(name: str, head: str) -> None:
         near = nearest_names(name, PRECISIONS, cutoff=0.4)
         meant = {"float32": "fp32", "bfloat16": "bf16"}.get(name.lower(), near[0] if near else None)
         guess = f"; did you mean {meant}?" if meant else ""
-        raise UsageError(f"policy.head_precision is {name!r}: it must be one of {', '.join(PRECISIONS)}{guess}")
+        raise UsageError(f"{owner}head_precision is {name!r}: it must be one of {', '.join(PRECISIONS)}{guess}")
     if head != "lm" and name != HeadPrecision.AUTO:
         raise UsageError(
-            f"policy.head_precision is {name!r}, and a {head} head is always multiplied in fp32, which costs nothing: "
+            f"{owner}head_precision is {name!r}, and a {head} head is always multiplied in fp32, which costs nothing: "
             "leave it out"
         )
+
+
+def refuse_settings_of_reference(name: str, attention: str | None, head_precision: str) -> None:
+    """Refuse unknown names in the settings of a reference, which are those of a policy, under the reference's name.
+
+    Args:
+        name: the class of the reference.
+        attention: its `attention`.
+        head_precision: its `head_precision`.
+
+    Raises:
+        UsageError: one is unknown.
+    """
+    if attention is not None:
+        refuse_unknown_attention(attention, owner=f"{name}: ")
+    refuse_head_precision(head_precision, "lm", owner=f"{name}: ")

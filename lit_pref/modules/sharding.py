@@ -1,5 +1,6 @@
 """FSDP2: which devices share a model, in which dtype its weights and gradients travel, and when."""
 
+from collections.abc import Set
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lit_pref.errors import UsageError
 from lit_pref.models.loading import blocks_of
+from lit_pref.models.spec import ModelSpec
 from lit_pref.run_context import ROUNDED
 from lit_pref.scoring.scorer import Scorer
 
@@ -69,23 +71,28 @@ class FSDP2(ModelParallelStrategy):
         return f"FSDP2({', '.join(given)})"
 
     def in_words(self, dtype: str, devices: int) -> str:
-        """Return a line on the copies of the model and the dtypes in transit.
+        """Return a line on the copies of the model, the dtypes in transit, and the other settings.
 
         Args:
             dtype: dtype of the weights as they are built.
-            devices: all devices of the run.
+            devices: all devices of the run, which the copies divide.
         """
         dtype = ROUNDED.get(str(self.precision_plugin.precision), dtype)
         cast = None if dtype != "float32" else self.parameters_in_transit
         gathered = dtype if cast is None else str(cast).removeprefix("torch.")
         reduced = self.gradients or gathered
         copies = f"{self.replicas} copies of the model, each over" if self.replicas > 1 else "the model over"
+        shards, one_file = devices // self.replicas, not self._save_distributed_checkpoint
+        without = " (without effect, because a copy is whole on its device)" if shards == 1 else ""
         return (
-            f"{copies} {devices // self.replicas} device(s); weights are gathered in {gathered}, gradients summed over "
-            f"devices in {reduced}, weights and optimizer state kept in {dtype}"
+            f"{copies} {shards} device{'s' * (shards > 1)}; weights are gathered in {gathered}, gradients summed over "
+            f"devices in {reduced}, weights and optimizer state kept in {dtype}; reshard_after_forward "
+            f"{str(self.reshard_after_forward).lower()} and prefetch {self.prefetch}{without}, "
+            f"save_distributed_checkpoint {'false' if one_file else 'true'}"
         )
 
     def setup_environment(self) -> None:
+        # Runs of this package were refused before (`refuse_settings`); a Trainer of the user's own was not.
         devices = self.num_nodes * self.num_processes
         self.refuse_devices(devices)
         self._data_parallel_size = devices
@@ -100,7 +107,8 @@ class FSDP2(ModelParallelStrategy):
         shards, left = divmod(devices, self.replicas)
         if left:
             raise UsageError(
-                f"FSDP2: replicas is {self.replicas}, which does not divide the {devices} devices of this run"
+                f"FSDP2: replicas is {self.replicas}, which does not divide the {devices} "
+                f"device{'s' * (devices > 1)} of this run: set trainer.devices, or leave replicas out"
             )
         kept = self.reshard_after_forward
         if not isinstance(kept, bool) and (not 1 < kept < shards or shards % kept):
@@ -136,17 +144,53 @@ class FSDP2(ModelParallelStrategy):
         gradients = None if self.gradients is None else IN_TRANSIT[self.gradients]
         if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not _trained(model)):
             return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
-        dtypes = {rounded or str(p.dtype).removeprefix("torch.") for p in model.parameters()}
-        if self.parameters is not None and _trained(model) and dtypes != {self.parameters}:
+        if _trained(model):
+            self.refuse_dtypes({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+        return MixedPrecisionPolicy(reduce_dtype=gradients)
+
+    def refuse_dtypes(self, built: Set[str]) -> None:
+        """Refuse weights that are trained and cannot be gathered in the dtype of `parameters`.
+
+        Args:
+            built: their dtypes before the precision of the run rounds them.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        kept = {ROUNDED.get(str(self.precision_plugin.precision), dtype) for dtype in built}
+        if self.parameters is not None and kept not in ({"float32"}, {self.parameters}):
             raise UsageError(
-                f"FSDP2: parameters is {self.parameters}, and the weights are kept in {' and '.join(sorted(dtypes))} "
+                f"FSDP2: parameters is {self.parameters}, and the weights are kept in {' and '.join(sorted(kept))} "
                 "(model.policy.dtype, trainer.precision) and can only be gathered as they are: leave parameters out, "
                 "or keep all weights in float32"
             )
-        return MixedPrecisionPolicy(reduce_dtype=gradients)
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over all devices")
+
+
+def refuse_settings(strategy: Any, spec: ModelSpec, devices: int) -> None:
+    """Refuse settings of FSDP2 that do not suit the devices or the trained model, before anything is computed.
+
+    Args:
+        strategy: the strategy of a run, with its precision; others than FSDP2 are not looked at.
+        spec: the spec of the trained model.
+        devices: all devices of the run.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if isinstance(strategy, FSDP2):
+        strategy.refuse_devices(devices)
+        if strategy.parameters is not None:
+            strategy.refuse_dtypes(trained_dtypes(spec))
+
+
+def trained_dtypes(spec: ModelSpec) -> set[str]:
+    """Return the dtypes of a trained model's weights as they are built, known from its spec."""
+    # peft keeps adapters, and a reward model its head, in fp32 if the weights are narrower.
+    wide = spec.dtype in ("bfloat16", "float16") and (spec.outputs is not None or spec.adapters is not None)
+    return {spec.dtype, "float32"} if wide else {spec.dtype}
 
 
 def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
@@ -195,10 +239,10 @@ def refuse_fsdp1(strategy: Any) -> None:
     """Refuse FSDP1, with a message on how to use FSDP2.
 
     Raises:
-        UsageError: `strategy` is FSDP1, by name or as an object.
+        UsageError: `strategy` is FSDP1, by name, as a class or as an object.
     """
-    name = str(strategy).lower()
-    if isinstance(strategy, FSDPStrategy) or (name.startswith("fsdp") and name != "fsdp2"):
+    name, kind = str(strategy).lower(), strategy if isinstance(strategy, type) else type(strategy)
+    if issubclass(kind, FSDPStrategy) or (name.startswith("fsdp") and name != "fsdp2"):
         raise UsageError(
             "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2, `trainer.strategy: fsdp2`, which also shards "
             "weights, gradients and optimizer state; configs/fsdp.yaml has its settings"

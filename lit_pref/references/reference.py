@@ -11,6 +11,7 @@ import torch
 from lit_pref.batch import PreferenceBatch
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
+from lit_pref.models.setting_names import refuse_settings_of_reference
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.own_tokenizer import refuse_too_long, retokenized, same_tokenizer
 from lit_pref.references.shared_ids import shared_ids
@@ -217,6 +218,7 @@ class Pretrained(Reference):
         head_kernels: bool = True,
     ) -> None:
         super().__init__()
+        refuse_settings_of_reference(type(self).__name__, attention, head_precision)
         self.label = path if revision is None else f"{path}@{revision}"
         self._source = ModelSpec(
             path=path,
@@ -295,5 +297,4 @@ class Pretrained(Reference):
 
 
 def _vocabulary(scorer: Scorer) -> int:
-    config: Any = scorer.model.config
-    return config.get_text_config().vocab_size
+    return cast(Any, scorer.model.config).get_text_config().vocab_size

@@ -47,6 +47,27 @@ class RunParser(Parser, LightningArgumentParser):
             kwargs["sub_configs"] = False
         return super().add_class_arguments(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        return super().parse_args(None if args is None else fsdp2_as_class(args), *others, **kwargs)
+
+
+def fsdp2_as_class(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with FSDP2, in either spelling, as a class, which takes settings and keeps those of a file.
+
+    By itself, jsonargparse reads the value of `--trainer.strategy` as Lightning's name of a strategy, which has none.
+
+    >>> fsdp2_as_class(["--trainer.strategy", "fsdp2", "--trainer.strategy.replicas=2"])
+    ['--trainer.strategy.class_path=FSDP2', '--trainer.strategy.replicas=2']
+    """
+    words: list[str] = []
+    for word in arguments:
+        joined = f"{words[-1]}={word}" if words and words[-1] == "--trainer.strategy" else word
+        if joined.lower() == "--trainer.strategy=fsdp2":
+            words[len(words) - (joined != word) :] = ["--trainer.strategy.class_path=FSDP2"]
+        else:
+            words.append(word)
+    return words
+
 
 def run_parser(command: str = "fit", module: type[PairModule] = PreferenceModule) -> RunParser:
     """The parser of a run; the command affects little more than the name in the help."""

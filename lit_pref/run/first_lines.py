@@ -13,7 +13,7 @@ from lit_pref.models.folder import refuse_placeholder
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
-from lit_pref.modules.sharding import FSDP2
+from lit_pref.modules.sharding import FSDP2, trained_dtypes
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
 from lit_pref.references.store_scorer import computes_in_bf16
@@ -70,7 +70,8 @@ def first_lines(module: PairModule, trainer: Trainer, run_dir: Path) -> str:
         f"devices     {devices} ({kind}, {type(trainer.strategy).__name__}, precision {trainer.precision})",
     ]
     if isinstance(trainer.strategy, FSDP2):
-        lines.append(f"sharding    {trainer.strategy.in_words(module.spec.dtype, trainer.world_size)}")
+        dtypes = " and ".join(sorted(trained_dtypes(module.spec)))
+        lines.append(f"sharding    {trainer.strategy.in_words(dtypes, trainer.world_size)}")
     for k, spec in enumerate(_reference_specs(module)):
         if spec is not None and spec.head_precision != (own := module.spec.head_precision):
             lines.append(

@@ -24,6 +24,7 @@ from lit_pref.models.saving import refuse_foreign
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.distributed import check_devices
 from lit_pref.modules.resumption import nothing_left
+from lit_pref.modules.sharding import refuse_settings
 from lit_pref.printing import say
 from lit_pref.run.config import as_arguments, fill_in_seed, instantiate, module_of, resolve, run_parser, testbed_of
 from lit_pref.run.export import Exported, export
@@ -282,6 +283,7 @@ def assemble(config: Namespace, command: str, arguments: Sequence[str], relaunch
     module.stop_at_step = config.stop_at_step
     trainer = trainer_of(built.trainer, command, run_dir, text)
     check_devices(trainer, config.trainer.devices, config.trainer.num_nodes)
+    refuse_settings(trainer.strategy, module.spec, trainer.world_size)
     return Run(trainer, module, built.data, run_dir, text, command, config, arguments, relaunchable, testbed)
 
 
@@ -292,5 +294,7 @@ def check_config(config: Namespace, title: str, model: bool, html: str | Path | 
     check = Check(title, None if html is None else Path(html).expanduser(), None if json is None else Path(json), model)
     check.loosen(config)
     hide_warning_of_used_folder()
-    assemble(config, "check", []).before_training(check.run, check.refused)
+    run = assemble(config, "check", [])
+    check.check_devices(run.trainer, run.module)
+    run.before_training(check.run, check.refused)
     check.finish()

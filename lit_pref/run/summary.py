@@ -8,6 +8,8 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import softplus
@@ -100,8 +102,31 @@ def next_steps(module: PairModule, run_dir: Path, arguments: list[str]) -> str:
     else:
         change = ["--model.objective", "DPO" if method != "DPO" else "MMPO" if has_margins else "EpsilonDPO"]
     again = without_options(arguments, ["--run_dir", "--ckpt_path", "--model.objective"])
-    command = [_this_python(), "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
-    return f"Next: the same with another objective (none of this one's arguments are kept)\n  {shlex.join(command)}"
+    launch, where = launcher(module.trainer)
+    command = [*launch, "-m", "lit_pref", *again, *change, "--run_dir", f"{run_dir}-{change[1].lower()}"]
+    told = f"Next{where}: the same with another objective (none of this one's arguments are kept)"
+    return f"{told}\n  {shlex.join(command)}"
+
+
+def launcher(trainer: Trainer) -> tuple[list[str], str]:
+    """Return the words that start the processes of a run like this one, and where they are typed, if that matters.
+
+    Args:
+        trainer: the Trainer of this run.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    nodes, devices = trainer.num_nodes, trainer.num_devices
+    if isinstance(environment, TorchElasticEnvironment):
+        if nodes == 1:
+            return ["torchrun", "--nproc_per_node", str(devices)], ""
+        meeting = ["--master_addr", environment.main_address, "--master_port", str(environment.main_port)]
+        words = ["torchrun", "--nnodes", str(nodes), "--node_rank", "K", "--nproc_per_node", str(devices), *meeting]
+        return words, f", on each node K of 0 to {nodes - 1}"
+    if isinstance(environment, SLURMEnvironment):
+        return ["srun", _this_python()], f", in a job of {nodes} node(s) with {devices} task(s) each"
+    if environment is None or (isinstance(environment, LightningEnvironment) and nodes == 1):
+        return [_this_python()], ""  # the first process starts the others
+    return [_this_python()], f", on {nodes} node(s), launched as this run was"
 
 
 def _this_python() -> str:

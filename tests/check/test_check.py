@@ -342,3 +342,26 @@ def test_contradicting_strengths_are_counted_by_kind_and_a_used_run_folder_is_no
     assert "pairs.jsonl, line 1: margin 2 against 9 - 2 = 7; clipped in the source?)" in says
     assert "prefer different responses in 1 (first: " in says and "line 6: probability 0.2, margin 0.15)" in says
     assert not [warning for warning in recwarn if "is not empty" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("--trainer.strategy=fsdp", "trainer.strategy fsdp (FSDP1) is not supported; use FSDP2"),
+        ("--trainer.strategy=FSDPStrategy --trainer.strategy.cpu_offload=true", "trainer.strategy fsdp (FSDP1) is not"),
+        ("--trainer.strategy=fsdp2 --trainer.strategy.replicas=2", "FSDP2: replicas is 2, which does not divide the 1"),
+        (
+            "--trainer.strategy=fsdp2 --trainer.strategy.parameters=float32 --model.policy.dtype=bfloat16",
+            "FSDP2: parameters is float32, and the weights are kept in bfloat16 ",
+        ),
+    ],
+)
+def test_settings_of_devices_that_a_run_refuses_are_named_and_no_model_is_built(
+    check, tmp_path: Path, settings: str, words: str
+):
+    rows(tmp_path / "pairs.jsonl", 12)
+    code, said, _, report = check(*DPO, "--data.train=pairs.jsonl", "--model", *settings.split())
+    (stop,) = [f for f in report["findings"] if f["severity"] == "stop"]
+    assert code == 1 and stop["says"].startswith(f"the run would stop with this error: {words}")
+    assert "the models were not checked" in said and "building the models" not in said
+    assert {"lengths", "models"} <= {f["topic"] for f in report["findings"]}

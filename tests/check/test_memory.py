@@ -243,23 +243,29 @@ def test_a_step_that_does_not_fit_names_the_tokens_that_do(trained, monkeypatch:
     assert "train adapters (policy.lora)" in memory(probe, Devices()).says
 
 
-def test_a_model_that_reads_its_numbers_is_a_note_and_no_crash(trained, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_reads_its_numbers_is_a_note_and_no_crash(
+    trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     module = trained()
     monkeypatch.setattr("lit_pref.check.memory.step_memory", lambda *given: (_ for _ in ()).throw(RuntimeError("read")))
     found = memory(SimpleNamespace(module=module, device=torch.device("cpu")), Devices())  # type: ignore[arg-type]
     assert found.severity == "note" and "cannot be predicted: RuntimeError: read" in found.says
+    said = capsys.readouterr().out  # before it begins, because it takes long
+    assert said.startswith("predicting the memory of an optimizer step: one with the largest micro-batch (")
 
 
 def test_the_table_lists_each_part_that_takes_memory():
     lines = list(memory_table({"weights": 2**31, "optimiser": 2**20, "heap": 0, "tokens": 7}))
-    assert [line.split()[0] for line in lines] == ["weights", "optimizer"] and "2.0 GiB" in lines[0]
+    assert lines[0].startswith("the parts that are alive at the peak; what is freed before it")
+    assert [line.split()[0] for line in lines[1:]] == ["weights", "optimizer"] and "2.0 GiB" in lines[1]
+    assert list(memory_table({"devices": 1, "tokens": 7})) == []
 
 
 def test_the_page_has_the_table_of_parts():
     finding = Finding("memory", "ok", "one optimizer step needs", numbers={"weights": 2**31, "heap": 0})
     shown = page(Report("check", [finding]), None)
     assert f'<td>weights</td><td class="n">2.0 GiB</td><td>{PARTS["weights"]}</td>' in shown
-    assert "<td>heap</td>" not in shown
+    assert "<td>heap</td>" not in shown and "<p>The parts that are alive at the peak;" in shown
 
 
 def test_tokens_that_fit_are_in_proportion_and_never_negative():

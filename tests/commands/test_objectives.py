@@ -85,6 +85,30 @@ def test_each_is_explained_with_yaml_that_builds_it(name: str, capsys: pytest.Ca
     assert yaml.safe_load(objective_texts.generated(KNOWN[name]))["model"]["objective"]["class_path"] == name
 
 
+PARTS = [(kind, cls) for kind, members in describing.part_kinds().items() for cls in members]
+
+
+@pytest.mark.parametrize(("kind", "cls"), PARTS, ids=[cls.__name__ for _, cls in PARTS])
+def test_each_part_is_explained_with_yaml_that_names_it(kind: str, cls: type, capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, cls.__name__.lower())
+    assert text.startswith(f"{cls.__name__} · a part of objectives ({kind}): {objective_texts.KINDS[kind]}\n")
+    assert describing.docstring(cls).summary.split()[0] in text and "\n\nNeeds   " in text
+    assert all(f"\n  {argument.name} " in text for argument in describing.arguments(cls))
+    objective = yaml.safe_load(text.partition("YAML to copy")[2].partition("Note")[0])["model"]["objective"]
+    part = objective["init_args"][kind][0] if kind == "terms" else objective["init_args"][kind]
+    assert (part if isinstance(part, str) else part["class_path"]) == cls.__name__
+
+
+def test_a_term_says_what_data_and_parts_it_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    text = said(capsys, "Optimism")
+    assert "Needs   an extra response\n" in text and "terms+=Optimism; docs" in text and "alpha: 0.001" in text
+    assert "it needs other parts beside it: DPO: ReverseKL is infinite" in said(capsys, "ReverseKL")
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    copied = said(capsys, "Optimism").partition("YAML to copy")[2]
+    config = resolve(["--config", copied, "--model.policy.path", "x"])
+    assert config.model.objective.init_args.terms[0].class_path.endswith("Optimism")
+
+
 def test_generated_yaml_is_a_configuration(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["lit_pref"])
     for name in ("MRPO", "RankNet", "MMPO"):
@@ -96,8 +120,8 @@ def test_generated_yaml_is_a_configuration(tmp_path: Any, monkeypatch: pytest.Mo
 def test_an_unknown_name_or_family_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UsageError, match=r"no objective 'MMOP'; `objectives` lists all \d+; did you mean MMPO"):
         objectives("MMOP")
-    with pytest.raises(UsageError, match=r"Smoothed is a part of objectives \(`target`\), not an objective"):
-        objectives("Smoothed")
+    with pytest.raises(UsageError, match=r"no objective 'Optimsm'; .*; did you mean Optimism"):
+        objectives("Optimsm")
     for name in ("TRDPO", "tr-dpo", "sync_ref_model"):
         with pytest.raises(UsageError, match=rf"{name} is not an objective of its own; .*MovingReference.*trdpo\.yaml"):
             objectives(name)

@@ -491,13 +491,15 @@ def test_a_run_without_an_end_is_refused_with_a_budget(tokenizer, uneven):
 def test_a_pair_above_the_budget_is_refused_before_training(tokenizer, uneven, held_out):
     for layout, tokens in (("prefix_shared", 26), ("padded", 48)):
         module = Recorder(tokenizer, layout=layout)
-        sentence = f"Pair 9 alone takes {tokens} tokens .*{layout} rows.*max_tokens 25; raise that to {tokens} or more"
+        sentence = (
+            f"line 10: the texts .* take {tokens} tokens .*{layout} rows.*max_tokens 25.*; raise that to {tokens} "
+        )
         with pytest.raises(UserError, match=sentence):
             trainer().fit(module, datamodule=budgeted(uneven, tokens=25))
         # With the remedy of the sentence it runs.
         fit_within(tokenizer, budgeted(uneven, tokens=tokens), layout=layout, max_epochs=1)
     # Validation pairs have 2 * 5 tokens: begin, "v", a digit, "c", end.
-    with pytest.raises(UserError, match=r"Pair v0 alone takes 10 tokens .*max_tokens 9"):
+    with pytest.raises(UserError, match=r"line 1: the texts .* take 10 tokens .*max_tokens 9"):
         trainer().validate(Recorder(tokenizer), datamodule=budgeted(uneven, held_out, tokens=9), verbose=False)
     evaluated = Recorder(tokenizer)
     trainer().validate(evaluated, datamodule=budgeted(uneven, held_out, tokens=9, val_batch=2), verbose=False)

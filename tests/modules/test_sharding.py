@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, write_pairs
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,11 +25,12 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.errors import UsageError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing
 from lit_pref.models.reward import reward_scorer
-from lit_pref.models.spec import ModelSpec
-from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, shard
+from lit_pref.models.spec import Lora, ModelSpec
+from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, shard, trained_dtypes
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.config import module_of, resolve, run_parser
+from lit_pref.run.run import assemble
 from lit_pref.scores import PromptValue
 from lit_pref.scoring.scorer import Scorer
 from lit_pref.scoring.value import ValueHead
@@ -127,18 +129,24 @@ def test_weights_that_cannot_be_gathered_as_asked_are_refused(precision: Precisi
     assert strategy.policy(model.requires_grad_(False)).param_dtype is None, "a reference keeps its own"
 
 
-def test_the_first_lines_say_what_travels():
-    strategy = strategy_with(BF16, replicas=2, gradients="float32")
+def test_the_first_lines_say_what_travels_and_every_other_setting():
+    strategy = strategy_with(BF16, replicas=2, gradients="float32", reshard_after_forward=2, prefetch=3)
     assert strategy.in_words("float32", 8) == (
-        "2 copies of the model, each over 4 device(s); weights are gathered in bfloat16, gradients summed over devices "
-        "in float32, weights and optimizer state kept in float32"
+        "2 copies of the model, each over 4 devices; weights are gathered in bfloat16, gradients summed over devices "
+        "in float32, weights and optimizer state kept in float32; reshard_after_forward 2 and prefetch 3, "
+        "save_distributed_checkpoint true"
     )
     assert "gathered in bfloat16, gradients summed over devices in bfloat16" in strategy_with(BF16).in_words(
         "bfloat16", 8
     )
     rounded = strategy_with(HalfPrecision("bf16-true"), gradients="float32").in_words("float32", 8)
     assert rounded.startswith(
-        "the model over 8 device(s); weights are gathered in bfloat16, gradients summed over devices in float32"
+        "the model over 8 devices; weights are gathered in bfloat16, gradients summed over devices in float32"
+    )
+    alone = strategy_with(BF16, reshard_after_forward=False, save_distributed_checkpoint=False).in_words("float32", 1)
+    assert alone.startswith("the model over 1 device; ") and alone.endswith(
+        "reshard_after_forward false and prefetch 0 (without effect, because a copy is whole on its device), "
+        "save_distributed_checkpoint false"
     )
 
 
@@ -217,12 +225,53 @@ def test_the_shipped_configuration_has_these_settings(monkeypatch: pytest.Monkey
     assert isinstance(strategy, FSDP2) and strategy.describe() == "FSDP2(replicas=2, prefetch=1)"
 
 
+@pytest.mark.parametrize("name", ["fsdp2", "FSDP2"])
+def test_either_spelling_of_fsdp2_takes_settings_and_keeps_those_of_a_file(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("sys.argv", ["lit_pref"])
+    chosen = ["--model.policy.path", "policy", "--trainer.strategy", name]
+    assert strategy_of(*chosen, "--trainer.strategy.replicas", "2").describe() == "FSDP2(replicas=2, prefetch=1)"
+    assert strategy_of(*chosen[:2], f"--trainer.strategy={name}").describe() == "FSDP2(prefetch=1)"
+    assert strategy_of(*chosen[:2], "--trainer.strategy", "ddp") == "ddp"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--trainer.strategy.replicas", "2"], "replicas is 2, which does not divide the 1 device of this run: set"),
+        (["--trainer.precision", "bf16-true", "--trainer.strategy.parameters", "float32"], "are kept in bfloat16 "),
+        (["--model.policy.dtype", "bfloat16", "--trainer.strategy.parameters", "float32"], "are kept in bfloat16 "),
+        (
+            ["--model.policy.lora.r=4", "--model.policy.dtype=bfloat16", "--trainer.strategy.parameters=bfloat16"],
+            "parameters is bfloat16, and the weights are kept in bfloat16 and float32 ",
+        ),
+    ],
+)
+def test_settings_that_do_not_suit_the_run_are_refused_when_it_is_built(
+    tmp_path: Path, policy_folder: Path, settings: list[str], words: str
+):
+    given = {"model.policy.path": str(policy_folder), "data.train": "no.jsonl", "trainer.accelerator": "cpu"}
+    given |= {"trainer.strategy": "fsdp2", "run_dir": str(tmp_path / "run")}
+    words_of_run = [f"--{name}={value}" for name, value in {**given, "trainer.devices": 1}.items()]
+    with pytest.raises(UsageError, match=words):
+        assemble(resolve([f"--config={ROOT / 'configs' / 'dpo.yaml'}", *words_of_run, *settings]), "fit", [])
+
+
+def test_dtypes_of_trained_weights_are_known_from_the_spec(policy_folder: Path):
+    for settings in ({"lora": Lora(r=2)}, {"head": "scalar"}, {}):
+        for dtype in ("float32", "bfloat16", "float64"):
+            spec = ModelSpec(path=str(policy_folder), dtype=dtype, **settings)
+            built = {str(p.dtype).removeprefix("torch.") for p in spec.build().parameters()}
+            assert built == trained_dtypes(spec), (settings, dtype)
+
+
 def test_fsdp2_is_a_strategy_by_name_and_fsdp1_is_refused():
     refuse_fsdp1("fsdp2")
     trainer = Trainer(strategy="fsdp2", accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
     assert isinstance(trainer.strategy, FSDP2)
     with pytest.raises(UsageError, match=r"use FSDP2, `trainer\.strategy: fsdp2`"):
         refuse_fsdp1("fsdp")
+    with pytest.raises(UsageError, match="FSDP1"):
+        refuse_fsdp1(FSDPStrategy)
 
 
 # Launches on several nodes, through the command line

@@ -243,3 +243,33 @@ def test_an_objective_that_asks_for_statistics_reads_log_probs():
         requirements = Requirements()
 
     assert Peaked().log_prob_parts() == ["Peaked"] and Plain().log_prob_parts() == []
+
+
+class OldTerm(Term):
+    def forward(self, rewards, policy, pairs):
+        return -rewards[0]
+
+
+class OldLog(Term):
+    def forward(self, beta, rewards, policy, references, pairs):
+        return -rewards[0]
+
+    def log(self, policy):
+        return {}
+
+
+class FurtherArguments(Term):
+    def forward(self, *arguments, scale=1.0):
+        return -scale * arguments[1][0]
+
+
+def test_a_part_of_an_older_interface_is_refused_when_it_is_made():
+    with pytest.raises(
+        UsageError,
+        match=r"OldTerm: forward takes \(rewards, policy, pairs\), and objectives call that of a Term with "
+        r"\(beta, rewards, policy, references, pairs\): give it these arguments",
+    ):
+        DPO(terms=[OldTerm()])
+    with pytest.raises(UsageError, match=r"OldLog: log takes \(policy\), .* with \(policy, references\)"):
+        OldLog()
+    assert DPO(terms=[FurtherArguments(0.5)]).terms[0].coefficient == 0.5

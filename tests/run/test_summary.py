@@ -1,9 +1,14 @@
 """The table that closes a run: numbers, intervals over prompts, and what a calibrated model would show."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from lit_pref.modules.evaluation import Evaluation
-from lit_pref.run.summary import held_out_table
+from lit_pref.run.summary import held_out_table, launcher
 
 
 def evaluated(stage: str, pairs: int = 40) -> Evaluation:
@@ -82,3 +87,33 @@ def test_an_evaluation_alone_has_one_column_of_values():
     alone, both = held_out_table({}, evaluation), held_out_table({"val/rewards/accuracies": 0.5}, evaluation)
     assert "before" not in alone and "after" not in alone and "value" in alone
     assert "before" in both and "after" in both and "0.500" in both
+
+
+@pytest.mark.parametrize(
+    ("environment", "nodes", "words", "where"),
+    [
+        (None, 1, "PYTHON", ""),
+        (LightningEnvironment(), 1, "PYTHON", ""),  # the first process starts the others
+        (LightningEnvironment(), 2, "PYTHON", ", on 2 node(s), launched as this run was"),
+        (TorchElasticEnvironment(), 1, "torchrun --nproc_per_node 8", ""),
+        (
+            TorchElasticEnvironment(),
+            2,
+            "torchrun --nnodes 2 --node_rank K --nproc_per_node 8 --master_addr first --master_port 29510",
+            ", on each node K of 0 to 1",
+        ),
+        (SLURMEnvironment(), 2, "srun PYTHON", ", in a job of 2 node(s) with 8 task(s) each"),
+        (object(), 1, "PYTHON", ", on 1 node(s), launched as this run was"),
+    ],
+    ids=str,
+)
+def test_the_next_command_is_launched_as_the_run_was(
+    environment: Any, nodes: int, words: str, where: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    monkeypatch.setenv("MASTER_PORT", "29510")
+    monkeypatch.setattr("lit_pref.run.summary._this_python", lambda: "PYTHON")
+    strategy = SimpleNamespace(cluster_environment=environment)
+    trainer: Any = SimpleNamespace(strategy=strategy, num_nodes=nodes, num_devices=8)
+    found, place = launcher(trainer)
+    assert (" ".join(found), place) == (words, where)

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "tools"))
 import bench_gpu
 from bench_gpu import Benchmark, Worker
 from bench_gpu_device import Device
-from bench_gpu_measure import RECOMPUTED, Bench, Cell, models
+from bench_gpu_measure import RECOMPUTED, Bench, Cell, models, steps
 from bench_gpu_plan import CELLS, MINUTES, RESERVE_S, START_S
 from bench_gpu_report import DRY, page, write
 from bench_gpu_worker import measure
@@ -272,10 +272,21 @@ def test_the_wheels_are_versions_that_the_project_takes():
     script = (ROOT / "tools" / "wheels_for_gpu.sh").read_text()
     pinned = dict(re.findall(r"(\S+)==(\S+)", script))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [
-        Requirement(one) for one in [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
-    ]
-    named = [one for one in wanted if one.name in pinned]
+    asked = [project["dependencies"], *project["optional-dependencies"].values()]
+    named = [one for lines in asked for line in lines if (one := Requirement(line)).name in pinned]
     assert {"trl", "transformers", "datasets", "jsonargparse"} <= {one.name for one in named}
     assert not [f"{one}: {pinned[one.name]}" for one in named if pinned[one.name] not in one.specifier]
+
+
+def test_the_page_of_performance_says_how_many_steps_each_cell_takes():
+    text = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    said = re.search(r"Each contender of a cell trains, .*?in brackets, (.*?)\. ", text)
+    assert said is not None
+    found = {
+        cell: (int(taken), int(untimed))
+        for taken, untimed, cells in re.findall(r"(\d+) \((\d+)\) steps in (.*?)(?=; |$)", said[1] + "`")
+        for cell in re.findall(r"`([\w.-]+)`", cells)
+    }
+    assert found == {
+        cell.name: (cell.pace.steps, cell.pace.dropped) for cell in CELLS.values() if cell.measure is steps
+    }

@@ -82,7 +82,7 @@ def test_the_adapters_for_trl_are_ours_and_leave_its_attention_alone(folder: Pat
 def test_both_sides_have_the_same_number_of_loaders(folder: Path, monkeypatch: pytest.MonkeyPatch):
     data = mock.Mock()
     monkeypatch.setattr(bench_ours, "PreferenceDataModule", data)
-    monkeypatch.setattr(bench_ours, "Trainer", mock.Mock())
+    monkeypatch.setattr(bench_ours, "bare_trainer", mock.Mock())
     bench_ours.fit(mock.Mock(), WORK, folder, Loop(), "gpu")
     theirs = bench_trl.arguments(WORK, folder, "gpu", bf16=True)["dataloader_num_workers"]
     assert data.call_args.kwargs["workers"] == theirs > 0

@@ -125,12 +125,22 @@ def refuse_pairs_above(splits: Sequence[tuple[TokenBudget, Sequence[PreferencePa
     most = int(budget.costs.argmax())
     tokens = int(budget.costs[most])
     if tokens > budget.tokens:
+        too_large = sum(int((each.costs > each.tokens).sum()) for each, _ in splits) - 1
         if budget.lists is None:
-            what = f"Pair {pairs[most].id}"
+            what = _of_pair(pairs[most])
         else:
             first = pairs[int(budget.lists.starts[most])]
-            what = f"The list of {budget.lists.sizes[most]} responses at {first.place}, which stays in one micro-batch,"
+            what = f"{first.place}: the list of {budget.lists.sizes[most]} responses, which stays in one micro-batch,"
+            what += " takes"
+        others = f" ({too_large} other(s) are too large as well)" if too_large else ""
         raise UserError(
-            f"{what} alone takes {tokens} tokens of a forward pass ({budget.layout} rows), more than data.max_tokens "
-            f"{budget.tokens}; raise that to {tokens} or more, or lower data.max_length."
+            f"{what} {tokens} tokens of a forward pass ({budget.layout} rows), more than data.max_tokens "
+            f"{budget.tokens}{others}; raise that to {tokens} or more, or lower data.max_length."
         )
+
+
+def _of_pair(pair: PreferencePair) -> str:
+    """The beginning of a sentence on a pair: its place, the tokens of its texts, and the verb."""
+    texts = {name: getattr(pair, name) or () for name in ("prompt", "chosen", "rejected", "extra_response")}
+    counted = ", ".join(f"{name} {len(ids)}" for name, ids in texts.items() if ids)
+    return f"{pair.place or f'pair {pair.id}'}: the texts (in tokens: {counted}) take"

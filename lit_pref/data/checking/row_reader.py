@@ -194,8 +194,14 @@ class RowReader:
         if missing:
             names = " and ".join(f"`{name}`" for name in missing)
             remedy = "rename or add the missing columns"
-            if "extra_response" in missing and "third" in has:
-                remedy = "the column `third` is now called `extra_response`: rename it"
+            if "extra_response" in missing:
+                remedy += (
+                    ". `extra_response`, which the objective or one of its terms reads, is a further response to each "
+                    f"prompt: `python -m lit_pref generate --model FOLDER --prompts {row.file} --unique false --out "
+                    "OUT` writes one for each record, in their order, as `response`"
+                )
+                if "third" in has:
+                    remedy = "the column `third` is now called `extra_response`: rename it"
             raise UserError(f"{start}, but not {names}; {remedy}.")
         if ("score_chosen" in has) != ("score_rejected" in has) and "margin" not in has:
             raise UserError(

@@ -1,11 +1,12 @@
 """Base class of the parts of a `Pairwise` objective."""
 
+import inspect
 from abc import ABC
 
 from torch import Tensor
 
 from lit_pref.batch import PairData
-from lit_pref.errors import UserError
+from lit_pref.errors import UsageError, UserError
 from lit_pref.objectives.component import Component
 from lit_pref.scores import PairScores, TokenRewards
 
@@ -23,6 +24,10 @@ class Part(Component, ABC):
 
     sums_only: str = ""
     """Works only with an aggregation of tokens that is the plain sum (`TokenSum.plain_sum`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        refuse_other_arguments(type(self))
 
     @property
     def reads_log_probs(self) -> bool:
@@ -46,3 +51,23 @@ class Part(Component, ABC):
         if value.shape != (len(pairs),):
             raise ValueError(f"`{field}` must be (B,) = ({len(pairs)},), got {tuple(value.shape)}")
         return value.to(policy.chosen.scores.dtype)
+
+
+def refuse_other_arguments(cls: type[Part]) -> None:
+    """Refuse a part with methods that do not take the arguments which objectives give them, such as an old `forward`.
+
+    Raises:
+        UsageError: a method of the class takes other arguments than that of its kind, such as `Term`.
+    """
+    kind = cls.__mro__[cls.__mro__.index(Part) - 1]
+    for name in ("forward", "log"):
+        if name not in vars(kind):
+            continue
+        asked, own = (list(inspect.signature(getattr(of, name)).parameters) for of in (kind, cls))
+        try:
+            inspect.signature(getattr(cls, name)).bind(*asked)
+        except TypeError as error:
+            raise UsageError(
+                f"{cls.__name__}: {name} takes ({', '.join(own[1:])}), and objectives call that of a {kind.__name__} "
+                f"with ({', '.join(asked[1:])}): give it these arguments ({kind.__module__}.{kind.__name__})"
+            ) from error

@@ -84,6 +84,7 @@ def test_a_list_above_the_budget_is_refused_by_its_place():
     lengths, lists = np.array([[3, 1, 0], [3, 4, 0], [2, 2, 0]]), Lists([np.array([0, 0, 1])])
     pairs = [SimpleNamespace(place=f"lists.jsonl, line {k}") for k in (1, 1, 2)]
     with pytest.raises(
-        UserError, match=r"The list of 2 responses at lists\.jsonl, line 1, which stays in one .* 14 or"
+        UserError,
+        match=r"^lists\.jsonl, line 1: the list of 2 responses, which stays in one .* takes 14 tokens .* 14 or",
     ):
         refuse_pairs_above([(TokenBudget(10, lengths, "padded", lists=lists), pairs)])

@@ -1,5 +1,6 @@
 """Cells by tokens, against all ways to slice a small window."""
 
+import re
 from itertools import combinations, pairwise
 from types import SimpleNamespace
 
@@ -90,13 +91,21 @@ def test_a_third_response_takes_its_prompt_once_more_and_padded_a_row_of_the_lon
     assert 2 * TokenBudget(99, lengths, "padded", extra_response).costs.max() >= 2 * (10 + 10 + 13)
 
 
-def test_a_pair_above_the_budget_is_refused_by_its_id():
-    lengths = np.array([[3, 2, 5], [4, 6, 1]])
-    pairs = [SimpleNamespace(id="first"), SimpleNamespace(id="second")]
+def test_a_pair_above_the_budget_is_refused_with_its_place_and_the_tokens_of_its_texts():
+    lengths = np.array([[3, 2, 5], [4, 6, 1], [2, 5, 4]])
+    pairs = [
+        SimpleNamespace(
+            prompt=[0] * p, chosen=[0] * c, rejected=[0] * r, extra_response=None, place=f"a.jsonl, line {k}"
+        )
+        for k, (p, c, r) in enumerate(lengths.tolist())
+    ]
     sentence = (
-        "Pair second alone takes 11 tokens of a forward pass .prefix_shared rows., more than data.max_tokens 10; raise"
+        "a.jsonl, line 1: the texts (in tokens: prompt 4, chosen 6, rejected 1) take 11 tokens of a forward pass "
+        "(prefix_shared rows), more than data.max_tokens 10{}; raise that to 11 or more, or lower data.max_length."
     )
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=re.escape(sentence.format(" (1 other(s) are too large as well)"))):
         refuse_pairs_above([(TokenBudget(10, lengths, "prefix_shared"), pairs)])
+    with pytest.raises(UserError, match=re.escape(sentence.format(""))):
+        refuse_pairs_above([(TokenBudget(10, lengths[:2], "prefix_shared"), pairs)])
     refuse_pairs_above([(TokenBudget(11, lengths, "prefix_shared"), pairs)])
     refuse_pairs_above([(TokenBudget(1, lengths[:0], "prefix_shared"), [])])

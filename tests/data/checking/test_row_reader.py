@@ -384,7 +384,7 @@ def test_a_third_response_is_read_where_it_is_required():
     assert read({**GOOD, "extra_response": 7}).extra_response is None
     with pytest.raises(BadRow, match="extra_response is missing or null"):
         read({**GOOD, "extra_response": None}, required=asked)
-    with pytest.raises(UserError, match="but not `extra_response`; rename or add"):
+    with pytest.raises(UserError, match=r"but not `extra_response`; rename or add .* lit_pref generate --model FOLDER"):
         read(GOOD, required=asked)
 
 
