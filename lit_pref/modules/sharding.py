@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -76,8 +76,7 @@ class FSDP2(ModelParallelStrategy):
             devices: all devices of the run.
         """
         dtype = ROUNDED.get(str(self.precision_plugin.precision), dtype)
-        cast = None if dtype != "float32" else self.parameters_in_transit
-        gathered = dtype if cast is None else str(cast).removeprefix("torch.")
+        gathered = (dtype_in_transit(self) if dtype == "float32" else None) or dtype
         reduced = self.gradients or gathered
         copies = f"{self.replicas} copies of the model, each over" if self.replicas > 1 else "the model over"
         return (
@@ -144,6 +143,12 @@ class FSDP2(ModelParallelStrategy):
                 "or keep all weights in float32"
             )
         return MixedPrecisionPolicy(reduce_dtype=gradients)
+
+
+def dtype_in_transit(strategy: Strategy) -> str | None:
+    """Return the dtype to which a strategy casts fp32 weights before they are gathered; None if it casts none."""
+    cast = strategy.parameters_in_transit if isinstance(strategy, FSDP2) else None
+    return None if cast is None else str(cast).removeprefix("torch.")
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over all devices")

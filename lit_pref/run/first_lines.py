@@ -13,7 +13,7 @@ from lit_pref.models.folder import refuse_placeholder
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
-from lit_pref.modules.sharding import FSDP2
+from lit_pref.modules.sharding import FSDP2, dtype_in_transit
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
 from lit_pref.references.store_scorer import computes_in_bf16
@@ -142,7 +142,8 @@ def _head(module: Any, trainer: Trainer) -> str | None:
     precision = HeadPrecision(spec.head_precision)
     if spec.outputs is not None or (device.type == "cpu" and precision is HeadPrecision.AUTO):
         return None
-    in_bf16 = computes_in_bf16(trainer.precision, ROUNDED.get(trainer.precision, spec.dtype))
+    dtype = ROUNDED.get(trainer.precision, spec.dtype)
+    in_bf16 = computes_in_bf16(trainer.precision, dtype, dtype_in_transit(trainer.strategy))
     return describe_head(precision, device, in_bf16, spec.head_kernels)
 
 
