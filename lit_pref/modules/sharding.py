@@ -133,10 +133,10 @@ class FSDP2(ModelParallelStrategy):
         """
         rounded = ROUNDED.get(str(self.precision_plugin.precision))
         gradients = None if self.gradients is None else IN_TRANSIT[self.gradients]
-        if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not _trained(model)):
+        if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not is_trained(model)):
             return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
         dtypes = {rounded or str(p.dtype).removeprefix("torch.") for p in model.parameters()}
-        if self.parameters is not None and _trained(model) and dtypes != {self.parameters}:
+        if self.parameters is not None and is_trained(model) and dtypes != {self.parameters}:
             raise UsageError(
                 f"FSDP2: parameters is {self.parameters}, and the weights are kept in {' and '.join(sorted(dtypes))} "
                 "(model.policy.dtype, trainer.precision) and can only be gathered as they are: leave parameters out, "
@@ -166,24 +166,32 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
             "trainer.strategy.data_parallel_size to the number of devices and trainer.strategy.tensor_parallel_size "
             "to 1"
         )
+    trained = is_trained(scorer)
+    # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept. By default
+    # torch keeps those of a root after its forward pass, and only a backward pass would free them.
+    of_root = None if trained else True
+    if isinstance(scorer, Scorer):
+        scorer.frees_weights = not trained
     if not isinstance(strategy, FSDP2):
-        for module in (*blocks_of(scorer), scorer):
+        for module in blocks_of(scorer):
             fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
+        fully_shard(scorer, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=of_root)
         return
     mesh, policy, blocks = strategy.mesh, strategy.policy(scorer), blocks_of(scorer)
-    # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept.
-    reshard = strategy.reshard_after_forward if _trained(scorer) else True
+    reshard = strategy.reshard_after_forward if trained else True
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype)
     if isinstance(scorer, Scorer) and scorer.value is not None:
         fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
     # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
-    fully_shard(scorer, mesh=mesh, mp_policy=policy if isinstance(scorer, Scorer) else whole)
+    dtypes = policy if isinstance(scorer, Scorer) else whole
+    fully_shard(scorer, mesh=mesh, mp_policy=dtypes, reshard_after_forward=of_root)
     _prefetch(cast(list[FSDPModule], blocks), strategy.prefetch)
 
 
-def _trained(model: nn.Module) -> bool:
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a model has weights that take a gradient."""
     return any(parameter.requires_grad for parameter in model.parameters())
 
 

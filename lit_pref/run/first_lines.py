@@ -20,7 +20,6 @@ from lit_pref.references.store_scorer import computes_in_bf16
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.run_context import ROUNDED
-from lit_pref.scores import COMPARING_NEEDS
 from lit_pref.scoring.kernel_choice import describe_head
 from lit_pref.scoring.products import HeadPrecision
 
@@ -152,6 +151,6 @@ def _reference(module: PairModule, k: int) -> str:
     reference = module.references[k]
     if isinstance(reference, Stored):
         return f"{reference.describe()}; stored: scores are computed once and kept"
-    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.requirements.statistics)
+    compared = k == 0 and module.objective.requirements.compares
     why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
     return f"{reference.describe()}; live: computed again in every step{why}"

@@ -41,6 +41,11 @@ class Readout:
             return replace(self, hidden=self.hidden[:, :ids])
         return replace(self, weight=self.weight[:ids], bias=None if self.bias is None else self.bias[:ids])
 
+    def with_copied_head(self) -> "Readout":
+        """Return the readout with a copy of the head, which stays when the model's weights are freed."""
+        weight, bias = (None if t is None else t.clone() for t in (self.weight, self.bias))
+        return replace(self, weight=weight, bias=bias)
+
     def operands(self) -> "Operands":
         """Return the operands of the multiplications, of which the hidden states are rounded here."""
         products = Products(self.precision.chosen_for(self.hidden), self.dtype, self.hidden.device)
