@@ -13,7 +13,7 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.own_tokenizer import refuse_too_long, retokenized, same_tokenizer
-from lit_pref.references.shared_ids import shared_ids
+from lit_pref.references.shared_ids import shared_ids, vocabulary_size
 from lit_pref.run_context import RunContext
 from lit_pref.scores import Need, PairScores, TokenLogps
 from lit_pref.scoring.head import Readout
@@ -65,7 +65,11 @@ class Reference(ABC):
     def score(self, batch: PreferenceBatch, needs: frozenset[Need] = frozenset()) -> PairScores:
         """Return the scores of a batch, with the needed statistics."""
         with torch.no_grad(), self._frozen():
-            return cast(PairScores, self._ready()(batch, needs))
+            return cast(PairScores, self._ready()(self.as_read(batch), needs))
+
+    def as_read(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """Return a batch as the model reads it for its scores: in its own tokens, and in a layout that it supports."""
+        return batch
 
     def readout(self, batch: PreferenceBatch) -> Readout:
         """Return the `against` of the policy's scorer, for needs that compare whole distributions.
@@ -170,7 +174,7 @@ class AdapterOff(Reference):
 
     @property
     def copies(self) -> list[Scorer]:
-        """None: the weights are the policy's, and are sharded and moved with it."""
+        """An empty list: the weights are the policy's, and are sharded and moved with it."""
         return []
 
     def describe(self) -> str:
@@ -236,14 +240,13 @@ class Pretrained(Reference):
         self._shared_ids: int | None = None  # the ids that are compared, if the policy has another number
 
     def attach(self, policy: ModelSpec, scorer: Scorer, tokenizer: Any) -> None:
-        own = self._source.load_tokenizer()
-        spec = self._source
+        own, spec = self._source.load_tokenizer(), self._source
         self.scorer = Scorer(spec.build(), spec.head_precision, spec.head_kernels).eval().requires_grad_(False)
         self._shares = prefix_sharing_obstacle(self._source) is None
         if self._shares:
             enable_prefix_sharing(self.scorer.model)
         self.scorer.probe()
-        size, policy_size = (_vocabulary(s) for s in (self.scorer, scorer))
+        size, policy_size = (vocabulary_size(s.model) for s in (self.scorer, scorer))
         if not same_tokenizer(own, tokenizer):
             self._tokenizer, self._positions = own, self._source.max_length()
             self._refusal = "has a tokenizer of its own"
@@ -258,16 +261,19 @@ class Pretrained(Reference):
         Raises:
             UserError: token log-probs are needed in another tokenizer's tokens, or a text is too long for the model.
         """
+        if self._tokenizer is not None and TokenLogps() in needs:
+            raise UserError(
+                f"the objective compares single tokens with those of the reference '{self.label}', which has a "
+                "tokenizer of its own: use a reference with the policy's tokenizer"
+            )
+        return super().score(batch, needs)
+
+    def as_read(self, batch: PreferenceBatch) -> PreferenceBatch:
         if self._tokenizer is not None:
-            if TokenLogps() in needs:
-                raise UserError(
-                    f"the objective compares single tokens with those of the reference '{self.label}', which has a "
-                    "tokenizer of its own: use a reference with the policy's tokenizer"
-                )
             layout: Layout = "padded" if batch.rows.segments is None or not self._shares else "prefix_shared"
             batch = retokenized(batch, self._tokenizer, layout)
             refuse_too_long(batch, self.label, self._positions)
-        return super().score(batch if self._shares else as_padded(batch), needs)
+        return batch if self._shares else as_padded(batch)
 
     def frozen_spec(self, policy: ModelSpec) -> ModelSpec | None:
         return self._source
@@ -292,8 +298,3 @@ class Pretrained(Reference):
 
     def describe(self) -> str:
         return self._source.describe() + ("" if self._tokenizer is None else ", reads the text with its own tokenizer")
-
-
-def _vocabulary(scorer: Scorer) -> int:
-    config: Any = scorer.model.config
-    return config.get_text_config().vocab_size

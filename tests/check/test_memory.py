@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.check.check import Check
 from lit_pref.check.devices import Devices, strategy_of
 from lit_pref.check.html import page
@@ -30,7 +31,7 @@ from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.parts.temperature import EpsilonStep
-from lit_pref.references.reference import InitialPolicy
+from lit_pref.references.reference import InitialPolicy, Pretrained
 from lit_pref.run.config import run_parser
 from lit_pref.scoring import kernel_choice
 from lit_pref.scoring.scorer import Scorer
@@ -119,6 +120,19 @@ def test_adapters_have_the_only_gradients_and_checkpointing_keeps_fewer_activati
     assert adapters.get("gradients", 0) < whole["optimiser"] / 8
     assert adapters.get("references", 0) < adapters["weights"] / 10, "the policy itself, without its adapters"
     assert checkpointed["activations"] < whole["activations"] / 2
+
+
+def test_a_reference_reads_the_batch_as_it_does_in_a_step(trained, policy_folder: Path):
+    module = trained(layout="prefix_shared", references=[Pretrained(str(policy_folder))])
+    batch, seen = largest_micro_batch(module)[0], list[PreferenceBatch]()
+    reference = module.references[0]
+    reference.scorer.register_forward_pre_hook(lambda scorer, args: seen.append(args[0]))
+    for shares in (True, False):
+        reference._shares = shares
+        step_memory(module, batch)
+        assert {type(each.rows.input_ids) for each in seen} == {FakeTensor}
+        assert [each.rows.segments is not None for each in seen] == [shares] * 2
+        seen.clear()
 
 
 def test_with_fsdp2_devices_divide_weights_gradients_state_and_a_copied_reference(trained):
