@@ -23,6 +23,7 @@ class Readout:
     softcap: float | None = None
     precision: HeadPrecision = HeadPrecision.AUTO
     kernels: Any = None  # `lit_pref.scoring.kernels`, if tiles of fp32 logits may be read by them
+    tile: tuple[int, int] | None = None  # rows and columns of tiles, none of which is kept; None: `tile_shape`'s
 
     @property
     def vocabulary(self) -> int:
