@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pref.data.batching.options import describe_loading
@@ -44,6 +45,8 @@ class FirstLines(Callback):
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         if line := _head(module, trainer):
             say(f"head        {line}")
+        if line := _attention(trainer.strategy.root_device):
+            say(f"attention   {line}")
         steps = steps_of(module)
         for line in steps.warnings():
             say(f"warning     {line}")
@@ -144,6 +147,13 @@ def _head(module: Any, trainer: Trainer) -> str | None:
     dtype = ROUNDED.get(trainer.precision, spec.dtype)
     in_bf16 = computes_in_bf16(trainer.precision, dtype, dtype_in_transit(trainer.strategy))
     return describe_head(precision, device, in_bf16, spec.head_kernels)
+
+
+def _attention(device: torch.device) -> str | None:
+    """A line on a GPU that cuDNN's attention is off, which torch could choose there; None elsewhere."""
+    if device.type != "cuda" or torch.backends.cuda.cudnn_sdp_enabled():
+        return None
+    return "cuDNN's kernel is off in this process (NaN gradients are reported of it); torch chooses among its others"
 
 
 def _reference(module: PairModule, k: int) -> str:
