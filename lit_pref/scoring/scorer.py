@@ -130,7 +130,7 @@ class Scorer(nn.Module):
         self.head_kernels = head_kernels
         self.full_logits = False
         self.frees_weights = False
-        """Whether sharding frees the gathered weights at the end of `forward`; a readout then has a copy of the head."""
+        """Whether sharding frees gathered weights after `forward`; a readout then has a copy of the head."""
         self.router_weight = 0.0
         """The weight of the model's router loss in the training loss; scores in training contain it unless it is 0."""
         self.value: ValueHead | None = None

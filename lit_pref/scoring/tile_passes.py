@@ -109,7 +109,8 @@ def backward_tiles(
     readout, products = operands.readout, operands.products
     hidden, weight, dtype = readout.hidden, readout.weight, products.dtype
     # Sums over tiles stay in the compute dtype and are rounded once, when they are complete.
-    grad_hidden = torch.zeros_like(hidden, dtype=hidden.dtype if weight is None else dtype) if needs_gradient[0] else None
+    sums = hidden.dtype if weight is None else dtype
+    grad_hidden = torch.zeros_like(hidden, dtype=sums) if needs_gradient[0] else None
     grad_weight, grad_bias = (
         torch.zeros_like(t) if t is not None and needed else None
         for t, needed in zip((weight, readout.bias), needs_gradient[1:], strict=True)

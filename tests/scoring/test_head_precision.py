@@ -202,7 +202,9 @@ def test_a_policy_does_not_differ_from_itself_in_any_precision():
 def stored_and_run(precision="32-true", device="cpu", pretrained=False, in_transit=None, **settings):
     spec = ModelSpec(path="somewhere", **settings)
     reference = SimpleNamespace(spec=spec, reference=Pretrained("somewhere") if pretrained else InitialPolicy())
-    run = SimpleNamespace(precision=precision, device=torch.device(device), layout="padded", dtype_in_transit=in_transit)
+    run = SimpleNamespace(
+        precision=precision, device=torch.device(device), layout="padded", dtype_in_transit=in_transit
+    )
     return reference, run
 
 
