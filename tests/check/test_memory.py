@@ -127,12 +127,11 @@ def test_a_reference_reads_the_batch_as_it_does_in_a_step(trained, policy_folder
     batch, seen = largest_micro_batch(module)[0], list[PreferenceBatch]()
     reference = module.references[0]
     reference.scorer.register_forward_pre_hook(lambda scorer, args: seen.append(args[0]))
-    for shares in (True, False):
-        reference._shares = shares
-        step_memory(module, batch)
-        assert {type(each.rows.input_ids) for each in seen} == {FakeTensor}
-        assert [each.rows.segments is not None for each in seen] == [shares] * 2
-        seen.clear()
+    reference._shares = False  # as a model that cannot read a prompt once
+    step_memory(module, batch)
+    assert batch.rows.segments is not None
+    assert [each.rows.segments for each in seen] == [None, None]
+    assert {type(each.rows.input_ids) for each in seen} == {FakeTensor}
 
 
 def test_with_fsdp2_devices_divide_weights_gradients_state_and_a_copied_reference(trained):
