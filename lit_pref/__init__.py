@@ -20,6 +20,7 @@ _SOURCES = (
     "data/selection/selection.py",
     "models/spec.py",
     "models/lora.py",
+    "references/pretrained.py",
     "references/reference.py",
     "references/moving.py",
     "objectives/**/*.py",

@@ -167,9 +167,9 @@ from lit_pref.objectives.wpo import OnPolicyWeight as OnPolicyWeight
 from lit_pref.objectives.wpo import WPO as WPO
 from lit_pref.references.moving import BEMAReference as BEMAReference
 from lit_pref.references.moving import MovingReference as MovingReference
+from lit_pref.references.pretrained import Pretrained as Pretrained
 from lit_pref.references.reference import AdapterOff as AdapterOff
 from lit_pref.references.reference import InitialPolicy as InitialPolicy
-from lit_pref.references.reference import Pretrained as Pretrained
 from lit_pref.references.reference import Reference as Reference
 from lit_pref.run.export import export as export
 from lit_pref.run.run import Run as Run

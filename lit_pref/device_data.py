@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 ALIGNMENT = 64
 """Bytes to which tensors in one buffer are aligned; enough for every vectorised load."""
@@ -92,6 +93,7 @@ def _aligned(size: int) -> int:
 
 def without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host on `device`; a copy to a GPU is made from page-locked memory, and not waited for."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
+    copied = device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available()
+    if copied and not isinstance(tensor, FakeTensor):  # a tensor without data has no memory to lock
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -23,8 +23,9 @@ class RunContext:
         rank: the rank of this process.
         world_size: number of processes.
         device: the device of this process; its type is the kind of accelerator.
-        precision: Lightning's name, such as `32-true` or `bf16-mixed`; if sharding casts fp32 weights, that is
-            appended, as in `bf16-mixed+bfloat16-weights`.
+        precision: Lightning's name, such as `32-true` or `bf16-mixed`.
+        dtype_in_transit: the dtype to which sharding casts fp32 weights before a model computes with them; None if it
+            casts none.
         forward_context: the context in which models of this precision are called.
         convert: rounds a module's weights as the policy's are rounded.
         shard: shards a module over the ranks, in place; None if models are whole on every rank.
@@ -45,6 +46,7 @@ class RunContext:
     world_size: int
     device: torch.device
     precision: str
+    dtype_in_transit: str | None
     forward_context: Callable[[], AbstractContextManager[Any]]
     convert: Callable[[nn.Module], nn.Module]
     shard: Callable[[nn.Module], None] | None

@@ -20,7 +20,8 @@ from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.pairwise import PARTS, Pairwise
 from lit_pref.objectives.parts.target import Smoothed
 from lit_pref.objectives.parts.terms import Anchor
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.config import module_of, resolve, run_parser
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

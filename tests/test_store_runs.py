@@ -34,7 +34,8 @@ from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.references.lookup import NeededScores
 from lit_pref.references.prepare import ReferencePreparation
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.references.store_admin import kept
 from lit_pref.references.store_scorer import LazyScorer
 from lit_pref.references.stored import Stored

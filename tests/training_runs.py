@@ -91,6 +91,7 @@ def fit(
     every: int = 1000,
     stop_at_step: int | None = None,
     callbacks: Sequence[Callback] = (),
+    plugins: Sequence[Any] = (),
     **trainer: Any,
 ) -> Ran:
     """Train, with a checkpoint every `every` steps and at the end, all of them kept."""
@@ -106,7 +107,7 @@ def fit(
         **{**options, **run.trainer, **trainer},
         default_root_dir=str(folder),
         logger=logged,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *plugins],
         callbacks=[history, Checkpoints(every=every, keep=None), *callbacks],
     )
     # A resumed process starts with another random state than the one that was killed had.

@@ -36,7 +36,8 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry
-from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import AdapterOff, InitialPolicy
 
 STEPS = 3
 CASES |= {f"{k}k": (around(k * 512, 0.1), around(k * 256, 0.1)) for k in (1, 2, 4, 8)}

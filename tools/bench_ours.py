@@ -14,7 +14,8 @@ from lit_pref.modules.base import PairModule
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mrpo import MRPO
-from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained, Reference
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import AdapterOff, InitialPolicy, Reference
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,11 @@ def ending_on_sigterm(trainer: Trainer | None = None, words: str = "") -> Iterat
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
-    if trainer is not None:  # what Lightning registers later begins with this one
+    if trainer is not None:
+        # Lightning registers a handler of its own when the run starts, which calls this function first.
         trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
-        # In every batch, ranks would ask each other whether one has noted the signal, and wait for their devices. None
-        # notes it: each ends at once.
+        # In every batch, ranks would ask each other whether one of them has received the signal, and wait for their
+        # devices. No rank has to ask, because each ends as soon as it receives the signal.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     try:
         yield

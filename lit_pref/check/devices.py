@@ -19,7 +19,7 @@ from lit_pref.check.step_memory import StepMemory
 from lit_pref.models.loading import blocks_of
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
-from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, refuse_settings
+from lit_pref.modules.sharding import FSDP2, is_trained, refuse_fsdp1, refuse_settings
 from lit_pref.scoring.scorer import Scorer
 
 
@@ -115,51 +115,72 @@ def strategy_of(setting: Any) -> Strategy | None:
 
 def _sharded(parts: dict[str, int], module: PairModule, strategy: ModelParallelStrategy, world: int) -> dict[str, int]:
     """Return the parts on one device with FSDP2; live references are divided like the trained model."""
-    shards, transit = world, None
+    shards = world
     if isinstance(strategy, FSDP2):
         strategy.refuse_devices(world)
         shards = world // strategy.replicas
         strategy.precision_plugin = module.trainer.precision_plugin
-        transit = strategy.policy(module.scorer).param_dtype
     copies = [copied for reference in module.references for copied in reference.copies]
     divided = {name: parts.get(name, 0) // shards for name in ("weights", "optimiser", "gradients")}
     elsewhere = sum(_bytes(copied.parameters()) for copied in copies) * (shards - 1) // shards
-    # Weights that travel in the dtype of autocast need no copies in it.
-    casts = 0 if transit is not None else parts.get("casts", 0)
-    gathered = _gathered(module.scorer, strategy, None if transit is None else transit.itemsize)
     return {
         **parts,
         **divided,
         "references": parts.get("references", 0) - elsewhere,
-        "casts": casts,
-        "gathered": gathered,
+        # Weights that travel in the dtype of autocast need no copies in it.
+        "casts": parts.get("casts", 0) if _itemsize(module.scorer, strategy) is None else 0,
+        "gathered": _gathered_in_step(module, strategy),
     }
 
 
-def _gathered(scorer: Any, strategy: ModelParallelStrategy, itemsize: int | None) -> int:
-    """Return the bytes of weights and gradients that are whole on each device.
+def _gathered_in_step(module: PairModule, strategy: ModelParallelStrategy) -> int:
+    """Return the bytes of gathered weights, and whole gradients, of the model of a step that has most of them.
 
-    Blocks are gathered some ahead of the one that computes, and freed after it, where the strategy does not keep them.
-    What is outside of blocks is gathered, and has whole gradients, until the end of the backward pass.
+    Models are called one after another, and the weights of references are freed after each call. If the policy's
+    distributions are compared with a reference's, a copy of that reference's head is kept.
+    """
+    live = [reference.scorer for reference in module.references if reference.copies]
+    sizes = [_gathered(scorer, strategy) for scorer in (module.scorer, *live)]
+    if module.objective.requirements.compares and module.references[0].copies and not live[0].full_logits:
+        head = live[0].model.get_output_embeddings()
+        sizes[0] += _bytes(head.parameters(), _itemsize(live[0], strategy))
+    return max(sizes)
+
+
+def _itemsize(scorer: Any, strategy: ModelParallelStrategy) -> int | None:
+    """Return the bytes of a number of a model's weights in transit; None if they travel in their own dtype."""
+    transit = strategy.policy(scorer).param_dtype if isinstance(strategy, FSDP2) else None
+    return None if transit is None else transit.itemsize
+
+
+def _gathered(scorer: Any, strategy: ModelParallelStrategy) -> int:
+    """Return the bytes of weights and gradients that each device holds whole while a model computes.
+
+    Those are the block that computes and the blocks gathered ahead of it, or all blocks if the strategy keeps them
+    until the backward pass; and the weights outside of blocks, with their gradients.
 
     Args:
-        scorer: the trained model.
+        scorer: a trained model, or a reference.
         strategy: its sharding.
-        itemsize: the bytes of a number in transit; None if weights travel in their own dtype.
     """
+    itemsize = _itemsize(scorer, strategy)
     blocks = [list(block.parameters()) for block in blocks_of(scorer)]
     inside = {id(p) for block in blocks for p in block}
     outside = [p for p in scorer.parameters() if id(p) not in inside]
     of_root = itemsize if isinstance(scorer, Scorer) else None  # heads of rewards are not rounded
     total = _bytes(outside, of_root) + _bytes((p for p in outside if p.requires_grad), of_root)
     sizes = [_bytes(block, itemsize) for block in blocks]
-    kept = strategy.reshard_after_forward if isinstance(strategy, FSDP2) else True
-    ahead = max(1, strategy.prefetch) if isinstance(strategy, FSDP2) else 1
-    held = sum(sizes) if kept is False else min(sum(sizes), (1 + ahead) * max(sizes, default=0))
-    if not isinstance(kept, bool):
-        held += sum(sizes) // kept
+    reshard: bool | int = True
+    ahead = 1
+    if isinstance(strategy, FSDP2):
+        ahead = max(1, strategy.prefetch)
+        if is_trained(scorer):
+            reshard = strategy.reshard_after_forward
+    whole = sum(sizes) if reshard is False else min(sum(sizes), (1 + ahead) * max(sizes, default=0))
+    if not isinstance(reshard, bool):
+        whole += sum(sizes) // reshard
     gradients = (_bytes((p for p in block if p.requires_grad), itemsize) for block in blocks)
-    return total + held + max(gradients, default=0)
+    return total + whole + max(gradients, default=0)
 
 
 def _bytes(tensors: Iterable[Tensor], itemsize: int | None = None) -> int:

@@ -19,7 +19,7 @@ from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import build_optimizer
 from lit_pref.references.reference import AdapterOff
 from lit_pref.references.stored import Stored
-from lit_pref.scores import COMPARING_NEEDS, TokenLogps, TokenRewards
+from lit_pref.scores import TokenLogps, TokenRewards
 from lit_pref.scoring.scorer import evaluating
 
 PARTS = {
@@ -120,13 +120,16 @@ class _Step:
         live = [reference for reference in module.references if not isinstance(reference, Stored)]
         copies = [copied for reference in live for copied in reference.copies]
         self.mode, memo = FakeTensorMode(), dict[int, Any]()
+        compared = live[:1] if module.objective.requirements.compares else []
+        # Texts are tokenized again here, because only a tensor with data can be moved to another layout.
+        read = [batch if reference in compared else reference.as_read(batch) for reference in live]
         with FakeCopyMode(self.mode):
-            self.scorer, self.batch, copies, scorers = copy.deepcopy(
-                (module.scorer, batch, copies, [reference.scorer for reference in live]), memo
+            self.scorer, self.batch, copies, scorers, read = copy.deepcopy(
+                (module.scorer, batch, copies, [reference.scorer for reference in live], read), memo
             )
         for scorer in (self.scorer, *scorers):
             scorer.head_kernels = False  # a kernel reads memory, and these tensors have none
-        self.references = list(zip(live, scorers, strict=True))
+        self.references = list(zip(live, scorers, read, strict=True))
         self.tensors = LiveTensors(granularity=512 if batch.rows.input_ids.device.type == "cuda" else 1)
         self.tensors.count(_weights([self.scorer]), "weights")
         self.tensors.count(_weights(copies), "references")
@@ -168,13 +171,13 @@ class _Step:
         needs = self.module.objective.requirements.statistics - {TokenLogps(), TokenRewards()}
         arguments: list[Any] = [needs]
         with context():
-            for number, (reference, scorer) in enumerate(self.references):
-                compared = number == 0 and any(isinstance(need, COMPARING_NEEDS) for need in needs)
+            for number, (reference, scorer, batch) in enumerate(self.references):
+                compared = number == 0 and self.module.objective.requirements.compares
                 with self.tensors.of("references"), torch.no_grad(), _frozen(reference, scorer):
                     if compared:
-                        arguments.append(scorer.readout(self.batch))
+                        arguments.append(scorer.readout(batch))
                     else:
-                        scorer(self.batch)
+                        scorer(batch)
             before, live = self.tensors.allocated, self.tensors.live.total()
             with self.tensors.of("head"):
                 scores = self.scorer(self.batch, *arguments)

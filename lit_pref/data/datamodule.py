@@ -76,8 +76,9 @@ class PreferenceDataModule(RunData, LightningDataModule):
         ties: keep or drop pairs of equal strength.
         bad_rows: strict stops at the first faulty row; lenient counts them and leaves them out.
         max_refused: the share of rows that lenient may leave out.
-        workers: processes that prepare batches ahead, for each device; null is 0 on a CPU, and for a GPU one less than
-            its share of this machine's cores, at most 4. Batches and their order do not depend on it.
+        workers: processes that prepare batches ahead, for each device: so many for training and as many for validation,
+            which wait for each other; null is 0 on a CPU, and for a GPU one less than its share of this machine's
+            cores, at most 4. Batches and their order do not depend on it.
 
     Raises:
         UsageError: an argument is out of range.

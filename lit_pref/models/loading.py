@@ -37,7 +37,7 @@ def building(seed: int) -> Iterator[None]:
 
 
 def turn_off_cudnn_attention() -> None:
-    """Let `scaled_dot_product_attention` choose among torch's other kernels, in this process.
+    """Turn off cuDNN's attention in this process: `scaled_dot_product_attention` chooses among torch's other kernels.
 
     torch prefers cuDNN's on Hopper and Blackwell GPUs in fp16 and bf16. Its backward pass gives NaN where a mask meets
     logits below -89, which heads of common models have, at lengths 64 above a multiple of 128 (torch 2.11 to 2.13,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_pref.errors import UsageError, UserError
-from lit_pref.modules.sharding import FSDP2, shard
+from lit_pref.modules.sharding import dtype_in_transit, shard
 from lit_pref.printing import say
 from lit_pref.run_context import RunContext
 from lit_pref.scoring.layout import Layout
@@ -30,7 +30,6 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         stop_at_step: an optimizer step at which the run stops early; None if it does not.
     """
     strategy, plugin = trainer.strategy, trainer.precision_plugin
-    cast = strategy.parameters_in_transit if isinstance(strategy, FSDP2) else None
     assert trainer.state.fn is not None
     steps = [limit for limit in (trainer.max_steps, stop_at_step or None) if limit is not None and limit != -1]
     return RunContext(
@@ -38,7 +37,8 @@ def run_context(trainer: Trainer, layout: Layout, seed: int, stop_at_step: int |
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         device=strategy.root_device,
-        precision=str(trainer.precision) + ("" if cast is None else f"+{str(cast).removeprefix('torch.')}-weights"),
+        precision=str(trainer.precision),
+        dtype_in_transit=dtype_in_transit(strategy),
         forward_context=plugin.forward_context,
         convert=plugin.convert_module,
         shard=partial(shard, strategy=strategy) if isinstance(strategy, ModelParallelStrategy) else None,

@@ -30,13 +30,16 @@ Seen = list[tuple[Tensor, list[str]]]
 
 
 class NonfiniteGuard:
-    """Keeps an optimizer step with a loss or gradient that is not finite from changing anything, and stops the run.
+    """Stops a run at a loss or gradient that is not finite, before it changes a trained weight or anything saved.
 
     On a CPU, `check` looks at them before the step. On a GPU a look would be a wait for all the work that the
     device still has. There `check` gives the optimizer a flag on the device, with which its fused kernel leaves weights
     and state as they are, and the flag is read where it has arrived by itself: by the `check` of the next step. Before
     anything of the step is saved, logged or evaluated, `settle` reads it. Other optimizers than the fused ones of torch
     have no such switch, and the loss scale of fp16 is read in every step anyway: with these, `check` waits.
+
+    A step that is switched off so leaves the weights and the state of the optimizer and the objective as they are. A
+    moving reference may move after it, towards weights that did not change; nothing of it is saved or logged.
 
     Losses are finite and gradients are not where a backward pass overflows or has a fault. The gradients are those
     before clipping. Under the loss scale of fp16 they are not looked at: some are infinite now and then, and torch

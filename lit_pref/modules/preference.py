@@ -25,7 +25,7 @@ from lit_pref.references.prepare import ReferencePreparation, prepare_references
 from lit_pref.references.reference import Reference
 from lit_pref.references.selection_scores import SelectionScores, summary
 from lit_pref.references.stored import Stored, add_stored_scores
-from lit_pref.scores import COMPARING_NEEDS, ObjectiveOutput, PairScores
+from lit_pref.scores import ObjectiveOutput, PairScores
 from lit_pref.scoring.scorer import Scorer, score_readout
 
 MOVED = "lit_pref_references"
@@ -97,7 +97,7 @@ class PreferenceModule(PairModule):
         # References are scored first: one of them may be the policy's own scorer with its adapter off.
         needs, against = self.objective.requirements.reference_statistics, None
         references: list[PairScores] = []
-        if any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics):
+        if self.objective.requirements.compares:
             against = self.references[0].readout(batch)
             references.append(score_readout(against, batch, needs))
             if batch.extra_response is not None:
@@ -193,8 +193,7 @@ class PreferenceModule(PairModule):
             reference.attach(self.policy, scorer, self.policy.load_tokenizer())
         for reference in self.references:
             reference.place(self.run_context)
-        compared = any(isinstance(need, COMPARING_NEEDS) for need in self.objective.requirements.statistics)
-        if compared and self.references[0].note is not None:
+        if self.objective.requirements.compares and self.references[0].note is not None:
             self.run_context.say(f"note        {self.references[0].note}")
 
     def on_fit_start(self) -> None:

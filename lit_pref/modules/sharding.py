@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -78,8 +78,7 @@ class FSDP2(ModelParallelStrategy):
             devices: all devices of the run, which the copies divide.
         """
         dtype = ROUNDED.get(str(self.precision_plugin.precision), dtype)
-        cast = None if dtype != "float32" else self.parameters_in_transit
-        gathered = dtype if cast is None else str(cast).removeprefix("torch.")
+        gathered = (dtype_in_transit(self) if dtype == "float32" else None) or dtype
         reduced = self.gradients or gathered
         copies = f"{self.replicas} copies of the model, each over" if self.replicas > 1 else "the model over"
         shards, one_file = devices // self.replicas, not self._save_distributed_checkpoint
@@ -142,9 +141,9 @@ class FSDP2(ModelParallelStrategy):
         """
         rounded = ROUNDED.get(str(self.precision_plugin.precision))
         gradients = None if self.gradients is None else IN_TRANSIT[self.gradients]
-        if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not _trained(model)):
+        if {p.dtype for p in model.parameters()} == {torch.float32} and (rounded is None or not is_trained(model)):
             return MixedPrecisionPolicy(param_dtype=self.parameters_in_transit, reduce_dtype=gradients)
-        if _trained(model):
+        if is_trained(model):
             self.refuse_dtypes({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
         return MixedPrecisionPolicy(reduce_dtype=gradients)
 
@@ -164,6 +163,12 @@ class FSDP2(ModelParallelStrategy):
                 "(model.policy.dtype, trainer.precision) and can only be gathered as they are: leave parameters out, "
                 "or keep all weights in float32"
             )
+
+
+def dtype_in_transit(strategy: Strategy) -> str | None:
+    """Return the dtype to which a strategy casts fp32 weights before they are gathered; None if it casts none."""
+    cast = strategy.parameters_in_transit if isinstance(strategy, FSDP2) else None
+    return None if cast is None else str(cast).removeprefix("torch.")
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over all devices")
@@ -205,24 +210,32 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
             "trainer.strategy.data_parallel_size to the number of devices and trainer.strategy.tensor_parallel_size "
             "to 1"
         )
+    trained = is_trained(scorer)
+    # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept. By default
+    # torch keeps those of a root after its forward pass, and only a backward pass would free them.
+    of_root = None if trained else True
+    if isinstance(scorer, Scorer):
+        scorer.frees_weights = not trained
     if not isinstance(strategy, FSDP2):
-        for module in (*blocks_of(scorer), scorer):
+        for module in blocks_of(scorer):
             fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
+        fully_shard(scorer, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=of_root)
         return
     mesh, policy, blocks = strategy.mesh, strategy.policy(scorer), blocks_of(scorer)
-    # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept.
-    reshard = strategy.reshard_after_forward if _trained(scorer) else True
+    reshard = strategy.reshard_after_forward if trained else True
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype)
     if isinstance(scorer, Scorer) and scorer.value is not None:
         fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
     # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
-    fully_shard(scorer, mesh=mesh, mp_policy=policy if isinstance(scorer, Scorer) else whole)
+    dtypes = policy if isinstance(scorer, Scorer) else whole
+    fully_shard(scorer, mesh=mesh, mp_policy=dtypes, reshard_after_forward=of_root)
     _prefetch(cast(list[FSDPModule], blocks), strategy.prefetch)
 
 
-def _trained(model: nn.Module) -> bool:
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a model has weights that take a gradient."""
     return any(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from lit_pref.errors import UsageError
 from lit_pref.pairs import ExtraFunction, TokenFunction
-from lit_pref.scores import Need
+from lit_pref.scores import COMPARING_NEEDS, Need
 
 SIDES = ("chosen", "rejected", "extra_response")
 
@@ -64,6 +64,11 @@ class Requirements:
             object.__setattr__(self, name, frozenset(value))
         if unknown := set(self.sides) - set(SIDES):
             raise TypeError(f"Requirements: sides are {', '.join(SIDES)}, got {', '.join(sorted(unknown))}")
+
+    @property
+    def compares(self) -> bool:
+        """Whether a statistic compares whole distributions of the policy with those of the first reference."""
+        return any(isinstance(need, COMPARING_NEEDS) for need in self.statistics)
 
     def __or__(self, other: "Requirements") -> "Requirements":
         for name in self.token_functions.keys() & other.token_functions.keys():

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 
 from lit_pref.errors import UsageError
 from lit_pref.models.spec import ModelSpec
@@ -81,9 +80,6 @@ class MovingReference(InitialPolicy):
         """
         if step % self.every:
             return
-        for module in self._ready().modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # after a forward pass the root's parameters are gathered copies
         self._move(step)
 
     def _move(self, step: int) -> None:

@@ -25,7 +25,7 @@ from lit_pref.references.store import ReferenceStore, StoreIdentity
 from lit_pref.references.store_scorer import PairScorer, lazy_scorer, numerics
 from lit_pref.references.stored import Stored
 from lit_pref.run_context import RunContext
-from lit_pref.scores import COMPARING_NEEDS, TokenLogps
+from lit_pref.scores import TokenLogps
 
 
 def references_of(objective: Objective, references: list[Reference] | None, policy: ModelSpec) -> list[Reference]:
@@ -80,7 +80,7 @@ def through_store(
     """
     if reference_store is False:
         return references
-    compared = any(isinstance(need, COMPARING_NEEDS) for need in objective.requirements.statistics)
+    compared = objective.requirements.compares
     result: list[Reference] = []
     for k, reference in enumerate(references):
         live = compared and k == 0

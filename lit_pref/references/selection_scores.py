@@ -10,7 +10,8 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.objectives.base import Objective
 from lit_pref.references.prepare import ReferencePreparation
-from lit_pref.references.reference import InitialPolicy, Pretrained, Reference
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy, Reference
 from lit_pref.references.stored import Stored
 from lit_pref.run_context import RunContext
 

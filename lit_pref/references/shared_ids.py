@@ -1,5 +1,7 @@
 """The ids over which two models of different vocabulary sizes are compared."""
 
+from typing import Any
+
 
 def shared_ids(label: str, size: int, policy_size: int, used: int) -> tuple[int | None, str]:
     """Return the number of ids that both models have, or None if the tokenizer uses more, and a sentence about either.
@@ -20,3 +22,8 @@ def shared_ids(label: str, size: int, policy_size: int, used: int) -> tuple[int 
         f"the reference '{label}' has {size} ids and the policy {policy_size}, of which the tokenizer uses {used}: "
         f"next-token distributions are compared over the first {shared}, given that the token is one of them"
     )
+
+
+def vocabulary_size(model: Any) -> int:
+    """Return the number of ids for which a model of transformers gives logits, by its configuration."""
+    return model.config.get_text_config().vocab_size

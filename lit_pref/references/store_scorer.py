@@ -14,7 +14,7 @@ from lit_pref.errors import UserError
 from lit_pref.models.prefix_sharing import enable_prefix_sharing, prefix_sharing_obstacle
 from lit_pref.models.spec import ModelSpec
 from lit_pref.references.lookup import NO_RESPONSE, Array, TablePairs
-from lit_pref.references.reference import Pretrained
+from lit_pref.references.pretrained import Pretrained
 from lit_pref.references.store import KEY, Scores
 from lit_pref.references.stored import Stored
 from lit_pref.run_context import ROUNDED, RunContext
@@ -158,12 +158,13 @@ def numerics(reference: Stored, run: RunContext) -> str:
     matmul = torch.get_float32_matmul_precision()
     # Weights rounded after loading give other numbers than weights stored in that dtype.
     rounded = "" if dtype == spec.dtype else f"-from-{spec.dtype}"
-    in_bf16 = computes_in_bf16(run.precision, dtype)
+    in_bf16 = computes_in_bf16(run.precision, dtype, run.dtype_in_transit)
     chosen = HeadPrecision(spec.head_precision).chosen(run.device.type, in_bf16)
     head = "" if chosen is HeadPrecision.FP32 else f"-head-{chosen}"
     if dtype == "float64":  # autocast leaves it alone
         return f"fp64{head}{rounded}"
-    if dtype == "float32" and not mixed and matmul == "highest" and not head:
+    cast = f"+{run.dtype_in_transit}-weights" if dtype == "float32" and run.dtype_in_transit is not None else ""
+    if dtype == "float32" and not (mixed or cast or head) and matmul == "highest":
         return "fp32" + rounded
     computed = run.precision if mixed else "fp32" if dtype == "float32" else dtype
     weights = "" if dtype == "float32" or not mixed else f"-{dtype}"
@@ -171,16 +172,19 @@ def numerics(reference: Stored, run: RunContext) -> str:
     coarse = "" if matmul == "highest" else f"-matmul-{matmul}"
     layout = "shared" if layout_of(reference, run) == "prefix_shared" else "padded"  # names in existing stores
     how = (run.device.type, layout, spec.attention or "default")
-    return "/".join([f"{computed}{weights}{head}{rounded}{coarse}", *how])
+    return "/".join([f"{computed}{cast}{weights}{head}{rounded}{coarse}", *how])
 
 
-def computes_in_bf16(precision: str, dtype: str) -> bool:
+def computes_in_bf16(precision: str, dtype: str, in_transit: str | None) -> bool:
     """Whether a model of some dtype computes in bf16 under Lightning's precision of a run.
 
     Args:
         precision: Lightning's name.
         dtype: the dtype of the weights, after the rounding by that precision.
+        in_transit: the dtype to which sharding casts fp32 weights; None if it casts none.
     """
+    if dtype == "float32" and in_transit is not None:
+        dtype = in_transit
     return dtype == "bfloat16" or (precision == "bf16-mixed" and dtype != "float64")
 
 

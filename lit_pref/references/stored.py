@@ -57,7 +57,7 @@ class Stored(Reference):
 
     @property
     def copies(self) -> list[Scorer]:
-        """None: it has no weights, and scores are moved to the device of each batch."""
+        """An empty list: it has no weights, and scores are moved to the device of each batch."""
         return []
 
     def max_length(self, tokenizer: Any) -> int | None:
@@ -76,7 +76,7 @@ class Stored(Reference):
         return f"{self._identity}{' by text' if self.own_tokenizer else ''}"
 
     def add_scores(self, batch: PreferenceBatch, needs: frozenset[Need]) -> None:
-        """Let a batch of the host carry its scores, with the needed statistics.
+        """Look up the scores and attach them to a batch in host memory.
 
         If one is missing, or the reference has not been opened, the batch carries none: `score` then says what is
         wrong, in the process of the run and not in a worker of a loader.
@@ -149,6 +149,6 @@ class Stored(Reference):
 
 
 def add_stored_scores(references: Sequence[Stored], needs: frozenset[Need], batch: PreferenceBatch) -> None:
-    """Let a batch carry the scores of these references."""
+    """Look up the scores of these references and attach them to a batch in host memory."""
     for reference in references:
         reference.add_scores(batch, needs)

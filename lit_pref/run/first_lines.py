@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_pref.data.batching.options import describe_loading
@@ -13,14 +14,13 @@ from lit_pref.models.folder import refuse_placeholder
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.base import PairModule
 from lit_pref.modules.optimizers import describe_optimizer
-from lit_pref.modules.sharding import FSDP2, trained_dtypes
+from lit_pref.modules.sharding import FSDP2, dtype_in_transit, trained_dtypes
 from lit_pref.modules.step_lines import steps_of
 from lit_pref.printing import say
 from lit_pref.references.store_scorer import computes_in_bf16
 from lit_pref.references.stored import Stored
 from lit_pref.run.data_lines import data_lines
 from lit_pref.run_context import ROUNDED
-from lit_pref.scores import COMPARING_NEEDS
 from lit_pref.scoring.kernel_choice import describe_head
 from lit_pref.scoring.products import HeadPrecision
 
@@ -45,6 +45,8 @@ class FirstLines(Callback):
         say(f"seed        {seeds(module, trainer.datamodule)}")  # type: ignore[attr-defined]
         if line := _head(module, trainer):
             say(f"head        {line}")
+        if line := _attention(trainer.strategy.root_device):
+            say(f"attention   {line}")
         steps = steps_of(module)
         for line in steps.warnings():
             say(f"warning     {line}")
@@ -143,8 +145,16 @@ def _head(module: Any, trainer: Trainer) -> str | None:
     precision = HeadPrecision(spec.head_precision)
     if spec.outputs is not None or (device.type == "cpu" and precision is HeadPrecision.AUTO):
         return None
-    in_bf16 = computes_in_bf16(trainer.precision, ROUNDED.get(trainer.precision, spec.dtype))
+    dtype = ROUNDED.get(trainer.precision, spec.dtype)
+    in_bf16 = computes_in_bf16(trainer.precision, dtype, dtype_in_transit(trainer.strategy))
     return describe_head(precision, device, in_bf16, spec.head_kernels)
+
+
+def _attention(device: torch.device) -> str | None:
+    """A line on a GPU that cuDNN's attention is off, which torch could choose there; None elsewhere."""
+    if device.type != "cuda" or torch.backends.cuda.cudnn_sdp_enabled():
+        return None
+    return "cuDNN's kernel is off in this process (NaN gradients are reported of it); torch chooses among its others"
 
 
 def _reference(module: PairModule, k: int) -> str:
@@ -152,6 +162,6 @@ def _reference(module: PairModule, k: int) -> str:
     reference = module.references[k]
     if isinstance(reference, Stored):
         return f"{reference.describe()}; stored: scores are computed once and kept"
-    compared = k == 0 and any(isinstance(need, COMPARING_NEEDS) for need in module.objective.requirements.statistics)
+    compared = k == 0 and module.objective.requirements.compares
     why = f" ({type(module.objective).__name__} reads more of it than scores)" if compared else ""
     return f"{reference.describe()}; live: computed again in every step{why}"

@@ -87,8 +87,8 @@ def token_values(
     readout = replace(readout, precision=readout.precision.chosen_for(readout.hidden))
     if against is not None:
         against = replace(against, precision=readout.precision)
-    form = (readout.scale, readout.softcap, readout.precision, readout.kernels)
-    settings = (form, tuple(needs), against if comparisons else None, torch.is_grad_enabled())
+    options = (readout.scale, readout.softcap, readout.precision, readout.kernels, readout.tile)
+    settings = (options, tuple(needs), against if comparisons else None, torch.is_grad_enabled())
     logps, *values = _TilePass.apply(readout.hidden, readout.weight, readout.bias, targets, *settings)
     return logps, values
 
@@ -107,21 +107,21 @@ class _TilePass(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         targets: Tensor,
-        form: tuple[Any, ...],
+        options: tuple[Any, ...],
         needs: tuple[Need, ...],
         against: Readout | None,
         recorded: bool,
     ) -> tuple[Tensor, ...]:
-        readout = Readout(hidden, weight, bias, *form)
+        readout = Readout(hidden, weight, bias, *options)
         like = hidden.new_empty(0, dtype=readout.dtype)
         logps = LogProbs(len(hidden), like)
         statistics = Statistics(logps, needs, like)
-        wanted = [recorded and needed for needed in ctx.needs_input_grad[:3]]
-        graded = ReferenceKl() in needs and any(wanted)
-        frozen = weight is not None and wanted == [True, False, False] and not graded
+        needs_gradient = [recorded and needed for needed in ctx.needs_input_grad[:3]]
+        graded = ReferenceKl() in needs and any(needs_gradient)
+        frozen = weight is not None and needs_gradient == [True, False, False] and not graded
         unit = torch.zeros_like(hidden, dtype=readout.dtype) if frozen else None
-        few = few_tiles(hidden.device, len(hidden), readout.vocabulary)
-        keep = few and any(wanted) and weight is not None and not frozen
+        few = readout.tile is None and few_tiles(hidden.device, len(hidden), readout.vocabulary)
+        keep = few and any(needs_gradient) and weight is not None and not frozen
         operands = readout.operands()
         ctx.kernels = None if needs else operands.kernels
         with operands.products.exact():
@@ -134,7 +134,7 @@ class _TilePass(torch.autograd.Function):
         own = (statistics.shared_lse(), statistics.reference.lse()) if graded else (None, None)
         saved = (hidden, weight, bias, targets, logps.lse(), *own, *kept) if unit is None else (unit,)
         ctx.save_for_backward(*saved)
-        ctx.form, ctx.frozen, ctx.dtype = form, frozen, hidden.dtype
+        ctx.options, ctx.frozen, ctx.dtype = options, frozen, hidden.dtype
         ctx.against, ctx.place = (against, 1 + needs.index(ReferenceKl())) if graded else (None, 0)
         values = [statistics.value(need) for need in needs]
         constant = [value for need, value in zip(needs, values, strict=True) if need != ReferenceKl()]
@@ -148,20 +148,20 @@ class _TilePass(torch.autograd.Function):
             (unit,) = ctx.saved_tensors
             return (unit * grads[0][:, None]).to(ctx.dtype), *(None,) * 7
         hidden, weight, bias, targets, lse, shared, other, *kept = ctx.saved_tensors
-        readout = Readout(hidden, weight, bias, *ctx.form)
+        readout = Readout(hidden, weight, bias, *ctx.options)
         operands = readout.operands()
         upstream = grads[0].to(readout.dtype) * readout.scale
         kl = None
         if ctx.against is not None:
             kl_gradient = grads[ctx.place].to(readout.dtype) * readout.scale
             kl = ReferenceKlGradient(ctx.against.operands(), shared, other, kl_gradient)
-        wanted = ctx.needs_input_grad[:3]
+        needs_gradient = ctx.needs_input_grad[:3]
         logit_gradients: LogitGradients | KernelLogitGradients
         if ctx.kernels is None:
             workspace = Workspace(targets.device, readout.dtype)
             logit_gradients = LogitGradients(targets, lse, upstream, workspace, kl)
         else:
-            dtype = operands.products.tile_dtype(wanted[2])
+            dtype = operands.products.tile_dtype(needs_gradient[2])
             logit_gradients = KernelLogitGradients(ctx.kernels, targets, lse, upstream, dtype)
         with operands.products.exact():
-            return *backward_tiles(operands, targets, kept, wanted, logit_gradients), *(None,) * 5
+            return *backward_tiles(operands, targets, kept, needs_gradient, logit_gradients), *(None,) * 5

@@ -14,6 +14,9 @@ from lit_pref.scoring.products import HeadPrecision
 OF_VALUES, OF_GRADIENTS = 1e-5, 2**-8
 """Relative differences that are no fault; gradients may be rounded to bf16 or TF32 on either side of a tie."""
 
+TILE = 8, 1792
+"""Rows and columns of tiles, smaller than the small input: the last ones have fewer."""
+
 
 def kernels_for(device: torch.device) -> Any:
     """Return the module of kernels if they can be used on a device, else None."""
@@ -25,7 +28,8 @@ def kernel_obstacle(device: torch.device) -> str | None:
     """Return why kernels are not used on a device, or None if they are.
 
     They are used on a CUDA device if Triton can be imported and they agree with torch's operations, which is tried
-    once, on a small input: values and gradients. If they do not, a warning says so, and torch's operations are used.
+    once, on a small input: values and gradients, with one tile that is kept for the backward pass, and with several
+    that are computed again. If they do not, a warning says so, and torch's operations are used.
     """
     if device.type != "cuda":
         return f"kernels are for CUDA devices, and this is a {device.type}"
@@ -52,20 +56,27 @@ def disagreement(module: Any, device: torch.device) -> str | None:
     """
     try:
         for precision in (HeadPrecision.BF16, HeadPrecision.FP32):
-            for softcap, frozen in ((None, False), (3.0, False), (3.0, True)):
-                found = _values_and_gradients(module, device, precision, softcap, frozen)
-                expected = _values_and_gradients(None, torch.device("cpu"), precision, softcap, frozen)
+            # A soft-cap bounds the tops of tiles, and a sum that was not rescaled to a new top would differ little.
+            for softcap, frozen in ((None, False), (None, True), (3.0, False), (3.0, True)):
+                expected = _values_and_gradients(None, torch.device("cpu"), precision, softcap, frozen, None)
                 bounds = [OF_VALUES, *[OF_GRADIENTS] * (len(expected) - 1)]
-                for ours, theirs, bound in zip(found, expected, bounds, strict=True):
-                    if not (ours.cpu() - theirs).norm() <= bound * theirs.norm():
-                        return "a Triton kernel gives other numbers than torch does on a small input"
+                for tile in (None, TILE):
+                    found = _values_and_gradients(module, device, precision, softcap, frozen, tile)
+                    for ours, theirs, bound in zip(found, expected, bounds, strict=True):
+                        if not (ours.cpu() - theirs).norm() <= bound * theirs.norm():
+                            return "a Triton kernel gives other numbers than torch does on a small input"
     except Exception as error:  # a compiler's own, of many classes
         return f"a Triton kernel failed ({type(error).__name__}: {_first_line(error)})"
     return None
 
 
 def _values_and_gradients(
-    module: Any, device: torch.device, precision: HeadPrecision, softcap: float | None, frozen: bool
+    module: Any,
+    device: torch.device,
+    precision: HeadPrecision,
+    softcap: float | None,
+    frozen: bool,
+    tile: tuple[int, int] | None,
 ) -> list[Tensor]:
     """Return log-probs of a small input, which has every kind of target, and gradients."""
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +93,7 @@ def _values_and_gradients(
         for leaf in leaves:
             leaf.requires_grad_()
         assert inputs[0] is not None
-        readout = Readout(inputs[0], inputs[1], inputs[2], 0.5, softcap, precision, module)
+        readout = Readout(inputs[0], inputs[1], inputs[2], 0.5, softcap, precision, module, tile)
         logps, _ = token_values(readout, targets.to(device))
         gradients = torch.autograd.grad((logps * upstream.to(device)).sum(), leaves)
     return [logps.detach(), *gradients]

@@ -16,13 +16,15 @@ Summands = tuple[Tensor, ...]
 class HeadPrecision(StrEnum):
     """The rounding of operands in the multiplications of an output head; sums and log-softmax are fp32 or wider.
 
-    `fp32` rounds nothing: fp32, or fp64 for an fp64 model; TF32 is off for these multiplications, also where
-    `torch.set_float32_matmul_precision` allows it. `bf16` rounds hidden states, weights, and in the backward pass the
-    gradients of the logits to bf16; hidden states and weights that are bf16 lose nothing. `split` stands for an fp32
-    operand by two bf16 ones, its rounded value and the rounded rest, and leaves out the product of two rests: one, two
-    or three multiplications in place of one. `auto` is `bf16` on a CUDA device where the model computes in bf16
-    (autocast, or bf16 hidden states), and else `fp32`, without TF32 as well; also where it computes in fp16, in which
-    small gradients of logits would vanish.
+    - `fp32` rounds nothing: operands are fp32, or fp64 for an fp64 model. TF32 is off for these multiplications, also
+      where `torch.set_float32_matmul_precision` allows it.
+    - `bf16` rounds hidden states and weights to bf16, and in the backward pass the gradients of the logits. Hidden
+      states and weights that are bf16 already lose nothing.
+    - `split` replaces each fp32 operand by the sum of two bf16 matrices, its rounded value and the rounded rest. The
+      product of two rests is left out. So one multiplication becomes two if one operand is fp32, and three if both are.
+    - `auto` is `bf16` on a CUDA device if the model computes in bf16, under autocast or with bf16 hidden states.
+      Everywhere else it is `fp32`. That includes models that compute in fp16, in which small gradients of logits would
+      vanish.
 
     Errors against fp64, with fp32 hidden states and weights and logits of standard deviation 3 (and in proportion to
     it), measured on a CPU for 896 to 2048 hidden sizes and 32k to 152k ids: largest and root-mean-square error of a

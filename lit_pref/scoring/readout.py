@@ -23,6 +23,7 @@ class Readout:
     softcap: float | None = None
     precision: HeadPrecision = HeadPrecision.AUTO
     kernels: Any = None  # `lit_pref.scoring.kernels`, if tiles of fp32 logits may be read by them
+    tile: tuple[int, int] | None = None  # rows and columns of tiles, none of which is kept; None: `tile_shape`'s
 
     @property
     def vocabulary(self) -> int:
@@ -40,6 +41,11 @@ class Readout:
         if self.weight is None:
             return replace(self, hidden=self.hidden[:, :ids])
         return replace(self, weight=self.weight[:ids], bias=None if self.bias is None else self.bias[:ids])
+
+    def with_copied_head(self) -> "Readout":
+        """Return the readout with a copy of the head, which stays when the model's weights are freed."""
+        weight, bias = (None if t is None else t.clone() for t in (self.weight, self.bias))
+        return replace(self, weight=weight, bias=bias)
 
     def operands(self) -> "Operands":
         """Return the operands of the multiplications, of which the hidden states are rounded here."""

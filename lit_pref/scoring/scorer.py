@@ -129,6 +129,8 @@ class Scorer(nn.Module):
         self.head_precision = HeadPrecision(head_precision)
         self.head_kernels = head_kernels
         self.full_logits = False
+        self.frees_weights = False
+        """Whether sharding frees gathered weights after `forward`; a readout then has a copy of the head."""
         self.router_weight = 0.0
         """The weight of the model's router loss in the training loss; scores in training contain it unless it is 0."""
         self.value: ValueHead | None = None
@@ -151,7 +153,7 @@ class Scorer(nn.Module):
             return replace(states, precision=self.head_precision, kernels=kernels)
 
         if only_readout:
-            return read(batch)
+            return read(batch).with_copied_head() if self.frees_weights else read(batch)
         scores = _scores(read, batch, needs, against, self.value)
         if router_losses:
             scores.router_loss = router_losses[0]  # a second one is that of the extra responses

@@ -32,7 +32,7 @@ def forward_tiles(
     workspace = Workspace(targets.device, dtype)
     reference_workspace = workspace if others is None else Workspace(targets.device, others.products.dtype)
     aside = keep or bool(statistics.needs) or (cap is not None and unit is not None)  # f itself is still needed
-    row_tile, column_tile = tile_shape(targets.device, len(targets), operands.readout.vocabulary)
+    row_tile, column_tile = _tile_shape(operands.readout)
     for columns in slices(operands.readout.vocabulary, column_tile):
         part, other = operands.over(columns), None if others is None else others.over(columns)
         for rows in slices(len(targets), row_tile):
@@ -62,7 +62,7 @@ def forward_tiles_by_kernels(
     readout, products, kept = operands.readout, operands.products, list[Tensor]()
     workspace = Workspace(targets.device, products.dtype)
     exponentials = Workspace(targets.device, products.tile_dtype(summed=False))
-    row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
+    row_tile, column_tile = _tile_shape(readout)
     for columns in slices(readout.vocabulary, column_tile):
         part = operands.over(columns)
         for rows in slices(len(targets), row_tile):
@@ -94,7 +94,7 @@ def backward_tiles(
     operands: Operands,
     targets: Tensor,
     kept: Sequence[Tensor],
-    wanted: Sequence[bool],
+    needs_gradient: Sequence[bool],
     logit_gradients: "LogitGradients | KernelLogitGradients",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return gradients of hidden, weight and bias, given the gradient by the logits, `logit_gradients`, tile by tile.
@@ -103,19 +103,20 @@ def backward_tiles(
         operands: the policy's.
         targets: (N,) int64.
         kept: the tiles that the forward pass kept; if there are none, they are computed again.
-        wanted: which of the three are needed.
+        needs_gradient: whether the gradients of hidden, of weight and of bias are needed.
         logit_gradients: computes the gradient by each tile.
     """
     readout, products = operands.readout, operands.products
     hidden, weight, dtype = readout.hidden, readout.weight, products.dtype
     # Sums over tiles stay in the compute dtype and are rounded once, when they are complete.
-    grad_hidden = torch.zeros_like(hidden, dtype=hidden.dtype if weight is None else dtype) if wanted[0] else None
+    sums = hidden.dtype if weight is None else dtype
+    grad_hidden = torch.zeros_like(hidden, dtype=sums) if needs_gradient[0] else None
     grad_weight, grad_bias = (
-        torch.zeros_like(t) if t is not None and want else None
-        for t, want in zip((weight, readout.bias), wanted[1:], strict=True)
+        torch.zeros_like(t) if t is not None and needed else None
+        for t, needed in zip((weight, readout.bias), needs_gradient[1:], strict=True)
     )
     kept_tiles = iter(kept)
-    row_tile, column_tile = tile_shape(targets.device, len(targets), readout.vocabulary)
+    row_tile, column_tile = _tile_shape(readout)
     for columns in slices(readout.vocabulary, column_tile):
         part = operands.over(columns)
         gradient_of = logit_gradients.over(part, columns)
@@ -193,7 +194,9 @@ class LogitGradients:
 
 @dataclass
 class KernelLogitGradients:
-    """The same as `LogitGradients`, by kernels, from products without bias, scale and soft-cap.
+    """The gradient by the logits as in `LogitGradients`, computed by Triton's kernels.
+
+    Tiles are products of hidden states and weights: the kernels add bias, scale and soft-cap.
 
     Args:
         kernels: the module of kernels.
@@ -220,11 +223,15 @@ class KernelLogitGradients:
     def _tile(self, part: Columns, columns: slice, rows: slice, kept: Tensor | None) -> Tensor:
         shape = rows.stop - rows.start, columns.stop - columns.start
         x = part.product(rows, out=self._workspace("x", shape)) if kept is None else kept
-        form = part.bias, part.readout.scale, part.readout.softcap
+        to_logits = part.bias, part.readout.scale, part.readout.softcap
         per_row = self.lse[rows], self.upstream[rows]
         # A kept tile must outlast this pass, because there may be a second one.
         out = x if kept is None and self.dtype == x.dtype else self._gradients("gradient", shape)
-        return self.kernels.logit_gradients(x, *form, self.targets[rows], columns.start, *per_row, out)
+        return self.kernels.logit_gradients(x, *to_logits, self.targets[rows], columns.start, *per_row, out)
+
+
+def _tile_shape(readout: Readout) -> tuple[int, int]:
+    return readout.tile or tile_shape(readout.hidden.device, len(readout.hidden), readout.vocabulary)
 
 
 def _slope(f: Tensor, cap: float, out: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
+from lit_pref.batch import PreferenceBatch
 from lit_pref.check.check import Check
 from lit_pref.check.devices import Devices, strategy_of
 from lit_pref.check.html import page
@@ -29,9 +30,12 @@ from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.modules.sharding import FSDP2
 from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.parts.temperature import EpsilonStep
+from lit_pref.references.pretrained import Pretrained
 from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.config import run_parser
 from lit_pref.scoring import kernel_choice
+from lit_pref.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ADAMW = torch.optim.AdamW
@@ -45,12 +49,13 @@ def trained(tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
         data: dict[str, Any] | None = None,
         spec: dict[str, Any] | None = None,
         precision: Any = "32-true",
+        objective: DPO | None = None,
         **options: Any,
     ) -> PreferenceModule:
         write_pairs(tmp_path / "pairs.jsonl", 24)
         pairs = {"global_batch": 8, "val_fraction": 0, **(data or {})}
         options = {"layout": "padded", "reference_store": False, **options}
-        module = PreferenceModule(ModelSpec(path=str(policy_folder), **(spec or {})), DPO(), **options)
+        module = PreferenceModule(ModelSpec(path=str(policy_folder), **(spec or {})), objective or DPO(), **options)
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         quiet |= {"precision": precision}
         trainer = Trainer(accelerator="cpu", devices=1, max_steps=1, use_distributed_sampler=False, **quiet)
@@ -118,6 +123,18 @@ def test_adapters_have_the_only_gradients_and_checkpointing_keeps_fewer_activati
     assert checkpointed["activations"] < whole["activations"] / 2
 
 
+def test_a_reference_reads_the_batch_as_it_does_in_a_step(trained, policy_folder: Path):
+    module = trained(layout="prefix_shared", references=[Pretrained(str(policy_folder))])
+    batch, seen = largest_micro_batch(module)[0], list[PreferenceBatch]()
+    reference = module.references[0]
+    reference.scorer.register_forward_pre_hook(lambda scorer, args: seen.append(args[0]))
+    reference._shares = False  # as a model that cannot read a prompt once
+    step_memory(module, batch)
+    assert batch.rows.segments is not None
+    assert [each.rows.segments for each in seen] == [None, None]
+    assert {type(each.rows.input_ids) for each in seen} == {FakeTensor}
+
+
 def test_with_fsdp2_devices_divide_weights_gradients_state_and_a_copied_reference(trained):
     module = trained(references=[InitialPolicy()])
     batch, _ = largest_micro_batch(module)
@@ -142,6 +159,21 @@ def test_the_bytes_that_fsdp2_gathers_follow_its_settings(trained):
     assert parts(reshard_after_forward=False)["gathered"] >= bf16["gathered"]
     with pytest.raises(UsageError, match="replicas is 3, which does not divide the 4 devices"):
         parts(replicas=3)
+
+
+def test_with_fsdp2_the_model_that_gathers_most_and_a_compared_head_are_counted(trained):
+    module, compared = trained(), trained(objective=DPO(temperature=EpsilonStep(0.01)))
+    alone = step_memory(module, largest_micro_batch(module)[0])
+
+    def gathered(of: PreferenceModule) -> int:
+        return Devices(4, 1, FSDP2()).memory(alone, of, 4).parts["gathered"]
+
+    own = gathered(module)
+    assert gathered(compared) == own + module.scorer.model.lm_head.weight.nbytes
+    large = Scorer(module.policy.build()).requires_grad_(False)
+    large.model.lm_head = torch.nn.Linear(32, 100_000, bias=False).requires_grad_(False)
+    module.references = [SimpleNamespace(scorer=large, copies=[large])]
+    assert own < gathered(module) and 32 * 100_000 * 4 < gathered(module) < 2 * 32 * 100_000 * 4
 
 
 def test_ddp_copies_gradients_into_buckets_unless_gradients_are_views_of_them(trained):

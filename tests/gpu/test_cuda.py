@@ -297,7 +297,7 @@ def test_a_check_of_the_model_finds_it_in_order(
     with pytest.raises(SystemExit) as ended:
         main(["check", *arguments, "--model", "--json", "out.json"])
     found = json.loads(Path("out.json").read_text())["findings"]
-    assert ended.value.code in (None, 0), [finding["says"] for finding in found if finding["severity"] == "error"]
+    assert ended.value.code in (None, 0), [finding["says"] for finding in found if finding["severity"] == "stop"]
     (loss,) = (finding["numbers"] for finding in found if finding["topic"] == "first_loss")
     assert loss["policy_is_reference"] and loss["actual"] == pytest.approx(math.log(2), abs=1e-4)
     assert {finding["severity"] for finding in found if finding["topic"] == "twice"} == {"ok"}

@@ -17,7 +17,8 @@ from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
-from lit_pref.references.reference import AdapterOff, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import AdapterOff
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
 

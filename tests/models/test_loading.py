@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lit_pref.errors import UserError
 from lit_pref.models.loading import refuse_lost_heads, refuse_other_task
 from lit_pref.models.spec import ModelSpec
+from lit_pref.run.first_lines import _attention
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
 
@@ -72,3 +73,6 @@ def test_a_built_model_does_not_use_the_attention_of_cudnn_whose_gradients_may_b
     torch.backends.cuda.enable_cudnn_sdp(True)
     ModelSpec(path=str(policy_folder)).build()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert _attention(torch.device("cpu")) is None
+    line = _attention(torch.device("cuda"))
+    assert line is not None and line.startswith("cuDNN's kernel is off in this process")

@@ -13,7 +13,7 @@ from lit_pref.errors import UserError
 from lit_pref.models.spec import Lora
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
-from lit_pref.references.reference import Pretrained
+from lit_pref.references.pretrained import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -35,7 +35,8 @@ from lit_pref.objectives.hpo import HPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import Geometric
 from lit_pref.references.moving import BEMAReference, MovingReference
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.export import export
 from lit_pref.run.lost_process import close_group
@@ -209,7 +210,8 @@ def two_processes(folder: Path) -> None:
             lora = {**case.policy, "lora": Lora(r=2)}
             case = replace(case, policy=lora, references=lambda: None, reference_store=None)
         whole = run("", FSDP2(replicas), case, f"resumed-{name}", every=2, stop_at_step=3)
-        results[f"precision {name}"] = whole.module.run_context.precision
+        context = whole.module.run_context
+        results[f"precision {name}"] = [context.precision, context.dtype_in_transit]
         run("", FSDP2(replicas), case, f"resumed-{name}-2", ckpt=whole.checkpoint(2), stop_at_step=3)
     for name, strategy in product(("explosive", "explosive late"), ("ddp", "fsdp")):
         said, NonfiniteGuard.deferred = "nothing", name == "explosive late"
@@ -425,7 +427,7 @@ def test_a_reference_with_weights_of_its_own_travels_as_the_policy_does(seen):
 @pytest.mark.parametrize("name", ["shards", "replicas"])
 def test_sharded_runs_in_bf16_resume_to_the_same_bits_and_can_be_exported(folder, seen, name):
     # The key of stored scores contains this, because other weights in transit give other scores.
-    assert seen[f"precision {name}"] == "bf16-mixed+bfloat16-weights"
+    assert seen[f"precision {name}"] == ["bf16-mixed", "bfloat16"]
     whole, resumed = (trained(final(folder, at)) for at in (f"resumed-{name}", f"resumed-{name}-2"))
     assert differences(resumed, whole) == []
     ran = folder / f"resumed-{name}"

@@ -28,7 +28,8 @@ from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.sft import SFT
 from lit_pref.objectives.tdpo import TDPO
 from lit_pref.objectives.wpo import OnPolicyWeight
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 20

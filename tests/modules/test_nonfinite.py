@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from conftest import write_pairs
 from lightning.pytorch import Callback
-from training_runs import Run, fit
+from lightning.pytorch.plugins import MixedPrecision
+from training_runs import Ran, Run, fit
 
 from lit_pref.errors import Diverged
 from lit_pref.modules.nonfinite import NonfiniteGuard
@@ -131,22 +133,52 @@ def test_gradients_that_are_not_finite_stop_the_run_although_every_loss_is(run, 
     assert [name for name, value in states.after[-1].items() if not torch.equal(value, states.after[1][name])] == []
 
 
-def checked(gradient: torch.Tensor, scaler: Any = None) -> None:
+def checked(gradient: torch.Tensor) -> None:
     weight = torch.zeros(gradient.shape, dtype=gradient.dtype, requires_grad=True)
     weight.grad = gradient
-    plugin = SimpleNamespace(scaler=scaler)
+    plugin = SimpleNamespace(scaler=None)
     trainer: Any = SimpleNamespace(world_size=1, global_step=7, precision_plugin=plugin, is_global_zero=True)
     guard = NonfiniteGuard()
     guard._seen = [(torch.tensor([False, False]), ["one", "two"])]
     guard.check(trainer, torch.optim.SGD([weight], lr=1.0))
 
 
-def test_infinite_gradients_under_a_loss_scale_and_large_ones_of_fp16_are_no_fault():
-    infinite = torch.tensor([1.0, torch.inf])
+def test_large_gradients_of_fp16_are_no_fault_and_infinite_ones_are():
     with pytest.raises(Diverged, match=r"gradient is not finite at step 7.*pairs of this step: one; two; a backward"):
-        checked(infinite)
-    checked(infinite, scaler=object())
+        checked(torch.tensor([1.0, torch.inf]))
     checked(torch.full((2,), 6e4, dtype=torch.float16))  # the norm is more than the largest number of fp16
+
+
+class LossScales(States):
+    """Keeps the loss scale of fp16 after every optimizer step as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *others: Any) -> None:
+        super().on_train_batch_end(trainer, *others)
+        self.scales.append(trainer.precision_plugin.scaler.get_scale())
+
+
+def test_under_the_loss_scale_of_fp16_a_step_with_a_bad_gradient_is_skipped_and_one_with_a_bad_loss_ends_the_run(
+    run, tmp_path, monkeypatch
+):
+    def scaled(folder: Path, states: Callback) -> Ran:
+        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        return fit(unclipped, folder, callbacks=[states], plugins=[precision])
+
+    unclipped, states = replace(run, trainer={"log_every_n_steps": 100}), LossScales()
+    first = fit(unclipped, tmp_path / "first", max_steps=3)
+    monkeypatch.setattr(Explosive, "faulty", first.given[2][1][1])
+    assert scaled(tmp_path / "skipped", states).trainer.global_step == 5
+    assert states.scales == [1024.0, 1024.0, 512.0, 512.0, 512.0]
+    weights = [{name: value for name, value in after.items() if name.startswith("scorer.")} for after in states.after]
+    moved = [any(not torch.equal(value, old[name]) for name, value in new.items()) for old, new in pairwise(weights)]
+    assert moved == [True, False, True, True]
+    monkeypatch.setattr(Explosive, "bad", Explosive.faulty)
+    with pytest.raises(Diverged, match="the loss of 1 pair"):
+        scaled(tmp_path / "ended", LossScales())
 
 
 def test_a_run_without_a_bad_loss_is_the_same_with_either_check(run, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from lit_pref.modules.effective_settings import ARCHITECTURE, TOTAL
 from lit_pref.modules.resumption import TABLE, OnResume
 from lit_pref.modules.schedules import Cosine, Flat, Linear
 from lit_pref.objectives.dpo import DPO
-from lit_pref.references.reference import Pretrained
+from lit_pref.references.pretrained import Pretrained
 from lit_pref.run.checkpoint_model import read_checkpoint
 from lit_pref.run.config import run_parser
 from lit_pref.run.export import export

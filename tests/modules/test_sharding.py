@@ -28,11 +28,12 @@ from lit_pref.models.reward import reward_scorer
 from lit_pref.models.spec import Lora, ModelSpec
 from lit_pref.modules.sharding import FSDP2, refuse_fsdp1, shard, trained_dtypes
 from lit_pref.pairs import PreferencePair, TruncatedText
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.config import module_of, resolve, run_parser
 from lit_pref.run.run import assemble
-from lit_pref.scores import PromptValue
-from lit_pref.scoring.scorer import Scorer
+from lit_pref.scores import Kl, PromptValue
+from lit_pref.scoring.scorer import Scorer, score_readout
 from lit_pref.scoring.value import ValueHead
 
 IDS = [([5, 6, 7], [9, 10, 11, 12], [14, 15]), ([8], [13], [16, 17, 18])]
@@ -183,6 +184,26 @@ def test_the_head_of_a_reward_model_is_not_rounded(policy_folder: Path):
     assert found == {"block": torch.bfloat16, "norm": torch.float32}  # the norm is gathered with the head
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_reference_frees_its_weights_after_a_forward_pass_and_its_readout_can_still_be_read(policy_folder: Path):
+    batch, need = collate(PAIRS, 0, layout="padded"), frozenset({Kl()})
+    policy, reference = (Scorer(ModelSpec(path=str(policy_folder)).build()) for _ in range(2))
+    reference.eval().requires_grad_(False).model.lm_head.weight.mul_(1.1)
+    with torch.no_grad():
+        expected = policy(batch, need, reference.readout(batch))
+    for scorer in (policy, reference):
+        shard(scorer, placed(FSDP2(parameters="float32")))
+    with torch.no_grad():
+        against = reference.readout(batch)
+        assert all(isinstance(p, DTensor) for p in reference.parameters()), "some weights are still gathered"
+        first = score_readout(against, batch)
+        assert torch.equal(first.chosen.scores, reference(batch).chosen.scores)
+        found = policy(batch, need, against)
+    assert torch.equal(found.chosen.scores, expected.chosen.scores)
+    assert torch.equal(found.chosen.statistics[Kl()], expected.chosen.statistics[Kl()])
+    assert not isinstance(policy.model.lm_head.weight, DTensor), "the backward pass of a trained model begins with them"
+
+
 @pytest.fixture
 def lone_run() -> Iterator[None]:
     """Whatever a run that shards over this process alone leaves behind is removed."""
@@ -211,7 +232,7 @@ def test_a_live_reference_that_is_the_policy_begins_at_a_loss_of_ln_2_in_bf16(
     (first,) = ran.logged.column("train/loss")
     assert first == pytest.approx(math.log(2), abs=1e-6) and ran.logged.column("train/rewards/margins") == [0]
     assert made.scorer is not None
-    assert all(isinstance(p, DTensor) for p in made.scorer.model.model.layers.parameters())
+    assert all(isinstance(p, DTensor) for p in made.scorer.parameters())
 
 
 def strategy_of(*arguments: str) -> Any:

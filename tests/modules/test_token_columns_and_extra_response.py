@@ -22,7 +22,8 @@ from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.parts.terms import Anchor
 from lit_pref.objectives.parts.tokens import ColumnTokens, EditWeighted
 from lit_pref.objectives.selm import SELM
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.scores import TokenLogps
 from lit_pref.scoring.layout import as_padded
 from lit_pref.scoring.scorer import Scorer

@@ -22,7 +22,7 @@ from lit_pref.objectives.bco import BCO
 from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.epsilon_dpo import EpsilonDPO
 from lit_pref.objectives.mmpo import MMPO
-from lit_pref.references.reference import Pretrained
+from lit_pref.references.pretrained import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS, GLOBAL = 20, 8  # windows of 8, 8 and 4 pairs

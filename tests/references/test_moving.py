@@ -21,7 +21,8 @@ from lit_pref.objectives.mrpo import MRPO
 from lit_pref.objectives.multi_dpo import MultiDPO
 from lit_pref.objectives.sequential_spo import SequentialSPO
 from lit_pref.references.moving import BEMAReference, MovingReference
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 from lit_pref.run.checkpoint_model import read_checkpoint
 
 

@@ -13,7 +13,8 @@ from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.reference import Harmonic
 from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.sft import SFT
-from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.references.stored import Stored
 
 PLAIN, ADAPTED = ModelSpec(path="policy"), ModelSpec(path="policy", lora=Lora())

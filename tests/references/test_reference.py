@@ -12,7 +12,8 @@ from lit_pref.batch import PairData, PreferenceBatch
 from lit_pref.errors import UsageError, UserError
 from lit_pref.models.spec import Corpus, Lora, ModelSpec
 from lit_pref.pairs import TruncatedText
-from lit_pref.references.reference import AdapterOff, InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import AdapterOff, InitialPolicy
 from lit_pref.scores import Kl, Tilt, TiltSlope, TokenLogps
 from lit_pref.scoring.layout import padded
 from lit_pref.scoring.scorer import Scorer, score_pairs

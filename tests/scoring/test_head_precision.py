@@ -1,6 +1,7 @@
 """The head's precision: what rounding changes, by how much, and what is never rounded."""
 
 import copy
+import functools
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import torch
 from lit_pref.data.batching.collation import collate
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.building import build_scorer
+from lit_pref.modules.sharding import FSDP2
 from lit_pref.pairs import PreferencePair, TruncatedText
-from lit_pref.references.reference import InitialPolicy, Pretrained
-from lit_pref.references.store_scorer import LazyScorer, numerics
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
+from lit_pref.references.store_scorer import LazyScorer, lazy_scorer, numerics
 from lit_pref.run.first_lines import _head
 from lit_pref.scores import Entropy, Kl, LogSumSquares, ReferenceKl, SumSquares, Tilt, TiltSlope, TopOne
 from lit_pref.scoring import head, products, tile_passes
@@ -197,11 +200,17 @@ def test_a_policy_does_not_differ_from_itself_in_any_precision():
         assert all((value.abs() < 1e-6).all() for value in values)
 
 
-def key(precision="32-true", device="cpu", pretrained=False, **settings):
+def stored_and_run(precision="32-true", device="cpu", pretrained=False, in_transit=None, **settings):
     spec = ModelSpec(path="somewhere", **settings)
     reference = SimpleNamespace(spec=spec, reference=Pretrained("somewhere") if pretrained else InitialPolicy())
-    run = SimpleNamespace(precision=precision, device=torch.device(device), layout="padded")
-    return numerics(reference, run)
+    run = SimpleNamespace(
+        precision=precision, device=torch.device(device), layout="padded", dtype_in_transit=in_transit
+    )
+    return reference, run
+
+
+def key(*given, **settings):
+    return numerics(*stored_and_run(*given, **settings))
 
 
 def test_scores_are_stored_under_the_precision_of_the_head_where_it_rounds():
@@ -215,6 +224,24 @@ def test_scores_are_stored_under_the_precision_of_the_head_where_it_rounds():
     assert key("bf16-true", "cuda", pretrained=True) == "fp32"
     assert key("bf16-mixed", "cuda", head_precision="fp32") == "bf16-mixed/cuda/padded/default"
     assert key("16-mixed", "cuda") == "16-mixed/cuda/padded/default"
+
+
+def test_the_weights_that_sharding_casts_are_named_beside_the_precision_of_the_head():
+    sharded = functools.partial(key, device="cuda", in_transit="bfloat16")
+    assert sharded("bf16-mixed") == "bf16-mixed+bfloat16-weights-head-bf16/cuda/padded/default"
+    assert sharded("bf16-mixed", head_precision="fp32") == "bf16-mixed+bfloat16-weights/cuda/padded/default"
+    assert sharded() == "fp32+bfloat16-weights-head-bf16/cuda/padded/default"
+    assert sharded("bf16-true", pretrained=True) == sharded()
+    # Weights of another dtype are gathered in theirs, and the numbers are those of one device.
+    for settings in ({"precision": "bf16-true"}, {"precision": "bf16-mixed", "dtype": "bfloat16"}):
+        assert sharded(**settings) == key(device="cuda", **settings)
+
+
+def test_a_stored_model_with_weights_of_its_own_is_called_under_autocast_and_not_under_a_rounding_precision():
+    for precision, expected in (("bf16-mixed", "the run's"), ("bf16-true", nullcontext), ("32-true", nullcontext)):
+        reference, run = stored_and_run(precision, pretrained=True, in_transit="bfloat16")
+        run.forward_context, run.shard = "the run's", None
+        assert lazy_scorer(reference, frozenset(), run)._context == expected
 
 
 def test_the_setting_reaches_every_scorer(policy_folder):
@@ -234,11 +261,18 @@ def test_the_setting_reaches_every_scorer(policy_folder):
 
 
 def test_the_first_lines_say_what_was_chosen_where_it_is_not_plain_fp32():
-    def line(device="cpu", precision="32-true", **settings):
-        trainer = SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device(device)))
+    class Sharded(FSDP2):
+        root_device = torch.device("cuda")
+
+    def line(device="cpu", precision="32-true", strategy=None, **settings):
+        strategy = strategy or SimpleNamespace(root_device=torch.device(device))
+        trainer = SimpleNamespace(precision=precision, strategy=strategy)
         return _head(SimpleNamespace(spec=ModelSpec(path="somewhere", **settings)), trainer)
 
     assert line() is None and line(head="scalar") is None
     assert line(head_precision="split").startswith("products in split (model.policy.head_precision), sums and")
     assert line("meta", "bf16-mixed").startswith("products in fp32 (chosen by auto), sums and log-softmax in fp32;")
     assert line("meta", head_kernels=False).endswith("read by torch (model.policy.head_kernels is false)")
+    for parameters, products_in in ((None, "fp32"), ("bfloat16", "bf16")):
+        found = line(strategy=Sharded(parameters=parameters), head_kernels=False)
+        assert found.startswith(f"products in {products_in} (chosen by auto)")

@@ -127,9 +127,33 @@ class WrongGradient:
         return tile
 
 
+class WithoutStart:
+    """Kernels that take every tile for the first of its rows."""
+
+    fold = staticmethod(lambda x, b, s, c, targets, start, *rest: kernel_double.fold(x, b, s, c, targets, 0, *rest))
+    logit_gradients = staticmethod(kernel_double.logit_gradients)
+
+
+class WithoutFade:
+    """Kernels that let sums relative to an earlier top stay as they are."""
+
+    fold = staticmethod(lambda *given: None if (fade := kernel_double.fold(*given)) is None else torch.ones_like(fade))
+    logit_gradients = staticmethod(kernel_double.logit_gradients)
+
+
+class WrongInPlace:
+    """Kernels whose gradient is wrong where it overwrites a tile, one that was computed again."""
+
+    fold = staticmethod(kernel_double.fold)
+
+    @staticmethod
+    def logit_gradients(x, *given):
+        return kernel_double.logit_gradients(x, *given).mul_(2.0 if given[-1] is x else 1.0)
+
+
 def test_the_probe_accepts_right_kernels_and_refuses_wrong_ones():
     assert disagreement(kernel_double, CPU) is None
-    for wrong in (OffByOne, WrongGradient):
+    for wrong in (OffByOne, WrongGradient, WithoutStart, WithoutFade, WrongInPlace):
         assert disagreement(wrong, CPU) == "a Triton kernel gives other numbers than torch does on a small input"
     assert disagreement(Refusing(), CPU) == "a Triton kernel failed (AssertionError: the kernel fold was called)"
 

@@ -155,7 +155,7 @@ def test_on_a_gpu_a_shared_row_is_one_call_that_reads_no_value(version, monkeypa
     monkeypatch.setattr(sharing, "KERNEL", kernel)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(varlen, "agrees", lambda *of: True)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # this machine has no such memory
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with FakeTensorMode():
         tensors = [torch.empty(1, h, TOKENS, 16, device="cuda", dtype=torch.bfloat16) for h in (4, 2, 2)]
         output = PrefixSharedAttention(SEGMENTS)(*tensors, 0.25)
@@ -171,7 +171,7 @@ def test_on_a_gpu_a_shared_row_is_one_call_that_reads_no_value(version, monkeypa
 def test_the_kernel_of_the_installed_torch_accepts_the_call(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(varlen, "agrees", lambda *of: True)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with FakeTensorMode():
         tensors = [torch.empty(1, h, TOKENS, 16, device="cuda", dtype=torch.bfloat16) for h in (4, 2, 2)]
         assert PrefixSharedAttention(SEGMENTS)(*tensors, 0.25).shape == (1, 4, TOKENS, 16)

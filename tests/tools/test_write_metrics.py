@@ -26,7 +26,8 @@ from lit_pref.objectives.parts.temperature import EpsilonStep
 from lit_pref.objectives.parts.weight import ConstantWeight
 from lit_pref.objectives.selm import SELM
 from lit_pref.objectives.weighted import Weighted
-from lit_pref.references.reference import InitialPolicy, Pretrained
+from lit_pref.references.pretrained import Pretrained
+from lit_pref.references.reference import InitialPolicy
 
 sys.path.append(str(ROOT / "tools"))
 import write_metrics

@@ -8,7 +8,7 @@ import torch
 from lit_pref.errors import UsageError
 
 MOST_WORKERS = 4
-"""Processes that are started for each GPU at most: more than a few find no work, because a batch takes milliseconds."""
+"""The most processes that each loader of a GPU starts: further ones find no work, as a batch takes milliseconds."""
 
 
 def check_batch_options(data: Any) -> None:
@@ -32,7 +32,9 @@ def check_batch_options(data: Any) -> None:
 
 
 def worker_processes(asked: int | None, device: torch.device, devices: int) -> int:
-    """Return how many processes prepare the batches of one device.
+    """Return how many processes each loader of one device has: that of training, and that of validation.
+
+    One loader's processes wait while the other's batches are read, so that they do not share the cores.
 
     If no number is given, it is 0 on a CPU, where they would take cores from the model. For a GPU it is one less than
     the cores of each device's process, because the run itself needs one, and at most `MOST_WORKERS`. A process's cores
@@ -53,13 +55,14 @@ def worker_processes(asked: int | None, device: torch.device, devices: int) -> i
 def describe_loading(asked: int | None, workers: int, pin_memory: bool) -> str:
     """Describe in one line how the batches of a device are prepared; empty if it is done in the run's own process.
 
-    >>> describe_loading(None, 4, pin_memory=True)
-    '4 worker process(es) a device (data.workers null: one less than its cores, at most 4), in page-locked memory'
+    >>> describe_loading(3, 3, pin_memory=True)
+    '3 worker process(es) a device for training and as many for validation, in page-locked memory'
     """
     if not workers and not pin_memory:
         return ""
     rule = f" (data.workers null: one less than its cores, at most {MOST_WORKERS})" if asked is None else ""
-    return f"{workers} worker process(es) a device{rule}{', in page-locked memory' if pin_memory else ''}"
+    number = f"{workers} worker process(es) a device" + (" for training and as many for validation" if workers else "")
+    return f"{number}{rule}{', in page-locked memory' if pin_memory else ''}"
 
 
 def _own_cores(devices: int) -> int:

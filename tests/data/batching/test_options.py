@@ -40,5 +40,7 @@ def test_cores_to_which_a_process_is_bound_are_not_divided_again(monkeypatch):
 
 def test_the_first_lines_say_it_where_there_are_any():
     assert describe_loading(None, 0, pin_memory=False) == describe_loading(0, 0, pin_memory=False) == ""
-    assert describe_loading(3, 3, pin_memory=False) == "3 worker process(es) a device"
+    assert describe_loading(3, 3, pin_memory=False) == (
+        "3 worker process(es) a device for training and as many for validation"
+    )
     assert "null" in describe_loading(None, 0, pin_memory=True)
