@@ -1,4 +1,4 @@
-"""Settings that transformers takes as a share of all optimizer steps keep their meaning, or a remark says what to set."""
+"""Settings that transformers takes as a share of all steps keep their meaning, or a remark says what to set."""
 
 import re
 from typing import Any
