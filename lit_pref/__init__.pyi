@@ -112,6 +112,7 @@ from lit_pref.objectives.parts.temperature import ColumnTemperature as ColumnTem
 from lit_pref.objectives.parts.temperature import Constant as Constant
 from lit_pref.objectives.parts.temperature import EpsilonStep as EpsilonStep
 from lit_pref.objectives.parts.temperature import Temperature as Temperature
+from lit_pref.objectives.parts.temperature import TemperatureOutput as TemperatureOutput
 from lit_pref.objectives.parts.terms import Anchor as Anchor
 from lit_pref.objectives.parts.terms import CalibratedNLL as CalibratedNLL
 from lit_pref.objectives.parts.terms import Center as Center
