@@ -112,10 +112,12 @@ from lit_pref.objectives.parts.temperature import ColumnTemperature as ColumnTem
 from lit_pref.objectives.parts.temperature import Constant as Constant
 from lit_pref.objectives.parts.temperature import EpsilonStep as EpsilonStep
 from lit_pref.objectives.parts.temperature import Temperature as Temperature
+from lit_pref.objectives.parts.temperature import TemperatureOutput as TemperatureOutput
 from lit_pref.objectives.parts.terms import Anchor as Anchor
 from lit_pref.objectives.parts.terms import CalibratedNLL as CalibratedNLL
 from lit_pref.objectives.parts.terms import Center as Center
 from lit_pref.objectives.parts.terms import ChosenNLL as ChosenNLL
+from lit_pref.objectives.parts.terms import Optimism as Optimism
 from lit_pref.objectives.parts.terms import Term as Term
 from lit_pref.objectives.parts.terms import TextNLL as TextNLL
 from lit_pref.objectives.parts.terms import WholeText as WholeText
@@ -150,7 +152,6 @@ from lit_pref.objectives.reward.ranknet import RankNet as RankNet
 from lit_pref.objectives.reward.regression import ScoreRegression as ScoreRegression
 from lit_pref.objectives.robust_dpo import RobustDPO as RobustDPO
 from lit_pref.objectives.rpo import RPO as RPO
-from lit_pref.objectives.selm import Optimism as Optimism
 from lit_pref.objectives.selm import SELM as SELM
 from lit_pref.objectives.sequential_spo import SequentialSPO as SequentialSPO
 from lit_pref.objectives.sft import SFT as SFT

@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from lit_pref.describing import required_arguments, subclasses
+from lit_pref.describing import example, required_arguments, subclasses
 from lit_pref.modules.schedules import Cosine, Flat, Linear, Schedule
 from lit_pref.objectives.base import Objective
 from lit_pref.objectives.dpo import DPO
@@ -106,8 +106,8 @@ def options(prefix: str, cls: type) -> list[str]:
     return [f"--{prefix}", cls.__name__, *itertools.chain(*required)]
 
 
-OF_REWARDS = [cls for cls in subclasses(Objective) if cls.rewards_only]
-OF_POLICIES = [cls for cls in subclasses(Objective) if not cls.rewards_only]
+OF_REWARDS = [cls for cls in subclasses(Objective) if example(cls).reward_objectives()]
+OF_POLICIES = [cls for cls in subclasses(Objective) if cls not in OF_REWARDS]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_later_class_keeps_no_argument_of_the_old_one(old: type, new: type, tm
         spec = {"class_path": cls.__name__, "init_args": required_arguments(cls) | values}
         file.write_text(yaml.safe_dump({"model": {"objective": spec}}))
     plain, expected = old(**required_arguments(old)), new(**required_arguments(new))
-    head = ["--model.policy.head", "scalar"] if plain.rewards_only else []
+    head = ["--model.policy.head", "scalar"] if plain.reward_objectives() else []
     before = objective_after("--config", first, *head, *referenced(plain))
     assert not unusual_arguments(old) or before != repr(plain), "differs from the defaults"
     for switch in (["--config", second], options("model.objective", new)):

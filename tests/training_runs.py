@@ -17,13 +17,14 @@ from lit_pref.data.datamodule import PreferenceDataModule
 from lit_pref.models.spec import ModelSpec
 from lit_pref.modules.preference import PreferenceModule
 from lit_pref.objectives.base import Objective
+from lit_pref.objectives.bco import BCO
 from lit_pref.objectives.dpo import DPO
 from lit_pref.references.reference import Reference
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 from kill_compare import differences
 
-__all__ = ["History", "Memory", "Ran", "Run", "differences", "environment", "fit", "logps", "trained"]
+__all__ = ["Explosive", "History", "Memory", "Ran", "Run", "differences", "environment", "fit", "logps", "trained"]
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
@@ -52,6 +53,19 @@ class History(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         ids = [name for name, real in zip(batch.pairs.ids, batch.pairs.host.is_real.tolist(), strict=True) if real]
         self.given.append((trainer.current_epoch, ids))
+
+
+class Explosive(BCO):
+    """Gives the pair `bad` an infinite loss, and the step with the pair `faulty` NaN gradients."""
+
+    bad = faulty = ""
+
+    def forward(self, policy: Any, references: Any, pairs: Any) -> Any:
+        output = super().forward(policy, references, pairs)
+        output.losses = output.losses / torch.tensor([float(name != self.bad) for name in pairs.ids])
+        if self.faulty in pairs.ids and output.losses.requires_grad:
+            output.losses.register_hook(lambda gradient: gradient * torch.nan)
+        return output
 
 
 @dataclass

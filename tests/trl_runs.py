@@ -1,6 +1,7 @@
 """What the comparisons with TRL share: a run's losses, rows and weights, and the settings of both sides."""
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from transformers.utils import logging
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.scoring.layout import as_padded
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from bench_work import one_pass_in_order
 
 # Two micro-batches of such a window hold 4 and 5 pairs: their means must not count alike.
 WINDOW, PAIRS, EPOCHS, SEED = 9, 45, 4, 3
@@ -66,25 +70,13 @@ def no_progress_bars() -> Iterator[None]:
 
 def trl_arguments(folder: Path) -> dict[str, Any]:
     """The arguments of a TRL configuration: the windows of pairs in their order, with `ADAMW` in fp32."""
-    return {
+    return one_pass_in_order(WINDOW, ADAMW) | {
         "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": WINDOW,
-        "num_train_epochs": 1,
-        "train_sampling_strategy": "sequential",
         "optim": "adamw_torch",
-        "learning_rate": ADAMW["lr"],
-        "adam_beta1": ADAMW["betas"][0],
-        "adam_beta2": ADAMW["betas"][1],
-        "adam_epsilon": ADAMW["eps"],
-        "weight_decay": ADAMW["weight_decay"],
-        "lr_scheduler_type": "constant",
         "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": True,
-        "save_strategy": "no",
         "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 import trl.trainer.dpo_trainer
 import trl.trainer.utils
 from bench_steps import Loop
-from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work, loader_workers, longest_row
+from bench_work import ADAMW, BETA, CLIP, LOG_EVERY, Pair, Work, loader_workers, longest_row, one_pass_in_order
 from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -115,28 +115,16 @@ def grouped_pairs(work: Work, skipped: int = 0) -> list[Pair]:
 
 def arguments(work: Work, folder: Path, device: str, bf16: bool, checkpointing: bool = False) -> dict[str, Any]:
     """Return the arguments of every trainer of TRL: those that all contenders share, for one pass over the pairs."""
-    return {
+    return one_pass_in_order(work.pairs, ADAMW) | {
         "output_dir": str(folder / "trl"),
-        "per_device_train_batch_size": work.pairs,
-        "num_train_epochs": 1,
-        "train_sampling_strategy": "sequential",
         "max_length": None,
         "optim": "adamw_torch_fused",
-        "learning_rate": ADAMW["lr"],
-        "adam_beta1": ADAMW["betas"][0],
-        "adam_beta2": ADAMW["betas"][1],
-        "adam_epsilon": ADAMW["eps"],
-        "weight_decay": ADAMW["weight_decay"],
-        "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP,
         "gradient_checkpointing": checkpointing,
         "bf16": bf16,
         "use_cpu": device == "cpu",
         "dataloader_num_workers": loader_workers(device),
         "logging_steps": LOG_EVERY,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
     }
 
 

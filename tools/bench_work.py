@@ -30,6 +30,24 @@ Pair = dict[str, list[int]]  # `prompt`, `chosen`, `rejected`: ids
 Law = Callable[[float], float]  # quantile -> tokens
 
 
+def one_pass_in_order(pairs: int, adamw: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a TRL configuration: batches of so many pairs in their order, AdamW, nothing saved or shown."""
+    return {
+        "per_device_train_batch_size": pairs,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": adamw["lr"],
+        "adam_beta1": adamw["betas"][0],
+        "adam_beta2": adamw["betas"][1],
+        "adam_epsilon": adamw["eps"],
+        "weight_decay": adamw["weight_decay"],
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def around(centre: float, share: float) -> Law:
     """Uniform on centre ± share · centre."""
     return lambda quantile: centre * (1 + share * (2 * quantile - 1))

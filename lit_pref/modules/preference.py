@@ -70,9 +70,9 @@ class PreferenceModule(PairModule):
         super().__init__(policy, objective, optimizer, schedule, margin_bins, layout)
         if policy.outputs is not None:
             raise UsageError("a policy has the head of a language model, and this one has a scalar head: RewardModule")
-        if objective.rewards_only:
+        if of_rewards := objective.reward_objectives():
             raise UsageError(
-                f"{type(objective).__name__} is for reward models: set model.policy.head to scalar, or choose an "
+                f"{', '.join(of_rewards)} is for reward models: set model.policy.head to scalar, or choose an "
                 "objective for policies (DPO, or without a reference CPO or SimPO)"
             )
         references = references_of(objective, references, policy)

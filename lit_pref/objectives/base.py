@@ -53,7 +53,7 @@ class Objective(Component, ABC):
     """See `Family`."""
 
     rewards_only: bool = False
-    """It fits the scores of reward models; a policy is refused."""
+    """It fits the scores of reward models; a policy is refused. A requirement of `TokenRewards` implies it."""
 
     batch_coupled: bool = False
     """The loss of a pair depends on the other pairs of its micro-batch."""
@@ -84,6 +84,13 @@ class Objective(Component, ABC):
         asked = self.requirements
         reads = self.log_probs_only or asked.statistics - {TokenRewards()} or asked.reference_statistics
         return [type(self).__name__] if reads else []
+
+    def reward_objectives(self) -> list[str]:
+        """Return the names of the objectives that are for reward models only: those it contains, or its own."""
+        within = [module for module in self.modules() if isinstance(module, Objective) and module is not self]
+        found = list(dict.fromkeys(name for objective in within for name in objective.reward_objectives()))
+        is_one = self.rewards_only or TokenRewards() in self.requirements.statistics
+        return found or ([type(self).__name__] if is_one else [])
 
     def check_inputs(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> None:
         """Refuse inputs that would broadcast silently into a wrong loss; call it first in `forward`.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lit_pref.errors import UsageError
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.pairs import Strengths
 
@@ -14,6 +15,7 @@ from lit_pref.pairs import Strengths
 class _Call(NamedTuple):
     """One call of a constructor: its own arguments with defaults, the names that were given, and its `**kwargs`."""
 
+    owner: str
     values: dict[str, Any]
     given: frozenset[str]
     extra: dict[str, Any]
@@ -23,7 +25,8 @@ class Component(nn.Module):
     """An objective or a part of one.
 
     The arguments of its constructor are recorded as given, and its `repr` prints them; so a method can use the names
-    and units of its paper for its arguments without storing them as attributes.
+    and units of its paper for its arguments without storing them as attributes. A `UsageError` "Part: argument ..." by
+    a part that the constructor makes is raised with the name of the class that the user wrote, and of its argument.
     """
 
     log_probs_only: bool = False
@@ -98,7 +101,31 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
                 extra = bound.arguments[name]
         plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         values = {name: bound.arguments[name] for name, kind in kinds.items() if kind in plain}
-        self.__dict__.setdefault("_calls", []).append(_Call(values, given, extra))
-        init(self, *args, **kwargs)
+        call = _Call(type(self).__name__, values, given, extra)
+        self.__dict__.setdefault("_calls", []).append(call)
+        try:
+            init(self, *args, **kwargs)
+        except UsageError as error:
+            inner: _Call | None = vars(error).get("call")
+            if inner is not None:
+                error.args = (_as_given(str(error), inner, call),)
+            vars(error)["call"] = call
+            raise
 
     return __init__
+
+
+def _as_given(message: str, inner: _Call, outer: _Call) -> str:
+    """Return the refusal "Class: argument ..." of an inner constructor in the names of the one that called it.
+
+    An argument of another name is the one whose value was passed on.
+    """
+    owner, _, refusal = message.partition(": ")
+    if owner != inner.owner or not refusal:
+        return message
+    name, _, rule = refusal.partition(" ")
+    if name in inner.given and name not in outer.values:
+        value = inner.values[name]
+        passed = [own for own, given in outer.values.items() if given is value and own not in inner.values]
+        name = passed[0] if len(passed) == 1 else name
+    return f"{outer.owner}: {name} {rule}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.errors import UsageError
+from lit_pref.objectives.numbers import positive
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.part import Sides
 from lit_pref.objectives.parts.score import Score
@@ -28,7 +29,7 @@ class DualClip(Score):
     def __init__(self, upper: float = math.inf, lower: float = math.inf) -> None:
         super().__init__()
         if not (upper > 0 and lower > 0):
-            raise UsageError(f"DualClip: both bounds must be positive, got {upper} and {lower}.")
+            raise UsageError(f"DualClip: upper and lower must be positive, got {upper} and {lower}.")
         self.upper, self.lower = upper, lower
 
     def forward(self, ratios: Sides) -> Sides:
@@ -72,5 +73,7 @@ class DualClipDPO(Pairwise):
     family = "links"
 
     def __init__(self, beta: float = 0.1, c_w: float = 5.0, c_l: float = 5.0, **parts: Any) -> None:
-        nats = 1 / beta if beta > 0 else math.inf  # any other beta is refused below
+        nats = 1 / positive(beta, "DualClipDPO: beta")
+        if not (c_w > 0 and c_l > 0):
+            raise UsageError(f"DualClipDPO: c_w and c_l must be positive, got {c_w} and {c_l}.")
         super().__init__(beta=beta, score=DualClip(nats * c_w, nats * c_l), **parts)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from lit_pref.errors import UsageError
+from lit_pref.objectives.numbers import positive
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.offset import ColumnsOffset, NoOffset
 
@@ -55,9 +56,9 @@ class MODPO(Pairwise):
     ) -> None:
         own = 1 - math.fsum(rewards.values()) if w0 is None else w0
         if not 0 < own < math.inf:
-            how = "1 minus the sum of the other weights" if w0 is None else "as given"
+            how = "1 minus the sum of rewards" if w0 is None else "as given"
             raise UsageError(
                 f"MODPO: w0, the weight of the pairs' own preference, must be positive and finite; {how} it is {own}."
             )
         offset = ColumnsOffset(rewards, scale=1 / own, length=length) if rewards or length else NoOffset()
-        super().__init__(beta=beta / own, offset=offset, **parts)
+        super().__init__(beta=positive(beta, "MODPO: beta") / own, offset=offset, **parts)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.objectives.pairwise import Pairwise
-from lit_pref.objectives.parts.reference import ClippedGeometric
+from lit_pref.objectives.parts.part import Sides
+from lit_pref.objectives.parts.reference import ClippedGeometric, MixOutput
+from lit_pref.objectives.parts.temperature import TemperatureOutput
 from lit_pref.scores import ObjectiveOutput, PairScores
 
 
@@ -55,14 +56,21 @@ class MultiDPO(Pairwise):
         reference = ClippedGeometric(eta=eta, adaptive=adaptive, weights=weights)
         super().__init__(beta=beta, reference=reference, **parts)
 
-    def forward(self, policy: PairScores, references: Sequence[PairScores], pairs: PairData) -> ObjectiveOutput:
-        output = super().forward(policy, references, pairs)
-        scores = self.tokens(policy, policy, pairs)
+    def compare(
+        self,
+        scores: Sides,
+        mix: MixOutput,
+        temperature: TemperatureOutput,
+        policy: PairScores,
+        references: Sequence[PairScores],
+        pairs: PairData,
+    ) -> ObjectiveOutput:
+        compare = super().compare
+        output = compare(scores, mix, temperature, policy, references, pairs)
         with torch.no_grad():
             own = torch.stack([torch.stack(self.tokens(one, policy, pairs)) for one in references])  # (K, 2, B)
-        beta = output.logged["beta"], dict[str, Tensor]()
         each = [
-            self.compare(scores, ((chosen, rejected), {}), beta, policy, references, pairs).losses
+            compare(scores, ((chosen, rejected), {}), temperature, policy, references, pairs).losses
             for chosen, rejected in self.reference.clip(own)
         ]
         output.losses = (self.reference.weigh(own) * torch.stack(each)).sum(0)

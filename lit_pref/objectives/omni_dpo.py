@@ -30,7 +30,7 @@ class QualityAndFit(Weight):
     def __init__(self, beta: float = 2.0, eta: float = 0.7, tau_ref: float = 0.8, gamma: float = 3.0) -> None:
         super().__init__()
         if not (0 <= eta < math.inf and 0 <= gamma < math.inf):
-            raise UsageError(f"OmniDPO: eta and gamma must be finite and >= 0, got {eta} and {gamma}.")
+            raise UsageError(f"QualityAndFit: eta and gamma must be finite and >= 0, got {eta} and {gamma}.")
         self.beta, self.eta, self.tau_ref, self.gamma = beta, eta, tau_ref, gamma
 
     def forward(self, policy: PairScores, pairs: PairData) -> Tensor:

@@ -131,8 +131,8 @@ class Pairwise(Objective):
         with torch.no_grad():
             own = [self.tokens(reference, policy, pairs) for reference in references]
             mix = self.reference(own, scores)
-            beta = self.temperature(self.beta, _ratios(scores, mix[0]), policy, references, pairs)
-        return self.compare(scores, mix, beta, policy, references, pairs)
+            temperature = self.temperature(self.beta, _ratios(scores, mix[0]), policy, references, pairs)
+        return self.compare(scores, mix, TemperatureOutput(*temperature), policy, references, pairs)
 
     def compare(
         self,
@@ -148,14 +148,14 @@ class Pairwise(Objective):
         Args:
             scores: the policy's scores of both responses, each (B,), with gradient.
             mix: the reference's scores of both responses, each (B,), and values to log.
-            temperature: beta of every pair, (B,), and values to log. It is an input because computing it moves its
-                state, once for each batch.
+            temperature: beta of every pair, (B,), values to log, and which pairs enter the loss. It is an input
+                because computing it moves its state, once for each batch.
             policy: the scores and statistics of the policy, for the parts.
             references: those of the K references, unmixed, for the terms.
             pairs: the B pairs.
         """
         mixed, mix_log = mix
-        beta, beta_log = temperature
+        beta, beta_log, kept = temperature
         ratios = _ratios(scores, mixed)
         with torch.no_grad():
             target = self.target(policy, pairs)
@@ -170,7 +170,7 @@ class Pairwise(Objective):
         for term in self._terms():
             losses = losses + term.coefficient * term(beta, rewards, policy, references, pairs)
             term_log |= term.log(policy, references)
-        if (kept := self.temperature.kept) is not None:
+        if kept is not None:
             # Training takes the mean over all real pairs, so this makes it the mean over those that are kept.
             losses = losses * kept.to(losses) * (pairs.is_real.sum().to(losses) / kept.sum().clamp_min(1))
 

@@ -1,7 +1,9 @@
 """One preference after another, each keeping those before it."""
 
+import math
 from typing import Any
 
+from lit_pref.errors import UsageError
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.reference import ImplicitRewards
 
@@ -36,6 +38,11 @@ class SequentialSPO(Pairwise):
     family = "several rewards"
 
     def __init__(self, multipliers: list[float], beta: float = 0.1, **parts: Any) -> None:
+        if not multipliers or not all(map(math.isfinite, multipliers)):
+            raise UsageError(
+                "SequentialSPO: multipliers are finite numbers, one for each reference after the first, got "
+                f"{multipliers}."
+            )
         weights: list[float] = []
         for multiplier in multipliers:
             # S_i = sum_j<=i lambda_j R_j / beta = (1 - lambda_i) S_i-1 + lambda_i (log pi_i - log pi_ref)

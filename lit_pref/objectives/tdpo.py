@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_pref.batch import PairData
 from lit_pref.errors import UsageError
-from lit_pref.objectives.numbers import finite
+from lit_pref.objectives.numbers import finite, positive
 from lit_pref.objectives.pairwise import Pairwise
 from lit_pref.objectives.parts.offset import Offset
 from lit_pref.objectives.requirements import Requirements
@@ -76,4 +76,5 @@ class TDPO(Pairwise):
     def __init__(self, beta: float = 0.1, alpha: float = 0.5, detach_chosen: bool = True, **parts: Any) -> None:
         if not 0 <= alpha < float("inf"):
             raise UsageError(f"TDPO: alpha weighs the divergences and must be finite and >= 0, got {alpha}.")
-        super().__init__(beta=beta, offset=KlOffset(beta * alpha, detach_chosen=detach_chosen), **parts)
+        scale = positive(beta, "TDPO: beta") * alpha
+        super().__init__(beta=beta, offset=KlOffset(scale, detach_chosen=detach_chosen), **parts)

@@ -10,9 +10,10 @@ from lit_pref.errors import UsageError
 from lit_pref.hints import advice, did_you_mean, our_option
 from lit_pref.other_names import EXPLAINED
 from lit_pref.porting.arguments import arguments_of, is_file
-from lit_pref.porting.losses import Settings
-from lit_pref.porting.objective import OF_LOSS, objective_of, references_of
+from lit_pref.porting.losses import Settings, trainer_title
+from lit_pref.porting.objective import OF_LOSS, objective_of, references_of, unread
 from lit_pref.porting.script import placed, script_options, script_remarks
+from lit_pref.porting.steps import Options, checkpoints, logging, share_remark, validation, warmup, warmup_ratio
 
 COMMON: dict[str, Any] = {
     "optim": "adamw_torch_fused",
@@ -66,10 +67,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """TRL's defaults for each trainer: those in common, and those of its losses."""
 
 SAME = (
-    *("learning_rate", "weight_decay", "warmup_steps", "warmup_ratio"),
-    *("max_grad_norm", "max_length", "max_prompt_length", "seed", "data_seed", "output_dir", "logging_steps"),
-    *("dataloader_num_workers", "trust_remote_code", "gradient_checkpointing", "per_device_eval_batch_size"),
-    *("router_aux_loss_coef", "full_determinism", "resume_from_checkpoint"),
+    *("learning_rate", "weight_decay", "max_grad_norm", "max_length", "max_prompt_length", "seed", "data_seed"),
+    *("output_dir", "dataloader_num_workers", "trust_remote_code", "gradient_checkpointing"),
+    *("per_device_eval_batch_size", "router_aux_loss_coef", "full_determinism", "resume_from_checkpoint"),
 )
 """Settings whose value here is the same."""
 
@@ -78,9 +78,6 @@ FLOORED = ("cosine_with_min_lr",)
 
 FLOORS = ("min_lr", "min_lr_rate")
 """Their arguments for the final rate: as such, and as a share of the peak; transformers takes one of them."""
-
-Options = dict[str, Any]
-"""Options of a run by their dotted names."""
 
 
 def yaml_of(text: str) -> str:
@@ -95,7 +92,7 @@ def yaml_of(text: str) -> str:
         UsageError: an argument is unknown, or has a value that has no counterpart here.
     """
     trainer, given = arguments_of(text)
-    title = "Reward" if trainer == "reward" else trainer.upper()
+    title = trainer_title(trainer)
     settings = DEFAULTS[trainer] | given
     for name in given:
         if not (name in settings and name in DEFAULTS[trainer]) and not our_option(name) and not advice(name):
@@ -113,7 +110,7 @@ def yaml_of(text: str) -> str:
     options |= script_options(given)
     options.setdefault("data.train", "pairs.jsonl")
     rest = {name: value for name, value in given.items() if name not in placed(given)}
-    remarks += [remark for name, value in rest.items() for remark in _left_out(name, value, settings)]
+    remarks += [remark for name, value in rest.items() for remark in _left_out(name, value, settings, trainer)]
     remarks += script_remarks(given)
     if is_file(text) and trainer == "dpo" and "loss_type" not in given:
         remarks.append("If the file is that of another trainer, add `trainer: reward`, `orpo` or `cpo` to it.")
@@ -132,7 +129,7 @@ def converted(name: str, value: Any, settings: Settings) -> Options:
     return CONVERSIONS[name](value, settings) if name in CONVERSIONS else {}
 
 
-def _left_out(name: str, value: Any, settings: Settings) -> Iterator[str]:
+def _left_out(name: str, value: Any, settings: Settings, trainer: str) -> Iterator[str]:
     """Yield a remark for each given setting that has no option here."""
     if name == "lr_scheduler_kwargs":
         read = FLOORS if settings["lr_scheduler_type"] in FLOORED else ()
@@ -140,12 +137,18 @@ def _left_out(name: str, value: Any, settings: Settings) -> Iterator[str]:
             yield f"{name}: {settings['lr_scheduler_type']} reads no {key} here, see model.schedule."
     if name == "max_length" and value is None:
         yield "max_length=None: TRL cuts no pair then; here data.max_length is 1024 by default: raise it if need be."
-    silent = name in OF_LOSS or name in READ_WITH_OTHERS or value in (None, False)
-    if silent or converted(name, value, settings):
+    if value in (None, False) or name in READ_WITH_OTHERS:
         return
     option = our_option(name)
     instead = f"here it is {option}" + (f" ({EXPLAINED[option]})" if option in EXPLAINED else "")
-    yield f"{name}={value}: {advice(name).removeprefix('; ') or instead}"
+    instead = advice(name).removeprefix("; ") or instead
+    if name in OF_LOSS:
+        if why := unread(trainer, name, settings, DEFAULTS[trainer]):
+            yield f"{name}={value}: {why}; {instead}"
+    elif remark := share_remark(name, value, settings):
+        yield remark
+    elif not converted(name, value, settings):
+        yield f"{name}={value}: {instead}"
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
@@ -204,18 +207,16 @@ def _model(value: Any, settings: Settings) -> Options:
     return {name: str(chosen).removeprefix("torch.") for name, chosen in found.items()}
 
 
-def _checkpoints(value: Any, settings: Settings) -> Options:
-    arguments = {"every": int(value), "keep": settings.get("save_total_limit")}
-    return {"trainer.callbacks": [{"class_path": "Checkpoints", "init_args": arguments}]} if value >= 1 else {}
-
-
 CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
     "lr_scheduler_type": _schedule,
     "optim": _optimizer,
     "per_device_train_batch_size": _batch,
     "fp16": _precision,
     "model_init_kwargs": _model,
-    "save_steps": _checkpoints,
+    "warmup_steps": warmup,
+    "warmup_ratio": warmup_ratio,
+    "save_steps": checkpoints,
+    "logging_steps": logging,
     "max_steps": lambda value, settings: {"trainer.max_steps": value, "trainer.max_epochs": -1} if value > 0 else {},
     "num_train_epochs": _epochs,
     "precompute_ref_log_probs": lambda value, settings: {"model.reference_store": True} if value else {},
@@ -225,10 +226,8 @@ CONVERSIONS: dict[str, Callable[[Any, Settings], Options]] = {
     "report_to": lambda value, settings: {"trainer.logger": False} if value in ("none", ["none"]) else {},
     "disable_tqdm": lambda value, settings: {"trainer.enable_progress_bar": not value},
     "use_cpu": lambda value, settings: {"trainer.accelerator": "cpu"} if value else {},
-    "eval_strategy": lambda value, settings: {"data.val_fraction": 0.0} if value == "no" else {},
-    "eval_steps": lambda value, settings: (
-        {"trainer.val_check_interval": value} if settings["eval_strategy"] == "steps" else {}
-    ),
+    "eval_strategy": lambda value, settings: validation(settings),
+    "eval_steps": lambda value, settings: validation(settings) if settings["eval_strategy"] == "steps" else {},
 }
 """Settings whose value or name changes, with what they become."""
 

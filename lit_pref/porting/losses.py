@@ -45,8 +45,16 @@ class Loss:
     @property
     def title(self) -> str:
         """The trainer and the loss, as TRL writes them."""
-        trainer = "Reward" if self.trainer == "reward" else self.trainer.upper()
-        return f"{trainer} {self.name}".strip()
+        return f"{trainer_title(self.trainer)} {self.name}".strip()
+
+
+def trainer_title(trainer: str) -> str:
+    """Return the name of a trainer as TRL writes it.
+
+    >>> trainer_title("dpo"), trainer_title("reward")
+    ('DPO', 'Reward')
+    """
+    return "Reward" if trainer == "reward" else trainer.upper()
 
 
 def part(name: str, **arguments: Any) -> Any:

@@ -1,10 +1,11 @@
 """The objective that the loss of a TRL trainer is here, with its remarks."""
 
+from collections.abc import Collection
 from typing import Any
 
 from lit_pref.errors import UsageError
 from lit_pref.hints import did_you_mean
-from lit_pref.porting.losses import LOSSES, Settings, loss_named, part
+from lit_pref.porting.losses import LOSSES, Settings, loss_named, part, trainer_title
 
 OF_LOSS = frozenset(
     {
@@ -15,6 +16,36 @@ OF_LOSS = frozenset(
 )
 """Settings of TRL's trainers that belong to the objective."""
 
+OF_SOME_LOSSES = frozenset({"label_smoothing", "discopop_tau", "simpo_gamma", "alpha", "cpo_alpha"})
+"""Those that only some losses of a trainer read; `objective_of` remarks on each loss that does not."""
+
+READ_ONLY_WITH = {
+    "f_alpha_divergence_coef": ("f_divergence_type", "alpha_divergence"),
+    "ref_model_mixup_alpha": ("sync_ref_model", True),
+    "ref_model_sync_steps": ("sync_ref_model", True),
+}
+"""Those that are read only if another one has a value."""
+
+
+def unread(trainer: str, name: str, settings: Settings, known: Collection[str]) -> str:
+    """Return why a trainer does not read a setting of the objective; empty if it does, or if its losses decide.
+
+    >>> unread("cpo", "rpo_alpha", {}, {"beta"}), unread("dpo", "rpo_alpha", {}, {"beta"})
+    ("TRL's CPO trainer has no such argument", '')
+
+    Args:
+        trainer: the name of the trainer.
+        name: one of `OF_LOSS`.
+        settings: all settings.
+        known: the trainer's settings.
+    """
+    if name in OF_SOME_LOSSES:
+        return ""
+    if name not in known and (trainer, name) != ("dpo", "rpo_alpha"):
+        return f"TRL's {trainer_title(trainer)} trainer has no such argument"
+    other, value = READ_ONLY_WITH.get(name, ("", None))
+    return f"TRL reads it only with {other}={value}" if other and settings[other] != value else ""
+
 
 def objective_of(trainer: str, settings: Settings, given: Settings) -> tuple[Any, list[str]]:
     """Return the objective as a configuration has it, and remarks.
@@ -24,15 +55,17 @@ def objective_of(trainer: str, settings: Settings, given: Settings) -> tuple[Any
     """
     names = settings.get("loss_type", "")
     names = names if isinstance(names, list) else [names]
-    weights = settings.get("loss_weights")
-    if trainer == "dpo" and given.get("rpo_alpha"):  # of earlier releases, now the loss type sft
-        weights = [*(weights or [1.0] * len(names)), given["rpo_alpha"]]
+    weights = settings.get("loss_weights") if trainer == "dpo" else None
+    specs, remarks = [], list[str]()
+    if trainer == "dpo" and (alpha := given.get("rpo_alpha")):  # of earlier releases, now the loss type sft
+        if "sft" in names:
+            remarks.append(f"rpo_alpha={alpha}: it is the loss type sft of earlier releases, on top of the given one.")
+        weights = [*(weights or [1.0] * len(names)), alpha]
         names = [*names, "sft"]
-    specs, remarks = [], []
     for name in names:
         spec, said = _one(trainer, name, settings, given)
         specs.append(spec)
-        remarks += said
+        remarks += [remark for remark in said if remark not in remarks]
     if len(specs) == 1 and not weights:
         return specs[0], remarks
     weights = weights or [1.0] * len(specs)
@@ -45,6 +78,10 @@ def _one(trainer: str, name: str, settings: Settings, given: Settings) -> tuple[
     """One loss, with the parts that settings choose."""
     loss = loss_named(trainer, name)
     if loss is None:
+        if loss_named(trainer, ""):
+            raise UsageError(
+                f"--from_trl: TRL's {trainer_title(trainer)} trainer has one loss and no loss_type: leave it out"
+            )
         known = [loss.name for loss in LOSSES if loss.trainer == trainer]
         raise UsageError(f"--from_trl: loss_type {name!r} is none of {', '.join(known)}{did_you_mean(name, known)}")
     arguments = loss.arguments(settings)
@@ -56,8 +93,8 @@ def _one(trainer: str, name: str, settings: Settings, given: Settings) -> tuple[
         arguments[kind] = chosen
     what = loss.title
     remarks = [f"{what}: {loss.difference}."] if loss.difference and loss.differs(settings) else []
-    settable = given.keys() & {"label_smoothing", "discopop_tau", "simpo_gamma", "alpha", "cpo_alpha"}
-    remarks += [f"{what}: TRL does not read {unread} in this loss." for unread in sorted(settable - {*loss.reads})]
+    ignored = sorted((given.keys() & OF_SOME_LOSSES) - {*loss.reads})
+    remarks += [f"{what}: TRL does not read {setting} in this loss." for setting in ignored]
     return part(loss.objective, **arguments), remarks
 
 

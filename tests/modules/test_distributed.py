@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import make_policy, write_pairs
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from training_runs import Ran, Run, differences, environment, fit, logps, trained
+from training_runs import Explosive, Ran, Run, differences, environment, fit, logps, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.data.selection.criteria import AlignmentPotential
@@ -45,16 +45,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # 17 pairs in windows of 8, 8, 1: the last one leaves one of two ranks a filler. 5 validation pairs leave one too.
 
 TOKENS = 250  # a pair has 41 to 84: two ranks take two micro-batches of the full windows
-MARGINS = torch.tensor([])  # of the training pairs, once they are written
-
-
-class Explosive(DPO):
-    """Gives one pair, which only one of the ranks has, an infinite loss."""
-
-    def forward(self, policy, references, pairs):
-        output = super().forward(policy, references, pairs)
-        output.losses = output.losses / (pairs.margin != MARGINS[3])
-        return output
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -164,69 +154,97 @@ def dtypes_in_transit() -> Iterator[dict[str, set[str]]]:
         yield found
 
 
-def two_processes(folder: Path) -> None:
-    """The program of each of the two processes; rank 0 writes what all saw."""
-    global MARGINS
-    MARGINS = torch.tensor([json.loads(line)["margin"] for line in (folder / "train.jsonl").read_text().splitlines()])
-    results: dict[str, Any] = {}
+def gathered(value: Any) -> list[Any]:
+    """The value of each rank."""
+    values: list[Any] = [None, None]
+    torch.distributed.all_gather_object(values, value)
+    return values
 
-    def run(name: str, strategy: str | FSDP2, case: Run, at: str, **options: Any) -> Ran:
+
+@dataclass
+class Program:
+    """The program of each of the two processes; `results` are those of both, by name."""
+
+    folder: Path
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, name: str, strategy: str | FSDP2, case: Run, at: str, **options: Any) -> Ran:
         data = {**case.data, "micro_batch": None if "max_tokens" in case.data else 2}
         made = strategies()[strategy]() if isinstance(strategy, str) else strategy
-        ran = fit(replace(case, data=data), folder / at, strategy=made, devices=2, **options)
-        gathered: list[Any] = [None, None]
-        torch.distributed.all_gather_object(gathered, ran.given)
-        results[name] = {"logged": ran.logged.steps, "given": gathered, "progress": ran.module.objective.progress}
+        ran = fit(replace(case, data=data), self.folder / at, strategy=made, devices=2, **options)
+        given, progress = gathered(ran.given), ran.module.objective.progress
+        self.results[name] = {"logged": ran.logged.steps, "given": given, "progress": progress}
         return ran
 
-    for strategy in strategies():
-        for name, case in cases(folder).items():
-            if strategy != "fsdp-distributed" or name in ("plain", "lora", "moving"):
-                run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}")
-    for strategy in strategies():
-        for name in ("plain", "lora"):
-            case = cases(folder)[name]
-            policy = {**case.policy, "dtype": "float32", "dropout": 0.1}
-            case = replace(case, policy=policy, optimizer=adamw, layout="auto")
-            at = f"resumed-{name}-{strategy}"
-            whole = run("", strategy, case, at, every=2)
-            results[f"fused {name} {strategy}"] = [g["fused"] for g in whole.trainer.optimizers[0].param_groups]
-            for step in (2, 4):
-                run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
-        if strategy != "ddp":
-            case = cases(folder)["moving"]
-            half = run("", strategy, case, f"moving-half-{strategy}", stop_at_step=3)
-            run("", strategy, case, f"moving-resumed-{strategy}", ckpt=half.checkpoint(3))
-    for name, (case, sharding) in shardings(folder).items():
-        with dtypes_in_transit() as dtypes:
-            ran = run(f"sharded {name}", sharding, case, f"sharded-{name}")
-        kept = {str(p.dtype) for p in ran.module.parameters()}
-        states = {str(value.dtype) for state in ran.trainer.optimizers[0].state.values() for value in state.values()}
-        results[f"dtypes {name}"] = {**dtypes, "kept": kept | states}
-    for name, replicas in {"shards": 1, "replicas": 2}.items():
-        # Whole weights with a stored reference, and adapters with the model below them as reference.
-        case = replace(cases(folder)["bf16"], optimizer=adamw, reference_store=True)
-        if name == "replicas":
-            lora = {**case.policy, "lora": Lora(r=2)}
-            case = replace(case, policy=lora, references=lambda: None, reference_store=None)
-        whole = run("", FSDP2(replicas), case, f"resumed-{name}", every=2, stop_at_step=3)
-        context = whole.module.run_context
-        results[f"precision {name}"] = [context.precision, context.dtype_in_transit]
-        run("", FSDP2(replicas), case, f"resumed-{name}-2", ckpt=whole.checkpoint(2), stop_at_step=3)
-    for name, strategy in product(("explosive", "explosive late"), ("ddp", "fsdp")):
-        said, NonfiniteGuard.deferred = "nothing", name == "explosive late"
-        exploding = replace(cases(folder)["single"], objective=Explosive, optimizer=adamw)
-        try:
-            run("", strategy, exploding, f"{name}-{strategy}", log_every_n_steps=100)
-        except UserError as error:
-            said = str(error)
-        except SystemExit as silent:
-            said = f"exit {silent.code}"
-        gathered: list[Any] = [None, None]
-        torch.distributed.all_gather_object(gathered, said)
-        results[f"{name} {strategy}"] = gathered
+    def run_cases(self) -> None:
+        for strategy in strategies():
+            for name, case in cases(self.folder).items():
+                if strategy != "fsdp-distributed" or name in ("plain", "lora", "moving"):
+                    self.run(f"{name} {strategy}", strategy, case, f"{name}-{strategy}")
+
+    def resume_from_every_form_of_checkpoint(self) -> None:
+        for strategy in strategies():
+            for name in ("plain", "lora"):
+                case = cases(self.folder)[name]
+                policy = {**case.policy, "dtype": "float32", "dropout": 0.1}
+                case = replace(case, policy=policy, optimizer=adamw, layout="auto")
+                at = f"resumed-{name}-{strategy}"
+                whole = self.run("", strategy, case, at, every=2)
+                fused = [group["fused"] for group in whole.trainer.optimizers[0].param_groups]
+                self.results[f"fused {name} {strategy}"] = fused
+                for step in (2, 4):
+                    self.run("", strategy, case, f"{at}-{step}", ckpt=whole.checkpoint(step))
+            if strategy != "ddp":
+                case = cases(self.folder)["moving"]
+                half = self.run("", strategy, case, f"moving-half-{strategy}", stop_at_step=3)
+                self.run("", strategy, case, f"moving-resumed-{strategy}", ckpt=half.checkpoint(3))
+
+    def run_shardings(self) -> None:
+        for name, (case, sharding) in shardings(self.folder).items():
+            with dtypes_in_transit() as dtypes:
+                ran = self.run(f"sharded {name}", sharding, case, f"sharded-{name}")
+            kept = {str(p.dtype) for p in ran.module.parameters()}
+            states = ran.trainer.optimizers[0].state.values()
+            kept |= {str(value.dtype) for state in states for value in state.values()}
+            self.results[f"dtypes {name}"] = {**dtypes, "kept": kept}
+
+    def resume_shardings(self) -> None:
+        """Whole weights with a stored reference, and adapters with the model below them as reference."""
+        for name, replicas in {"shards": 1, "replicas": 2}.items():
+            case = replace(cases(self.folder)["bf16"], optimizer=adamw, reference_store=True)
+            if name == "replicas":
+                lora = {**case.policy, "lora": Lora(r=2)}
+                case = replace(case, policy=lora, references=lambda: None, reference_store=None)
+            whole = self.run("", FSDP2(replicas), case, f"resumed-{name}", every=2, stop_at_step=3)
+            context = whole.module.run_context
+            self.results[f"precision {name}"] = [context.precision, context.dtype_in_transit]
+            self.run("", FSDP2(replicas), case, f"resumed-{name}-2", ckpt=whole.checkpoint(2), stop_at_step=3)
+
+    def explode(self) -> None:
+        """A pair that only one of the ranks has gets an infinite loss."""
+        Explosive.bad = self.results["single ddp"]["given"][0][2][1][0]  # rank 0's first of the second optimizer step
+        for name, strategy in product(("explosive", "explosive late"), ("ddp", "fsdp")):
+            said, NonfiniteGuard.deferred = "nothing", name == "explosive late"
+            exploding = replace(cases(self.folder)["single"], objective=Explosive, optimizer=adamw)
+            try:
+                self.run("", strategy, exploding, f"{name}-{strategy}", log_every_n_steps=100)
+            except UserError as error:
+                said = str(error)
+            except SystemExit as silent:
+                said = f"exit {silent.code}"
+            self.results[f"{name} {strategy}"] = gathered(said)
+
+
+def two_processes(folder: Path) -> None:
+    """Run the program in one of the two processes; rank 0 writes what both saw."""
+    program = Program(folder)
+    program.run_cases()
+    program.resume_from_every_form_of_checkpoint()
+    program.run_shardings()
+    program.resume_shardings()
+    program.explode()
     if torch.distributed.get_rank() == 0:
-        torch.save(results, folder / "results.pt")
+        torch.save(program.results, folder / "results.pt")
     torch.distributed.barrier()
     close_group()  # as `Run` does at exit
 

@@ -12,28 +12,14 @@ import torch
 from conftest import write_pairs
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
-from training_runs import Ran, Run, fit
+from training_runs import Explosive, Ran, Run, fit
 
 from lit_pref.errors import Diverged
 from lit_pref.modules.nonfinite import NonfiniteGuard
-from lit_pref.objectives.bco import BCO
 from lit_pref.references.reference import InitialPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SENTENCE = r"the loss of 1 pair\(s\) is not finite at step {}: {}; lower the learning"
-
-
-class Explosive(BCO):
-    """Gives the pair `bad` an infinite loss, and the step with the pair `faulty` NaN gradients."""
-
-    bad = faulty = ""
-
-    def forward(self, policy, references, pairs):
-        output = super().forward(policy, references, pairs)
-        output.losses = output.losses / torch.tensor([float(name != self.bad) for name in pairs.ids])
-        if self.faulty in pairs.ids and output.losses.requires_grad:
-            output.losses.register_hook(lambda gradient: gradient * torch.nan)
-        return output
 
 
 class States(Callback):

@@ -24,9 +24,13 @@ from lit_pref.objectives.dpo import DPO
 from lit_pref.objectives.mmpo import MMPO
 from lit_pref.objectives.parts.reference import NoReference
 from lit_pref.objectives.parts.terms import ChosenNLL
+from lit_pref.objectives.requirements import Requirements
 from lit_pref.objectives.reward.bradley_terry import BradleyTerry
+from lit_pref.objectives.reward.fine_grained import FineGrained
+from lit_pref.objectives.reward.gpm import GPM
 from lit_pref.objectives.reward.pcrm import TokenPCRM
 from lit_pref.objectives.sft import SFT
+from lit_pref.objectives.weighted import Weighted
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.run.run import build
 from lit_pref.scores import TokenRewards
@@ -255,9 +259,33 @@ def test_objectives_that_a_reward_model_cannot_serve_are_refused(policy_folder, 
         RewardModule(spec, objective)
 
 
-def test_a_policy_refuses_the_objectives_of_reward_models(policy_folder):
-    with pytest.raises(UsageError, match=r"BradleyTerry is for reward models: set model\.policy\.head to scalar"):
-        PreferenceModule(ModelSpec(path=str(policy_folder)), BradleyTerry())
+class TokenReader(DPO):
+    """A user's own objective, without a flag."""
+
+    requirements = Requirements(max_references=0, statistics=frozenset({TokenRewards()}))
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [
+        (BradleyTerry(), "BradleyTerry"),
+        (TokenPCRM(), "TokenPCRM"),
+        (FineGrained(), "FineGrained"),
+        (TokenReader(), "TokenReader"),
+        (Weighted([BradleyTerry(), SFT()]), "BradleyTerry"),
+        (Weighted([SFT(), Weighted([TokenPCRM(), GPM()])]), "TokenPCRM, GPM"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_policy_refuses_the_objectives_of_reward_models_also_in_a_sum(objective, names):
+    with pytest.raises(UsageError, match=rf"^{names} is for reward models: set model\.policy\.head to scalar"):
+        PreferenceModule(ModelSpec(path="policy"), objective)
+
+
+def test_a_policy_and_a_reward_model_take_the_objectives_of_both():
+    objective = Weighted([MMPO(beta=1, reference=NoReference()), DPO(reference=NoReference())])
+    assert PreferenceModule(ModelSpec(path="policy"), objective).objective is objective
+    assert RewardModule(ModelSpec(path="policy", head="scalar"), objective).objective is objective
 
 
 def test_a_head_and_a_module_that_do_not_fit_are_refused(policy_folder):

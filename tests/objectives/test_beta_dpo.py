@@ -154,6 +154,18 @@ def test_one_pair_is_kept_and_equal_gaps_have_no_deviation(make):
     assert int(output.logged["kept"].sum()) == 2 and bool(output.losses.isfinite().all())
 
 
+def test_the_loss_leaves_out_the_pairs_of_the_given_temperature_and_not_of_the_last_batch(make):
+    objective = BetaDPO(filtered=0.5)
+    inputs = gaps(make, *GAPS)
+    ratios = (inputs.policy.chosen.scores, inputs.policy.rejected.scores)
+    given = objective.temperature(0.1, ratios, inputs.policy, inputs.references, inputs.pairs)
+    assert given.kept is not None and torch.equal(given.kept.to(given.beta), given.logged["kept"])
+    gaps(make, 1.0, 2.0).into(objective)
+    losses = objective.compare(ratios, ((0.0, 0.0), {}), given, inputs.policy, inputs.references, inputs.pairs).losses
+    assert torch.equal(losses > 0, given.kept)
+    assert objective.eval().temperature(0.1, ratios, inputs.policy, inputs.references, inputs.pairs).kept is None
+
+
 def test_beta_never_goes_below_its_minimum(make):
     output = gaps(make, -100.0, -90.0).into(DPO(temperature=BatchAdaptive(floor=0.02)))
     assert output.logged["beta"].tolist() == pytest.approx([0.02, 0.02])
@@ -186,5 +198,6 @@ def test_it_says_that_it_couples_the_pairs_of_a_batch():
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments, sentence):
-    with pytest.raises(UsageError, match=f"BatchAdaptive: {sentence}"):
-        BatchAdaptive(**arguments)
+    for cls in (BatchAdaptive, BetaDPO):
+        with pytest.raises(UsageError, match=f"{cls.__name__}: {sentence}"):
+            cls(**arguments)

@@ -33,5 +33,5 @@ def test_its_minimum_is_at_the_log_odds_of_a_right_label(make):
 
 def test_epsilon_is_a_share_up_to_one_half():
     assert CDPO(epsilon=0.3).target.arguments == Smoothed(0.3).arguments
-    with pytest.raises(UsageError, match=r"in \[0, 0\.5\], got 0\.6"):
+    with pytest.raises(UsageError, match=r"CDPO: epsilon .* in \[0, 0\.5\], got 0\.6"):
         CDPO(epsilon=0.6)

@@ -3,13 +3,17 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
 
+from lit_pref import describing
 from lit_pref.errors import UsageError
 from lit_pref.objectives import (
+    CDPO,
     DPO,
+    MODPO,
     SFT,
     ChosenNLL,
     ColumnsOffset,
@@ -17,8 +21,11 @@ from lit_pref.objectives import (
     MarginTarget,
     Pairwise,
     Requirements,
+    SequentialSPO,
+    Smoothed,
     Squared,
 )
+from lit_pref.objectives.base import Objective
 from lit_pref.objectives.parts.terms import Term
 from lit_pref.objectives.parts.weight import Weight
 
@@ -121,8 +128,53 @@ def test_a_wrong_argument_is_answered_as_python_answers_it():
         PaperMODPO()
     with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
         Weighed(gama=1.0)
-    with pytest.raises(UsageError, match="PaperIPO: beta must be a positive, finite number, got inf"):
+    with pytest.raises(UsageError, match="PaperIPO: tau must be a positive, finite number, got inf"):
         PaperIPO(tau=math.inf)
+
+
+def test_a_refusal_names_the_class_and_the_argument_that_the_user_wrote():
+    class Own(CDPO):
+        def __init__(self, share=0.1, strength=1.0, **parts):
+            super().__init__(epsilon=share, terms=[ChosenNLL(strength)], **parts)
+
+    with pytest.raises(UsageError, match=r"^Own: share is the share of wrong labels .*, got -0\.5"):
+        Own(share=-0.5)
+    with pytest.raises(UsageError, match=r"^Own: strength must be finite and >= 0, got -2\.5"):
+        Own(strength=-2.5)
+    with pytest.raises(UsageError, match=r"^Smoothed: epsilon is the share of wrong labels .*, got -0\.5"):
+        Own(target=Smoothed(-0.5))
+
+
+def refusals(cls, name):
+    """The messages for numbers of which at least one is out of range, unless the argument has no range."""
+    for value in (-1.5, 1.5, math.inf, math.nan):
+        try:
+            cls(**{**describing.required_arguments(cls), name: value})
+        except UsageError as error:
+            yield str(error)
+
+
+def test_a_number_out_of_range_is_refused_in_the_names_of_its_objective():
+    refused = {
+        (cls.__name__, argument.name): list(refusals(cls, argument.name))
+        for cls in describing.subclasses(Objective)
+        for argument in describing.arguments(cls)
+        if isinstance(argument.default, int | float) and not isinstance(argument.default, bool)
+    }
+    for (owner, name), messages in refused.items():
+        for message in messages:
+            assert re.match(rf"{owner}: .*\b{name}\b", message), message
+    assert len(refused) > 80
+    unbounded = {("ConditionalContrast", "seed"), ("OmniDPO", "tau_ref"), ("OmniDPO", "tau_good")}
+    assert {key for key, messages in refused.items() if not messages} == unbounded
+
+
+def test_a_value_that_is_computed_from_arguments_is_refused_in_their_names():
+    for multipliers in ([], [math.nan], [0.5, math.inf]):
+        with pytest.raises(UsageError, match=r"^SequentialSPO: multipliers are finite numbers, one for each reference"):
+            SequentialSPO(multipliers)
+    with pytest.raises(UsageError, match=r"^MODPO: beta must be positive and finite, got -1\.5"):
+        MODPO({"help": 0.5}, beta=-1.5)
 
 
 def test_an_objective_and_a_part_of_ones_own_state_requirements_by_a_class_attribute(make):

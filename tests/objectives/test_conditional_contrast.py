@@ -93,10 +93,12 @@ def test_extreme_scores_give_finite_losses_and_gradients(make, dtype, score):
 
 def test_what_it_cannot_use_is_refused():
     for contrast in (-1.0, math.inf, math.nan):
-        with pytest.raises(UsageError, match=f"PromptContrast: coefficient must be finite and >= 0, got {contrast}"):
+        with pytest.raises(UsageError, match=f"ConditionalContrast: contrast must be finite and >= 0, got {contrast}"):
             ConditionalContrast(contrast=contrast)
     for smallest, largest in ((-0.1, 0.2), (0.3, 0.2), (0.1, 1.0)):
-        with pytest.raises(UsageError, match=f"smallest <= largest < 1 must hold, got {smallest}, {largest}"):
+        with pytest.raises(
+            UsageError, match=f"ConditionalContrast: 0 <= smallest <= largest < 1 must hold, got {smallest}, {largest}"
+        ):
             ConditionalContrast(smallest=smallest, largest=largest)
     with pytest.raises(UsageError, match=r"PromptContrast compares sums of log-probs.* choose `tokens: Sum`"):
         ConditionalContrast(tokens=Mean())

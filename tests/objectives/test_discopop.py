@@ -55,5 +55,5 @@ def test_a_soft_target_mixes_the_losses_of_both_orders(make):
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, 1.5, math.nan])
 def test_a_tau_that_overflows_is_refused(tau):
-    with pytest.raises(UsageError, match=r"tau must be in \(0, 1\]"):
+    with pytest.raises(UsageError, match=r"DiscoPOP: tau must be in \(0, 1\]"):
         DiscoPOP(tau=tau)

@@ -43,7 +43,7 @@ def test_soft_targets_and_penalties_that_are_none_are_refused():
     with pytest.raises(UsageError, match=r"DropPenalty treats chosen and rejected differently, .*`target: Hard`"):
         DPOP(target=MarginTarget())
     for penalty in (-1.0, math.inf, math.nan):
-        with pytest.raises(UsageError, match=f"DropPenalty: penalty must be finite and >= 0, got {penalty}"):
+        with pytest.raises(UsageError, match=f"DPOP: penalty must be finite and >= 0, got {penalty}"):
             DPOP(penalty=penalty)
 
 

@@ -50,7 +50,7 @@ def test_soft_targets_a_missing_reference_and_bounds_below_zero_are_refused():
         DualClipDPO(target=Smoothed(0.1))
     with pytest.raises(UsageError, match="DualClip is a function of the ratio"):
         DualClipDPO(reference=NoReference())
-    with pytest.raises(UsageError, match="both bounds must be positive"):
+    with pytest.raises(UsageError, match=r"DualClipDPO: c_w and c_l must be positive, got -1\.0 and 5\.0"):
         DualClipDPO(c_w=-1.0)
-    with pytest.raises(UsageError, match="beta must be a positive, finite number, got 0"):
+    with pytest.raises(UsageError, match="DualClipDPO: beta must be positive and finite, got 0"):
         DualClipDPO(beta=0.0)

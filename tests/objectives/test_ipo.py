@@ -27,5 +27,5 @@ def test_the_papers_tau_is_shown_and_beta_is_not():
 def test_a_temperature_that_varies_and_a_tau_of_zero_are_refused():
     with pytest.raises(UsageError, match="Squared divides by beta squared"):
         IPO(temperature=EpsilonStep())
-    with pytest.raises(UsageError, match="IPO: beta must be a positive, finite number, got 0"):
+    with pytest.raises(UsageError, match="IPO: tau must be a positive, finite number, got 0"):
         IPO(tau=0.0)

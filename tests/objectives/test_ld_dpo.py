@@ -64,5 +64,5 @@ def test_the_other_parts_stay_open_but_for_those_that_need_plain_sums(make):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
 def test_an_alpha_out_of_bounds_is_refused(alpha):
-    with pytest.raises(UsageError, match=r"TailWeighted: alpha .*\[0, 1\], got"):
+    with pytest.raises(UsageError, match=r"LDDPO: alpha .*\[0, 1\], got"):
         LDDPO(alpha=alpha)

@@ -110,12 +110,12 @@ def test_a_graded_target_fits_beside_other_rewards(make):
     [
         (
             {"rewards": {"a": 0.6, "b": 0.4}},
-            "must be positive and finite; 1 minus the sum of the other weights it is 0",
+            "must be positive and finite; 1 minus the sum of rewards it is 0",
         ),
         ({"rewards": {"a": 0.6}, "w0": -0.1}, "must be positive and finite; as given it is -0.1"),
         ({"rewards": {"a": math.nan}}, "must be positive and finite"),
-        ({"rewards": {"a": math.nan}, "w0": 1.0}, "ColumnsOffset: a must be a finite number, got nan"),
-        ({"rewards": {}, "length": math.inf}, "ColumnsOffset: length must be a finite number, got inf"),
+        ({"rewards": {"a": math.nan}, "w0": 1.0}, "MODPO: a must be a finite number, got nan"),
+        ({"rewards": {}, "length": math.inf}, "MODPO: length must be a finite number, got inf"),
     ],
 )
 def test_weights_that_weigh_nothing_are_refused(arguments, sentence):

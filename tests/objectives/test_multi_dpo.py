@@ -99,6 +99,6 @@ def test_a_temperature_counts_each_pair_once_and_has_the_state_of_dpo_against_th
 def test_the_clip_is_refused_for_other_aggregations_and_with_wrong_numbers():
     with pytest.raises(UsageError, match=r"ClippedGeometric clips to an interval .*: choose `tokens: Sum`"):
         MultiDPO(tokens=Mean())
-    with pytest.raises(UsageError, match="ClippedGeometric: eta is the relative width"):
+    with pytest.raises(UsageError, match="MultiDPO: eta is the relative width"):
         MultiDPO(eta=-1.0)
     assert (MultiDPO(weights=[1, 2]).requirements.min_references, MultiDPO().requirements.max_references) == (2, None)

@@ -59,7 +59,9 @@ def test_the_score_is_required_unless_its_term_has_no_weight(make):
     assert OmniDPO(lambd=0.0).requirements.columns == {"margin"}
     with pytest.raises(UserError, match="CalibratedNLL needs the field `score_chosen`"):
         make.g0().into(OmniDPO())
-    with pytest.raises(UsageError, match="coefficient must be finite and >= 0"):
+    with pytest.raises(UsageError, match="CalibratedNLL: coefficient must be finite and >= 0"):
         CalibratedNLL(-0.1)
-    with pytest.raises(UsageError, match="eta and gamma must be finite and >= 0"):
+    with pytest.raises(UsageError, match="OmniDPO: lambd must be finite and >= 0"):
+        OmniDPO(lambd=-0.1)
+    with pytest.raises(UsageError, match="OmniDPO: eta and gamma must be finite and >= 0"):
         OmniDPO(gamma=-1.0)

@@ -89,5 +89,5 @@ def test_log_odds_of_anything_but_mean_log_probs_are_refused():
         with pytest.raises(UsageError, match="LogOdds is a function of the mean log-prob per token"):
             DPO(score=LogOdds(), **parts)
     assert DPO(score=LogOdds(), tokens=Mean(), reference=NoReference()).score.arguments == {}
-    with pytest.raises(UsageError, match="ConstantWeight: c must be finite and >= 0, got -1"):
+    with pytest.raises(UsageError, match="ORPO: lambd must be finite and >= 0, got -1"):
         ORPO(lambd=-1.0)

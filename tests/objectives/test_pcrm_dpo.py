@@ -63,7 +63,7 @@ def test_with_a_large_delta_it_is_dpo_and_label_smoothing_leaves_a_linear_term(m
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(UsageError, match=r"epsilon is the share of wrong labels and must be in \[0, 0\.5\], got 0\.7"):
+    with pytest.raises(UsageError, match=r"PCRMDPO: epsilon is the share of wrong labels .* in \[0, 0\.5\], got 0\.7"):
         PCRMDPO(epsilon=0.7)
-    with pytest.raises(UsageError, match="b1 and b2 must be positive"):
+    with pytest.raises(UsageError, match="PCRMDPO: b1 and b2 must be positive"):
         PCRMDPO(b1=0.0)

@@ -44,5 +44,5 @@ def test_ten_thousand_nats_and_a_response_of_one_token_stay_finite(make):
 
 @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
 def test_an_alpha_that_would_lower_the_chosen_response_is_refused(alpha):
-    with pytest.raises(UsageError, match=f"ChosenNLL: coefficient must be finite and >= 0, got {alpha}"):
+    with pytest.raises(UsageError, match=f"RPO: alpha must be finite and >= 0, got {alpha}"):
         RPO(alpha=alpha)

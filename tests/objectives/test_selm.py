@@ -88,7 +88,7 @@ def test_third_responses_that_are_missing_are_refused(make):
 
 @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
 def test_a_push_towards_the_reference_s_own_response_is_refused(alpha):
-    with pytest.raises(UsageError, match=f"Optimism: alpha weighs the exploration .*, got {alpha}"):
+    with pytest.raises(UsageError, match=f"SELM: alpha weighs the exploration .*, got {alpha}"):
         SELM(alpha=alpha)
 
 

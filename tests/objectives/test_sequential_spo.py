@@ -58,5 +58,5 @@ def test_it_takes_the_first_model_and_one_policy_for_each_round():
     asked = SequentialSPO([0.5, 0.2]).requirements
     assert (asked.min_references, asked.max_references) == (3, 3)
     for multipliers in ([], [math.inf]):
-        with pytest.raises(UsageError, match="weights are finite numbers, one for each reference after the first"):
+        with pytest.raises(UsageError, match="SequentialSPO: multipliers are finite numbers, one for each"):
             SequentialSPO(multipliers)

@@ -38,5 +38,5 @@ def test_its_rewards_are_summed_log_probs_and_it_takes_no_reference(make):
 
 
 def test_a_margin_that_is_not_positive_is_refused():
-    with pytest.raises(UsageError, match="Hinge: delta is the gap"):
+    with pytest.raises(UsageError, match="SLiCHF: delta is the gap"):
         SLiCHF(delta=0.0)

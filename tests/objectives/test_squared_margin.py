@@ -45,6 +45,6 @@ def test_targets_that_it_would_not_read_and_temperatures_that_would_weigh_are_re
         SquaredMargin(target=MarginTarget())
     with pytest.raises(UsageError, match="SquaredResidual divides by beta squared"):
         SquaredMargin(temperature=EpsilonStep())
-    with pytest.raises(UsageError, match="scale must be a finite number"):
+    with pytest.raises(UsageError, match="SquaredMargin: gamma must be a finite number"):
         SquaredMargin(gamma=math.inf)
     assert DPO(link=SquaredResidual()).target.hard

@@ -102,5 +102,5 @@ def test_only_weights_that_can_differ_from_one_are_logged(make):
 
 @pytest.mark.parametrize("cap", [0.0, -1.0, math.nan])
 def test_a_cap_that_leaves_no_weight_is_refused(cap):
-    with pytest.raises(UsageError, match=f"OnPolicyWeight: cap is the largest weight and must be > 0, got {cap}"):
+    with pytest.raises(UsageError, match=f"WPO: cap is the largest weight and must be > 0, got {cap}"):
         WPO(cap=cap)

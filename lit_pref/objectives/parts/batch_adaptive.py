@@ -78,7 +78,7 @@ class BatchAdaptive(Temperature):
         gaps = (ratios[0] - ratios[1]).double()
         own = gaps[pairs.real].sort().values  # sorted, so that the order of the pairs changes no bit
         if not self.training or not len(own):
-            return constant, self._keep(pairs.is_real, constant)
+            return self._output(constant, pairs.is_real)
         sums = torch.stack([torch.full_like(self.mean, len(own)), own.sum(), own.square().sum()])
         self._window = sums if self._window is None else self._window + sums
         mean, deviation = self._moved(sums)
@@ -86,12 +86,13 @@ class BatchAdaptive(Temperature):
         level = gaps[drawn].sort().values.mean()
         adapted = (beta * (1 + self.alpha * (level - mean))).clamp_min(self.floor)
         kept = torch.zeros_like(pairs.is_real).index_fill(0, drawn, True) if self.filtered else pairs.is_real
-        return adapted.to(constant).expand_as(constant), self._keep(kept, constant)
+        return self._output(adapted.to(constant).expand_as(constant), kept)
 
-    def _keep(self, kept: Tensor, like: Tensor) -> dict[str, Tensor]:
-        """Set which pairs are kept, for the loss; return it as a value to log."""
-        self.kept = kept if self.filtered and self.training else None
-        return {"kept": kept.to(like)} if self.filtered else {}
+    def _output(self, beta: Tensor, kept: Tensor) -> TemperatureOutput:
+        """Return beta with the kept pairs, which the log shows and training reads."""
+        if not self.filtered:
+            return TemperatureOutput(beta, {})
+        return TemperatureOutput(beta, {"kept": kept.to(beta)}, kept if self.training else None)
 
     def _moved(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Return M and S after a batch with these sums of gaps."""

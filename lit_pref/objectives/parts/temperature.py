@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from lit_pref.objectives.parts.part import Part, Sides
 from lit_pref.objectives.requirements import Requirements
 from lit_pref.scores import Need, PairScores, Tilt, TiltSlope
 
-TemperatureOutput = tuple[Tensor, dict[str, Tensor]]
-"""beta_i (B,), and values to log, each (B,)."""
+
+class TemperatureOutput(NamedTuple):
+    """beta_i (B,), values to log, each (B,), and which pairs enter the loss, (B,); None for all of them."""
+
+    beta: Tensor
+    logged: dict[str, Tensor]
+    kept: Tensor | None = None
 
 
 class Temperature(Part):
@@ -35,14 +41,11 @@ class Temperature(Part):
     maximum: float | None = None
     """The largest beta that the objective may have; None is no bound."""
 
-    kept: Tensor | None = None
-    """Which pairs of the last batch enter the loss, (B,), if `forward` leaves some out in training; None for all."""
-
     @abstractmethod
     def forward(
         self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
-        """Return beta_i of every pair, and values to log; called without gradient.
+        """Return beta_i of every pair, values to log, and which pairs enter the loss; called without gradient.
 
         Args:
             beta: the objective's beta.
@@ -68,7 +71,7 @@ class Constant(Temperature):
     def forward(
         self, beta: float, ratios: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
     ) -> TemperatureOutput:
-        return torch.full_like(ratios[0], beta), {}
+        return TemperatureOutput(torch.full_like(ratios[0], beta), {})
 
 
 class EpsilonStep(Temperature):
@@ -152,7 +155,7 @@ class EpsilonStep(Temperature):
             seen = torch.stack([(step > 0) & pairs.is_real, (step < 0) & pairs.is_real, pairs.is_real]).sum(1).double()
             self._window = seen if self._window is None else self._window + seen
         betas = beta * self.scale / (1 + self.epsilon * step)
-        return betas.to(ratios[0].dtype), {"epsilon_step": step.to(ratios[0].dtype)}
+        return TemperatureOutput(betas.to(ratios[0].dtype), {"epsilon_step": step.to(ratios[0].dtype)})
 
     def _step(self, policy: PairScores) -> Tensor:
         if self.first_order:
@@ -216,7 +219,7 @@ class ColumnTemperature(Temperature):
                 f"{pairs.names[first]} has {float(here[first])}: correct or drop the pair, or choose "
                 "`temperature: Constant`."
             )
-        return beta * factors.to(ratios[0].dtype), {}
+        return TemperatureOutput(beta * factors.to(ratios[0].dtype), {})
 
 
 def difference(pair: PairScores, need: Need) -> Tensor:

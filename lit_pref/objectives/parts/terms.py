@@ -94,6 +94,50 @@ class TextNLL(Term):
         return -policy.extra_response.scores / policy.extra_response.lengths
 
 
+class Optimism(Term):
+    """alpha beta_i h_y': lowers the probability of the reference's own response y', so that a policy explores (SELM).
+
+    y' is the `extra_response` of every record, and h_y' = log pi(y') - log pi_ref(y') is a plain sum of log-probs,
+    whatever `tokens` and `score` are. With several references it is relative to the first one; without a reference it
+    is log pi(y'), because the reference only adds a constant without gradient. Unbounded below with a constant
+    gradient: watch `extra_response_change`, h_y' in nats.
+
+    **Source**: SELM, arXiv 2405.19332; see `SELM`.
+
+    Args:
+        alpha: >= 0, the weight of the exploration.
+
+    Raises:
+        UsageError: alpha is negative or not finite.
+    """
+
+    log_probs_only = True
+    requirements = Requirements(sides=("chosen", "rejected", "extra_response"))
+
+    def __init__(self, alpha: float = 0.001) -> None:
+        super().__init__(coefficient=1.0)
+        if not 0 <= alpha < float("inf"):
+            raise UsageError(f"Optimism: alpha weighs the exploration and must be finite and >= 0, got {alpha}.")
+        self.alpha = alpha
+
+    def forward(
+        self, beta: Tensor, rewards: Sides, policy: PairScores, references: Sequence[PairScores], pairs: PairData
+    ) -> Tensor:
+        return self.alpha * beta * self._change(policy, references)
+
+    def log(self, policy: PairScores, references: Sequence[PairScores]) -> dict[str, Tensor]:
+        return {"extra_response_change": self._change(policy, references)}
+
+    def _change(self, policy: PairScores, references: Sequence[PairScores]) -> Tensor:
+        """h_y' of every pair, (B,)."""
+        assert policy.extra_response is not None
+        change = policy.extra_response.scores
+        for first in references[:1]:
+            assert first.extra_response is not None
+            change = change - first.extra_response.scores
+        return change
+
+
 class CalibratedNLL(Term):
     """-l_w / n_w of good chosen responses that the policy finds less likely than the reference does, else 0.
 

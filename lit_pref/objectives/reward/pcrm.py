@@ -105,9 +105,9 @@ class Cap(Term):
     ) -> None:
         super().__init__()
         if not (b1 > 0 and b2 > 0 and math.isfinite(b1 + b2 + b3)):
-            raise UsageError(f"PCRM: b1 and b2 must be positive and all of b1, b2, b3 finite, got {b1}, {b2}, {b3}.")
+            raise UsageError(f"Cap: b1 and b2 must be positive and all of b1, b2, b3 finite, got {b1}, {b2}, {b3}.")
         if not 0 <= epsilon <= 0.5:
-            raise UsageError(f"PCRM: epsilon is the share of wrong labels and must be in [0, 0.5], got {epsilon}.")
+            raise UsageError(f"Cap: epsilon is the share of wrong labels and must be in [0, 0.5], got {epsilon}.")
         self.b1, self.b2, self.b3, self.similarity = b1, b2, b3, similarity or LengthRatio()
         self.epsilon = epsilon
 
