@@ -20,6 +20,8 @@ from lit_pref.testbed.samples import evaluate
 from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY, Prompt, gold_reward
 
 PROMPTS = ["4 metal down lead plain 5 6 :", "3 animal up cat warm 1 2 :"] * 40
+PAIRS = [(" tin", " zinc"), (" tin tin zinc", " tin"), (" zinc tin", " tin zinc"), (" zinc", " zinc zinc tin")]
+"""Chosen and rejected responses, to each of the two prompts."""
 
 
 def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
@@ -41,6 +43,10 @@ def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
 @pytest.fixture
 def callback(tmp_path: Path) -> GoldReward:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    rows = [
+        {"prompt": text, "chosen": chosen, "rejected": rejected} for text in PROMPTS[:2] for chosen, rejected in PAIRS
+    ]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "train.jsonl").write_text("")
     callback = GoldReward()
     datamodule = SimpleNamespace(train=str(tmp_path / "train.jsonl"))
@@ -62,8 +68,10 @@ def test_the_numbers_are_those_of_the_testbed_and_the_kl_is_that_of_the_words(ca
     ratio = {"zinc": math.log(0.2 / 0.5), "tin": math.log(0.4 / 0.3), EOS: math.log(0.4 / 0.2)}
     by_hand = sum(ratio[word] for words in alone.sampled for word in words) / len(PROMPTS)
     assert numbers["testbed/kl"] == pytest.approx(by_hand, abs=1e-5) and by_hand > 0
+    # tin is worth 0.288 and zinc -0.916: right, wrong, a tie (the same words), and right, to each prompt.
+    assert numbers["testbed/accuracy"] == pytest.approx(2.5 / 4)
     same = callback.measure(SimpleNamespace(spec=initial, scorer=Scorer(initial.build())))
-    assert (same["testbed/win_rate"], same["testbed/kl"]) == (0.5, 0.0)
+    assert (same["testbed/win_rate"], same["testbed/kl"], same["testbed/accuracy"]) == (0.5, 0.0, 0.5)
 
 
 def test_it_is_refused_where_it_cannot_measure(tmp_path: Path):
