@@ -38,8 +38,8 @@ GOLD: dict[str, Meaning] = {
     ),
     "testbed/kl": Meaning("mean of log π(y) - log π_initial(y) over the sampled responses y", "nats"),
     "testbed/accuracy": Meaning(
-        "share of the testbed's held-out pairs whose chosen response has the larger log π(y) - log π_initial(y), summed "
-        "over tokens, whatever the objective's rewards are; a tie counts ½",
+        "share of the testbed's held-out pairs whose chosen response has the larger log π(y) - log π_initial(y), "
+        "summed over its tokens, whatever the objective's own rewards are; a tie counts ½",
         "1",
     ),
 }
@@ -208,7 +208,7 @@ def _testbed_file(trainer: Trainer, file: str | None, name: str) -> Path:
 
 
 def _read(path: Path, parse: Callable[[dict[str, str]], Item], problem: str) -> list[Item]:
-    """Parse each line of a file of the testbed; `problem` is the beginning of the message if that fails."""
+    """Return each line of a file of the testbed, parsed; the message of an error begins with `problem`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [parse(json.loads(line)) for line in lines]
