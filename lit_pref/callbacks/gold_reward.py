@@ -1,9 +1,9 @@
 """Callbacks that log the gold reward after each validation, for runs in the testbed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,13 +13,18 @@ from lit_pref.data.batching.collation import collate
 from lit_pref.data.prepared.splits import sources_of
 from lit_pref.errors import UsageError
 from lit_pref.metrics.meaning import Meaning
+from lit_pref.metrics.pair_metrics import accuracy
 from lit_pref.models.spec import ModelSpec
 from lit_pref.pairs import PreferencePair, TruncatedText
 from lit_pref.testbed.samples import GoldEvaluation, compare, evaluate, write_responses
-from lit_pref.testbed.world import Prompt, gold_reward
+from lit_pref.testbed.world import EOS, Prompt, gold_reward, split_words
 
+Item = TypeVar("Item")
 AT_ONCE = 512
 """Responses that are scored in one forward pass."""
+
+WordPair = tuple[Prompt, list[str], list[str]]
+"""A prompt with the words of its chosen and of its rejected response."""
 
 GOLD: dict[str, Meaning] = {
     "testbed/gold_sampled": Meaning(
@@ -32,6 +37,11 @@ GOLD: dict[str, Meaning] = {
         "1",
     ),
     "testbed/kl": Meaning("mean of log π(y) - log π_initial(y) over the sampled responses y", "nats"),
+    "testbed/accuracy": Meaning(
+        "share of the testbed's held-out pairs whose chosen response has the larger log π(y) - log π_initial(y), "
+        "summed over its tokens, whatever the objective's own rewards are; a tie counts ½",
+        "1",
+    ),
 }
 """Numbers that `GoldReward` logs."""
 
@@ -49,10 +59,12 @@ class GoldReward(Callback):
     """Logs the gold reward of the policy's responses to the testbed's held-out prompts after each validation.
 
     Prompts and sampling seed are the same at every step and in every run, so that runs can be compared prompt by
-    prompt. Training draws the same numbers with and without it.
+    prompt. KL and accuracy are against the initial policy for every objective, whether it has other references or none.
+    Training draws the same numbers with and without it.
 
     Args:
         prompts: A file with the testbed's held-out prompts; null is prompts.jsonl beside the training pairs.
+        pairs: A file with the testbed's held-out pairs; null is val.jsonl beside the training pairs.
         seed: Seed of the samples.
 
     Raises:
@@ -61,12 +73,14 @@ class GoldReward(Callback):
 
     numbers = GOLD
 
-    def __init__(self, prompts: str | None = None, seed: int = 0) -> None:
-        self.prompts = prompts
+    def __init__(self, prompts: str | None = None, pairs: str | None = None, seed: int = 0) -> None:
+        self.prompts, self.pairs = prompts, pairs
         self.seed = seed
         self._held_out: list[Prompt] = []
+        self._pairs: list[WordPair] = []
         self._initial: Any = None
         self._before: GoldEvaluation | None = None
+        self._gaps_before = torch.empty(0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: Any = pl_module
@@ -76,6 +90,7 @@ class GoldReward(Callback):
                 "trainer.callbacks of a reward model, and of a run that FSDP2 shards"
             )
         self._held_out = held_out_prompts(trainer, self.prompts, "GoldReward")
+        self._pairs = held_out_pairs(trainer, self.pairs, "GoldReward")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -89,12 +104,14 @@ class GoldReward(Callback):
         if self._initial is None:
             self._initial = module.spec.build().to(next(model.parameters()).device).eval()
             self._before = evaluate(self._initial, tokenizer, self._held_out, self.seed)
+            self._gaps_before = _gaps(self._initial, tokenizer, self._pairs)
         now = evaluate(model, tokenizer, self._held_out, self.seed)
         assert self._before is not None
         wins = compare(now, self._before).win_rate.mean
-        ratios = [_log_probs(of, tokenizer, now) for of in (model, self._initial)]
+        ratios = [_log_probs(of, tokenizer, now.prompts, now.sampled) for of in (model, self._initial)]
         kl = float((ratios[0] - ratios[1]).mean())
-        return dict(zip(GOLD, (now.g1, now.g0, wins, kl), strict=True))
+        correct = float(accuracy(_gaps(model, tokenizer, self._pairs) - self._gaps_before).mean())
+        return dict(zip(GOLD, (now.g1, now.g0, wins, kl, correct), strict=True))
 
 
 class GoldOfBest(Callback):
@@ -170,14 +187,34 @@ def held_out_prompts(trainer: Trainer, file: str | None, asked_by: str) -> list[
     Raises:
         UsageError: the file has none.
     """
+    path = _testbed_file(trainer, file, "prompts.jsonl")
+    return _read(path, lambda row: Prompt.parse(row["prompt"]), f"{asked_by}: {path} has no prompts")
+
+
+def held_out_pairs(trainer: Trainer, file: str | None, asked_by: str) -> list[WordPair]:
+    """Return the testbed's held-out pairs, from val.jsonl if `file` is None; otherwise as `held_out_prompts`."""
+    path = _testbed_file(trainer, file, "val.jsonl")
+
+    def pair(row: dict[str, str]) -> WordPair:
+        chosen, rejected = ([*split_words(row[side]), EOS] for side in ("chosen", "rejected"))
+        return Prompt.parse(row["prompt"]), chosen, rejected
+
+    return _read(path, pair, f"{asked_by}: {path} has no pairs")
+
+
+def _testbed_file(trainer: Trainer, file: str | None, name: str) -> Path:
     train = trainer.datamodule.train  # type: ignore[attr-defined]
-    path = Path(file or Path(sources_of(train, "data.train")[0].path).parent / "prompts.jsonl")
+    return Path(file or Path(sources_of(train, "data.train")[0].path).parent / name)
+
+
+def _read(path: Path, parse: Callable[[dict[str, str]], Item], problem: str) -> list[Item]:
+    """Return each line of a file of the testbed, parsed; the message of an error begins with `problem`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [Prompt.parse(json.loads(line)["prompt"]) for line in lines]
+        return [parse(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{asked_by}: {path} has no prompts of the testbed ({error}): train in the testbed (`testbed: {{}}` "
+            f"{problem} of the testbed ({error}): train in the testbed (`testbed: {{}}` "
             "and no data.train), or leave the callback out of trainer.callbacks"
         ) from error
 
@@ -188,11 +225,17 @@ def _ids(tokenizer: Any, prompt: Prompt, words: Sequence[str]) -> tuple[list[int
     return [tokenizer.bos_token_id, *tokenizer(prompt.text, add_special_tokens=False)["input_ids"]], response
 
 
+def _gaps(model: Any, tokenizer: Any, pairs: Sequence[WordPair]) -> torch.Tensor:
+    """Return (pairs,) log-probs of the chosen responses less those of the rejected ones, in nats, in float64."""
+    prompts, chosen, rejected = zip(*pairs, strict=True)
+    return _log_probs(model, tokenizer, prompts, chosen) - _log_probs(model, tokenizer, prompts, rejected)
+
+
 @torch.no_grad()
-def _log_probs(model: Any, tokenizer: Any, written: GoldEvaluation) -> torch.Tensor:
-    """Return (prompts,) log-probs of the sampled responses, in nats, in float64."""
+def _log_probs(model: Any, tokenizer: Any, asked: Sequence[Prompt], written: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Return (prompts,) log-probs of one response to each prompt, in nats, in float64."""
     pad = tokenizer.pad_token_id
-    pairs = [_ids(tokenizer, prompt, words) for prompt, words in zip(written.prompts, written.sampled, strict=True)]
+    pairs = [_ids(tokenizer, prompt, words) for prompt, words in zip(asked, written, strict=True)]
     prompts, responses = zip(*pairs, strict=True)
     rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     device, longest = next(model.parameters()).device, max(map(len, rows))

@@ -1,4 +1,4 @@
-"""The gold reward of responses after each validation, their win rate and their KL from the initial policy."""
+"""The gold reward of responses after each validation, and win rate, KL and accuracy against the initial policy."""
 
 import json
 import math
@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from training_runs import Run, fit, logps
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_pref.callbacks.gold_reward import BEST, GOLD, GoldOfBest, GoldReward
 from lit_pref.errors import UsageError
 from lit_pref.models.spec import ModelSpec
 from lit_pref.models.word_tokenizer import save_word_tokenizer
+from lit_pref.objectives.dpo import DPO
+from lit_pref.objectives.sft import SFT
+from lit_pref.objectives.simpo import SimPO
 from lit_pref.scoring.scorer import Scorer
 from lit_pref.testbed.samples import evaluate
 from lit_pref.testbed.world import BOS, EOS, PAD, VOCABULARY, Prompt, gold_reward
 
 PROMPTS = ["4 metal down lead plain 5 6 :", "3 animal up cat warm 1 2 :"] * 40
+PAIRS = [(" tin", " zinc"), (" tin tin zinc", " tin"), (" zinc tin", " tin zinc"), (" zinc", " zinc zinc tin")]
+"""Chosen and rejected responses, to each of the two prompts."""
 
 
 def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
@@ -41,6 +47,10 @@ def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
 @pytest.fixture
 def callback(tmp_path: Path) -> GoldReward:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    rows = [
+        {"prompt": text, "chosen": chosen, "rejected": rejected} for text in PROMPTS[:2] for chosen, rejected in PAIRS
+    ]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "train.jsonl").write_text("")
     callback = GoldReward()
     datamodule = SimpleNamespace(train=str(tmp_path / "train.jsonl"))
@@ -62,8 +72,38 @@ def test_the_numbers_are_those_of_the_testbed_and_the_kl_is_that_of_the_words(ca
     ratio = {"zinc": math.log(0.2 / 0.5), "tin": math.log(0.4 / 0.3), EOS: math.log(0.4 / 0.2)}
     by_hand = sum(ratio[word] for words in alone.sampled for word in words) / len(PROMPTS)
     assert numbers["testbed/kl"] == pytest.approx(by_hand, abs=1e-5) and by_hand > 0
+    # tin is worth 0.288 and zinc -0.916: right, wrong, a tie (the same words), and right, to each prompt.
+    assert numbers["testbed/accuracy"] == pytest.approx(2.5 / 4)
     same = callback.measure(SimpleNamespace(spec=initial, scorer=Scorer(initial.build())))
-    assert (same["testbed/win_rate"], same["testbed/kl"]) == (0.5, 0.0)
+    assert (same["testbed/win_rate"], same["testbed/kl"], same["testbed/accuracy"]) == (0.5, 0.0, 0.5)
+
+
+def test_the_accuracy_is_against_the_initial_policy_for_every_objective(tmp_path: Path):
+    sides = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in PAIRS]
+    trained_on = ["2 metal up tin warm 3 4 :", "2 metal up zinc warm 3 4 :"]
+    for name, prompts in (("train", trained_on), ("val", PROMPTS[:2]), ("prompts", PROMPTS[:2])):
+        rows = [{"prompt": text, **side} for text in prompts for side in sides]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    initial = {"path": str(write_policy(tmp_path / "initial", {"zinc": 0.5, "tin": 0.3, EOS: 0.2}))}
+    data = {"train": str(tmp_path / "train.jsonl"), "val": str(tmp_path / "val.jsonl"), "global_batch": 4}
+    # The accuracy of DPO's rewards is the same, that of SimPO's is another, and SFT's pairs have no rejected response.
+    before, pairs = {DPO: 0.5, SimPO: 1.5 / 4, SFT: None}, None
+    for objective, own_before in before.items():
+        run = Run(initial, data, objective)
+        ran = fit(run, tmp_path / objective.__name__, callbacks=[GoldReward()], num_sanity_val_steps=-1)
+        assert ran.logged.steps[0].get("val/rewards/accuracies") == own_before, objective
+        assert ran.logged.steps[0]["testbed/accuracy"] == 0.5
+        pairs = pairs or list(ran.module.data.val_pairs)
+        start, end = logps(ModelSpec(**initial).build(), pairs), logps(ran.module.scorer.model, pairs)
+        chosen, rejected = (
+            [now - then for now, then in zip(end[side], start[side], strict=True)]
+            for side in ("chosen_logp", "rejected_logp")
+        )
+        by_hand = sum(right > wrong for right, wrong in zip(chosen, rejected, strict=True)) / len(pairs)
+        trained = ran.logged.steps[2]
+        assert trained["testbed/accuracy"] == pytest.approx(by_hand), objective
+        if objective is DPO:
+            assert trained["val/rewards/accuracies"] == pytest.approx(by_hand) and by_hand != 0.5
 
 
 def test_it_is_refused_where_it_cannot_measure(tmp_path: Path):
@@ -71,6 +111,9 @@ def test_it_is_refused_where_it_cannot_measure(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text("")
     policy: Any = SimpleNamespace(spec=SimpleNamespace(head="lm"))
     with pytest.raises(UsageError, match=r"prompts.jsonl has no prompts of the testbed .*or leave the callback out"):
+        GoldReward().setup(trainer, policy, "fit")
+    (tmp_path / "prompts.jsonl").write_text("")
+    with pytest.raises(UsageError, match=r"val.jsonl has no pairs of the testbed .*or leave the callback out"):
         GoldReward().setup(trainer, policy, "fit")
     with pytest.raises(UsageError, match="GoldReward needs a policy"):
         GoldReward().setup(trainer, SimpleNamespace(spec=SimpleNamespace(head="scalar")), "fit")  # type: ignore[arg-type]
