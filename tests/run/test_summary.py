@@ -105,7 +105,7 @@ def test_an_evaluation_alone_has_one_column_of_values():
         (SLURMEnvironment(), 2, "srun PYTHON", ", in a job of 2 node(s) with 8 task(s) each"),
         (object(), 1, "PYTHON", ", on 1 node(s), launched as this run was"),
     ],
-    ids=str,
+    ids=["none", "alone", "lightning", "torchrun", "torchrun-nodes", "slurm", "other"],
 )
 def test_the_next_command_is_launched_as_the_run_was(
     environment: Any, nodes: int, words: str, where: str, monkeypatch: pytest.MonkeyPatch
