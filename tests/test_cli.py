@@ -111,6 +111,17 @@ def test_more_devices_than_cores_are_refused_where_no_gpu_was_found(here: Path, 
     assert not Path("run").exists()
 
 
+def test_nodes_without_a_launcher_are_refused_because_they_would_never_meet(
+    here: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    words = r"num_nodes is 2, and nothing says where the nodes meet, .*torchrun.*MASTER_ADDR, MASTER_PORT, NODE_RANK"
+    with pytest.raises(UsageError, match=words):
+        main(command(policy_folder, here, "--trainer.num_nodes", "2"))
+    assert not Path("run").exists()
+
+
 def test_a_fit_without_checkpoints_is_refused_because_it_exports_one(here: Path, policy_folder: Path):
     with pytest.raises(UsageError, match=r"enable_checkpointing is false, and fit needs .*callbacks.keep 1"):
         main(command(policy_folder, here, "--trainer.enable_checkpointing", "false"))

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_pref.callbacks.termination import Terminated
 from lit_pref.callbacks.verification import verify
@@ -38,10 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(unfinished, target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise UserError(
-                f"the checkpoint {target} cannot be written ({str(error).splitlines()[0]}): make room on the disk and "
-                "resume from the one before it (--ckpt_path last)"
-            ) from error
+            raise _unwritable(target, error) from error
         finally:
             unfinished.unlink(missing_ok=True)
         _sync(target.parent)
@@ -67,9 +65,20 @@ def save_shards(strategy: Any, checkpoint: dict[str, Any], filepath: Any, storag
             strategy.remove_checkpoint(target)
             unfinished.rename(target)
             _sync(target.parent)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise _unwritable(target, error) from error
     finally:
         if strategy.is_global_zero:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: BaseException) -> UserError:
+    failures = getattr(error, "failures", None)  # torch's, by rank, of a checkpoint in shards
+    reason = str(next(iter(failures.values()))[0] if failures else error)
+    return UserError(
+        f"the checkpoint {target} cannot be written ({reason.splitlines()[0]}): make room on the disk and "
+        "resume from the one before it (--ckpt_path last)"
+    )
 
 
 def _sync(path: Path) -> None:

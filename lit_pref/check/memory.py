@@ -23,6 +23,8 @@ from lit_pref.printing import say
 
 TIGHT = 0.9
 """The share of the device's memory above which a prediction causes a warning: fragmentation needs the rest."""
+HOPELESS = 1.25
+"""The share above which the run must be changed: predictions are within a fifth of what steps take."""
 SEARCHED = 500_000
 """Pairs among whose micro-batches the largest is looked for, at least one epoch: later epochs have the same pairs."""
 STEP = 256
@@ -58,13 +60,15 @@ def memory(probe: Probe, devices: Devices) -> Finding:
         return Finding("memory", "note", words, numbers={"devices": world, "tokens": tokens})
     device = device_memory(probe.device)
     fits = None if device is None else tokens_that_fit(predicted, tokens, TIGHT * device)
-    severity: Severity = "warning" if device is not None and predicted.total > TIGHT * device else "ok"
+    severity: Severity = "ok"
+    if device is not None and predicted.total > TIGHT * device:
+        severity = "stop" if predicted.total > HOPELESS * device else "warning"
     words = f"one optimizer step needs, at its peak, about {_gib(predicted.total)}"
     words += f" of the {_gib(device)} on {probe.device.type}" if device is not None else ""
     words += f", on each of {world} devices" if world > 1 else ""
     words += f"; the largest micro-batch has {tokens} tokens"
     longest = max(TokenBudget(1, *_sizes(module)).costs.tolist())
-    words += f": {_remedy(module, predicted, fits, longest)}" if severity == "warning" else ""
+    words += f": {_remedy(module, predicted, fits, longest)}" if severity != "ok" else ""
     words += (
         f", and about {fits} would fit an empty device (data.max_tokens)"
         if severity == "ok" and fits is not None

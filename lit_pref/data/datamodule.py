@@ -77,8 +77,8 @@ class PreferenceDataModule(RunData, LightningDataModule):
         bad_rows: strict stops at the first faulty row; lenient counts them and leaves them out.
         max_refused: the share of rows that lenient may leave out.
         workers: processes that prepare batches ahead, for each device: so many for training and as many for validation,
-            which wait for each other; null is 0 on a CPU, and for a GPU one less than its share of this machine's
-            cores, at most 4. Batches and their order do not depend on it.
+            of which one kind is idle while the other's batches are read; null is 0 on a CPU, and for a GPU one less
+            than its share of this machine's cores, at most 4. Batches and their order do not depend on it.
 
     Raises:
         UsageError: an argument is out of range.

@@ -35,7 +35,8 @@ def eager_mask_of_rows(*args: Any, **kwargs: Any) -> Tensor:
     """Return the mask for attention that a model computes itself, as `transformers.masking_utils.eager_mask`.
 
     That of padded rows is the mask of positions alone, as in `sdpa_mask_of_rows`. With one for padding too, a padding
-    token beyond a sliding window sees no token at all, and its NaN reaches the others in the next layer.
+    token whose whole window is padding sees no token; in float64 its values are NaN, which reach the others in the next
+    layer.
     """
     if layout_being_read() == "padded" and kwargs.get("allow_is_causal_skip"):
         kwargs["attention_mask"] = None

@@ -71,8 +71,9 @@ class PreferenceModule(PairModule):
         if policy.outputs is not None:
             raise UsageError("a policy has the head of a language model, and this one has a scalar head: RewardModule")
         if of_rewards := objective.reward_objectives():
+            are = "is" if len(of_rewards) == 1 else "are"
             raise UsageError(
-                f"{', '.join(of_rewards)} is for reward models: set model.policy.head to scalar, or choose an "
+                f"{' and '.join(of_rewards)} {are} for reward models: set model.policy.head to scalar, or choose an "
                 "objective for policies (DPO, or without a reference CPO or SimPO)"
             )
         references = references_of(objective, references, policy)

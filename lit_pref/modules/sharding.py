@@ -213,13 +213,13 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
     trained = is_trained(scorer)
     # A model that takes no gradient, a reference, has no backward pass for which its weights could be kept. By default
     # torch keeps those of a root after its forward pass, and only a backward pass would free them.
-    of_root = None if trained else True
+    of_root: dict[str, Any] = {} if trained else {"reshard_after_forward": True}
     if isinstance(scorer, Scorer):
         scorer.frees_weights = not trained
     if not isinstance(strategy, FSDP2):
         for module in blocks_of(scorer):
             fully_shard(module, mesh=strategy.device_mesh["data_parallel"])
-        fully_shard(scorer, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=of_root)
+        fully_shard(scorer, mesh=strategy.device_mesh["data_parallel"], **of_root)
         return
     mesh, policy, blocks = strategy.mesh, strategy.policy(scorer), blocks_of(scorer)
     reshard = strategy.reshard_after_forward if trained else True
@@ -230,7 +230,7 @@ def shard(scorer: nn.Module, strategy: ModelParallelStrategy) -> None:
         fully_shard(scorer.value, mesh=mesh, mp_policy=whole)
     # Values of prompts and rewards are computed in fp32, so their heads are not rounded.
     dtypes = policy if isinstance(scorer, Scorer) else whole
-    fully_shard(scorer, mesh=mesh, mp_policy=dtypes, reshard_after_forward=of_root)
+    fully_shard(scorer, mesh=mesh, mp_policy=dtypes, **of_root)
     _prefetch(cast(list[FSDPModule], blocks), strategy.prefetch)
 
 

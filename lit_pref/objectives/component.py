@@ -126,6 +126,6 @@ def _as_given(message: str, inner: _Call, outer: _Call) -> str:
     name, _, rule = refusal.partition(" ")
     if name in inner.given and name not in outer.values:
         value = inner.values[name]
-        passed = [own for own, given in outer.values.items() if given is value and own not in inner.values]
+        passed = [own for own in outer.given & outer.values.keys() - inner.values.keys() if outer.values[own] is value]
         name = passed[0] if len(passed) == 1 else name
     return f"{outer.owner}: {name} {rule}"

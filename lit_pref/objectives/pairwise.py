@@ -132,6 +132,11 @@ class Pairwise(Objective):
             own = [self.tokens(reference, policy, pairs) for reference in references]
             mix = self.reference(own, scores)
             temperature = self.temperature(self.beta, _ratios(scores, mix[0]), policy, references, pairs)
+        if "kept" in vars(self.temperature):
+            raise UsageError(
+                f"{type(self.temperature).__name__} sets `kept`, which is not read: return the kept pairs as the third "
+                "value of TemperatureOutput"
+            )
         return self.compare(scores, mix, TemperatureOutput(*temperature), policy, references, pairs)
 
     def compare(

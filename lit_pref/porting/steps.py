@@ -14,7 +14,7 @@ LOGGING_STEPS = 10
 
 
 def number_of(value: float, settings: Settings) -> int | None:
-    """Return a number of optimizer steps; None for a share of an unknown number of them, and for none.
+    """Return a number of optimizer steps, or None: for 0, and for a share of all steps if their number is unknown.
 
     >>> number_of(50.0, {}), number_of(0.1, {"max_steps": 25}), number_of(0.1, {})
     (50, 3, None)
@@ -86,7 +86,7 @@ def warmup_ratio(value: float, settings: Settings) -> Options:
 
 
 WITHOUT_SHARES = {"logging_steps": "trainer.log_every_n_steps", "save_steps": "`every` of Checkpoints"}
-"""Settings that may be a share in transformers, with what is a number of steps here."""
+"""Settings that may be a share of all steps in transformers, and the setting here, which is a number of steps."""
 
 
 def share_remark(name: str, value: Any, settings: Settings) -> str:
@@ -111,7 +111,7 @@ that number, or give max_steps too.'
         )
     if epochs < 1 and not math.isclose(round(1 / epochs) * epochs, 1):
         return (
-            f"{share}, and trainer.val_check_interval is a share of an epoch, {epochs:g}, which starts anew in each: "
-            "give max_steps too for steps that are counted on."
+            f"{share}, and trainer.val_check_interval is a share of an epoch, {epochs:g}, counted from the beginning "
+            "of each epoch. To validate every N steps of the run, give max_steps too."
         )
     return ""

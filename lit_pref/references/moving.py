@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from lit_pref.errors import UsageError
 from lit_pref.models.spec import ModelSpec
@@ -80,6 +81,9 @@ class MovingReference(InitialPolicy):
         """
         if step % self.every:
             return
+        for module in self._ready().modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # torch 2.6 keeps gathered copies of the root's weights after a forward pass
         self._move(step)
 
     def _move(self, step: int) -> None:

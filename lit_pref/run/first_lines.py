@@ -36,6 +36,8 @@ class FirstLines(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
+        if trainer.ckpt_path is not None:
+            say(f"checkpoint  {trainer.ckpt_path}, from which this run resumes")
         for line in module.fitted:
             say(f"fitted      {line}")
         config, asked = module.spec.configuration(), module.spec.router_loss

@@ -31,7 +31,7 @@ _LOST = re.compile(
 """What gloo, NCCL and torch's store say in processes that wait for one that has ended."""
 _POLL = 0.2  # seconds between two looks at the processes
 _GRACE = 20.0  # seconds in which a waiting collective notices by itself that a process is gone
-_CALM = 0.5  # seconds in which the threads of gloo, which have only to free their last tensors, are done
+_GLOO_EXIT_SECONDS = 0.5  # for gloo's threads to free their last tensors: a margin, not a guarantee
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def close_group() -> None:
         of_gloo = "gloo" in torch.distributed.get_backend()
         torch.distributed.destroy_process_group()
         if of_gloo:
-            time.sleep(_CALM)
+            time.sleep(_GLOO_EXIT_SECONDS)
 
 
 class _Watch:

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lit_pref.callbacks.checkpointing import AtomicCheckpointIO, Checkpoints
 from lit_pref.callbacks.progress import progress
@@ -62,13 +63,26 @@ def trainer_of(config: Namespace, command: str, run_dir: Path, text: str) -> Tra
         trainer = Trainer(**{**arguments, "callbacks": callbacks})
     except (ValueError, TypeError, ImportError) as error:  # raised for impossible combinations of settings
         raise UsageError(as_sentence(error)) from error
+    _refuse_processes(trainer, config.accelerator, command)
+    return trainer
+
+
+def _refuse_processes(trainer: Trainer, accelerator: str, command: str) -> None:
+    """Refuse more processes than CPU cores if a GPU was probably meant, and nodes that would wait for each other."""
     cores = os.cpu_count() or 1
-    if config.accelerator == "auto" and isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+    if accelerator == "auto" and isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
         raise UsageError(
             f"trainer.devices is {trainer.num_devices} and no GPU was found, so as many processes would share {cores} "
             f"CPU cores: set trainer.devices to {cores} or less, or trainer.accelerator to cpu if this is meant"
         )
-    return trainer
+    missing = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} - os.environ.keys()
+    alone = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+    if command in TRAINER_COMMANDS and trainer.num_nodes > 1 and alone and missing:
+        raise UsageError(
+            f"trainer.num_nodes is {trainer.num_nodes}, and nothing says where the nodes meet, so this process would "
+            "wait for them for ever: start the command on each node with torchrun or srun (docs/lightning.md, Several "
+            f"nodes), or set {', '.join(sorted(missing))} in the environment"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

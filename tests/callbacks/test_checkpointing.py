@@ -24,7 +24,7 @@ from lit_pref.callbacks.checkpointing import (
     newest_step,
 )
 from lit_pref.callbacks.verification import damage
-from lit_pref.errors import UsageError
+from lit_pref.errors import UsageError, UserError
 
 
 def save_for_ever(folder: Path) -> None:
@@ -107,6 +107,27 @@ def test_a_kill_while_shards_are_saved_leaves_no_checkpoint_and_nothing_for_ever
 def saved(path: Path, size: int = 1000) -> Path:
     AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(size)}, path)
     return path
+
+
+@pytest.mark.parametrize("written", ["shards", "meta.pt"])
+def test_a_full_disk_while_shards_are_saved_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+):
+    """torch gathers the errors of all processes in an exception of its own, which is no `Exception`."""
+    path, strategy = tmp_path / "step=00000003.ckpt", ModelParallelStrategy(1, 1)
+    Checkpoints(folder=str(tmp_path)).setup(trainer(tmp_path, strategy=strategy), None, "fit")
+
+    def full(*given: Any, **further: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if written == "shards":
+        monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", full)
+    else:
+        monkeypatch.setattr(torch, "save", full)
+    words = r"step=00000003\.ckpt cannot be written \(.*No space left on device\): make room on the disk and resume"
+    with pytest.raises(UserError, match=words):
+        strategy.save_checkpoint({"state_dict": {"weights": torch.arange(9)}, "global_step": 3}, path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -269,10 +269,14 @@ def test_a_step_that_does_not_fit_names_the_tokens_that_do(trained, monkeypatch:
     half = (fixed + total["total"]) // 2
     monkeypatch.setattr("lit_pref.check.memory.device_memory", lambda device: half / 0.9)
     tight = memory(probe, Devices())
-    assert tight.severity == "warning" and f"set data.max_tokens to {tight.numbers['fits']} or less" in tight.says
+    assert tight.severity != "ok" and f"set data.max_tokens to {tight.numbers['fits']} or less" in tight.says
     assert tight.numbers["fits"] == pytest.approx(whole.numbers["tokens"] / 2, abs=2)
     monkeypatch.setattr("lit_pref.check.memory.device_memory", lambda device: fixed / 2)
-    assert "train adapters (policy.lora)" in memory(probe, Devices()).says
+    hopeless = memory(probe, Devices())
+    assert hopeless.severity == "stop" and "train adapters (policy.lora)" in hopeless.says
+    for share, severity in ((0.85, "ok"), (0.95, "warning"), (1.2, "warning"), (1.3, "stop")):
+        monkeypatch.setattr("lit_pref.check.memory.device_memory", lambda device, s=share: total["total"] / s)
+        assert memory(probe, Devices()).severity == severity
 
 
 def test_a_model_that_reads_its_numbers_is_a_note_and_no_crash(

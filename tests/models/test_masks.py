@@ -9,7 +9,7 @@ from conftest import make_policy, write_pairs
 from shapeless_device import META, without_autocast
 from training_runs import Run, fit
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.masking_utils import create_causal_mask, sdpa_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
 from lit_pref.batch import PreferenceBatch
 from lit_pref.data.batching.collation import collate
@@ -119,16 +119,39 @@ def test_gemma_2_trains_on_rows_padded_beyond_its_window_in_float64(objective: A
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-4, atol=1e-4)
 
 
-def test_left_padding_outside_a_batch_is_masked_as_before():
-    model = tiny("llama", GROUPED)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_left_padding_outside_a_batch_is_masked_as_before(attention: str):
+    model = tiny("llama", GROUPED, torch.float32)
+    model.set_attn_implementation(attention)
     ids, mask = torch.tensor([[0, 0, 5, 6], [1, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    embeds = torch.zeros(2, 4, 32)
-    built = create_causal_mask(model.config, embeds, mask, None, None)
-    torch.testing.assert_close(built, sdpa_mask(2, 4, 4, attention_mask=mask.bool()))
     with torch.no_grad():
         alone = model(ids[:1, 2:], position_ids=torch.tensor([[0, 1]])).logits[0, -1]
         left = model(ids, attention_mask=mask, position_ids=torch.tensor([[0, 0, 0, 1], [0, 1, 2, 3]])).logits[0, -1]
-    torch.testing.assert_close(left, alone)
+    torch.testing.assert_close(left, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_that_is_not_causal_keeps_the_mask_of_its_padding(attention: str):
+    """Both directions, and a causal mask that a model widens: there, tokens see the padding on their right."""
+    model = tiny("llama", GROUPED)
+    model.set_attn_implementation(attention)
+    padding, embeds = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), torch.zeros(2, 4, 32)
+
+    def masks() -> list[torch.Tensor]:
+        def widened(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return kv_idx < 4
+
+        return [
+            create_bidirectional_mask(model.config, embeds, padding),
+            create_causal_mask(model.config, embeds, padding, None, None, or_mask_function=widened),
+        ]
+
+    outside = masks()
+    with reading_rows("padded"):
+        inside = masks()
+    torch.testing.assert_close(inside, outside)
+    seen = [mask == 0 if attention == "eager" else mask for mask in inside]
+    assert not any(bool(mask[0, :, :, 3].any()) for mask in seen) and all(bool(mask[1].any()) for mask in seen)
 
 
 @pytest.mark.parametrize(

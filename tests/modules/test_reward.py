@@ -273,12 +273,12 @@ class TokenReader(DPO):
         (FineGrained(), "FineGrained"),
         (TokenReader(), "TokenReader"),
         (Weighted([BradleyTerry(), SFT()]), "BradleyTerry"),
-        (Weighted([SFT(), Weighted([TokenPCRM(), GPM()])]), "TokenPCRM, GPM"),
+        (Weighted([SFT(), Weighted([TokenPCRM(), GPM()])]), "TokenPCRM and GPM"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_policy_refuses_the_objectives_of_reward_models_also_in_a_sum(objective, names):
-    with pytest.raises(UsageError, match=rf"^{names} is for reward models: set model\.policy\.head to scalar"):
+    with pytest.raises(UsageError, match=rf"^{names} (is|are) for reward models: set model\.policy\.head to scalar"):
         PreferenceModule(ModelSpec(path="policy"), objective)
 
 

@@ -266,10 +266,23 @@ class FurtherArguments(Term):
 def test_a_part_of_an_older_interface_is_refused_when_it_is_made():
     with pytest.raises(
         UsageError,
-        match=r"OldTerm: forward takes \(rewards, policy, pairs\), and objectives call that of a Term with "
+        match=r"^forward of OldTerm takes \(rewards, policy, pairs\), and objectives call that of a Term with "
         r"\(beta, rewards, policy, references, pairs\): give it these arguments",
     ):
         DPO(terms=[OldTerm()])
-    with pytest.raises(UsageError, match=r"OldLog: log takes \(policy\), .* with \(policy, references\)"):
+    with pytest.raises(UsageError, match=r"log of OldLog takes \(policy\), .* with \(policy, references\)"):
         OldLog()
     assert DPO(terms=[FurtherArguments(0.5)]).terms[0].coefficient == 0.5
+
+
+class OldFilter(Temperature):
+    def forward(self, beta, ratios, policy, references, pairs):
+        self.kept = torch.ones(len(pairs), dtype=torch.bool)
+        return torch.full((len(pairs),), beta), {}
+
+
+def test_a_temperature_that_keeps_pairs_by_an_attribute_is_refused(make):
+    with pytest.raises(
+        UsageError, match="OldFilter sets `kept`, which is not read: return the kept pairs as the third"
+    ):
+        make.g0().into(DPO(temperature=OldFilter()))

@@ -48,7 +48,7 @@ def test_a_share_of_all_steps_is_one_of_an_epoch_times_the_epochs(text: str, int
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("eval_steps=0.1", r"share of an epoch, 0\.3, which starts anew in each: give max_steps"),
+        ("eval_steps=0.1", r"share of an epoch, 0\.3, counted from the beginning of each epoch.*give max_steps"),
         ("eval_steps=0.5", r"of 1\.5 epochs: write that number of steps as trainer\.val_check_interval"),
         ("logging_steps=0.5", r"trainer\.log_every_n_steps is a number of them: write that number, or give max_steps"),
         ("save_steps=0.1", "`every` of Checkpoints is a number of them: write that number, or give max_steps"),

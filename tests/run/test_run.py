@@ -218,6 +218,7 @@ def test_a_resumed_run_with_nothing_left_to_train_says_so(options: dict[str, Any
     resumed = build(MMPO, {**options, **beta})
     resumed.fit()
     said = capsys.readouterr().out
+    assert "checkpoint  runs/mmpo/checkpoints/step=00000003.ckpt, from which this run resumes" in said
     assert "not used, because nothing was left to train: model.objective MMPO(beta=0.3" in said
     assert "resumed     from" not in said and resumed.module.resumption.changes == []
     assert "beta=0.3" not in Path("runs/mmpo/hf/README.md").read_text()

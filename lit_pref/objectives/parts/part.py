@@ -68,6 +68,6 @@ def refuse_other_arguments(cls: type[Part]) -> None:
             inspect.signature(getattr(cls, name)).bind(*asked)
         except TypeError as error:
             raise UsageError(
-                f"{cls.__name__}: {name} takes ({', '.join(own[1:])}), and objectives call that of a {kind.__name__} "
+                f"{name} of {cls.__name__} takes ({', '.join(own[1:])}), and objectives call that of a {kind.__name__} "
                 f"with ({', '.join(asked[1:])}): give it these arguments ({kind.__module__}.{kind.__name__})"
             ) from error
