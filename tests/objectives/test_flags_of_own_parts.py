@@ -282,7 +282,5 @@ class OldFilter(Temperature):
 
 
 def test_a_temperature_that_keeps_pairs_by_an_attribute_is_refused(make):
-    with pytest.raises(
-        UsageError, match="OldFilter sets `kept`, which is not read: return the kept pairs"
-    ):
+    with pytest.raises(UsageError, match="OldFilter sets `kept`, which is not read: return the kept pairs"):
         make.g0().into(DPO(temperature=OldFilter()))
