@@ -34,7 +34,9 @@ def write_policy(folder: Path, probabilities: dict[str, float]) -> Path:
     ids = {"bos_token_id": VOCABULARY.index(BOS), "eos_token_id": VOCABULARY.index(EOS)}
     config = AutoConfig.for_model("phi", vocab_size=len(VOCABULARY), max_position_embeddings=64, **small, **ids)
     config.pad_token_id = VOCABULARY.index(PAD)
-    model = AutoModelForCausalLM.from_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.bias.fill_(-1e4)

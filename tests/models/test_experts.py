@@ -171,6 +171,7 @@ def test_the_first_lines_and_check_say_whether_the_router_loss_is_on(
     trainer = SimpleNamespace(
         accumulate_grad_batches=1,
         datamodule=SimpleNamespace(seed=0, options=options),
+        ckpt_path=None,
         optimizers=[torch.optim.SGD([torch.zeros(1)], lr=0.1)],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
