@@ -1,4 +1,4 @@
-"""What the comparisons with TRL share: a run's losses, rows and weights, and the settings of both sides."""
+"""Training runs of TRL and of lit_pref with the same settings, recorded so that they can be compared."""
 
 import math
 import sys
@@ -34,8 +34,8 @@ Row = tuple[list[int], list[int]]
 
 @dataclass
 class Run:
-    """What a training saw and did: per optimiser step the loss, the rows (all chosen, then all rejected) and the number
-    of forward passes; the weights at its end."""
+    """A recorded training run: for each optimizer step the loss, the rows (all chosen, then all rejected) and the
+    number of forward passes; and the weights at its end."""
 
     losses: list[float]
     rows: list[list[Row]]
@@ -97,7 +97,7 @@ class Recorder(Callback):
         self.batch: PreferenceBatch = batch
 
     def run(self, model: Any) -> Run:
-        """What was kept, and the weights of the trained model."""
+        """Return the recorded run, with the weights of the trained model."""
         losses = [torch.cat([losses for _, losses in step]).mean().item() for step in self.steps.values()]
         rows = [_rows([batch for batch, _ in step]) for step in self.steps.values()]
         return Run(losses, rows, [len(step) for step in self.steps.values()], weights_of(model))

@@ -90,7 +90,7 @@ def test_no_read_waits_for_the_device(precision, needs, kernels):
     dtypes = [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
     for size, wanted, of_both in itertools.product((FEW, MANY), ("hwb", "h", ""), dtypes):
         with FakeTensorMode():
-            walk(*size, precision, needs, kernels, wanted, *of_both)
+            assert_nothing_waits(*size, precision, needs, kernels, wanted, *of_both)
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a CPU build of torch multiplies no fake CUDA tensors")
@@ -105,7 +105,7 @@ def test_a_product_is_added_to_its_sum_without_a_temporary():
     assert seen.names == {"addmm"}
 
 
-def walk(n, vocabulary, precision, needs, kernels, wanted, of_hidden, of_weight):
+def assert_nothing_waits(n, vocabulary, precision, needs, kernels, wanted, of_hidden, of_weight):
     hidden = torch.empty(n, 64, dtype=of_hidden, device="cuda")
     weight = torch.empty(vocabulary, 64, dtype=of_weight, device="cuda")
     bias = torch.empty(vocabulary, dtype=of_weight, device="cuda")
